@@ -1,0 +1,44 @@
+"""What a data source is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples: inputs by name, each ``(n, …)``, and targets ``(n, …)`` where there are labels."""
+
+    inputs: dict[str, np.ndarray]
+    targets: np.ndarray | None = None
+
+
+class Source(Protocol):
+    """Samples that can be walked more than once, always in the same order.
+
+    Attributes:
+        name: How the user named it.
+        kind: ``images``, ``tokens``, ``pairs`` (sentence pairs with a score) or ``arrays``.
+        labelled: True when batches carry targets.
+    """
+
+    name: str
+    kind: str
+    labelled: bool
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        ...
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
+        """Batches of ``size`` samples (the last may be smaller), of the first ``limit`` samples."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the samples and of how they are prepared."""
+        ...

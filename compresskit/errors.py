@@ -1,0 +1,90 @@
+"""What can go wrong, and the exit code of each kind.
+
+Every error that a user can cause is a :class:`CompressKitError`. It is printed as one line (what was
+expected, what was found) and at most one more (what to do next), never as a traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of the command line; nothing else is ever returned."""
+
+    OK = 0
+    GATE = 1
+    USAGE = 2
+    INPUT = 3
+    ENVIRONMENT = 4
+    BUG = 70
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+def printable(text: object, limit: int = 400) -> str:
+    """Text from a file, made safe for a terminal.
+
+    Args:
+        text: Anything; its ``str`` is taken.
+        limit: Longest result, in characters; the rest is cut with an ellipsis.
+
+    Returns:
+        One line without control characters: each is shown as a backslash escape.
+    """
+    out = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    return out if len(out) <= limit else out[: limit - 1] + "…"
+
+
+def listing(names: list[str], limit: int = 3) -> str:
+    """The first few names and how many there are: ``'a', 'b', 'c' and 4 more``."""
+    shown = ", ".join(f"'{printable(n, 80)}'" for n in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+class CompressKitError(Exception):
+    """Base of every error that is the input's, the user's or the machine's doing.
+
+    Args:
+        message: What was expected and what was found; names the file, tensor, key or line.
+        hint: What to do next.
+    """
+
+    exit_code: ExitCode = ExitCode.BUG
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = printable(message)
+        self.hint = printable(hint)
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(CompressKitError):
+    """The command, option or library call is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(CompressKitError):
+    """A file or folder is missing, damaged, hostile or of another kind than asked."""
+
+    exit_code = ExitCode.INPUT
+
+
+class MachineError(CompressKitError):
+    """The machine can't: disk full, read-only, no memory, a missing extra."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class GateError(CompressKitError):
+    """A quality, size, speed or parity gate was missed; no file stands under the final name."""
+
+    exit_code = ExitCode.GATE
+
+
+def missing_extra(package: str, extra: str) -> MachineError:
+    """The error for an optional dependency that isn't installed."""
+    return MachineError(f"this needs {package}, which is not installed", f"pip install 'compresskit[{extra}]'")

@@ -1,0 +1,73 @@
+"""What a stage is: options, and one call that takes a model and gives a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+    from compresskit.model import Model
+
+Form = Literal["torch", "onnx", "weights"]
+Progress = Callable[[str, int, int], None]
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides its options.
+
+    Attributes:
+        work: A folder for temporary files, on the output's disk; removed at the end.
+        data: Calibration or training data, if given.
+        seed: Seed of every random choice.
+        threads: Intra-op threads; 0 is the library's choice.
+        progress: Called as ``progress(what, done, total)``; cheap enough for every layer.
+    """
+
+    work: Path
+    data: Source | None = None
+    seed: int = 0
+    threads: int = 0
+    progress: Progress = field(default=silent)
+
+
+class Stage(BaseModel):
+    """One method with its options; what it computes lives in ``ops/``.
+
+    A subclass declares each option once, as a pydantic field with a description: the field is the command's
+    option, the recipe's key and the library's argument.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: ClassVar[str]
+    method: ClassVar[str]
+    takes: ClassVar[tuple[Form, ...]]
+    gives: ClassVar[Form]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def name(cls) -> str:
+        """The registry's key: ``quantize.rtn``."""
+        return f"{cls.stage}.{cls.method}"
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON, for the card."""
+        return self.model_dump(mode="json")
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Apply the stage; the given model may be changed in place and must not be used afterwards.
+
+        Raises:
+            CompressKitError: The model, the data or the machine doesn't allow it.
+        """
+        raise NotImplementedError
