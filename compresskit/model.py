@@ -101,7 +101,10 @@ class Card:
             if not isinstance(data, dict):
                 raise TypeError("not an object")
             if data["version"] != CARD_VERSION:
-                raise InputError(f"the card is of version {data['version']}, this program reads version {CARD_VERSION}", "upgrade compresskit")
+                raise InputError(
+                    f"the card is of version {data['version']}, this program reads version {CARD_VERSION}",
+                    "upgrade compresskit",
+                )
             return cls(
                 format=str(data["format"]),
                 arch=Arch(**data["arch"]),

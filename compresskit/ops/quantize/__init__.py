@@ -1,0 +1,1 @@
+"""Quantization: algorithms compute codes, a grid says what they mean, packed modules run them."""

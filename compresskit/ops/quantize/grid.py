@@ -1,0 +1,118 @@
+"""The format of quantized weights: what codes, scales and zero points mean, and how codes are packed into bytes.
+
+A weight of any shape is seen as a matrix: one row for each output (first axis), all else flattened into columns.
+Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BITS = (4, 8)
+_HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which values a weight may take.
+
+    Attributes:
+        bits: Bits of a code, 4 or 8.
+        group_size: Columns that share a scale; 0 means the whole row (per channel).
+        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored.
+    """
+
+    bits: int
+    group_size: int = 32
+    symmetric: bool = False
+
+    @property
+    def levels(self) -> int:
+        """Largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a symmetric grid."""
+        return 1 << (self.bits - 1)
+
+    def layout(self, columns: int) -> tuple[int, int, int]:
+        """(groups in a row, columns in a group, bytes of a group). The last group of a row may be partly padding."""
+        size = self.group_size or columns
+        return math.ceil(columns / size), size, math.ceil(size * self.bits / 8)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized weight in the layout that onnxruntime's MatMulNBits reads.
+
+    Attributes:
+        codes: uint8 ``(rows, groups, bytes of a group)``; at 4 bit the even column is in the low nibble.
+        scales: float16, or float32 where float16 can't hold them, ``(rows, groups)``.
+        zeros: uint8 ``(rows, ceil(groups · bits / 8))``, packed like codes; None when symmetric.
+        shape: Shape of the original weight.
+        grid: What the codes mean.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    shape: tuple[int, ...]
+    grid: Grid
+
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(t.numel() * t.element_size() for t in (self.codes, self.scales, self.zeros) if t is not None)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes to bytes along the last axis: uint8 ``(…, n)`` to uint8 ``(…, ceil(n · bits / 8))``, low bits first."""
+    if bits == 8:
+        return codes
+    per_byte = 8 // bits
+    if short := -codes.shape[-1] % per_byte:
+        codes = torch.nn.functional.pad(codes, (0, short))
+    lanes = codes.unflatten(-1, (-1, per_byte))
+    out = lanes[..., 0].clone()
+    for lane in range(1, per_byte):
+        out |= lanes[..., lane] << (bits * lane)
+    return out
+
+
+def unpack(data: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of :func:`pack`: uint8 ``(…, bytes)`` to uint8 ``(…, count)``."""
+    if bits == 8:
+        return data[..., :count]
+    mask = (1 << bits) - 1
+    lanes = torch.stack([(data >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
+    return lanes.flatten(-2)[..., :count]
+
+
+def scale_dtype(scales: Tensor) -> torch.dtype:
+    """float16 where it holds every scale at full precision, else float32."""
+    low, high = (float(v) for v in scales.aminmax())
+    return torch.float16 if low >= _HALF_MIN and high <= _HALF_MAX else torch.float32
+
+
+def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The weight that the codes stand for, in its original shape.
+
+    Args:
+        packed: A quantized weight.
+        dtype: dtype of the result; the product is taken in float32.
+    """
+    grid = packed.grid
+    rows = packed.shape[0]
+    columns = math.prod(packed.shape[1:])
+    groups, size, _ = grid.layout(columns)
+    values = unpack(packed.codes, grid.bits, size).float()
+    if packed.zeros is None:
+        values -= grid.middle
+    else:
+        values -= unpack(packed.zeros, grid.bits, groups).unsqueeze(-1)
+    values *= packed.scales.float().unsqueeze(-1)
+    return values.reshape(rows, groups * size)[:, :columns].reshape(packed.shape).to(dtype)

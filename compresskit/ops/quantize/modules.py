@@ -1,0 +1,144 @@
+"""Layers that keep their weight packed, and the surgery that puts them into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskit.ops.quantize.grid import Grid, Packed, dequantize
+
+
+class PackedLayer(nn.Module):
+    """Base of the packed layers: holds a :class:`Packed` weight as buffers ``codes``, ``scales`` and ``zeros``.
+
+    ``weight`` dequantizes on each access, so code that reads a layer's weight directly still works.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+    def __init__(self, packed: Packed, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.grid = packed.grid
+        self.shape = packed.shape
+        self.dtype = dtype
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("zeros", packed.zeros)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as stored; shares memory with the buffers."""
+        return Packed(self.codes, self.scales, self.zeros, self.shape, self.grid)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight, in the original shape."""
+        return dequantize(self.packed, self.dtype)
+
+    def extra_repr(self) -> str:
+        """Shape and grid, for ``print(model)``."""
+        return f"{tuple(self.shape)}, bits={self.grid.bits}, group_size={self.grid.group_size}, symmetric={self.grid.symmetric}"
+
+
+class PackedLinear(PackedLayer):
+    """``nn.Linear`` with a packed weight: ``(…, in) -> (…, out)``."""
+
+    def __init__(self, layer: nn.Linear, packed: Packed) -> None:
+        super().__init__(packed, layer.weight.dtype)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dequantize and multiply."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedEmbedding(PackedLayer):
+    """``nn.Embedding`` with packed rows; only the rows asked for are dequantized."""
+
+    def __init__(self, layer: nn.Embedding, packed: Packed) -> None:
+        super().__init__(packed, layer.weight.dtype)
+        self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
+        self.padding_idx = layer.padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 ``(…)`` to ``(…, embedding_dim)``."""
+        flat = ids.reshape(-1)
+        zeros = None if self.zeros is None else self.zeros[flat]
+        rows = Packed(self.codes[flat], self.scales[flat], zeros, (flat.shape[0], self.embedding_dim), self.grid)
+        return dequantize(rows, self.dtype).reshape(*ids.shape, self.embedding_dim)
+
+
+class PackedConv(PackedLayer):
+    """``nn.Conv1d/2d/3d`` with a packed weight."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, packed: Packed) -> None:
+        super().__init__(packed, layer.weight.dtype)
+        self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+        )
+        self.padding_mode = layer.padding_mode
+        self._pad = layer._reversed_padding_repeated_twice
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dequantize and convolve."""
+        return self.convolve(x, self.weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution with a given weight."""
+        conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._pad, mode=self.padding_mode)
+            padding = 0
+        return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+_PACKED: dict[type[nn.Module], type[PackedLayer]] = {
+    nn.Linear: PackedLinear,
+    nn.Embedding: PackedEmbedding,
+    nn.Conv1d: PackedConv,
+    nn.Conv2d: PackedConv,
+    nn.Conv3d: PackedConv,
+}
+
+
+def packable(layer: nn.Module) -> str | None:
+    """None when a packed twin of the layer exists, else the reason why not.
+
+    Subclasses are refused: their ``forward`` may use the weight in ways that a packed layer can't follow.
+    """
+    if type(layer) not in _PACKED:
+        return f"{type(layer).__name__} has no packed form"
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "Embedding with max_norm changes its weight in forward"
+    if nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+        return "its weight is computed (parametrized)"
+    return None
+
+
+def packed_twin(layer: nn.Module, packed: Packed) -> PackedLayer:
+    """The packed layer that takes the place of ``layer``."""
+    return _PACKED[type(layer)](layer, packed)  # type: ignore[arg-type]
+
+
+def set_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace the submodule called ``name`` (dotted)."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, new)
+
+
+def grid_of(fact: dict[str, Any]) -> Grid:
+    """The grid that a card's facts record for one layer."""
+    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]))
