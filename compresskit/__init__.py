@@ -1,1 +1,51 @@
+"""Make a trained PyTorch model smaller and faster, with a verdict that can be trusted.
+
+    >>> import compresskit
+    >>> model = compresskit.load("model.pt", arch="net.py:Net", input_shape=(1, 3, 32, 32))
+    >>> report = compresskit.run(model, [compresskit.stage("quantize.rtn", bits=4)], "out")
+    >>> report.verdict
+    <Verdict.UNVERIFIED: 'UNVERIFIED'>
+
+Names are imported when they are first used, so that ``import compresskit`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compresskit.errors import CompressKitError as CompressKitError
+    from compresskit.model import Card as Card
+    from compresskit.model import Model as Model
+    from compresskit.report import Report as Report
+    from compresskit.report import Verdict as Verdict
+    from compresskit.report import read_report as read_report
+    from compresskit.runner.library import run as run
+    from compresskit.runner.library import stage as stage
+    from compresskit.runner.loading import load as load
+
 __version__ = "0.1.0"
+
+_NAMES = {
+    "CompressKitError": "compresskit.errors",
+    "Card": "compresskit.model",
+    "Model": "compresskit.model",
+    "Report": "compresskit.report",
+    "Verdict": "compresskit.report",
+    "read_report": "compresskit.report",
+    "load": "compresskit.runner.loading",
+    "run": "compresskit.runner.library",
+    "stage": "compresskit.runner.library",
+}
+__all__ = ["__version__", *_NAMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'compresskit' has no attribute '{name}'")
+    return getattr(import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

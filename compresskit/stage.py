@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
     from compresskit.data.source import Source
     from compresskit.model import Model
 
@@ -52,7 +55,7 @@ class Stage(BaseModel):
     stage: ClassVar[str]
     method: ClassVar[str]
     takes: ClassVar[tuple[Form, ...]]
-    gives: ClassVar[Form]
+    gives: ClassVar[Form | Literal["same"]]
     needs: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
@@ -69,5 +72,22 @@ class Stage(BaseModel):
 
         Raises:
             CompressKitError: The model, the data or the machine doesn't allow it.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Give a freshly built module the shape that this stage gave it, from the facts of a card.
+
+        Args:
+            module: The original architecture, changed in place; earlier stages are replayed already.
+            facts: What the stage recorded.
+            tensors: The stored tensors.
+
+        Returns:
+            The tensors to load into the module.
+
+        Raises:
+            InputError: The facts don't fit this architecture.
         """
         raise NotImplementedError

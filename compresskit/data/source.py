@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples: inputs by name, each ``(n, …)``, and targets ``(n, …)`` where there are labels."""
+    """Some samples: inputs by name, each ``(n, …)``, and targets ``(n, …)`` where there are labels.
+
+    A source of kind ``pairs`` gives ``2n`` rows of inputs to ``n`` targets: rows ``2i`` and ``2i + 1`` are pair ``i``.
+    """
 
     inputs: dict[str, np.ndarray]
     targets: np.ndarray | None = None

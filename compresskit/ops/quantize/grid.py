@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 BITS = (4, 8)
-_HALF_MIN, _HALF_MAX = 2.0**-14, 65504.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,6 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     mask = (1 << bits) - 1
     lanes = torch.stack([(data >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
     return lanes.flatten(-2)[..., :count]
-
-
-def scale_dtype(scales: Tensor) -> torch.dtype:
-    """float16 where it holds every scale at full precision, else float32."""
-    low, high = (float(v) for v in scales.aminmax())
-    return torch.float16 if low >= _HALF_MIN and high <= _HALF_MAX else torch.float32
 
 
 def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,0 +1,71 @@
+# make demo · make test · make check: each installs what it needs into .venv first, and only when something changed.
+# Variables: PYTHON (the interpreter that makes .venv), VENV, WORKERS (test processes).
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+BIN = $(VENV)/bin
+SOURCES = compresskit tests examples benchmarks docs
+
+# The pinned torch is a CPU build where the package index has one; with a GPU the user's choice of build is left alone.
+# Looked up only when something is installed.
+CONSTRAINTS = $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),,--constraint constraints.txt)
+PIP = $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off
+
+.PHONY: help install demo test check format docs bench clean
+.SUFFIXES:
+
+help:
+	@echo 'make demo     train, quantize, export and bench a small model: the whole journey in a minute'
+	@echo 'make install  set up .venv for development'
+	@echo 'make test     run the tests'
+	@echo 'make check    all that CI runs: format, lint, types, import layers, docs, tests'
+	@echo 'make format   format the code, mend what lint can mend'
+	@echo 'make docs     write docs/commands.md anew'
+	@echo 'make bench    run the benchmarks'
+	@echo 'make clean    remove .venv and caches'
+
+install: $(VENV)/.installed-dev
+
+# dev contains demo: installing it satisfies both.
+$(VENV)/.installed-dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo 'Installing CompressKit for development into $(VENV) (some minutes the first time) ...'
+	@$(PIP) $(CONSTRAINTS) -e '.[dev]'
+	@touch $(VENV)/.installed-demo $@
+
+$(VENV)/.installed-demo: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo 'Installing CompressKit into $(VENV) (some minutes the first time) ...'
+	@$(PIP) $(CONSTRAINTS) -e '.[demo]'
+	@touch $@
+
+# No prerequisites: a system upgrade of Python must not make it anew.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "CompressKit needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+demo: $(VENV)/.installed-demo
+	@$(BIN)/compresskit demo
+
+test: install
+	@$(BIN)/python -m pytest -q -n $(WORKERS)
+
+check: install
+	$(BIN)/ruff format --check --quiet $(SOURCES)
+	$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/generate.py --check
+	@$(MAKE) test
+
+format: install
+	$(BIN)/ruff check --quiet --fix $(SOURCES)
+	$(BIN)/ruff format --quiet $(SOURCES)
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+bench: install
+	@for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

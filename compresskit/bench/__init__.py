@@ -1,0 +1,1 @@
+"""Timing that can be trusted: one process an engine, turns, statistics of processes. numpy only."""

@@ -1,0 +1,165 @@
+"""One engine in a process of its own: reads commands on stdin, answers on stdout, one JSON document a line.
+
+Commands: ``{"do": "open", …}`` (see :func:`_open`), ``{"do": "round", "min_time_s": s, "min_calls": n}``,
+``{"do": "peak"}`` and ``{"do": "close"}``. Answers: ``{"ok": …}`` or
+``{"error": kind, "message": …, "hint": …}``; the first one, unasked, is ``ready`` once the engine is imported.
+The process ends when stdin does, in the middle of a run if need be, so that no worker outlives its parent.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from compresskit.bench import memory
+from compresskit.bench.feeds import make_feeds
+from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
+from compresskit.model import InputSpec
+from compresskit.runtimes import get
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compresskit.runtimes import Session
+
+_SAMPLE_NS = 20_000  # faster calls are timed several at once: the clock steps and costs up to 100 ns
+_MAX_SAMPLES = 20_000  # a round's answer stays small
+
+
+def main(runtime: str) -> None:
+    """Import the engine of ``runtime``, then serve until told to close or until stdin ends."""
+    answers = _take_stdout()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent closes us
+    commands: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    with suppress(ImportError, CompressKitError):  # what is missing is told on opening
+        get(runtime)
+        importlib.import_module(runtime)  # not part of a model's load time
+    _say(answers, {"ok": "ready"})
+    engine: Engine | None = None
+    answer: Any
+    while True:
+        command = json.loads(commands.get())
+        try:
+            if command["do"] == "close":
+                os._exit(0)  # a regular exit would wait for the thread that reads stdin
+            if command["do"] == "open":
+                engine, answer = _open(command)
+            elif engine is None:
+                raise UsageError("the worker has no model open")
+            else:
+                answer = engine.peak() if command["do"] == "peak" else engine.round(command)
+            _say(answers, {"ok": answer})
+        except CompressKitError as error:
+            _say(answers, {"error": type(error).__name__, "message": error.message, "hint": error.hint})
+        except MemoryError:
+            _say(answers, {"error": "MachineError", "message": "out of memory", "hint": "close other programs"})
+
+
+class Engine:
+    """An opened model with its inputs, and how many calls make a sample."""
+
+    def __init__(self, session: Session, feeds: dict[str, np.ndarray]) -> None:
+        self._run: Callable[[], Any] = partial(session.run, feeds)
+        self._calls = 1
+
+    def first(self) -> int:
+        """Run three times; the fastest sets how many calls make a sample. Nanoseconds of the fastest."""
+        fastest = min(self._sample() for _ in range(3))
+        self._calls = max(1, -(-_SAMPLE_NS // max(fastest, 1)))
+        return fastest
+
+    def round(self, command: dict[str, Any]) -> list[int]:
+        """Latencies in ns a call, for at least ``min_time_s`` seconds and ``min_calls`` samples."""
+        samples: list[int] = []
+        end = time.perf_counter_ns() + int(command["min_time_s"] * 1e9)
+        gc.collect()
+        gc.disable()
+        try:
+            while len(samples) < command["min_calls"] or time.perf_counter_ns() < end:
+                samples.append(self._sample())
+                if len(samples) >= _MAX_SAMPLES:
+                    break
+        finally:
+            gc.enable()
+        return samples[1:] if len(samples) > 4 else samples  # the first finds the caches full of another's data
+
+    def peak(self) -> int | None:
+        """Peak resident bytes of this process: interpreter, engine and model."""
+        return memory.peak()
+
+    def _sample(self) -> int:
+        run, calls = self._run, self._calls
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter_ns() - start) // calls
+
+
+def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
+    """Open ``path`` with ``runtime``, ``threads`` and ``device``; make feeds for ``inputs``, ``sizes`` and ``seed``.
+
+    ``loader`` is ``module:function``, called with the path and ``loader_args``; ``inputs`` may be empty where the
+    runtime knows them. Answers the load time in ms, the rows of one call and the ns of the fastest first call.
+    """
+    inputs = tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in command["inputs"])
+    options: dict[str, Any] = {}
+    if command["loader"]:
+        options = {"loader": partial(_import(command["loader"]), **command["loader_args"]), "inputs": inputs}
+    runtime = get(command["runtime"], **options)
+    reason = runtime.missing()
+    if reason:
+        raise MachineError(reason)
+    start = time.perf_counter_ns()
+    session = runtime.open(Path(command["path"]), command["threads"], command["device"])
+    load_ms = (time.perf_counter_ns() - start) / 1e6
+    feeds = make_feeds(inputs or session.inputs, command["sizes"], command["seed"])
+    if not feeds:
+        raise UsageError("the inputs of the model are not known", "give --input-shape")
+    engine = Engine(session, feeds)
+    shape = next(iter(feeds.values())).shape
+    rows = int(shape[0]) if shape else 1
+    return engine, {"load_ms": load_ms, "rows": rows, "call_ns": engine.first()}
+
+
+def _import(reference: str) -> Callable[..., Any]:
+    module, _, name = reference.partition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"the loader {reference} can't be imported: {error}") from error
+    return found
+
+
+def _take_stdout() -> TextIO:
+    """The real stdout for answers; from here on whatever an engine prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def _listen(commands: queue.SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        commands.put(line)
+    os._exit(0)
+
+
+def _say(answers: TextIO, answer: dict[str, Any]) -> None:
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

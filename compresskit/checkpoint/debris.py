@@ -1,0 +1,75 @@
+"""What a killed process leaves: a hidden staging folder, told from a living process's by its lock, and swept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from pathlib import Path
+
+from compresskit.checkpoint.swap import OLD
+
+_DAY = 86_400.0
+
+
+def hold(stage: Path) -> int | None:
+    """Mark a staging folder as in use; the mark goes with the process. None where folders can't be locked."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        handle = os.open(stage, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def release(lock: int | None) -> None:
+    """Take the mark away."""
+    if lock is not None:
+        os.close(lock)
+
+
+def sweep(target: Path) -> None:
+    """Remove the staging folders of dead processes beside a target; finish a replacement that one died in.
+
+    Whatever can't be removed is left: debris is no reason to fail.
+    """
+    with contextlib.suppress(OSError):
+        prefix = f".{target.name}.compresskit-"
+        for stage in sorted(target.parent.iterdir()):
+            if stage.name.startswith(prefix) and stage.is_dir() and not stage.is_symlink() and _dead(stage):
+                clear(stage, target)
+
+
+def clear(stage: Path, target: Path) -> None:
+    """Remove a staging folder, but never the only copy of the target.
+
+    Where the old folder was moved aside and nothing took its place, the new one, whole and synced by then, is put
+    there, or else the old one.
+    """
+    if (stage / OLD).is_dir():
+        for candidate in (stage / target.name, stage / OLD):
+            with contextlib.suppress(OSError):
+                if not target.exists():
+                    candidate.rename(target)
+        if not target.exists():
+            return
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+def _dead(stage: Path) -> bool:
+    if os.name == "nt":  # no locks on folders: only what is surely old
+        with contextlib.suppress(OSError):
+            return time.time() - stage.stat().st_mtime > _DAY
+        return False
+    lock = hold(stage)
+    release(lock)
+    return lock is not None

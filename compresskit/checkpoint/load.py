@@ -1,0 +1,208 @@
+"""What a MODEL argument is, and how each kind is read."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from compresskit.checkpoint.arch import build, portable_reference
+from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME, is_bundle, read_card
+from compresskit.checkpoint.files import contained, unreadable
+from compresskit.checkpoint.huggingface import build_from_config, is_huggingface, load_huggingface
+from compresskit.checkpoint.load_state import load_into
+from compresskit.checkpoint.onnx_file import read_onnx_file
+from compresskit.checkpoint.onnx_inputs import graph_inputs
+from compresskit.checkpoint.tensors import Tensors, open_tensors
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Arch, Card, InputSpec, Model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Kind = Literal["bundle", "huggingface", "onnx", "tensors"]
+Replay = Callable[["nn.Module", Card, Tensors], Tensors]
+
+
+def kind_of(path: Path | str) -> Kind:
+    """Which kind of MODEL a path is.
+
+    Raises:
+        InputError: It doesn't exist, or is a folder that holds no model.
+    """
+    path = Path(path)
+    try:
+        path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if path.is_dir():
+        if is_bundle(path):
+            return "bundle"
+        if is_huggingface(path):
+            return "huggingface"
+        raise InputError(
+            f"{path} is a folder without a model: it has neither compresskit.json (a bundle) nor config.json"
+        )
+    return "onnx" if path.suffix.lower() == ".onnx" else "tensors"
+
+
+def load(
+    path: Path | str,
+    *,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    allow_nonfinite: bool = False,
+    replay: Replay | None = None,
+) -> Model:
+    """Load a model of any kind.
+
+    Args:
+        path: A state dict, .safetensors, Hugging Face folder, bundle or .onnx file.
+        arch: Where the class is: ``FILE.py:NAME`` or ``package.module:NAME``. The only way by which user code runs.
+        arch_args: The factory's keyword arguments.
+        input_shape: Of the first input; its first axis is the batch.
+        allow_nonfinite: Accept NaN and infinities in the weights.
+        replay: Gives a freshly built original the shape that a bundle's history records, in place, and returns the
+            tensors to load into it. Without it a bundle that has a history stays its ONNX file.
+
+    Returns:
+        A module with its weights where the architecture is known, else the path of the ONNX file or of the tensors.
+
+    Raises:
+        InputError: The file is missing, damaged, hostile, or not what the architecture expects.
+        UsageError: Options that don't go together, a wrong reference, or ``arch`` is needed.
+        MachineError: A library or memory is missing.
+    """
+    path = Path(path)
+    kind = kind_of(path)
+    if arch is None and arch_args:
+        raise UsageError("--arch-args without --arch", "give --arch FILE.py:NAME too")
+    if kind == "tensors":
+        return _load_tensors(path, arch, arch_args or {}, input_shape, allow_nonfinite)
+    if kind == "bundle":
+        model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
+    elif arch is not None:
+        what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
+        raise UsageError(f"--arch does not go with {what}: {path} says itself what it is", "leave --arch out")
+    elif kind == "huggingface":
+        model = load_huggingface(path, allow_nonfinite=allow_nonfinite)
+    else:
+        graph = read_onnx_file(path, allow_nonfinite=allow_nonfinite)
+        model = Model(path, Card("onnx", Arch("onnx"), graph_inputs(graph)), path)
+    return model if input_shape is None else replace(model, card=_with_shape(model.card, input_shape))
+
+
+def needs_arch(path: Path | str, card: Card) -> UsageError:
+    """The error for a bundle or checkpoint whose class only the user can give; names the one on record."""
+    if card.arch.kind == "python":
+        args = f" and --arch-args '{card.arch.args}'" if card.arch.args else ""
+        hint = f"on record is --arch {card.arch.reference}{args}; it runs only when you type it"
+    else:
+        hint = "pass --arch FILE.py:NAME"
+    return UsageError(f"{path} holds weights without a class; this needs --arch", hint)
+
+
+def _load_tensors(
+    path: Path, arch: str | None, args: dict[str, Any], shape: tuple[int, ...] | None, allow_nonfinite: bool
+) -> Model:
+    tensors = open_tensors(path, allow_nonfinite=allow_nonfinite)
+    form = "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
+    if arch is None:
+        if shape is not None:
+            raise UsageError(f"--input-shape needs --arch: {path} is a bare state dict, which takes no input")
+        return Model(path, Card(form), path)
+    module = build(arch, args, skip_init=True)
+    load_into(module, tensors)
+    card = Card(form, Arch("python", portable_reference(arch), args), inputs_from_shape(module, shape))
+    return Model(module, card, path)
+
+
+def inputs_from_shape(module: nn.Module, shape: tuple[int, ...] | None) -> tuple[InputSpec, ...]:
+    """One float32 input, named after the first parameter of ``forward``; none when the shape isn't known.
+
+    Raises:
+        UsageError: ``forward`` needs more than one input, or the shape has a size below 1.
+    """
+    if shape is None:
+        return ()
+    _check_shape(shape)
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = [p.name for p in named if p.default is p.empty]
+    if len(needed) > 1:
+        raise UsageError(
+            f"forward takes {len(needed)} inputs ({', '.join(needed)}), --input-shape describes one",
+            "give them with --data FILE.npz",
+        )
+    return (InputSpec(named[0].name if named else "input", "float32", ("batch", *shape[1:])),)
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    if not shape or any(size < 1 for size in shape):
+        raise UsageError(
+            f"--input-shape {','.join(map(str, shape))}: sizes of 1 and more were expected", "for example 1,3,32,32"
+        )
+
+
+def _with_shape(card: Card, shape: tuple[int, ...]) -> Card:
+    """The card with the sizes of its one input set; a fixed size that the model has can't be changed."""
+    _check_shape(shape)
+    if len(card.inputs) != 1:
+        raise UsageError(f"--input-shape describes one input, the model has {len(card.inputs)}", "leave it out")
+    spec = card.inputs[0]
+    fits = len(spec.shape) == len(shape) and all(
+        isinstance(have, str) or have == want for have, want in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"--input-shape {list(shape)} does not fit the model's input '{spec.name}' {list(spec.shape)}")
+    first = spec.shape[0] if isinstance(spec.shape[0], str) else shape[0]
+    return replace(card, inputs=(replace(spec, shape=(first, *shape[1:])),))
+
+
+def _load_bundle(
+    path: Path, arch: str | None, args: dict[str, Any] | None, allow_nonfinite: bool, replay: Replay | None
+) -> Model:
+    card = read_card(path)
+    original = card.arch
+    card = replace(card, format="bundle")
+    if arch is not None and original.kind == "transformers":
+        raise UsageError(f"--arch does not go with {path}: its config.json says what it is", "leave --arch out")
+    rebuild = arch is not None or (original.kind == "transformers" and (replay is not None or not card.history))
+    if rebuild and (path / WEIGHTS_NAME).is_file():
+        return _rebuild(path, card, arch, args, allow_nonfinite, replay)
+    if arch is not None:
+        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "leave --arch out")
+    if (path / ONNX_NAME).exists():
+        onnx = contained(path, ONNX_NAME, str(path))
+        graph = read_onnx_file(onnx, allow_nonfinite=allow_nonfinite)
+        return Model(onnx, card if card.inputs else replace(card, inputs=graph_inputs(graph)), path)
+    if not (path / WEIGHTS_NAME).exists():
+        raise InputError(f"{path} has neither {ONNX_NAME} nor {WEIGHTS_NAME}")
+    if original.kind == "python":
+        raise needs_arch(path, card)
+    weights = contained(path, WEIGHTS_NAME, str(path))
+    open_tensors(weights, allow_nonfinite=allow_nonfinite)
+    return Model(weights, card, path)
+
+
+def _rebuild(
+    path: Path, card: Card, arch: str | None, args: dict[str, Any] | None, allow_nonfinite: bool, replay: Replay | None
+) -> Model:
+    tensors = open_tensors(contained(path, WEIGHTS_NAME, str(path)), allow_nonfinite=allow_nonfinite)
+    if arch is None:
+        module = build_from_config(path, class_name=card.arch.reference or None)
+    else:
+        chosen = card.arch.args if args is None else args
+        module = build(arch, chosen, skip_init=True)
+        card = replace(card, arch=Arch("python", portable_reference(arch), chosen))
+    if card.history:
+        if replay is None:
+            raise UsageError(
+                f"{path} has {len(card.history)} stages in its history; rebuilding it needs compresskit.load"
+            )
+        tensors = replay(module, card, tensors)
+    load_into(module, tensors)
+    return Model(module, card, path)

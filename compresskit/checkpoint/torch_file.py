@@ -1,0 +1,147 @@
+"""Files of ``torch.save``, of the zip kind and of the kind before it, read as headers: where each tensor lies."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from compresskit.checkpoint.archive import Member, read_archive
+from compresskit.checkpoint.files import map_file
+from compresskit.checkpoint.pickled import PickledTensor, Storage, read_pickle
+from compresskit.checkpoint.region import ITEM_SIZE, Region
+from compresskit.errors import InputError
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_MAX_PICKLE = 1 << 28
+_SPAN = dict[str, tuple[int, int]]
+
+
+def read_torch_file(path: Path) -> tuple[Any, mmap.mmap]:
+    """What was saved, with a :class:`Region` in the place of each tensor, and the map that the regions lie in.
+
+    Raises:
+        InputError: Damaged, or anything but tensors and plain data; see guard.py.
+    """
+    data = map_file(path)
+    start = data[:4]
+    if start == b"PK\x03\x04":
+        return _read_zip(path, data), data
+    if start[:1] == b"\x80":
+        return _read_legacy(path, data), data
+    raise InputError(f"{path} is not a file of torch.save: it begins with {start!r}")
+
+
+def _read_zip(path: Path, data: mmap.mmap) -> Any:
+    members = read_archive(path, data)
+    order = members.get("byteorder")
+    if order is not None and data[order.start : order.start + order.size] != b"little":
+        raise InputError(f"{path} was saved on a big-endian machine, which is not supported")
+    pickled = members["data.pkl"]
+    if pickled.size > _MAX_PICKLE:
+        raise InputError(f"{path} is refused: its data.pkl has {pickled.size} bytes; tensors lie outside it")
+    saved = _named(path, io.BytesIO(data[pickled.start : pickled.start + pickled.size]))
+    spans = {name.removeprefix("data/"): _span(member) for name, member in members.items() if name.startswith("data/")}
+    return _place(path, saved, spans)
+
+
+def _span(member: Member) -> tuple[int, int]:
+    return member.start, member.size
+
+
+def _read_legacy(path: Path, data: mmap.mmap) -> Any:
+    file = cast(Any, data)  # a map has read, readline, seek and tell
+    if _named(path, file) != _MAGIC:
+        raise InputError(
+            f"{path} is a plain pickle, not a file of torch.save",
+            "save the weights with torch.save(model.state_dict(), ...)",
+        )
+    _named(path, file)
+    _named(path, file)
+    saved = _named(path, file)
+    keys = _named(path, file)
+    dtypes = {t.storage.key: t.storage.dtype for t in _tensors(saved, set())}
+    if not isinstance(keys, list) or not set(dtypes) <= {k for k in keys if isinstance(k, str)}:
+        raise InputError(f"{path} is damaged: its list of storages does not cover its tensors")
+    return _place(path, saved, _legacy_spans(path, data, keys, dtypes))
+
+
+def _legacy_spans(path: Path, data: mmap.mmap, keys: list[str], dtypes: dict[str, str]) -> _SPAN:
+    """Storages lie one after the other, each behind its count of elements (int64)."""
+    spans: _SPAN = {}
+    at = data.tell()
+    for key in keys:
+        if key not in dtypes:
+            raise InputError(f"{path} holds a storage that no tensor uses; this old format cannot say how long it is")
+        if at + 8 > len(data):
+            raise InputError(f"{path} is cut off: the storage of a tensor is missing", "get the file again")
+        (count,) = struct.unpack_from("<q", data, at)
+        size = count * ITEM_SIZE[dtypes[key]]
+        if count < 0 or at + 8 + size > len(data):
+            raise InputError(
+                f"{path} is cut off or damaged: a storage of {size} bytes was expected, {len(data) - at - 8} are left",
+                "get the file again",
+            )
+        spans[key] = (at + 8, size)
+        at += 8 + size
+    if at != len(data):
+        raise InputError(f"{path} is damaged: {len(data) - at} bytes follow its last tensor", "get the file again")
+    return spans
+
+
+def _named(path: Path, file: Any) -> Any:
+    try:
+        return read_pickle(file)
+    except InputError as error:
+        raise InputError(f"{path} is refused: {error.message}", error.hint) from error
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, PickledTensor):
+            yield item
+        elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend(item.values() if isinstance(item, dict) else item)
+
+
+def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
+    """The saved dictionaries with each tensor's region in its place; what is neither is dropped (None)."""
+    return _placed(path, saved, spans, {}, 0)
+
+
+def _placed(path: Path, value: Any, spans: _SPAN, done: dict[int, Any], depth: int) -> Any:
+    if isinstance(value, PickledTensor):
+        return _region(path, value, spans)
+    if not isinstance(value, dict) or depth > 8:
+        return None
+    if id(value) not in done:
+        done[id(value)] = out = {}
+        for key, item in value.items():
+            if isinstance(key, str):
+                out[key] = _placed(path, item, spans, done, depth + 1)
+    return done[id(value)]
+
+
+def _region(path: Path, tensor: PickledTensor, spans: _SPAN) -> Region:
+    storage: Storage = tensor.storage
+    if storage.key not in spans:
+        raise InputError(f"{path} is damaged: the storage '{storage.key}' of a tensor is missing", "get the file again")
+    start, available = spans[storage.key]
+    item = ITEM_SIZE[storage.dtype]
+    size = storage.count * item
+    if storage.begin * item + size > available:
+        raise InputError(
+            f"{path} is refused: a tensor claims a storage of {size} bytes, "
+            f"the file holds {available} under '{storage.key}'"
+        )
+    region = Region(tensor.dtype, tensor.shape, tensor.strides, start + storage.begin * item, size, tensor.offset)
+    fault = region.fault()
+    if fault:
+        raise InputError(f"{path} is refused: of one of its tensors, {fault}")
+    return region

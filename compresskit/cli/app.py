@@ -1,0 +1,90 @@
+"""The commands, each imported when it is run: the top help needs none of them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+COMMANDS = {
+    "quantize": "Store weights in 4 or 8 bit, or run in 8 bit with calibration data.",
+    "export": "Write a model as ONNX, proven equal to the original.",
+    "bench": "Measure latency, throughput and memory of models against each other.",
+    "evaluate": "Measure the quality of a model on data.",
+    "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
+    "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
+    "demo": "Train, quantize, export and measure a small model, as a tour.",
+    "doctor": "Show what is installed here, what is missing and how to get it.",
+}
+"""Name to one line of help; a test holds that each is its command's own first line."""
+
+
+class Group(TyperGroup):
+    """Knows the names of its commands, and builds the one that is run."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order in which one meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in that has a name and one line of help."""
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The real command for these arguments."""
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, build(name, rest) if stub is not None and name else stub, rest
+
+
+def build(name: str, arguments: list[str]) -> Any:
+    """The command called ``name``; that of a stage has the options of the method that the arguments ask for."""
+    from compresskit import registry
+
+    if name in registry.stages():
+        from compresskit.cli.stages import stage_command
+
+        function = stage_command(name, arguments)
+    else:
+        function = import_module(f"compresskit.cli.commands.{name}").command
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    single.command(name)(function)
+    command = typer.main.get_command(single)
+    command.name = name
+    return command
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from compresskit import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def app() -> Any:
+    """The whole command line."""
+    top = typer.Typer(
+        cls=Group,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+
+    @top.callback()
+    def compresskit(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_version)
+        ] = False,
+        debug: Annotated[
+            bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
+        ] = False,
+    ) -> None:
+        """Make a trained PyTorch model smaller and faster, with a verdict that can be trusted.
+
+        MODEL is a state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle that compresskit wrote, or
+        an .onnx file. Start with: compresskit quantize model.pt --bits 4
+        """
+
+    return typer.main.get_command(top)

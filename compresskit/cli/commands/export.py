@@ -1,0 +1,55 @@
+"""``compresskit export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compresskit.cli import options as shared
+
+Target = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="File to write. (MODEL's name with .onnx)", rich_help_panel="Output", show_default=False
+    ),
+]
+
+
+def command(
+    model: shared.ModelArg,
+    output: Target = None,
+    arch: shared.Arch = None,
+    arch_args: shared.ArchArgs = None,
+    input_shape: shared.InputShape = None,
+    allow_nonfinite: shared.AllowNonfinite = False,
+    data: shared.MeasureData = None,
+    seed: shared.Seed = 0,
+    json: shared.Json = None,
+    quiet: shared.Quiet = False,
+    force: shared.Force = False,
+) -> None:
+    """Write a model as ONNX, proven equal to the original.
+
+    The file is written only if it computes what the model computes: on 32 seeded inputs and more, zeros and extremes
+    among them, in several batch sizes. Batch and sequence axes may vary. Exit code 1 when it doesn't.
+    """
+    from compresskit.checkpoint.atomic import refuse_same
+    from compresskit.cli.console import check_json, finish, progressing
+    from compresskit.cli.inputs import command_line, load_model, load_options, opener
+    from compresskit.errors import UsageError
+    from compresskit.runner.exporting import export
+
+    target = output or Path(f"{model.resolve().stem}.onnx")
+    refuse_same(model, target)
+    if target.suffix != ".onnx":
+        raise UsageError(f"--output {target}: expected a file that ends in .onnx")
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists", "choose another --output, or --force to replace it")
+    check_json(json)
+    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
+    source = opener(loaded, None, 128, paths=[data])(data)
+    with progressing(quiet) as progress:
+        report = export(loaded, target, data=source, seed=seed, force=force, command=command_line(), progress=progress)
+    raise typer.Exit(finish(report, json=json, quiet=quiet, output=str(target)))

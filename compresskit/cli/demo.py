@@ -1,0 +1,124 @@
+"""The tour: a model of its own from training to verdict."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.errors import missing_extra
+from compresskit.report import Report
+from compresskit.stage import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_EPOCHS = 8
+_TRAIN = 1300
+_SHAPE = (1, 1, 8, 8)
+
+
+def tour(folder: Path, *, seed: int, force: bool, say: Callable[[str], None], progress: Progress) -> Report:
+    """Train the digits net, quantize it twice, and hold the results against it.
+
+    Args:
+        folder: Written whole, or not at all.
+        seed: Of the training.
+        force: Replace the folder.
+        say: Told each step, in a line.
+        progress: Called now and then.
+
+    Raises:
+        MachineError: scikit-learn isn't installed, or the disk is full.
+    """
+    from compresskit.checkpoint.atomic import new_folder
+
+    data = _digits()
+    with new_folder(folder, force=force) as place:
+        shutil.copyfile(Path(__file__).with_name("digits_net.py"), place / "net.py")
+        _save(place, data)
+        say(f"training a small CNN on {_TRAIN} images of handwritten digits")
+        _train(place / "digits.pt", data, seed, progress)
+        return _results(place, say, seed, progress)
+
+
+def _results(place: Path, say: Callable[[str], None], seed: int, progress: Progress) -> Report:
+    from compresskit.runner.held import hold
+    from compresskit.runner.journey import Measuring, run
+    from compresskit.runner.library import stage
+    from compresskit.runner.loading import load
+
+    def read(path: Path) -> Any:
+        if path.is_dir():
+            return load(path)
+        return load(path, arch=f"{place / 'net.py'}:Net", input_shape=_SHAPE)
+
+    test = _open(place / "test.npz")
+    common = "--arch net.py:Net --eval-data test.npz"
+    steps = {
+        "int8": (stage("quantize.int8-static"), f"--bits 8 --data train.npz {common}"),
+        "int4": (stage("quantize.rtn", bits=4), f"--bits 4 {common}"),
+    }
+    for name, (method, words) in steps.items():
+        say(f"compresskit quantize digits.pt {words} -o {name}")
+        run(
+            read(place / "digits.pt"),
+            [method],
+            place / name,
+            data=_open(place / "train.npz"),
+            measuring=Measuring(source=test, bench=False, seed=seed),
+            progress=progress,
+        )
+    say("compresskit compare digits.pt int8 int4 --arch net.py:Net --data test.npz")
+    paths = [place / "digits.pt", place / "int8", place / "int4"]
+    report = hold(
+        paths, read, lambda _: test, Measuring(seed=seed), judged=True, command="compresskit demo", progress=progress
+    )
+    (place / "report.json").write_text(report.to_json(), encoding="utf-8")
+    return report
+
+
+def _open(path: Path) -> Any:
+    from compresskit.data.opening import open_source
+
+    return open_source(str(path))
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """float32 ``(1797, 1, 8, 8)`` in −1…1, and int64 labels; in a fixed shuffled order."""
+    import numpy as np
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise missing_extra("scikit-learn", "demo") from None
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    x = (found.images[order, None] / 8 - 1).astype(np.float32)
+    return x, found.target[order].astype(np.int64)
+
+
+def _save(place: Path, data: tuple[np.ndarray, np.ndarray]) -> None:
+    import numpy as np
+
+    x, y = data
+    np.savez(place / "train.npz", x=x[:_TRAIN], y=y[:_TRAIN])
+    np.savez(place / "test.npz", x=x[_TRAIN:], y=y[_TRAIN:])
+
+
+def _train(target: Path, data: tuple[np.ndarray, np.ndarray], seed: int, progress: Progress) -> None:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from compresskit.cli.digits_net import Net
+    from compresskit.train.loop import fit
+
+    torch.manual_seed(seed)
+    module = Net()
+    x, y = (torch.from_numpy(part[:_TRAIN]) for part in data)
+    fit(
+        module, [x, y], lambda net, batch: cross_entropy(net(batch[0]), batch[1]), epochs=_EPOCHS, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    torch.save(module.state_dict(), target)

@@ -1,0 +1,109 @@
+"""From what was typed to models, data and numbers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.errors import UsageError
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+    from compresskit.model import Model
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """``1,3,32,32``.
+
+    Raises:
+        UsageError: Anything but positive numbers with commas.
+    """
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise UsageError(f"--input-shape is numbers with commas as 1,3,32,32, found '{text}'")
+    return shape
+
+
+def parse_args(text: str | None) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--arch-args is not JSON: {error}", """for example --arch-args '{"depth": 20}'""") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--arch-args must be a JSON object, found {type(found).__name__}")
+    return found
+
+
+def load_options(
+    arch: str | None, arch_args: str | None, input_shape: str | None, allow_nonfinite: bool
+) -> dict[str, Any]:
+    """The keyword arguments of :func:`compresskit.runner.loading.load`; JSON."""
+    args = parse_args(arch_args)
+    if args and arch is None:
+        raise UsageError("--arch-args is for --arch, which is not given")
+    shape = parse_shape(input_shape)
+    return {"arch": arch, "arch_args": args, "input_shape": shape, "allow_nonfinite": allow_nonfinite}
+
+
+def load_model(path: Path, options: dict[str, Any], kind: str | None = None) -> Model:
+    """Read MODEL. Options that only fit a state dict are left away for the other kinds of a list of models."""
+    from compresskit.runner.loading import load
+
+    return load(path, **options)
+
+
+def opener(
+    model: Model, normalize: str | None, sequence: int, *, paths: list[str | None]
+) -> Callable[[str | None], Source | None]:
+    """How the data of one command is opened: all of it with the same preparation.
+
+    Raises:
+        UsageError: ``--normalize`` is given, but no data that it could be for.
+    """
+    from compresskit.data.opening import open_source
+
+    if normalize is not None and not any(paths):
+        raise UsageError("--normalize is for data, and none is given", "give --data or --eval-data")
+    tokenizer = model.source if model.source.is_dir() else None
+
+    def open_(path: str | None) -> Source | None:
+        if path is None:
+            return None
+        return open_source(
+            path,
+            normalize=normalize,
+            tokenizer=tokenizer,
+            sequence=sequence,
+            inputs=model.card.inputs,
+            task=model.card.task,
+        )
+
+    return open_
+
+
+def command_line() -> str:
+    """How this program was called; absolute paths are cut to their last part, so that a report fits any machine."""
+    words = [Path(a).name if Path(a).is_absolute() and Path(a).name else a for a in sys.argv[1:]]
+    return shlex.join(["compresskit", *words])
+
+
+def default_output(model: Path, method: str) -> Path:
+    """Where a stage writes when it isn't told: beside nothing, in the current folder."""
+    stem = model.resolve().name.removesuffix(model.suffix) if model.is_file() else model.resolve().name
+    return Path(f"{stem or 'model'}-{method}")

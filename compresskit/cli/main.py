@@ -1,0 +1,104 @@
+"""Entry point: runs a command and turns whatever happens into one or two lines and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import NoReturn
+
+from compresskit.errors import CompressKitError, ExitCode, printable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main() -> NoReturn:
+    """Run the command line on ``sys.argv`` and leave with its exit code."""
+    arguments = sys.argv[1:]
+    debug = bool(os.environ.get("COMPRESSKIT_DEBUG"))
+    if "--debug" in arguments:
+        # Wherever it stands: who adds it has just seen an error and pressed arrow-up.
+        arguments = [a for a in arguments if a != "--debug"]
+        debug = True
+    try:
+        code = run(arguments)
+        sys.stdout.flush()
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            import traceback
+
+            traceback.print_exception(error)
+        code = explain(error)
+    _leave(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit code, or raises what went wrong."""
+    from compresskit.checkpoint.terminate import terminating_as_exception
+    from compresskit.cli.app import app
+
+    with terminating_as_exception():
+        result = app()(args=arguments, prog_name="compresskit", standalone_mode=False)
+    return int(result) if isinstance(result, int) else int(ExitCode.OK)
+
+
+def command_names() -> list[str]:
+    """The commands there are, in the order of the help."""
+    from compresskit.cli.app import COMMANDS
+
+    return list(COMMANDS)
+
+
+def explain(error: BaseException) -> int:
+    """Print an error as one or two lines on stderr; returns the exit code."""
+    from typer import Abort, Exit
+    from typer.exceptions import TyperException
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(ExitCode.BUG)
+    if isinstance(error, Exit):
+        return error.exit_code
+    if isinstance(error, (KeyboardInterrupt, Abort)):
+        _say("interrupted; nothing was left half-written")
+        return ExitCode.INTERRUPTED
+    if isinstance(error, CompressKitError):
+        _say(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, TyperException):
+        context = getattr(error, "ctx", None)
+        path = getattr(context, "command_path", "compresskit")
+        _say(printable(error.format_message()), f"see: {path} --help")
+        return ExitCode.USAGE
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.OK
+    if isinstance(error, MemoryError):
+        _say("not enough memory", "close other programs, or use a machine with more")
+        return ExitCode.ENVIRONMENT
+    if isinstance(error, OSError) and error.errno in (*_FULL, *_REFUSED):
+        where = f": {error.filename}" if error.filename else ""
+        _say(printable(f"{os.strerror(error.errno or 0)}{where}"))
+        return ExitCode.ENVIRONMENT
+    _say(
+        printable(f"a bug in compresskit: {type(error).__name__}: {error}"),
+        "add --debug for the traceback, and report it",
+    )
+    return ExitCode.BUG
+
+
+def _say(message: str, hint: str = "") -> None:
+    try:
+        print(f"error: {message}", file=sys.stderr)
+        if hint:
+            print(f"  {hint}", file=sys.stderr)
+    except OSError:
+        pass  # nobody listens any more
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit; a reader that closed the pipe early must not add a traceback at shutdown."""
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(int(code))

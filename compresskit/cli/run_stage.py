@@ -1,0 +1,80 @@
+"""What every stage command does: read, apply, export, measure, judge, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from compresskit.cli import options as shared
+from compresskit.stage import Stage
+
+
+def run_stage(
+    stage: Stage,
+    model: Path,
+    *,
+    method: str,
+    output: shared.Output = None,
+    arch: shared.Arch = None,
+    arch_args: shared.ArchArgs = None,
+    input_shape: shared.InputShape = None,
+    allow_nonfinite: shared.AllowNonfinite = False,
+    data: shared.Data = None,
+    eval_data: shared.EvalData = None,
+    normalize: shared.Normalize = None,
+    sequence: shared.Sequence = 128,
+    metric: shared.MetricName = None,
+    max_drop: shared.MaxDrop = None,
+    max_size: shared.MaxSize = None,
+    min_speedup: shared.MinSpeedup = None,
+    no_export: shared.NoExport = False,
+    no_bench: shared.NoBench = False,
+    device: shared.Device = "cpu",
+    threads: shared.Threads = 0,
+    seed: shared.Seed = 0,
+    json: shared.Json = None,
+    markdown: shared.Markdown = False,
+    quiet: shared.Quiet = False,
+    force: shared.Force = False,
+) -> None:
+    """Run one stage; the keyword arguments are the options of its command."""
+    from compresskit.checkpoint.atomic import refuse_same
+    from compresskit.cli.console import check_json, finish, progressing
+    from compresskit.cli.inputs import command_line, default_output, load_model, load_options, opener
+    from compresskit.errors import UsageError
+    from compresskit.runner.gates import Limits
+    from compresskit.runner.journey import Measuring, run
+
+    target = output or default_output(model, f"{stage.method}{getattr(stage, 'bits', '')}")
+    refuse_same(model, target)
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists", "choose another --output, or --force to replace it")
+    check_json(json)
+    if metric is not None and eval_data is None:
+        raise UsageError("--metric needs evaluation data", "give --eval-data")
+    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
+    open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
+    measuring = Measuring(
+        source=open_(eval_data),
+        metric=metric,
+        limits=Limits(max_drop, max_size, min_speedup),
+        export=not no_export,
+        bench=not no_bench,
+        sequence=sequence,
+        threads=threads,
+        device=device,
+        seed=seed,
+    )
+    with progressing(quiet) as progress:
+        report = run(
+            loaded,
+            [stage],
+            target,
+            data=open_(data),
+            measuring=measuring,
+            force=force,
+            command=command_line(),
+            progress=progress,
+        )
+    raise typer.Exit(finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target)))

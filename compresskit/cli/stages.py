@@ -1,0 +1,152 @@
+"""The bridge: a stage's fields become the options of its command."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from compresskit import registry
+from compresskit.cli import options as shared
+from compresskit.errors import UsageError
+from compresskit.stage import Stage
+
+_PANEL = "Method"
+
+
+def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
+    """The callback of a stage's command, with the options of the method that the arguments ask for.
+
+    Args:
+        stage: ``quantize`` …
+        arguments: What follows the command's name; only ``--method`` and what decides it are read.
+
+    Raises:
+        UsageError: No such method.
+    """
+    wanted = _value(arguments, "--method") or "auto"
+    if wanted == "auto":
+        method = automatic(stage, arguments)
+    elif wanted in registry.methods(stage):
+        method = wanted
+    else:
+        choices = ", ".join(("auto", *registry.methods(stage)))
+        raise UsageError(f"--method {wanted}: {stage} has no such method", f"choose {choices}")
+    cls = registry.get(f"{stage}.{method}")
+
+    def callback(**values: Any) -> None:
+        from compresskit.cli.run_stage import run_stage
+
+        own = {name: values.pop(name) for name in cls.model_fields if name in values}
+        run_stage(make(cls, own), **values)
+
+    parameters = [
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=shared.ModelArg),
+        _method_option(stage, method, wanted),
+        *(_option(name, field) for name, field in cls.model_fields.items()),
+        *_shared_options(),
+    ]
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {p.name: p.annotation for p in parameters}
+    callback.__doc__ = _help(stage, cls)
+    return callback
+
+
+def automatic(stage: str, arguments: list[str]) -> str:
+    """The method that is taken when none is asked for.
+
+    8 bit with calibration data runs in 8 bit; everything else is weight-only rounding, which needs no data.
+    """
+    if stage == "quantize" and _value(arguments, "--bits") == "8" and _value(arguments, "--data") is not None:
+        return "int8-static"
+    return registry.methods(stage)[0]
+
+
+def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
+    """A stage from the options of the command line.
+
+    Raises:
+        UsageError: Names the option, what it takes and what it was given.
+    """
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    try:
+        return cls(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
+        message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        raise UsageError(
+            f"{option} {first['input']}: expected {message}", f"see: compresskit {cls.stage} --help"
+        ) from error
+
+
+def _value(arguments: list[str], option: str) -> str | None:
+    """The last value of an option, read without knowing the other options."""
+    found = None
+    for index, word in enumerate(arguments):
+        if word.startswith(option + "="):
+            found = word[len(option) + 1 :]
+        elif word == option and index + 1 < len(arguments):
+            found = arguments[index + 1]
+    return found
+
+
+def _help(stage: str, cls: type[Stage]) -> str:
+    from compresskit.cli.app import COMMANDS
+
+    body = inspect.cleandoc(cls.__doc__ or "")
+    others = [m for m in registry.methods(stage) if m != cls.method]
+    more = "".join(f"\n\nOptions of another method: compresskit {stage} --method {m} --help" for m in others)
+    return f"{COMMANDS[stage]}\n\nMethod {cls.method}: {body}{more}"
+
+
+def _method_option(stage: str, method: str, wanted: str) -> inspect.Parameter:
+    names = "|".join(("auto", *registry.methods(stage)))
+    text = f"Algorithm; auto is {method} with these options. Options below are those of {method}."
+    option = typer.Option("--method", metavar=names, help=text, rich_help_panel=_PANEL, show_default=False)
+    return inspect.Parameter(
+        "method", inspect.Parameter.KEYWORD_ONLY, default=wanted, annotation=Annotated[str, option]
+    )
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """One field as a typer option; ranges and choices stay pydantic's to check."""
+    kind, metavar = _plain(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    declared = f"{flag}/--no-{name.replace('_', '-')}" if kind is bool else flag
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    option = typer.Option(
+        declared,
+        metavar=metavar,
+        help=field.description,
+        rich_help_panel=_PANEL,
+        show_default=default not in (None, [], False),
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
+def _plain(annotation: Any) -> tuple[Any, str | None]:
+    """The type that typer parses, and what the help shows for it."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return type(args[0]), "|".join(map(str, args))
+    if origin is tuple:
+        return list[args[0]], None  # type: ignore[valid-type]
+    if origin in (Union, types.UnionType):
+        inner = next(a for a in args if a is not type(None))
+        kind, metavar = _plain(inner)
+        return kind | None, metavar
+    return annotation, None
+
+
+def _shared_options() -> list[inspect.Parameter]:
+    """Those that every stage has, in the order of the help."""
+    from compresskit.cli.run_stage import run_stage
+
+    signature = inspect.signature(run_stage, eval_str=True)
+    return [p for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "method"]

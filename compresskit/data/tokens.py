@@ -1,0 +1,125 @@
+"""Text to token ids with the model's own ``tokenizer.json``; only the ``tokenizers`` library is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compresskit.data.prepare import HELPERS, check_values, complete, primary, shape_text
+from compresskit.errors import InputError, UsageError, missing_extra
+from compresskit.model import InputSpec
+
+_PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
+_MASKS = ("[MASK]", "<mask>")
+_PLAIN = (InputSpec("input_ids", "int64", ("batch", "sequence")), InputSpec("attention_mask", "int64", ("batch",) * 2))
+
+
+class Encoder:
+    """Texts to a model's inputs, cut at ``sequence`` tokens and padded to the longest of a batch.
+
+    The padding and truncation that ``tokenizer.json`` itself asks for (all-MiniLM: always 128) is switched off: it
+    is the setting of one training run, not of the model.
+
+    Attributes:
+        sequence: Most tokens of a sample.
+        vocabulary: One past the largest id.
+        masked: True for a masked-language encoder (BERT and kin), whose samples are lines; others take running text.
+        identity: Hex SHA-256 of the tokenizer file.
+    """
+
+    def __init__(self, path: Path | None, sequence: int, specs: tuple[InputSpec, ...]) -> None:
+        file = _tokenizer_file(path)
+        text = file.read_bytes()
+        self._tokenizer = _load(file, text)
+        self.identity = hashlib.sha256(text).hexdigest()
+        self.vocabulary: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._specs = specs or _PLAIN
+        self._fixed = _fixed_length(self._specs)
+        if sequence < 2:
+            raise UsageError(f"a sequence is at least 2 tokens, found {sequence}")
+        self.sequence = self._fixed or min(sequence, *_limits(file.parent))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.sequence)
+        ids = [i for i in map(self._tokenizer.token_to_id, _PADS) if i is not None]
+        self._pad = ids[0] if ids else 0
+        self.masked = any(self._tokenizer.token_to_id(t) is not None for t in _MASKS)
+
+    def __call__(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Token ids and what else the model takes, each ``(n, L)``, for ``n`` texts."""
+        found = [np.asarray(e.ids) for e in self._tokenizer.encode_batch(texts)]
+        width = self._fixed or max(1, *(len(ids) for ids in found), 1)
+        rows = np.full((len(texts), width), self._pad, np.int64)
+        mask = np.zeros((len(texts), width), np.int64)
+        for i, ids in enumerate(found):
+            rows[i, : len(ids)] = ids
+            mask[i, : len(ids)] = 1
+        return self._inputs(rows, {"attention_mask": mask})
+
+    def running(self, text: str) -> np.ndarray:
+        """Ids of running text, ``(tokens,)`` ``int32``, without special tokens and uncut."""
+        self._tokenizer.no_truncation()
+        try:
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        finally:
+            self._tokenizer.enable_truncation(self.sequence)
+
+    def rows(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The model's inputs for ids ``(n, L)`` without padding."""
+        return self._inputs(ids, {})
+
+    def _inputs(self, ids: np.ndarray, others: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        spec = primary(self._specs)[0]
+        check_values("the text, as ids of this tokenizer,", ids, "int64", spec)
+        return complete({spec.name: ids, **others}, self._specs)
+
+
+def _tokenizer_file(path: Path | None) -> Path:
+    hint = "give the samples as token ids instead: an .npz with an array 'input_ids' of shape (n, L)"
+    if path is None:
+        raise UsageError("text data needs the model's tokenizer.json, and this model has none", hint)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"text data needs the model's tokenizer.json; {file} does not exist", hint)
+    return file
+
+
+def _load(file: Path, text: bytes) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise missing_extra("tokenizers", "hf") from error
+    try:
+        return Tokenizer.from_str(text.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"{file} is not a tokenizer that the tokenizers library reads: {error}") from error
+
+
+def _limits(folder: Path) -> list[int]:
+    """Sequence lengths that the model's own files allow; the huge number that stands for 'no limit' is left out."""
+    limits = [1 << 30]
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings")):
+        try:
+            value = json.loads((folder / name).read_bytes())[key]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(value, int) and 2 <= value < limits[0]:
+            limits.append(value)
+    return limits
+
+
+def _fixed_length(specs: tuple[InputSpec, ...]) -> int | None:
+    """The sequence length that the model is built for, or None when it is free.
+
+    Raises:
+        InputError: The model takes something else than token ids.
+    """
+    ids = primary(specs)
+    if len(ids) != 1 or np.dtype(ids[0].dtype).kind not in "ui" or len(ids[0].shape) != 2:
+        found = ", ".join(f"{s.name} {s.dtype} {shape_text(s.shape)}" for s in specs if s.name not in HELPERS)
+        raise InputError(f"text gives token ids (batch, sequence); the model takes {found}")
+    length = ids[0].shape[1]
+    return length if isinstance(length, int) else None

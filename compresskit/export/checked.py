@@ -1,0 +1,114 @@
+"""Export with proof: a file stands under the final name only when it passed the parity gate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from compresskit.checkpoint.atomic import writing
+from compresskit.errors import GateError
+from compresskit.export.accuracy import set_accuracy_level
+from compresskit.export.onnx_export import export_onnx
+from compresskit.export.parity import ABSOLUTE, RELATIVE, SAMPLES, Parity, parity
+from compresskit.export.slim import DATA_ABOVE
+from compresskit.model import InputSpec
+from compresskit.stage import Progress, silent
+
+LEVEL = 4
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file and its proof.
+
+    Attributes:
+        path: The file; external data lie beside it as ``<name>.data``.
+        parity: Of the file, or for packed matrix products of the same file at ``accuracy_level`` 0.
+        distance_level4: Of the file that ships, where it rounds activations to int8; None where it doesn't.
+        outputs: Names of the outputs.
+        notes: What a user should know.
+        operators: How many packed layers became which operator.
+    """
+
+    path: Path
+    parity: Parity
+    distance_level4: Parity | None
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+    operators: dict[str, int]
+
+
+def export_checked(
+    module: nn.Module,
+    inputs: tuple[InputSpec, ...],
+    path: Path,
+    *,
+    accuracy_level: int = LEVEL,
+    seed: int = 0,
+    count: int = SAMPLES,
+    absolute: float = ABSOLUTE,
+    relative: float = RELATIVE,
+    sizes: dict[str, int] | None = None,
+    data_above: int = DATA_ABOVE,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> ExportResult:
+    """Export a module, compare the file with it, and only then put the file in place.
+
+    Args:
+        module: Any module, with or without packed layers; stays as it is.
+        inputs: What it takes.
+        path: The final name; replaced if it exists.
+        accuracy_level: What the shipped file's 4- and 8-bit matrix products use: 0 is float32, 4 is int8 activations.
+        seed: Of the samples.
+        count: Samples at least.
+        absolute: Tolerance of a value, see :func:`parity`.
+        relative: Tolerance of an output's L2 distance.
+        sizes: Sizes of named axes while tracing.
+        data_above: Bytes of weights from which on they go to ``<name>.data``.
+        threads: Of onnxruntime.
+        progress: Told of the steps.
+
+    Raises:
+        GateError: The file computes something else than the module; no file is left.
+        InputError: The model can't be exported.
+        MachineError: The file can't be written.
+    """
+    with writing(path):
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        draft = work / path.name
+        exported = export_onnx(module, inputs, draft, sizes=sizes, data_above=data_above, progress=progress)
+        check = partial(
+            parity, module, draft, inputs, seed=seed, count=count, absolute=absolute, relative=relative,
+            limits=exported.limits, threads=threads, progress=progress,
+        )
+        proof = check()
+        if not proof.passed:
+            raise GateError(
+                f"the ONNX file differs from the model: {proof.worst}: relative L2 {proof.rel_l2:.2g} (limit "
+                f"{relative:.2g}), largest difference {proof.max_abs:.2g} (limit {absolute:.2g})",
+                "an operator of the model has a wrong ONNX form here; replace it (scatter_reduce with mean is one)",
+            )
+        distance = None
+        if accuracy_level and set_accuracy_level(draft, accuracy_level):
+            distance = check(exact=False)
+        _move(draft, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return ExportResult(path, proof, distance, exported.outputs, exported.notes, exported.operators)
+
+
+def _move(draft: Path, path: Path) -> None:
+    """Data first: a model without its data would be worse than the old one."""
+    with writing(path):
+        data = draft.with_name(f"{draft.name}.data")
+        if data.exists():
+            os.replace(data, path.with_name(data.name))
+        os.replace(draft, path)

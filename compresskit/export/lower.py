@@ -1,0 +1,140 @@
+"""A copy of a module in which packed layers emit placeholder operators that carry their codes as they are stored.
+
+The copy shares every tensor with the original, which is left untouched. ``expand.py`` turns the placeholders into
+the operators that a runtime knows; nothing is rounded again on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskit.errors import InputError
+from compresskit.export.recurrent import recurrent_twin
+from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
+
+DOMAIN = "compresskit"
+MIN_BLOCK, MAX_BLOCK = 16, 128
+T = TypeVar("T", bound=nn.Module)
+
+
+def lowered(module: nn.Module) -> nn.Module:
+    """A structural copy, in eval mode, whose packed and recurrent layers emit operators when it is exported.
+
+    Args:
+        module: Any module; it, its flags and its buffers don't change.
+
+    Raises:
+        InputError: The module holds something that can't be copied.
+    """
+    memo: dict[int, Any] = {}
+    for layer in module.modules():
+        memo.update((id(t), t) for t in _tensors(layer))
+        if twin := _twin(layer):
+            memo[id(layer)] = twin
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except (TypeError, RuntimeError, RecursionError) as error:
+        raise InputError(
+            f"the model can't be copied for the export: {error}",
+            "keep locks, open files and generators out of the module's attributes",
+        ) from error
+
+
+def _tensors(layer: nn.Module) -> Iterator[Tensor]:
+    """Every tensor that hangs directly on a layer, registered or not."""
+    for holder in (layer._parameters, layer._buffers, vars(layer)):
+        yield from (v for v in holder.values() if isinstance(v, Tensor))
+
+
+def _twin(layer: nn.Module) -> nn.Module | None:
+    for packed, twin in _TWINS.items():
+        if isinstance(layer, packed):
+            return _retyped(layer, twin)
+    return recurrent_twin(layer)
+
+
+def _retyped(layer: nn.Module, kind: type[T]) -> T:
+    """The layer as an object of another class, with its own tables and the same tensors."""
+    twin = kind.__new__(kind)
+    twin.__dict__.update(layer.__dict__)
+    for table in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[table] = dict(layer.__dict__[table])
+    return twin
+
+
+def block_of(group_size: int, columns: int) -> int | None:
+    """The block size under which MatMulNBits and GatherBlockQuantized can read a weight; None when there is none.
+
+    They want a power of two of at least 16. A wider group is cut into such blocks, which repeat its scale; a row with
+    a single scale may be padded at its end.
+    """
+    if group_size >= MIN_BLOCK and group_size & (group_size - 1) == 0:
+        return group_size
+    single = not group_size or group_size >= columns
+    size = columns if single else group_size
+    block = min(size & -size, MAX_BLOCK)
+    if block >= MIN_BLOCK and columns % size == 0:
+        return block
+    return MIN_BLOCK if single else None
+
+
+def _attributes(layer: PackedLayer) -> dict[str, Any]:
+    columns = math.prod(layer.shape[1:])
+    return {
+        "bits": layer.grid.bits,
+        "group": layer.grid.group_size or columns,
+        "block": block_of(layer.grid.group_size, columns) or 0,
+        "shape": list(layer.shape),
+    }
+
+
+def _emit(op: str, layer: PackedLayer, extra: list[Tensor | None], dtype: torch.dtype, shape: Any) -> Tensor:
+    inputs = [layer.codes, layer.scales, layer.zeros, *extra]
+    name = f"{DOMAIN}::{op}"
+    return torch.onnx.ops.symbolic(name, inputs, _attributes(layer), dtype=dtype, shape=shape, version=1)
+
+
+class _Lowered(PackedLayer):
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight, for code that reads it directly."""
+        return _emit("Weight", self, [], torch.float32, self.shape).to(self.dtype)
+
+
+class LoweredLinear(_Lowered, PackedLinear):
+    """Emits ``Linear``, or a matrix product with ``Weight`` where no block size fits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(…, in) -> (…, out)``."""
+        if not block_of(self.grid.group_size, self.in_features):
+            return F.linear(x, self.weight, self.bias)
+        return _emit("Linear", self, [x, self.bias], x.dtype, (*x.shape[:-1], self.out_features))
+
+
+class LoweredEmbedding(_Lowered, PackedEmbedding):
+    """Emits ``Embedding``, or a gather from ``Weight`` where no block size fits."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 ``(…)`` to ``(…, embedding_dim)``."""
+        if not block_of(self.grid.group_size, self.embedding_dim):
+            return F.embedding(ids, self.weight)
+        out = _emit("Embedding", self, [ids], torch.float32, (*ids.shape, self.embedding_dim))
+        return out.to(self.dtype)
+
+
+class LoweredConv(_Lowered, PackedConv):
+    """Its ``forward`` is the packed layer's; the weight it reads emits ``Weight``."""
+
+
+_TWINS: dict[type[PackedLayer], type[_Lowered]] = {
+    PackedLinear: LoweredLinear,
+    PackedEmbedding: LoweredEmbedding,
+    PackedConv: LoweredConv,
+}

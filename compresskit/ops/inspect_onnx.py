@@ -1,0 +1,245 @@
+"""What an ONNX file is made of, one entry an operator that has weights; the same data as for a module."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compresskit.checkpoint.onnx_file import read_onnx_file
+from compresskit.ops.inspect import WEIGHTLESS, packed_zeros, summary
+from compresskit.ops.onnx_macs import count_onnx_macs
+from compresskit.ops.quantize.grid import Grid, Packed
+
+# Where an operator takes weights and biases; the other inputs of these hold scales, zero points and statistics.
+_DATA_INPUTS = {
+    "MatMulNBits": (1, 5),
+    "GatherBlockQuantized": (0,),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (0, 3),
+    "MatMulInteger": (0, 1),
+    "ConvInteger": (1,),
+    "BatchNormalization": (1, 2),
+    "QuantizeLinear": (),
+    "DequantizeLinear": (),
+}
+# Their constants are sizes, positions and limits, not weights.
+_SIZES = ("Reshape", "Slice", "Pad", "Expand", "Squeeze", "Unsqueeze", "Split", "Resize", "Tile", "TopK", "Range")
+_POSITIONS = ("ConstantOfShape", "CumSum", "ScatterND", "GatherND", "OneHot", "Trilu")
+_LIMITS = ("Clip", "Equal", "Less", "Greater", "Where", "Pow")
+_AXES = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+_SHAPING = frozenset((*_SIZES, *_POSITIONS, *_LIMITS, *_AXES))
+
+
+@dataclass
+class _Graph:
+    """The main graph, with what is constant in it."""
+
+    model: Any
+    folder: Path
+    stored: dict[str, Any] = field(default_factory=dict)
+    maker: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
+        for node in self.model.graph.node:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self.stored[node.output[0]] = node.attribute[0].t
+            elif all(not name or self.constant(name) for name in node.input) and node.input:
+                self.maker.update(dict.fromkeys(node.output, node))
+
+    def constant(self, name: str) -> bool:
+        """True for stored tensors and what is computed from nothing else."""
+        return name in self.stored or name in self.maker
+
+    def leaf(self, name: str) -> tuple[str, Any]:
+        """The stored tensor behind a constant, and the DequantizeLinear on the way, if any."""
+        dequantize = None
+        while name not in self.stored:
+            node = self.maker[name]
+            dequantize = node if node.op_type == "DequantizeLinear" else dequantize
+            name = next((n for n in node.input if n), "")
+        return name, dequantize
+
+    def leaves(self, name: str) -> set[str]:
+        """Every stored tensor that a constant is computed from."""
+        found, stack = set(), [name]
+        while stack:
+            current = stack.pop()
+            if current in self.stored:
+                found.add(current)
+            elif current in self.maker:
+                stack.extend(n for n in self.maker[current].input if n)
+        return found
+
+    def array(self, name: str) -> np.ndarray:
+        """The numbers of a stored tensor; 4-bit ones as int8."""
+        from onnx import numpy_helper
+
+        array = numpy_helper.to_array(self.stored[name], base_dir=str(self.folder))
+        return np.asarray(array.astype(np.int8) if array.dtype.name in ("int4", "uint4", "int2", "uint2") else array)
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """An ONNX file, as JSON data.
+
+    Args:
+        path: The file; it is parsed and checked, external data is read one tensor at a time.
+
+    Returns:
+        The same as :func:`compresskit.ops.inspect.inspect_module`; ``node`` is the operator's name in the graph.
+        Quantized weights count as parameters at their logical size.
+
+    Raises:
+        InputError: The file is missing, damaged or not allowed.
+    """
+    model = read_onnx_file(path)
+    graph = _Graph(model, path.parent)
+    macs, shapes, notes = count_onnx_macs(model, graph.constant)
+    layers: list[dict[str, Any]] = []
+    owners: dict[str, str] = {}
+    for node in model.graph.node:
+        entry = None if node.output and node.output[0] in graph.maker else _entry(graph, node, owners)
+        if entry is not None:
+            key = node.output[0]
+            entry["macs"] = None if macs is None else macs.get(key, 0)
+            layers.append(entry)
+    total = (
+        None if macs is None or any(layer["macs"] is None for layer in layers) else sum(v or 0 for v in macs.values())
+    )
+    listed = sum(layer["bytes"] - layer.get("tied_bytes", 0) for layer in layers)
+    rest = sum(_bytes(tensor) for tensor in graph.stored.values()) - listed
+    if rest > 0:
+        notes.append(f"{rest} bytes of constants (shapes, limits, tables) belong to no layer")
+    if model.functions or any(a.HasField("g") for node in model.graph.node for a in node.attribute):
+        notes.append("subgraphs and functions are not looked into")
+    if macs is not None:
+        notes.append(WEIGHTLESS)
+    return summary("onnx", layers, total, shapes, notes)
+
+
+def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] | None:
+    """One layer; None when the operator holds no weights."""
+    wanted = _DATA_INPUTS.get(node.op_type, range(len(node.input)))
+    data = [node.input[i] for i in wanted if i < len(node.input) and graph.constant(node.input[i])]
+    if not data or node.op_type in _SHAPING:
+        return None
+    found = dict(graph.leaf(name) for name in data)
+    main = max(found, key=lambda name: math.prod(graph.stored[name].dims))
+    if math.prod(graph.stored[main].dims) <= 1 or _is_index(node, graph, main):
+        return None
+    tensors = set().union(*(graph.leaves(name) for name in node.input if graph.constant(name)))
+    shape, dtype = _logical(graph, node, main)
+    parameters = math.prod(shape) + sum(math.prod(graph.stored[name].dims) for name in found if name != main)
+    entry = {
+        "name": main,
+        "node": node.name,
+        "type": node.op_type,
+        "shape": shape,
+        "dtype": dtype,
+        "parameters": parameters,
+        "bytes": sum(_bytes(graph.stored[name]) for name in tensors),
+        "zeros": _zeros(graph, node, found),
+    }
+    shared = [name for name in tensors if name in owners and _bytes(graph.stored[name]) > 0]
+    if shared:
+        entry["tied_bytes"] = sum(_bytes(graph.stored[name]) for name in shared)
+    if main in owners:
+        entry |= {"tied_to": owners[main], "tied_parameters": parameters}
+    for name in tensors:
+        owners.setdefault(name, main)
+    return entry
+
+
+def _is_index(node: Any, graph: _Graph, main: str) -> bool:
+    """True for an integer constant that is used as a position (Gather, Add of positions), not as codes."""
+    kind = graph.stored[main].data_type
+    return kind in (6, 7, 9) and node.op_type not in _DATA_INPUTS  # int32, int64, bool
+
+
+def _attribute(node: Any, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def _logical(graph: _Graph, node: Any, main: str) -> tuple[list[int], str]:
+    """Shape and dtype of the weight that packed codes stand for."""
+    from onnx import TensorProto
+
+    tensor = graph.stored[main]
+    bits = _attribute(node, "bits", 4)
+    dims = [int(size) for size in tensor.dims]
+    if node.op_type == "MatMulNBits":
+        return [_attribute(node, "N", 0), _attribute(node, "K", 0)], f"int{bits}"
+    if node.op_type == "GatherBlockQuantized" and tensor.data_type == TensorProto.UINT8:
+        return [*dims[:-1], dims[-1] * 8 // bits], f"int{bits}"
+    name = TensorProto.DataType.Name(tensor.data_type).lower()
+    return dims, {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _zeros(graph: _Graph, node: Any, found: dict[str, Any]) -> int | None:
+    """Weights that are exactly zero; None where the layout isn't one that is known here."""
+    if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+        return _packed_zeros(graph, node)
+    if node.op_type in ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"):
+        return None
+    total = 0
+    for name, dequantize in found.items():
+        codes = graph.array(name)
+        point: Any = 0
+        if dequantize is not None and len(dequantize.input) > 2 and dequantize.input[2]:
+            point = _spread_point(graph, dequantize, codes.shape)
+        if point is None:
+            return None
+        total += int(np.count_nonzero(codes == point))
+    return total
+
+
+def _spread_point(graph: _Graph, node: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A DequantizeLinear's zero points in a shape that broadcasts to its codes; None when they are computed."""
+    if node.input[2] not in graph.stored:
+        return None
+    point = graph.array(node.input[2])
+    axis = _attribute(node, "axis", 1) % len(shape)
+    block = _attribute(node, "block_size", 0)
+    if block:
+        return np.repeat(point, block, axis)[tuple(slice(0, size) for size in shape)]
+    return point.reshape([-1 if i == axis else 1 for i in range(len(shape))]) if point.ndim == 1 else point
+
+
+def _packed_zeros(graph: _Graph, node: Any) -> int | None:
+    at, point_at = (1, 3) if node.op_type == "MatMulNBits" else (0, 3)
+    name = graph.leaf(node.input[at])[0]
+    shape, _ = _logical(graph, node, name)
+    bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 128)
+    grid = Grid(bits, block)
+    codes = graph.array(name)
+    groups, _, width = grid.layout(shape[1]) if len(shape) == 2 else (0, 0, 0)
+    zeros = None
+    if len(node.input) > point_at and node.input[point_at]:
+        zeros = graph.array(graph.leaf(node.input[point_at])[0])
+        if zeros.dtype != np.uint8 or zeros.size != shape[0] * math.ceil(groups * bits / 8):
+            return None
+        zeros = zeros.reshape(shape[0], -1)
+    if codes.dtype != np.uint8 or codes.size != shape[0] * groups * width:
+        return None
+    data = torch.from_numpy(np.array(codes).reshape(shape[0], groups, width))
+    points = None if zeros is None else torch.from_numpy(np.array(zeros))
+    return packed_zeros(Packed(data, data, points, tuple(shape), grid))
+
+
+def _bytes(tensor: Any) -> int:
+    """Bytes of a stored tensor; types of 4 and 2 bits are packed."""
+    from onnx import TensorProto, helper
+
+    name = TensorProto.DataType.Name(tensor.data_type)
+    count = math.prod(int(size) for size in tensor.dims)
+    for bits in (4, 2):
+        if name in (f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}E2M1"):
+            return math.ceil(count * bits / 8)
+    if name == "STRING":
+        return 0
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

@@ -1,0 +1,146 @@
+"""Weight-only quantization of bare tensors, one at a time: no architecture, and never more than one weight in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from compresskit.errors import InputError
+from compresskit.ops.quantize.grid import Grid, Packed
+from compresskit.ops.quantize.rtn import quantize_rtn, stored_dtype
+from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.weights import fact, named
+
+
+class Tensors(Protocol):
+    """Named tensors, each read when asked for; ``ties`` maps a name to the earlier one it shares its values with."""
+
+    ties: dict[str, str]
+
+    def names(self) -> Sequence[str]:
+        """In file order."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Without reading the data."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Without reading the data."""
+        ...
+
+    def get(self, name: str) -> Tensor:
+        """Read, or map, one tensor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tensors are quantized.
+
+    Attributes:
+        layers: Layer name to its grid; the tensor is called ``<layer>.weight``.
+        skipped: Tensors of two axes or more that are kept, with the reason.
+    """
+
+    layers: dict[str, Grid]
+    skipped: dict[str, str]
+
+
+def plan(tensors: Tensors, selection: Selection) -> Plan:
+    """Decide by names and shapes alone; no data is read.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+        InputError: There is nothing to quantize.
+    """
+    matrices = [n for n in tensors.names() if len(tensors.shape(n)) >= 2]
+    named = {n.removesuffix(".weight"): n for n in matrices if n.endswith(".weight")}
+    selection.check(named)
+    layers: dict[str, Grid] = {}
+    skipped = {n: "not a layer's weight by its name" for n in matrices if not n.endswith(".weight")}
+    for layer, name in named.items():
+        shape, dtype = tensors.shape(name), tensors.dtype(name)
+        if not dtype.is_floating_point:
+            skipped[layer] = f"holds {str(dtype).removeprefix('torch.')}"
+        elif 0 in shape:
+            skipped[layer] = "is empty"
+        elif reason := selection.reason_against(layer, shape, dtype.itemsize):
+            skipped[layer] = reason
+        else:
+            layers[layer] = selection.grid(shape)
+    if not layers:
+        raise InputError("there is no weight matrix here that could be quantized", "see: compresskit inspect MODEL")
+    return Plan(layers, skipped)
+
+
+Producer = Callable[[], Tensor]
+
+
+class Quantizer:
+    """Produces the tensors to store, each when it is asked for; holds one quantized weight at most.
+
+    Args:
+        tensors: The originals.
+        plan: What :func:`plan` decided.
+        clip: As in :func:`~compresskit.ops.quantize.rtn.quantize_rtn`.
+        progress: Called after each quantized weight.
+    """
+
+    def __init__(
+        self, tensors: Tensors, plan: Plan, *, clip: bool = True, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self.tensors, self.plan, self.clip, self.progress = tensors, plan, clip, progress
+        self.ties: dict[str, str] = {}
+        self._facts: dict[str, Any] = {}
+        self._held: tuple[str, Packed] | None = None
+
+    def entries(self) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+        """(name, dtype, shape, producer) of every tensor to store, in file order; call the producers in that order.
+
+        A weight that is tied to a quantized one is stored once, and recorded in ``ties``.
+        """
+        for name in self.tensors.names():
+            layer = name.removesuffix(".weight")
+            grid = self.plan.layers.get(layer) if name.endswith(".weight") else None
+            owner = self.tensors.ties.get(name, "").removesuffix(".weight")
+            if grid is None:
+                yield name, self.tensors.dtype(name), self.tensors.shape(name), partial(self.tensors.get, name)
+            elif self.plan.layers.get(owner) == grid:
+                self.ties[layer] = owner
+            else:
+                yield from self._packed(layer, grid)
+
+    def facts(self) -> dict[str, Any]:
+        """What the card records, once every tensor was produced."""
+        layers = dict(self._facts)
+        layers.update({name: layers[owner] for name, owner in self.ties.items()})
+        return {"layers": layers, "ties": self.ties}
+
+    def _packed(self, layer: str, grid: Grid) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+        name = f"{layer}.weight"
+        shape = self.tensors.shape(name)
+        groups, _, nbytes = grid.layout(math.prod(shape[1:]))
+        dtype = stored_dtype(self.tensors.get(name), grid)
+        yield f"{layer}.codes", torch.uint8, (shape[0], groups, nbytes), partial(self._part, layer, "codes")
+        yield f"{layer}.scales", dtype, (shape[0], groups), partial(self._part, layer, "scales")
+        if not grid.symmetric:
+            zeros = (shape[0], math.ceil(groups * grid.bits / 8))
+            yield f"{layer}.zeros", torch.uint8, zeros, partial(self._part, layer, "zeros")
+
+    def _part(self, layer: str, part: str) -> Tensor:
+        if self._held is None or self._held[0] != layer:
+            self._held = None
+            weight, grid = self.tensors.get(f"{layer}.weight"), self.plan.layers[layer]
+            packed = named(layer, partial(quantize_rtn, weight, grid, clip=self.clip))
+            self._held = (layer, packed)
+            self._facts[layer] = fact("", packed)
+            self.progress("quantize", len(self._facts), len(self.plan.layers))
+        found: Tensor = getattr(self._held[1], part)
+        return found

@@ -1,0 +1,56 @@
+"""The methods there are, by name: built-ins and those that installed packages offer. Imports no torch.
+
+A plugin is a package with an entry point in the group ``compresskit.stages``, ``"quantize.mine" = "package.module:Class"``.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from compresskit.errors import UsageError
+from compresskit.stage import Stage
+
+BUILT_IN = {
+    "quantize.rtn": "compresskit.stages.quantize_rtn:QuantizeRtn",
+    "quantize.int8-static": "compresskit.stages.quantize_int8_static:QuantizeInt8Static",
+}
+
+
+@cache
+def rows() -> dict[str, str]:
+    """Name to ``module:Class``; a plugin can't replace a built-in."""
+    plugins = {point.name: point.value for point in entry_points(group="compresskit.stages")}
+    return {**plugins, **BUILT_IN}
+
+
+def get(name: str) -> type[Stage]:
+    """The class of one method.
+
+    Raises:
+        UsageError: No such method; the nearest name is given.
+    """
+    if name not in rows():
+        near = get_close_matches(name, rows(), 1)
+        raise UsageError(
+            f"there is no method '{name}'", f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(rows())}"
+        )
+    module, _, attribute = rows()[name].partition(":")
+    found: type[Stage] = getattr(import_module(module), attribute)
+    return found
+
+
+def methods(stage: str) -> list[str]:
+    """The methods of a stage, built-ins first."""
+    return [
+        name.partition(".")[2]
+        for name in (*BUILT_IN, *sorted(set(rows()) - set(BUILT_IN)))
+        if name.startswith(f"{stage}.")
+    ]
+
+
+def stages() -> list[str]:
+    """The stages there are, in the order in which they make sense."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in rows()))

@@ -1,0 +1,39 @@
+"""The one console: plain when it is no terminal, and safe on terminals that can't show every character."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from typing import TextIO
+
+from rich.console import Console
+
+_PLAIN = {"→": "->", "×": "x", "–": "-", "−": "-", "…": "...", "·": "*", "≥": ">=", "≤": "<=", "≈": "~", "±": "+/-"}
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    """Stand-ins for characters that the stream's encoding lacks (a Windows code page, ASCII)."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c, "?") for c in text), error.end
+
+
+codecs.register_error("compresskit.spell", _spell)
+
+
+def make_console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
+    """A console on a stream.
+
+    Colours only on a terminal and without ``NO_COLOR``; 80 columns where the width isn't known. Markup, emoji codes and
+    highlighting are off: text from files is text.
+
+    Args:
+        stream: Where to write; standard output by default.
+        width: Columns; the terminal's by default.
+    """
+    stream = sys.stdout if stream is None else stream
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None and not (getattr(stream, "encoding", None) or "").lower().startswith("utf"):
+        reconfigure(errors="compresskit.spell")
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)

@@ -1,0 +1,89 @@
+"""What ``inspect`` found, on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from compresskit.render import figures
+from compresskit.render.console import make_console
+
+ROWS = 40
+
+
+def print_inspection(
+    found: dict[str, Any], console: Console | None = None, *, title: str = "", rows: int = ROWS
+) -> None:
+    """Draw an inspection: totals, then the layers in the model's order.
+
+    Args:
+        found: What ``compresskit.ops.inspect`` returned.
+        console: Where to draw; standard output by default.
+        title: The model, as typed.
+        rows: Most layers to show. Of more, the largest are shown, and the rest is counted.
+    """
+    console = make_console() if console is None else console
+    layers = found["layers"]
+    ranked = sorted(range(len(layers)), key=lambda index: -layers[index]["bytes"])[:rows]
+    parts: list[RenderableType] = [Text(figures.clean(title), style="bold")] if title else []
+    parts += [_indented(Text(line)) for line in _totals(found)]
+    parts += [Text(), Padding(_table([layers[index] for index in sorted(ranked)], found), (0, 0, 0, 2), expand=False)]
+    if hidden := len(layers) - len(ranked):
+        rest = sum(layers[index]["bytes"] for index in set(range(len(layers))).difference(ranked))
+        parts += [_indented(Text(f"and {hidden} smaller layers of {figures.size(rest)} in all: --json lists them"))]
+    if found["notes"]:
+        parts += [Text(), *(_indented(Text(f"note: {figures.clean(note)}")) for note in found["notes"])]
+    for part in parts:
+        console.print(part, overflow="fold")
+
+
+def _totals(found: dict[str, Any]) -> list[str]:
+    totals = found["totals"]
+    facts = [f"{figures.amount(totals['parameters'])} parameters", figures.size(totals["bytes"])]
+    if totals["macs"] is not None:
+        shapes = ", ".join(
+            f"{figures.clean(name)} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in found["inputs"].items()
+        )
+        facts.append(f"{figures.amount(totals['macs'])} MACs for {shapes}")
+    if totals["sparsity"] is not None:
+        facts.append(f"{figures.percent(totals['sparsity'])} zeros")
+    lines = [", ".join(facts)]
+    if len(found["dtypes"]) > 1:
+        parts = (f"{figures.clean(name)} {figures.size(size)}" for name, size in found["dtypes"].items())
+        lines.append("by dtype: " + ", ".join(parts))
+    if len(found["layers"]) > 1 and found["biggest"]:
+        lines.append("biggest: " + ", ".join(figures.clean(name) or "(root)" for name in found["biggest"]))
+    return lines
+
+
+def _table(layers: list[dict[str, Any]], found: dict[str, Any]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    macs = found["totals"]["macs"] is not None or any(layer["macs"] is not None for layer in layers)
+    typed = found["kind"] != "tensors"
+    columns = {"layer": True, "type": typed, "shape": True, "dtype": True, "size": True, "zeros": True, "MACs": macs}
+    right = {"size", "zeros", "MACs"}
+    for title, shown in columns.items():
+        if shown:
+            table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    for layer in layers:
+        size = "tied" if "tied_to" in layer else figures.size(layer["bytes"])
+        group = f" g{layer['group_size']}" if layer.get("group_size") else ""
+        cells = (
+            figures.clean(layer["name"]) or "(root)",
+            figures.clean(layer["type"]),
+            "×".join(map(str, layer["shape"])) or "scalar",
+            figures.clean(layer["dtype"]) + group,
+            size,
+            figures.percent(layer["sparsity"]),
+            figures.amount(layer["macs"]),
+        )
+        table.add_row(*(Text(cell) for cell, shown in zip(cells, columns.values(), strict=True) if shown))
+    return table
+
+
+def _indented(text: Text) -> RenderableType:
+    return Padding(text, (0, 0, 0, 2), expand=False)

@@ -1,0 +1,220 @@
+"""A report as rows of text: what the terminal and Markdown both draw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from compresskit.errors import listing
+from compresskit.render import figures
+from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict
+
+_TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
+_ANY_BATCH = ("load", "peak_memory")
+_SPEED = _TIMED + _ANY_BATCH
+REASONS_SHOWN = 6
+TIMING_HEADER = ("model", "p50 ms", "p95 ms", "p99 ms", "per s", "load ms", "memory", "speedup")
+Run = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. ``grew`` and ``faster`` compare it with the baseline; None where that can't be told."""
+
+    model: str
+    size: str
+    smaller: str
+    quality: tuple[str, ...]
+    latency: str
+    speedup: str
+    grew: bool
+    faster: bool | None
+
+
+@dataclass(frozen=True)
+class Timings:
+    """All speed figures under one runtime and batch: cells under ``TIMING_HEADER``, and ``faster`` for each line."""
+
+    run: str
+    lines: list[tuple[str, ...]]
+    faster: list[bool | None]
+
+
+def runs(report: Report) -> list[Run]:
+    """The pairs of runtime and batch that were timed, in the order of the report."""
+    return list(dict.fromkeys((m.runtime, m.batch) for m in report.measurements if m.name in _TIMED))
+
+
+def run_name(run: Run) -> str:
+    """``onnxruntime, batch 8``; empty when neither is known."""
+    runtime, batch = run
+    return ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
+
+
+def rows(report: Report) -> list[Row]:
+    """The main table; latency and speedup are of the first run, and :func:`timings` has them all."""
+    run = next((run for run in runs(report) if _timed(report, run)), ("", None))
+    out = []
+    for entry in report.models:
+        base = report.models[0]
+        latency = _find(report, entry.name, "latency_p50", run)
+        ratio = _find(report, entry.name, "speedup", run)
+        row = Row(
+            model=figures.clean(entry.name),
+            size=figures.size(entry.bytes),
+            smaller=figures.DASH if entry is base else _smaller(base, entry),
+            quality=quality(report, entry),
+            latency=f"{figures.milliseconds(latency.value)} ms" if latency else figures.DASH,
+            speedup=figures.speedup(ratio),
+            grew=entry.bytes > base.bytes,
+            faster=_faster(ratio),
+        )
+        out.append(row)
+    return out
+
+
+def _timed(report: Report, run: Run) -> bool:
+    return any(m.name == "latency_p50" and (m.runtime, m.batch) == run for m in report.measurements)
+
+
+def _smaller(base: ModelEntry, entry: ModelEntry) -> str:
+    if not base.bytes or not entry.bytes:
+        return figures.DASH
+    ratio = base.bytes / entry.bytes
+    return figures.times(ratio) if ratio >= 1 else f"{figures.times(1 / ratio)} bigger"
+
+
+def quality(report: Report, entry: ModelEntry) -> tuple[str, ...]:
+    """Every quality figure of a model, with its distance to the baseline's."""
+    base = report.models[0].name
+    out = []
+    for found in report.measurements:
+        if found.model == entry.name and found.name not in _SPEED:
+            reference = report.values(found.name).get(base) if entry.name != base else None
+            out.append(figures.quality(found, reference))
+    return tuple(out)
+
+
+def timings(report: Report) -> list[Timings]:
+    """Every speed figure, run by run; empty when the main table already says it all."""
+    timed = runs(report)
+    if len(timed) < 2 and _command(report) != "bench":
+        return []
+    out = []
+    for run in timed:
+        lines, faster = [], []
+        for entry in report.models:
+            found = {name: _find(report, entry.name, name, run) for name in _SPEED}
+            if any(found.values()):
+                lines.append((figures.clean(entry.name), *_timing_cells(found)))
+                faster.append(_faster(found["speedup"]))
+        out.append(Timings(run_name(run), lines, faster))
+    return out
+
+
+def _timing_cells(found: dict[str, Measurement | None]) -> tuple[str, ...]:
+    value = {name: None if figure is None else figure.value for name, figure in found.items()}
+    memory = value["peak_memory"]
+    return (
+        *(figures.milliseconds(value[name]) for name in ("latency_p50", "latency_p95", "latency_p99")),
+        figures.amount(value["throughput"]),
+        figures.milliseconds(value["load"]),
+        figures.DASH if memory is None else figures.size(memory),
+        figures.speedup(found["speedup"]),
+    )
+
+
+def headline(report: Report, output: str = "") -> str:
+    """The line behind the verdict: what became what, and how the last model compares with the first."""
+    if not report.models:
+        return figures.clean(report.command)
+    base, last = report.models[0], report.models[-1]
+    if last is base:
+        return "  ".join([figures.clean(base.path), ", ".join(quality(report, base))]).strip()
+    arrow = f"{figures.clean(base.path)} → {figures.clean(output or last.path)}"
+    if len(report.models) > 2:
+        return arrow if output else f"{len(report.models)} models against {figures.clean(base.path)}"
+    facts = []
+    if base.bytes and last.bytes:
+        facts.append(_smaller(base, last) + ("" if last.bytes > base.bytes else " smaller"))
+    found = next((m for m in report.measurements if m.name == "speedup" and m.model == last.name), None)
+    if found is not None and found.value > 0:
+        facts.append(_pace(found))
+    return f"{arrow}  {', '.join([*facts, *quality(report, last)[:1]])}"
+
+
+def _pace(found: Measurement) -> str:
+    faster = _faster(found)
+    if faster is None and found.low is not None:
+        return "as fast"
+    return f"{figures.times(found.value)} faster" if found.value >= 1 else f"{figures.times(1 / found.value)} SLOWER"
+
+
+def gate_state(gate: Gate) -> str:
+    """``passed``, ``failed`` or ``inconclusive``."""
+    return {True: "passed", False: "failed", None: "inconclusive"}[gate.passed]
+
+
+def gate_text(gate: Gate) -> str:
+    """A gate's figures on one line: ``max-drop: 0.02, limit 0.5pt (default): reason``."""
+    value = f"{gate.value:.4g}" if gate.value is not None else "not known"
+    default = "" if gate.asked else " (default)"
+    reason = f": {figures.clean(gate.reason)}" if gate.reason else ""
+    return f"{figures.clean(gate.name)}: {value}, limit {figures.clean(gate.limit)}{default}{reason}"
+
+
+def done_line(report: Report) -> str:
+    """How many layers were changed, by what they got: ``20 layers changed: 19 int8, 1 int4``; empty when none."""
+    done = report.coverage.done
+    if not done:
+        return ""
+    kinds = ", ".join(f"{count} {figures.clean(kind)}" for kind, count in Counter(done.values()).most_common())
+    return f"{_layers(len(done))} changed: {kinds}"
+
+
+def skipped_lines(report: Report) -> list[str]:
+    """The layers left alone, one line a reason, the most frequent first; the rest is counted."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in report.coverage.skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
+    out = [f"{_layers(len(names))} left alone ({figures.clean(reason)}): {listing(names)}" for reason, names in ordered]
+    if len(ordered) > REASONS_SHOWN:
+        rest = sum(len(names) for _, names in ordered[REASONS_SHOWN:])
+        out[REASONS_SHOWN:] = [f"{_layers(rest)} left alone for other reasons: all are in report.json"]
+    return out
+
+
+def explanation(report: Report) -> str:
+    """What a verdict that is neither PASS nor FAIL means, and what to do; empty for those two."""
+    if report.verdict is Verdict.INCONCLUSIVE:
+        return "Not every gate could be proven here: too much noise, or data is missing."
+    if report.verdict is Verdict.UNVERIFIED:
+        option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
+        return f"No evaluation data was given, so quality is only likeness to the original. Prove it with {option}."
+    return ""
+
+
+def _command(report: Report) -> str:
+    return next(iter(report.command.split()), "")
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def _find(report: Report, model: str, name: str, run: Run) -> Measurement | None:
+    runtime, batch = run
+    own = [m for m in report.measurements if (m.model, m.name, m.runtime) == (model, name, runtime)]
+    exact = next((m for m in own if m.batch == batch), None)
+    # Load time and memory may be measured once for all batches.
+    return exact or next((m for m in own if m.batch is None and name in _ANY_BATCH), None)
+
+
+def _faster(found: Measurement | None) -> bool | None:
+    """True or False when the interval (or, without one, the value) lies on one side of 1, else None."""
+    if found is None or found.value == 1:
+        return None
+    low = found.value if found.low is None else found.low
+    high = found.value if found.high is None else found.high
+    return True if low > 1 else False if high < 1 else None

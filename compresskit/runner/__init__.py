@@ -1,0 +1,1 @@
+"""From a model and stages to a report: apply, export, measure, judge."""

@@ -1,0 +1,104 @@
+"""One model that is measured: its file, what it is called, and how to run it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from compresskit.bench.run import Spec
+from compresskit.model import InputSpec
+from compresskit.report import ModelEntry
+from compresskit.runtimes import get
+from compresskit.runtimes.base import Session
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model on disk and a runtime to run it with.
+
+    Attributes:
+        name: In tables and in the report; unique among the models of one report.
+        path: What the runtime opens.
+        shown: The path as the user knows it.
+        inputs: What goes in; empty where the runtime reads it off the file.
+        task: From the model's card.
+        runtime: Name of the runtime.
+        threads: Threads of one operator; 0 is the runtime's choice.
+        device: As the runtime names it.
+        parameters: Number of parameters of the original architecture, where known.
+        macs: Multiply-accumulates of one sample, where known.
+        loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
+    """
+
+    name: str
+    path: Path
+    shown: str
+    inputs: tuple[InputSpec, ...] = ()
+    task: str = "unknown"
+    runtime: str = "onnxruntime"
+    threads: int = 0
+    device: str = "cpu"
+    parameters: int | None = None
+    macs: int | None = None
+    loader_args: dict[str, Any] = field(default_factory=dict)
+
+    def entry(self) -> ModelEntry:
+        """The model's line in the report; bytes and hash include external data."""
+        digest, size = hashlib.sha256(), 0
+        for part in files_of(self.path):
+            with part.open("rb") as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+                    size += len(chunk)
+        return ModelEntry(
+            name=self.name,
+            path=self.shown,
+            bytes=size,
+            parameters=self.parameters,
+            macs=self.macs,
+            sha256=digest.hexdigest(),
+        )
+
+    def open(self) -> Session:
+        """Ready to run, in this process.
+
+        Raises:
+            InputError: The runtime refuses the file.
+            MachineError: The runtime isn't installed.
+        """
+        if self.runtime == "torch":
+            from compresskit.runner.loading import load_module
+
+            loader = partial(load_module, **self.loader_args)
+            return get("torch", loader=loader, inputs=self.inputs).open(self.path, self.threads, self.device)
+        return get(self.runtime).open(self.path, self.threads, self.device)
+
+    def spec(self, sizes: dict[str, int]) -> Spec:
+        """What the bench needs to open the model in a process of its own."""
+        loader = "compresskit.runner.loading:load_module" if self.runtime == "torch" else ""
+        return Spec(
+            self.name, self.path, self.runtime, self.threads, self.device, self.inputs, sizes, loader, self.loader_args
+        )
+
+
+def portable(path: Path) -> str:
+    """A path as a report may hold it: as typed, an absolute one cut to its last two parts."""
+    return "/".join(path.parts[-2:] if len(path.parts) > 2 else path.parts[-1:]) if path.is_absolute() else str(path)
+
+
+def files_of(path: Path) -> Iterator[Path]:
+    """The files of a model in a fixed order: the file and its external data, or the weights and config of a folder."""
+    if path.is_dir():
+        kinds = (".safetensors", ".bin", ".json", ".onnx", ".data")
+        yield from sorted(p for p in path.iterdir() if p.is_file() and p.suffix in kinds and p.name != "report.json")
+        return
+    yield path
+    data = path.with_name(path.name + ".data")
+    if data.is_file():
+        yield data

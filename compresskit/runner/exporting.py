@@ -1,0 +1,73 @@
+"""Export alone: one ONNX file behind the parity gate."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compresskit.bench.machine import environment
+from compresskit.checkpoint.atomic import new_file, refuse_same
+from compresskit.errors import UsageError
+from compresskit.model import Model
+from compresskit.report import Report, Verdict
+from compresskit.runner.candidate import Candidate
+from compresskit.runner.journey import parity_gate
+from compresskit.runner.prepare import counted, to_onnx, with_inputs
+from compresskit.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+
+
+def export(
+    model: Model,
+    target: Path,
+    *,
+    data: Source | None = None,
+    seed: int = 0,
+    force: bool = False,
+    command: str = "",
+    progress: Progress = silent,
+) -> Report:
+    """Write a model as ONNX.
+
+    Args:
+        model: What was read.
+        target: The file; weights past 2 GB go to ``<target>.data`` beside it.
+        data: Tells the shape of the input where the model doesn't.
+        seed: Of the parity gate's inputs.
+        force: Replace a file that is there.
+        command: How the user asked for this.
+        progress: Called now and then.
+
+    Returns:
+        A report whose one gate is the parity; PASS, since a miss raises.
+
+    Raises:
+        GateError: The file would compute something else than the model; nothing is written.
+        UsageError: The model is ONNX already, or its architecture or inputs aren't known.
+        InputError: The model can't be exported.
+    """
+    refuse_same(model.source, target)
+    if isinstance(model.body, Path) and model.body.suffix == ".onnx":
+        raise UsageError(f"{model.source} is ONNX already")
+    model = with_inputs(model, data)
+    counts = counted(model)
+    # The exporter itself proves and renames; it needs only a look at whether the place is free.
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as folder:
+        result = to_onnx(model, Path(folder) / target.name, seed=seed, progress=progress)
+        data_file = result.path.with_name(f"{target.name}.data")
+        if data_file.exists():
+            data_file.replace(target.with_name(data_file.name))
+        with new_file(target, force=force) as place:
+            result.path.replace(place)
+    new = Candidate(target.name, target, str(target), model.card.inputs, **counts)
+    return Report(
+        command=command,
+        verdict=Verdict.PASS,
+        models=[new.entry()],
+        gates=[parity_gate(result)],
+        notes=result.notes,
+        environment=environment(),
+    )

@@ -1,0 +1,133 @@
+"""Models held against each other as they are: evaluate, bench and compare."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.bench.machine import environment
+from compresskit.errors import UsageError
+from compresskit.model import Model
+from compresskit.report import Report, Verdict, judge
+from compresskit.runner.gates import gates
+from compresskit.runner.journey import Measuring
+from compresskit.runner.measure import quality, speed
+from compresskit.runner.prepare import candidate, with_inputs
+from compresskit.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+
+Reader = Callable[[Path], Model]
+
+
+def hold(
+    paths: Sequence[Path],
+    read: Reader,
+    open_data: Callable[[Model], Source | None],
+    measuring: Measuring,
+    *,
+    judged: bool,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    batch: int = 1,
+    rounds: int | None = None,
+    processes: int | None = None,
+    evaluated: bool = True,
+    loader_args: dict[str, Any] | None = None,
+    command: str = "",
+    progress: Progress = silent,
+) -> Report:
+    """Measure models and compare each with the first.
+
+    Args:
+        paths: The models, the baseline first.
+        read: How to read one.
+        open_data: Gives the data that suits the first model, or None.
+        measuring: Metric, limits, bench, threads, device and seed; its ``source`` isn't used.
+        judged: Hold the models to the limits; without it there are no gates.
+        runtimes: Each model is measured under each.
+        batch: Samples in one timed call.
+        rounds: See :class:`compresskit.bench.run.Plan`.
+        processes: The same.
+        evaluated: Measure quality; needs data, or a second model.
+        loader_args: Arguments of ``load``, for runtimes that read the model again.
+        command: How the user asked for this.
+        progress: Called now and then.
+
+    Returns:
+        A report whose verdict is UNVERIFIED where nothing was judged.
+
+    Raises:
+        CompressKitError: A model can't be read, exported or run.
+    """
+    with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
+        models = []
+        source: Source | None = None
+        history: list[dict[str, Any]] = []
+        names = _names(paths)
+        for index, path in enumerate(paths):
+            model = read(path)
+            if index == 0:
+                source = open_data(model)
+            model = with_inputs(model, source)
+            history = [asdict(applied) for applied in model.card.history]
+            for runtime in runtimes:
+                label = names[index] if len(runtimes) == 1 else f"{names[index]} ({runtime})"
+                models.append(
+                    candidate(
+                        model,
+                        label,
+                        Path(folder),
+                        runtime=runtime,
+                        threads=measuring.threads,
+                        device=measuring.device,
+                        loader_args=loader_args,
+                        seed=measuring.seed,
+                        progress=progress,
+                    )
+                )
+        entries = [model.entry() for model in models]
+        measured = None
+        if evaluated and (source is not None or len(models) > 1):
+            measured = quality(models, source, measuring.metric, seed=measuring.seed, progress=progress)
+        if evaluated and len(models) == 1 and (measured is None or measured.metric is None):
+            raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
+        timed = []
+        if measuring.bench:
+            timed = speed(
+                models,
+                batch=batch,
+                sequence=measuring.sequence,
+                rounds=rounds,
+                processes=processes,
+                seed=measuring.seed,
+                progress=progress,
+            )
+    found = gates(entries, measured, timed, measuring.limits) if judged else []
+    verified = measured is not None and bool(measured.scores)
+    return Report(
+        command=command,
+        verdict=judge(found, verified=verified) if judged else Verdict.UNVERIFIED,
+        models=entries,
+        measurements=[*(measured.measurements if measured else []), *timed],
+        gates=found,
+        notes=measured.notes if measured else [],
+        environment=environment(measuring.threads),
+        history=history,
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A short name for each model, made unique: the file's name, with its folder, or a count."""
+    names = [path.name or str(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    seen: dict[str, int] = {}
+    for index, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] > 1:
+            names[index] = f"{name} #{seen[name]}"
+    return names

@@ -1,0 +1,258 @@
+"""The whole way of one model: stages, export, measurements, verdict, and the bundle they end in."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.bench.machine import environment
+from compresskit.checkpoint.atomic import new_folder, refuse_same
+from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Card, Model
+from compresskit.report import Coverage, Gate, Report, judge
+from compresskit.runner.candidate import Candidate, portable
+from compresskit.runner.gates import Limits, gates
+from compresskit.runner.measure import SEQUENCE, quality, speed
+from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
+from compresskit.stage import Context, Progress, Stage, silent
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+
+_WORK = ".work"
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What the verdict is measured with.
+
+    Attributes:
+        source: Evaluation data; None leaves the verdict UNVERIFIED.
+        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
+        limits: The gates.
+        export: Export to ONNX; without it nothing runs, so neither quality nor speed is measured.
+        bench: Measure the speed.
+        sequence: Tokens of a sample in the bench.
+        threads: Of one operator; 0 is the runtime's choice.
+        device: As the runtime names it.
+        seed: Of made-up inputs.
+    """
+
+    source: Source | None = None
+    metric: str | None = None
+    limits: Limits = Limits()
+    export: bool = True
+    bench: bool = True
+    sequence: int = SEQUENCE
+    threads: int = 0
+    device: str = "cpu"
+    seed: int = 0
+
+
+def form(model: Model) -> str:
+    """``torch``, ``onnx`` or ``weights``."""
+    if not isinstance(model.body, Path):
+        return "torch"
+    return "onnx" if model.body.suffix == ".onnx" else "weights"
+
+
+def run(
+    model: Model,
+    stages: Sequence[Stage],
+    output: Path,
+    *,
+    data: Source | None = None,
+    measuring: Measuring = Measuring(),
+    force: bool = False,
+    command: str = "",
+    progress: Progress = silent,
+) -> Report:
+    """Apply stages to a model and write the bundle with its report.
+
+    The bundle appears under its final name when everything in it is whole; a bundle whose gates fail is written too,
+    with the verdict FAIL in its report, but not one that fails the parity gate.
+
+    Args:
+        model: What was read; changed in place and not to be used afterwards.
+        stages: In order.
+        output: The folder to write.
+        data: Calibration data.
+        measuring: What the verdict is measured with.
+        force: Replace an output that is there.
+        command: How the user asked for this; goes into the report.
+        progress: Called now and then.
+
+    Raises:
+        GateError: The ONNX export computes something else than the model.
+        UsageError: Options that don't fit, an output that exists or is the input.
+        InputError: The model or the data doesn't allow it.
+        MachineError: The disk is full or read-only, memory runs out.
+    """
+    refuse_same(model.source, output)
+    _check(model, stages, data, measuring)
+    model = with_inputs(model, data or measuring.source) if measuring.export else model
+    whole = replace(measuring, export=False) if form(model) == "weights" else measuring
+    with new_folder(output, force=force) as folder:
+        with _workplace(folder) as work:
+            ctx = Context(work, data, measuring.seed, measuring.threads, progress)
+            report, card = _Journey(ctx, whole, folder, output, command).run(model, stages)
+        # Sealed last: the hash of every file that ships, and nothing that doesn't.
+        source = model.source
+        write_bundle(folder, card, extras_from=source, extras=extras_of(source) if source.is_dir() else [])
+    return report
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    work = folder / _WORK
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring: Measuring) -> None:
+    """Everything that can be known to be wrong before anything runs."""
+    now = form(model)
+    runs = measuring.export and now != "weights"
+    measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
+    for stage in stages:
+        exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
+        if now not in stage.takes and not exported:
+            what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]
+            hint = "give --arch FILE.py:NAME" if now == "weights" else "see: compresskit inspect MODEL"
+            raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
+        if "calibration" in stage.needs and data is None:
+            raise UsageError(f"{stage.name()} needs calibration data", "give --data")
+        now = now if stage.gives == "same" else stage.gives
+
+
+@dataclass
+class _Journey:
+    """The state of one run."""
+
+    ctx: Context
+    measuring: Measuring
+    folder: Path
+    output: Path
+    command: str
+
+    def run(self, model: Model, stages: Sequence[Stage]) -> tuple[Report, Card]:
+        counts = counted(model)
+        name = model.source.name or str(model.source)
+        original = self._original(model)
+        origin = model.source
+        for stage in stages:
+            if original is not None and form(model) == "torch" and "torch" not in stage.takes:
+                model = replace(model, body=original.path)
+            model = stage.run(model, self.ctx)
+        result = self._result(model)
+        baseline = Candidate(
+            name, original.path if original else origin, portable(origin), **self._common(model), **counts
+        )
+        new_path = result.path if result else self.folder / WEIGHTS_NAME
+        shown = portable(self.output / new_path.name)
+        new = Candidate(self.output.name, new_path, shown, **self._common(model), **counts)
+        if new.name == baseline.name:
+            new = replace(new, name=shown)
+        report = self._report(model, baseline, new, result)
+        (self.folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+        return report, model.card
+
+    def _common(self, model: Model) -> dict[str, Any]:
+        options = self.measuring
+        return {
+            "inputs": model.card.inputs,
+            "task": model.card.task,
+            "threads": options.threads,
+            "device": options.device,
+        }
+
+    def _original(self, model: Model) -> Prepared | None:
+        if not self.measuring.export:
+            return None
+        return to_onnx(model, self.ctx.work / "original.onnx", seed=self.measuring.seed, progress=self.ctx.progress)
+
+    def _result(self, model: Model) -> Prepared | None:
+        """Write what ships: the ONNX file where there is one, the weights where they are the project's own."""
+        result: Prepared | None = None
+        if form(model) == "torch":
+            from compresskit.runner.weights import write_weights
+
+            write_weights(model, self.folder / WEIGHTS_NAME)
+        if form(model) == "weights" and isinstance(model.body, Path):
+            model.body.rename(self.folder / WEIGHTS_NAME)
+        elif self.measuring.export:
+            result = to_onnx(model, self.folder / ONNX_NAME, seed=self.measuring.seed, progress=self.ctx.progress)
+            if result.path.parent != self.folder:
+                result = replace(result, path=_moved(result.path, self.folder / ONNX_NAME))
+        return result
+
+    def _report(self, model: Model, baseline: Candidate, new: Candidate, result: Prepared | None) -> Report:
+        options = self.measuring
+        entries = [baseline.entry(), new.entry()]
+        measured, timed = None, []
+        if result is not None:
+            measured = quality(
+                [baseline, new], options.source, options.metric, seed=options.seed, progress=self.ctx.progress
+            )
+            if options.bench:
+                timed = speed([baseline, new], sequence=options.sequence, seed=options.seed, progress=self.ctx.progress)
+        found = gates(entries, measured, timed, options.limits)
+        if result is not None and result.export is not None:
+            found.insert(0, parity_gate(result))
+        verified = measured is not None and bool(measured.scores)
+        last = model.card.history[-1] if model.card.history else None
+        return Report(
+            command=self.command,
+            verdict=judge(found, verified=verified),
+            models=entries,
+            measurements=[*(measured.measurements if measured else []), *timed],
+            coverage=coverage(last.facts if last else {}, last.skipped if last else {}),
+            gates=found,
+            notes=[*(result.notes if result else []), *(measured.notes if measured else [])],
+            environment=environment(options.threads),
+            history=[asdict(applied) for applied in model.card.history],
+        )
+
+
+def parity_gate(result: Prepared) -> Gate:
+    """What the export's parity gate found, as a line of the report; a miss never gets this far."""
+    if result.export is None:
+        raise TypeError("nothing was exported")
+    from compresskit.export.parity import RELATIVE
+
+    parity = result.export.parity
+    return Gate(
+        name="ONNX parity",
+        limit=f"≤ {RELATIVE:g} relative",
+        value=parity.rel_l2,
+        passed=parity.passed,
+        reason=f"largest difference {parity.max_abs:.2g} on {parity.n} seeded inputs",
+    )
+
+
+def coverage(facts: dict[str, Any], skipped: dict[str, str]) -> Coverage:
+    """The layers that a stage changed, in words, and those it left alone."""
+    done = {name: _described(layer) for name, layer in facts.get("layers", {}).items()}
+    return Coverage(done=done, skipped=skipped)
+
+
+def _described(layer: dict[str, Any]) -> str:
+    group = layer.get("group_size")
+    scope = "per channel" if not group else f"group {group}"
+    kind = f"{layer['kind']} " if layer.get("kind") else ""
+    return f"{kind}{layer['bits']} bit, {scope}" if "bits" in layer else str(layer)
+
+
+def _moved(path: Path, target: Path) -> Path:
+    """Rename an ONNX file; one with external data was written under its final name's data file already."""
+    if path.with_name(path.name + ".data").exists():
+        raise InputError(f"{path.name} has external data that can't be renamed")
+    return path.rename(target)

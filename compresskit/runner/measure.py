@@ -1,0 +1,153 @@
+"""Quality and speed of models against the first of them, as lines of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from compresskit.bench.run import bench
+from compresskit.data.source import Source
+from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
+from compresskit.quality.fidelity import compare_outputs
+from compresskit.quality.forward import NonFiniteOutput, forward
+from compresskit.quality.metrics import Metric, open_metric, pick
+from compresskit.quality.synthetic import synthetic_inputs
+from compresskit.report import Measurement
+from compresskit.runner.candidate import Candidate
+from compresskit.runtimes.base import Session
+from compresskit.stage import Progress, silent
+
+SEQUENCE = 128
+"""Tokens of a sample where the sequence axis may vary and no data says how long."""
+_SYNTHETIC = 64
+_FIDELITY = 256
+
+
+@dataclass
+class Quality:
+    """What was measured of some models on the same data.
+
+    Attributes:
+        metric: What was measured; None where only fidelity could be.
+        scores: By model; empty without a metric.
+        drops: How much worse each model but the first is.
+        measurements: All of it, for the report.
+        broken: Models whose outputs aren't finite, with what was found; nothing else is known of them.
+        notes: What a reader must know: what fidelity was measured on.
+    """
+
+    metric: Metric | None = None
+    scores: dict[str, Score] = field(default_factory=dict)
+    drops: dict[str, Difference] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def quality(
+    models: Sequence[Candidate],
+    source: Source | None,
+    metric: str | None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Quality:
+    """Measure the metric of each model, and how closely each follows the first.
+
+    Args:
+        models: The baseline first.
+        source: Evaluation data; without it, fidelity is measured on made-up inputs.
+        metric: Name or ``FILE.py:NAME``; None picks what data and task call for.
+        seed: Of made-up inputs.
+        progress: Called after each batch.
+
+    Raises:
+        NonFiniteOutput: The first model is broken.
+        InputError: Data and model don't fit.
+        UsageError: The metric can't be computed on this data.
+    """
+    found = Quality()
+    original = models[0].open()
+    if source is not None:
+        found.metric = open_metric(metric) if metric else pick(source, original.outputs, models[0].task)
+    for model in models:
+        # One session at a time beside the original's: memory of two models, whatever their number.
+        session = original if model is models[0] else model.open()
+        try:
+            _measure(found, session, model, models[0], source, progress)
+            if session is not original:
+                found.measurements += _fidelity(original, session, models[0], model, source, seed, progress)
+        except NonFiniteOutput as error:
+            if session is original:
+                raise
+            found.broken[model.name] = error.message
+    if len(models) > 1:
+        what = f"the first {_FIDELITY} samples of {source.name}" if source else f"{_SYNTHETIC} made-up inputs"
+        found.notes.append(f"cosine, SQNR and agreement are of the outputs against the original's on {what}")
+    return found
+
+
+def _measure(
+    found: Quality,
+    session: Session,
+    model: Candidate,
+    baseline: Candidate,
+    source: Source | None,
+    progress: Progress,
+) -> None:
+    if source is None or found.metric is None:
+        return
+    metrics = [found.metric]
+    if found.metric.name == "accuracy" and _classes(session, source) > 5:
+        metrics.append(open_metric("top5"))
+    scores = evaluate_all(session, source, metrics, progress=progress)
+    found.measurements += [score.measurement(model.name, model.runtime) for score in scores]
+    found.scores[model.name] = scores[0]
+    if model is not baseline:
+        found.drops[model.name] = paired(found.metric, found.scores[baseline.name], scores[0])
+
+
+def _classes(session: Session, source: Source) -> int:
+    """Number of classes the model tells apart, from its first output on one sample."""
+    sample = next(iter(source.batches(1, 1)))
+    return next((v.shape[1] for v in forward(session, sample.inputs, 1).values() if v.ndim == 2), 0)
+
+
+def _fidelity(
+    original: Session,
+    new: Session,
+    baseline: Candidate,
+    model: Candidate,
+    source: Source | None,
+    seed: int,
+    progress: Progress,
+) -> list[Measurement]:
+    inputs = source or synthetic_inputs(baseline.inputs or original.inputs, _SYNTHETIC, seed=seed)
+    compared = compare_outputs(original, new, inputs, task=baseline.task, limit=_FIDELITY, progress=progress)
+    return [score.measurement(model.name, model.runtime) for score in compared.scores()]
+
+
+def speed(
+    models: Sequence[Candidate],
+    *,
+    batch: int = 1,
+    sequence: int = SEQUENCE,
+    rounds: int | None = None,
+    processes: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[Measurement]:
+    """Latency, throughput, load time and memory of each model, and the speed-up against the first.
+
+    Args:
+        models: The baseline first.
+        batch: Samples in one call.
+        sequence: Length of the sequence axis where it may vary.
+        rounds: See :class:`compresskit.bench.run.Plan`; None is its default.
+        processes: The same.
+        seed: Of the made-up inputs.
+        progress: Called after each generation of processes.
+    """
+    specs = [model.spec({"sequence": sequence}) for model in models]
+    given = {"rounds": rounds, "processes": processes}
+    return bench(specs, batch=batch, seed=seed, progress=progress, **{k: v for k, v in given.items() if v is not None})

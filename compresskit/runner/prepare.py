@@ -1,0 +1,136 @@
+"""From a model that was read to one that a runtime opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Model
+from compresskit.runner.candidate import Candidate, portable
+from compresskit.runner.measure import SEQUENCE
+from compresskit.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+    from compresskit.export.checked import ExportResult
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model as a file.
+
+    Attributes:
+        path: The ONNX file.
+        export: What the parity gate found; None for a file that was ONNX already.
+        notes: What a user must know of the export.
+    """
+
+    path: Path
+    export: ExportResult | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def with_inputs(model: Model, source: Source | None) -> Model:
+    """The model with its inputs known: from the card, else from data.
+
+    Raises:
+        UsageError: Neither says.
+    """
+    if model.card.inputs or isinstance(model.body, Path):
+        return model
+    if source is None:
+        raise UsageError("the shape of the model's input is not known", "give --input-shape 1,3,32,32, or --data")
+    from compresskit.data.opening import input_specs
+
+    names = forward_names(model)
+    specs = input_specs(source)
+    if len(specs) > len(names):
+        raise InputError(f"{source.name} has {len(specs)} inputs, the model's forward takes {len(names)}")
+    if any(spec.name not in names for spec in specs):
+        specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=False))
+    return replace(model, card=replace(model.card, inputs=specs))
+
+
+def forward_names(model: Model) -> list[str]:
+    """The parameters of the module's ``forward``."""
+    import inspect
+
+    if isinstance(model.body, Path):
+        return [spec.name for spec in model.card.inputs]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in inspect.signature(model.body.forward).parameters.values() if p.kind in kinds]
+
+
+def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = silent) -> Prepared:
+    """Write the model as ONNX at ``path`` behind the parity gate; a model that is ONNX already stays where it is.
+
+    Raises:
+        GateError: The ONNX file computes something else than the module.
+        InputError: The module can't be exported.
+        UsageError: There is no architecture to export.
+    """
+    if isinstance(model.body, Path):
+        if model.body.suffix == ".onnx":
+            return Prepared(model.body)
+        raise UsageError(f"{model.source} is tensors without an architecture", "give --arch FILE.py:NAME")
+    from compresskit.export.checked import export_checked
+
+    result = export_checked(model.body, model.card.inputs, path, seed=seed, progress=progress)
+    notes = list(result.notes)
+    if result.distance_level4 is not None:
+        distance = result.distance_level4.rel_l2
+        notes.append(f"packed matrix products round activations to 8 bit: {distance:.2g} relative on random inputs")
+    return Prepared(path, result, notes)
+
+
+def candidate(
+    model: Model,
+    name: str,
+    work: Path,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 0,
+    device: str = "cpu",
+    loader_args: dict[str, Any] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Candidate:
+    """A model ready to be measured under a runtime; exported into ``work`` where the runtime needs ONNX.
+
+    Args:
+        model: What was read.
+        name: Its name in the report.
+        work: A folder for temporary files.
+        runtime: Name of the runtime.
+        threads: Of one operator; 0 is the runtime's choice.
+        device: As the runtime names it.
+        loader_args: How to read the model again in another process: the arguments of ``load``.
+        seed: Of the parity gate's inputs.
+        progress: Called now and then.
+    """
+    common: dict[str, Any] = {"name": name, "shown": portable(model.source), "inputs": model.card.inputs}
+    common |= {"task": model.card.task, "runtime": runtime, "threads": threads, "device": device, **counted(model)}
+    if runtime == "torch":
+        if isinstance(model.body, Path):
+            raise UsageError(f"{model.source} does not say how to build the module", "give --arch FILE.py:NAME")
+        return Candidate(path=model.source, loader_args=loader_args or {}, **common)
+    prepared = to_onnx(model, work / f"{len(list(work.iterdir()))}.onnx", seed=seed, progress=progress)
+    return Candidate(path=prepared.path, **common)
+
+
+def counted(model: Model) -> dict[str, int | None]:
+    """Parameters, and multiply-accumulates of one sample; None where they can't be told."""
+    if isinstance(model.body, Path):
+        return {"parameters": None, "macs": None}
+    from compresskit.bench.feeds import make_feeds
+    from compresskit.ops.macs import count_macs
+
+    parameters = sum(p.numel() for p in model.body.parameters())
+    try:
+        feeds = make_feeds(model.card.inputs, {"batch": 1, "sequence": SEQUENCE})
+        macs: int | None = sum(count_macs(model.body, feeds).values())
+    except Exception:  # the user's forward may refuse made-up inputs in any way; the count is a courtesy
+        macs = None
+    return {"parameters": parameters, "macs": macs}

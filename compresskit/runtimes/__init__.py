@@ -1,0 +1,41 @@
+"""Ways to run a model, by name. Engines are imported when one is opened, never before."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from compresskit.errors import UsageError
+from compresskit.runtimes.base import Runtime, Session
+
+__all__ = ["Runtime", "Session", "get", "names"]
+
+_RUNTIMES = {
+    "onnxruntime": "compresskit.runtimes.onnxruntime:OnnxRuntime",
+    "torch": "compresskit.runtimes.torch:TorchRuntime",
+}
+
+
+def names() -> list[str]:
+    """The names that :func:`get` knows, in the order in which they are offered."""
+    return list(_RUNTIMES)
+
+
+def get(name: str, **options: Any) -> Runtime:
+    """A runtime by name.
+
+    Args:
+        name: One of :func:`names`.
+        **options: The constructor's arguments (``loader`` for torch, ``exact`` for onnxruntime).
+
+    Raises:
+        UsageError: No runtime has this name.
+    """
+    if name not in _RUNTIMES:
+        near = difflib.get_close_matches(name, _RUNTIMES, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UsageError(f"there is no runtime '{name}'", f"{hint}available: {', '.join(_RUNTIMES)}")
+    module, _, attribute = _RUNTIMES[name].partition(":")
+    runtime: Runtime = getattr(importlib.import_module(module), attribute)(**options)
+    return runtime

@@ -1,0 +1,165 @@
+"""torch: the model as its author wrote it, run eagerly."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from compresskit.model import InputSpec
+
+
+class TorchRuntime:
+    """Runs an ``nn.Module`` in inference mode.
+
+    Args:
+        loader: Gives the module for a path. Reading checkpoints lies above this layer, so the caller brings it.
+        inputs: What the module takes, where known; a module itself doesn't say.
+    """
+
+    name = "torch"
+
+    def __init__(self, loader: Callable[[Path], nn.Module] | None = None, inputs: tuple[InputSpec, ...] = ()) -> None:
+        self.loader = loader
+        self.inputs = inputs
+
+    def missing(self) -> str | None:
+        """None when torch is installed."""
+        return None if importlib.util.find_spec("torch") is not None else "torch is not installed: pip install torch"
+
+    def open(self, path: Path, threads: int = 0, device: str = "cpu") -> TorchSession:
+        """Load a model.
+
+        Args:
+            path: Given to the loader.
+            threads: Intra-op threads of the whole process; 0 leaves torch's choice.
+            device: ``cpu``, ``cuda``, ``cuda:1``, ``mps`` …
+
+        Raises:
+            InputError: The loader refuses the file.
+            MachineError: torch isn't installed or lacks the device.
+            UsageError: There is no loader, or the device has no known name.
+        """
+        reason = self.missing()
+        if reason:
+            raise MachineError(reason)
+        if self.loader is None:
+            raise UsageError("the torch runtime needs to know how to build the model", "give its class with --arch")
+        import torch
+
+        if threads:
+            torch.set_num_threads(threads)
+        where = _device(device)
+        try:
+            module = self.loader(path)
+        except CompressKitError:
+            raise
+        except Exception as error:  # a user's factory may raise anything
+            raise _wrapped(error, f"torch cannot load {path.name}") from error
+        return TorchSession(module.eval().to(where), path.name, self.inputs)
+
+
+class TorchSession:
+    """A module that is ready to run; ``outputs`` is known after the first run."""
+
+    def __init__(self, module: nn.Module, name: str, inputs: tuple[InputSpec, ...]) -> None:
+        self._module = module
+        self._name = name
+        self._keywords = _keywords(module)
+        self._device = next((t.device for t in chain(module.parameters(), module.buffers())), "cpu")
+        self.inputs = inputs
+        self.outputs: tuple[str, ...] = ()
+
+    def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One forward pass; arrays are given by keyword where ``forward`` has such a name, else in order.
+
+        Raises:
+            InputError: The module doesn't take these inputs, or gives no tensor.
+            MachineError: Out of memory.
+        """
+        import torch
+
+        tensors = {name: torch.from_numpy(_writable(array)).to(self._device) for name, array in feeds.items()}
+        try:
+            with torch.inference_mode():
+                if self._keywords is None or all(name in self._keywords for name in tensors):
+                    out = self._module(**tensors)
+                else:
+                    out = self._module(*tensors.values())
+        except Exception as error:
+            raise _wrapped(error, f"torch cannot run {self._name}") from error
+        found = flatten(out)
+        if not found:
+            raise InputError(f"{self._name} gave {type(out).__name__}, expected a tensor, or a dict or tuple of them")
+        self.outputs = tuple(found)
+        return {name: _array(tensor) for name, tensor in found.items()}
+
+
+def flatten(out: object, name: str = "output") -> dict[str, Tensor]:
+    """The tensors of a module's output, by name.
+
+    A single tensor is ``output``; a dict's or a ModelOutput's go by their keys; those of a tuple or list are
+    ``output_0``, ``output_1`` …, or ``output`` where there is only one; inner ones are joined with a dot.
+    What isn't a tensor is left out.
+    """
+    import torch
+
+    if isinstance(out, torch.Tensor):
+        return {name: out}
+    items: list[tuple[str, object]] = []
+    if isinstance(out, Mapping):
+        items = [(str(key) if name == "output" else f"{name}.{key}", value) for key, value in out.items()]
+    elif isinstance(out, (tuple, list)):
+        items = [(name if len(out) == 1 else f"{name}_{i}", value) for i, value in enumerate(out)]
+    return {key: tensor for label, value in items for key, tensor in flatten(value, label).items()}
+
+
+def _keywords(module: nn.Module) -> set[str] | None:
+    """The names that ``forward`` takes by keyword; None when it takes any."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """The array itself, or a copy of one that is read-only: torch warns of those."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"torch has no device '{name}'", "use cpu, cuda or mps") from error
+    ready = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not ready.get(device.type, False):
+        raise MachineError(f"this machine or this build of torch has no {device.type}", "use --device cpu")
+    return device
+
+
+def _wrapped(error: Exception, what: str) -> InputError | MachineError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = f"{what}: {lines[0]}"
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return MachineError(text, "close other programs, or use a smaller batch")
+    return InputError(text)

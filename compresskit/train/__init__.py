@@ -1,0 +1,1 @@
+"""The one training loop; whatever trains passes it a loss."""

@@ -1,0 +1,109 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from compresskit.bench import stats
+from compresskit.bench.stats import Estimate, compare, decide, estimate, quantile, speedup
+
+
+def latencies(rng, processes, rounds, process=0.01, single=0.02, burst=0.05, slower=0.0, drift=None):
+    """Round medians of one model, ns: ``(processes, rounds)``."""
+    shape = (processes, rounds)
+    logs = rng.normal(0, process, (processes, 1)) + rng.normal(0, single, shape)
+    logs = logs + (rng.random(shape) < burst) * np.log1p(rng.uniform(0.25, 1, shape))
+    return 1e6 * np.exp(logs + np.log1p(slower) + (0 if drift is None else drift))
+
+
+def verdicts(slower, trials=400, processes=7, rounds=6, **noise):
+    rng = np.random.default_rng(0)
+    counts = Counter()
+    for _ in range(trials):
+        drift = np.cumsum(rng.normal(0, 0.03, (processes, rounds)), axis=1)
+        base = latencies(rng, processes, rounds, drift=drift, **noise)
+        other = latencies(rng, processes, rounds, slower=slower, drift=drift, **noise)
+        counts[compare(base, other)] += 1
+    return counts
+
+
+@pytest.mark.parametrize("process", [0.002, 0.01, 0.03, 0.1, 0.3])
+def test_the_same_model_is_never_different(process):
+    counts = verdicts(0.0, process=process)
+    assert counts["faster"] + counts["slower"] <= 4  # 1 of 100
+
+
+@pytest.mark.parametrize(("slower", "answer"), [(0.1, "slower"), (-0.1, "faster")])
+def test_a_tenth_is_found(slower, answer):
+    assert verdicts(slower)[answer] >= 380  # 95 of 100
+
+
+def test_noise_is_told_apart_from_equality():
+    assert verdicts(0.0, process=0.005)["same"] > 350
+    assert verdicts(0.0, process=0.2)["inconclusive"] > 350
+    assert verdicts(0.1, process=0.2)["inconclusive"] > 350
+
+
+def test_a_proven_but_tiny_difference_is_no_difference():
+    base = [[100.0, 100.1], [100.2, 100.0], [100.1, 100.1], [100.0, 100.2]]
+    other = [[102.0, 102.1], [102.2, 102.0], [102.1, 102.1], [102.0, 102.2]]
+    ratio = speedup(base, other)
+    assert ratio.high < 1  # proven
+    assert decide(ratio) == "same"
+    assert decide(ratio, min_effect=0.01) == "slower"
+
+
+def test_more_calls_are_no_more_evidence():
+    """Processes that disagree stay inconclusive however many rounds each one ran (raw-sample tests fail here)."""
+    rng = np.random.default_rng(0)
+    levels = np.array([1.0, 1.15, 1.0, 1.15, 1.15])[:, None]
+    base = 1e6 * rng.normal(1, 0.01, (5, 2000))
+    other = 1e6 * rng.normal(1, 0.01, (5, 2000)) * levels
+    assert compare(base, other) == "inconclusive"
+
+
+def test_speedup_pairs_rounds_and_shrugs_off_a_disturbed_one():
+    drift = np.linspace(1, 3, 5)
+    base = [list(2.0 * drift), list(2.0 * drift)]
+    other = [list(1.0 * drift), list(1.0 * drift)]
+    other[0][2] *= 50
+    ratio = speedup(base, other)
+    assert (ratio.value, ratio.n) == (pytest.approx(2.0), 2)
+    assert speedup(other, base).value == pytest.approx(0.5)
+
+
+def test_estimate_is_a_student_interval_on_logs():
+    found = estimate([1.0, math.e, math.e**2])
+    assert found.value == pytest.approx(math.e)
+    assert math.log(found.high / found.value) == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+    assert found.low * found.high == pytest.approx(found.value**2)
+
+
+def test_one_process_proves_nothing():
+    assert estimate([2.0]) == Estimate(pytest.approx(2.0), 0.0, math.inf, 1)
+    assert compare([[1.0, 1.0]], [[5.0, 5.0]]) == "inconclusive"
+
+
+def test_identical_latencies_are_the_same():
+    assert compare([[1.0]] * 3, [[1.0]] * 3) == "same"
+    assert compare([[1.0]] * 3, [[2.0]] * 3) == "slower"
+
+
+@pytest.mark.parametrize(
+    ("p", "df", "value"),
+    [
+        (0.975, 4, 2.7764),
+        (0.995, 6, 3.7074),
+        (0.975, 10, 2.2281),
+        (0.995, 10, 3.1693),
+        (0.995, 30, 2.7500),
+        (0.975, 120, 1.9799),
+    ],
+)
+def test_quantiles_are_those_of_the_tables(p, df, value):
+    assert quantile(p, df) == pytest.approx(value, abs=2e-3)
+
+
+def test_models_of_unequal_generations_are_refused():
+    with pytest.raises(ValueError):
+        stats.speedup([[1.0]], [[1.0], [1.0]])
