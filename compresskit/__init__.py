@@ -2,7 +2,7 @@
 
     >>> import compresskit
     >>> model = compresskit.load("model.pt", arch="net.py:Net", input_shape=(1, 3, 32, 32))
-    >>> report = compresskit.run(model, [compresskit.stage("quantize.rtn", bits=4)], "out")
+    >>> report = compresskit.run(model, [compresskit.method("quantize.rtn", bits=4)], "out")
     >>> report.verdict
     <Verdict.UNVERIFIED: 'UNVERIFIED'>
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from compresskit.report import Report as Report
     from compresskit.report import Verdict as Verdict
     from compresskit.report import read_report as read_report
+    from compresskit.runner.library import method as method
     from compresskit.runner.library import run as run
-    from compresskit.runner.library import stage as stage
     from compresskit.runner.loading import load as load
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _NAMES = {
     "read_report": "compresskit.report",
     "load": "compresskit.runner.loading",
     "run": "compresskit.runner.library",
-    "stage": "compresskit.runner.library",
+    "method": "compresskit.runner.library",
 }
 __all__ = ["__version__", *_NAMES]
 

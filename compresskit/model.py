@@ -113,7 +113,7 @@ class Card:
                 history=tuple(Applied(**step) for step in data["history"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"compresskit.json is not a card that this program wrote ({error})") from error
+            raise InputError(f"not a card that this program wrote ({error})") from error
 
 
 @dataclass(frozen=True)

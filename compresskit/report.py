@@ -70,11 +70,12 @@ class Coverage(_Part):
 
 class Gate(_Part):
     """One limit. ``passed`` is None when the machine was too noisy or the data missing to tell; ``asked`` is True when
-    the user set the limit, False for a default one."""
+    the user set the limit, False for a default one; ``unit`` is ``bytes``, ``×``, ``pt`` or empty."""
 
     name: str
     limit: str
     value: float | None
+    unit: str = ""
     passed: bool | None
     asked: bool = False
     reason: str = ""

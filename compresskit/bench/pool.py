@@ -106,7 +106,7 @@ class Worker:
 
     def _crash(self) -> CompressKitError:
         code = self._process.wait()
-        if os.name == "posix" and code == -signal.SIGKILL:
+        if sys.platform != "win32" and code == -signal.SIGKILL:
             return MachineError(f"{self.name}: its process was killed", "most likely memory ran out")
         self._log.seek(0)
         lines = self._log.read()[-10_000:].decode("utf-8", "replace").split("\n")

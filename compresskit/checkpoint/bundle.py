@@ -111,7 +111,10 @@ def read_card(folder: Path | str, *, verify: bool = True) -> Card:
     """
     folder = Path(folder)
     data = _card_json(folder)
-    card = Card.from_json(data)
+    try:
+        card = Card.from_json(data)
+    except InputError as error:
+        raise InputError(f"{folder / CARD_NAME}: {error.message}", error.hint) from error
     if verify:
         _verify(folder, data)
     return card

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from compresskit.stage import Progress
 if TYPE_CHECKING:
     import numpy as np
 
-_EPOCHS = 8
+_EPOCHS = 6
 _TRAIN = 1300
 _SHAPE = (1, 1, 8, 8)
 
@@ -34,55 +36,68 @@ def tour(folder: Path, *, seed: int, force: bool, say: Callable[[str], None], pr
     """
     from compresskit.checkpoint.atomic import new_folder
 
+    from compresskit import train
+
     data = _digits()
-    with new_folder(folder, force=force) as place:
-        shutil.copyfile(Path(__file__).with_name("digits_net.py"), place / "net.py")
-        _save(place, data)
+    with new_folder(folder, force=force) as place, _inside(place):
+        shutil.copyfile(Path(train.__file__).with_name("digits_net.py"), "net.py")
+        _save(data)
         say(f"training a small CNN on {_TRAIN} images of handwritten digits")
-        _train(place / "digits.pt", data, seed, progress)
-        return _results(place, say, seed, progress)
+        _train(Path("digits.pt"), data, seed, progress)
+        return _results(say, seed, progress)
 
 
-def _results(place: Path, say: Callable[[str], None], seed: int, progress: Progress) -> Report:
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in a folder, so that reports show the short paths that a user standing there would type."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
     from compresskit.runner.held import hold
     from compresskit.runner.journey import Measuring, run
-    from compresskit.runner.library import stage
+    from compresskit.runner import library
     from compresskit.runner.loading import load
 
     def read(path: Path) -> Any:
         if path.is_dir():
             return load(path)
-        return load(path, arch=f"{place / 'net.py'}:Net", input_shape=_SHAPE)
+        return load(path, arch="net.py:Net", input_shape=_SHAPE)
 
-    test = _open(place / "test.npz")
+    test = _open("test.npz")
     common = "--arch net.py:Net --eval-data test.npz"
     steps = {
-        "int8": (stage("quantize.int8-static"), f"--bits 8 --data train.npz {common}"),
-        "int4": (stage("quantize.rtn", bits=4), f"--bits 4 {common}"),
+        "int8": (library.method("quantize.int8-static"), f"--bits 8 --data train.npz {common}"),
+        "int4": (library.method("quantize.rtn", bits=4), f"--bits 4 {common}"),
     }
     for name, (method, words) in steps.items():
         say(f"compresskit quantize digits.pt {words} -o {name}")
         run(
-            read(place / "digits.pt"),
+            read(Path("digits.pt")),
             [method],
-            place / name,
-            data=_open(place / "train.npz"),
+            Path(name),
+            data=_open("train.npz"),
             measuring=Measuring(source=test, bench=False, seed=seed),
             progress=progress,
         )
     say("compresskit compare digits.pt int8 int4 --arch net.py:Net --data test.npz")
-    paths = [place / "digits.pt", place / "int8", place / "int4"]
+    paths = [Path("digits.pt"), Path("int8"), Path("int4")]
     report = hold(
         paths, read, lambda _: test, Measuring(seed=seed), judged=True, command="compresskit demo", progress=progress
     )
-    (place / "report.json").write_text(report.to_json(), encoding="utf-8")
+    Path("report.json").write_text(report.to_json(), encoding="utf-8")
     return report
 
 
-def _open(path: Path) -> Any:
+def _open(path: str) -> Any:
     from compresskit.data.opening import open_source
 
-    return open_source(str(path))
+    return open_source(path)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
@@ -99,19 +114,19 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return x, found.target[order].astype(np.int64)
 
 
-def _save(place: Path, data: tuple[np.ndarray, np.ndarray]) -> None:
+def _save(data: tuple[np.ndarray, np.ndarray]) -> None:
     import numpy as np
 
     x, y = data
-    np.savez(place / "train.npz", x=x[:_TRAIN], y=y[:_TRAIN])
-    np.savez(place / "test.npz", x=x[_TRAIN:], y=y[_TRAIN:])
+    np.savez("train.npz", x=x[:_TRAIN], y=y[:_TRAIN])
+    np.savez("test.npz", x=x[_TRAIN:], y=y[_TRAIN:])
 
 
 def _train(target: Path, data: tuple[np.ndarray, np.ndarray], seed: int, progress: Progress) -> None:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from compresskit.cli.digits_net import Net
+    from compresskit.train.digits_net import Net
     from compresskit.train.loop import fit
 
     torch.manual_seed(seed)

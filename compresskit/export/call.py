@@ -94,12 +94,15 @@ def call(flat: Flat, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
             raise MachineError(f"not enough memory to run the model: {first_line(error)}") from error
         given = ", ".join(
-            f"{key} {str(a.dtype).removeprefix('torch.')} {list(a.shape)}" for key, a in zip(flat.keys, args, strict=True)
+            f"{key} {str(a.dtype).removeprefix('torch.')} {list(a.shape)}"
+            for key, a in zip(flat.keys, args, strict=True)
         )
         raise InputError(
             f"the model failed when called with {given}: {type(error).__name__}: {first_line(error)}",
             "check the names, shapes and types of its inputs (--input-shape)",
         ) from error
     if not out:
-        raise InputError("the model returns no tensor", "its forward must return a tensor, or a tuple or dict of tensors")
+        raise InputError(
+            "the model returns no tensor", "its forward must return a tensor, or a tuple or dict of tensors"
+        )
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -86,8 +85,17 @@ def export_checked(
         draft = work / path.name
         exported = export_onnx(module, inputs, draft, sizes=sizes, data_above=data_above, progress=progress)
         check = partial(
-            parity, module, draft, inputs, seed=seed, count=count, absolute=absolute, relative=relative,
-            limits=exported.limits, threads=threads, progress=progress,
+            parity,
+            module,
+            draft,
+            inputs,
+            seed=seed,
+            count=count,
+            absolute=absolute,
+            relative=relative,
+            limits=exported.limits,
+            threads=threads,
+            progress=progress,
         )
         proof = check()
         if not proof.passed:
@@ -110,5 +118,5 @@ def _move(draft: Path, path: Path) -> None:
     with writing(path):
         data = draft.with_name(f"{draft.name}.data")
         if data.exists():
-            os.replace(data, path.with_name(data.name))
-        os.replace(draft, path)
+            data.replace(path.with_name(data.name))
+        draft.replace(path)

@@ -40,7 +40,9 @@ class _Graph:
             self.made[name] = value
         return self.made[name]
 
-    def op(self, kind: str, inputs: list[ir.Value | None], attributes: dict[str, Any] | None = None, domain: str = "") -> ir.Value:
+    def op(
+        self, kind: str, inputs: list[ir.Value | None], attributes: dict[str, Any] | None = None, domain: str = ""
+    ) -> ir.Value:
         """One node, in order before the placeholder."""
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]

@@ -20,7 +20,10 @@ from compresskit.export.recurrent import recurrent_twin
 from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
 
 DOMAIN = "compresskit"
-MIN_BLOCK, MAX_BLOCK = 16, 128
+MIN_BLOCK = 16
+# Blocks that a wider group is cut into. Activations are rounded by block too: at 8 bit, where that is the larger error,
+# 32 halves it (MiniLM: .033 against .069) for 7 % of the speed; at 4 bit 128 is up to 2.6 times as fast (32 rows).
+MAX_BLOCK = {4: 128, 8: 32}
 T = TypeVar("T", bound=nn.Module)
 
 
@@ -69,7 +72,7 @@ def _retyped(layer: nn.Module, kind: type[T]) -> T:
     return twin
 
 
-def block_of(group_size: int, columns: int) -> int | None:
+def block_of(group_size: int, columns: int, bits: int) -> int | None:
     """The block size under which MatMulNBits and GatherBlockQuantized can read a weight; None when there is none.
 
     They want a power of two of at least 16. A wider group is cut into such blocks, which repeat its scale; a row with
@@ -79,7 +82,7 @@ def block_of(group_size: int, columns: int) -> int | None:
         return group_size
     single = not group_size or group_size >= columns
     size = columns if single else group_size
-    block = min(size & -size, MAX_BLOCK)
+    block = min(size & -size, MAX_BLOCK[bits])
     if block >= MIN_BLOCK and columns % size == 0:
         return block
     return MIN_BLOCK if single else None
@@ -90,7 +93,7 @@ def _attributes(layer: PackedLayer) -> dict[str, Any]:
     return {
         "bits": layer.grid.bits,
         "group": layer.grid.group_size or columns,
-        "block": block_of(layer.grid.group_size, columns) or 0,
+        "block": block_of(layer.grid.group_size, columns, layer.grid.bits) or 0,
         "shape": list(layer.shape),
     }
 
@@ -113,7 +116,7 @@ class LoweredLinear(_Lowered, PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(…, in) -> (…, out)``."""
-        if not block_of(self.grid.group_size, self.in_features):
+        if not block_of(self.grid.group_size, self.in_features, self.grid.bits):
             return F.linear(x, self.weight, self.bias)
         return _emit("Linear", self, [x, self.bias], x.dtype, (*x.shape[:-1], self.out_features))
 
@@ -123,7 +126,7 @@ class LoweredEmbedding(_Lowered, PackedEmbedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 ``(…)`` to ``(…, embedding_dim)``."""
-        if not block_of(self.grid.group_size, self.embedding_dim):
+        if not block_of(self.grid.group_size, self.embedding_dim, self.grid.bits):
             return F.embedding(ids, self.weight)
         out = _emit("Embedding", self, [ids], torch.float32, (*ids.shape, self.embedding_dim))
         return out.to(self.dtype)

@@ -110,7 +110,7 @@ def _trace(
     flat: Flat, inputs: tuple[InputSpec, ...], args: tuple[Tensor, ...]
 ) -> tuple[torch.export.ExportedProgram, dict[str, tuple[int, int | None]]]:
     """The traced program; an axis that the model's code restricts is bounded or fixed as torch suggests."""
-    names = {d for spec in inputs for d in spec.shape if isinstance(d, str)}
+    names = {_symbol(d): d for spec in inputs for d in spec.shape if isinstance(d, str)}
     limits: dict[str, tuple[int, int | None]] = {}
     error: Exception = RuntimeError("")
     for _ in range(_ATTEMPTS):
@@ -124,7 +124,7 @@ def _trace(
             if not found or found.items() <= limits.items():
                 break
             limits.update(found)
-    if len([n for n in names if _fixed(limits, n)]) < len(names):
+    if any(not _fixed(limits, name) for name in names.values()):
         try:
             limits = {n: (size, size) for n, size in _traced_sizes(inputs, args).items()}
             return _export(flat, inputs, args, limits), limits
@@ -132,7 +132,7 @@ def _trace(
             error = caught
     raise InputError(
         f"this model can't be exported: {first_line(error)}",
-        "its forward must not branch on the values of tensors; rewrite that part, or keep the model in torch (--no-export)",
+        "its forward must not branch on the values of tensors; rewrite that part, or use --no-export",
     ) from error
 
 
@@ -146,15 +146,20 @@ def _traced_sizes(inputs: tuple[InputSpec, ...], args: tuple[Tensor, ...]) -> di
     return {d: size for d, size in pairs if isinstance(d, str)}
 
 
-def _suggested(text: str, names: set[str]) -> dict[str, tuple[int, int | None]]:
+def _symbol(name: str) -> str:
+    """An axis name as torch.export takes it: an identifier."""
+    return "axis_" + re.sub(r"\W", "_", name)
+
+
+def _suggested(text: str, names: dict[str, str]) -> dict[str, tuple[int, int | None]]:
     """The bounds that torch.export's message asks for."""
     found: dict[str, tuple[int, int | None]] = {}
     for name, value in _STATIC.findall(text):
         if name in names:
-            found[name] = (int(value), int(value))
+            found[names[name]] = (int(value), int(value))
     for name, low, high in _RANGE.findall(text):
-        if name in names and name not in found:
-            found[name] = (int(low or 0), int(high) if high else None)
+        if name in names and names[name] not in found:
+            found[names[name]] = (int(low or 0), int(high) if high else None)
     return found
 
 
@@ -169,13 +174,15 @@ def _export(
         low, high = limits.get(name, (0, None))
         if low != high:
             bounds = {k: v for k, v in (("min", low), ("max", high)) if v}
-            dims[name] = torch.export.Dim(name, **bounds)  # type: ignore[arg-type]
+            dims[name] = torch.export.Dim(_symbol(name), **bounds)
     shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str) and d in dims} for s in inputs)
     with torch.no_grad():
         return torch.export.export(flat, args, dynamic_shapes=(shapes,), strict=False)
 
 
-def _translate(program: torch.export.ExportedProgram, inputs: tuple[InputSpec, ...], outputs: tuple[str, ...]) -> ir.Model:
+def _translate(
+    program: torch.export.ExportedProgram, inputs: tuple[InputSpec, ...], outputs: tuple[str, ...]
+) -> ir.Model:
     try:
         result = torch.onnx.export(
             program,

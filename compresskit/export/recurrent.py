@@ -78,7 +78,8 @@ class Recurrent(nn.Module):
     def _layer(self, x: Tensor, index: int, state: Any) -> list[Tensor]:
         """One layer: ``(sequence, batch, in)`` to ``(sequence, batch, dirs·hidden)`` and the final states."""
         rows = slice(index * self.directions, (index + 1) * self.directions)
-        states = [s[rows] for s in (state if isinstance(state, (tuple, list)) else [state] if state is not None else [])]
+        given = () if state is None else state if isinstance(state, (tuple, list)) else (state,)
+        states = [s[rows] for s in given]
         weights = [getattr(self, f"{kind}_l{index}") for kind in ("weight_ih", "weight_hh", "bias")]
         attributes: dict[str, Any] = {"hidden_size": self.hidden_size}
         if self.directions == 2:

@@ -31,7 +31,7 @@ def slim(
     common.RemoveUnusedNodesPass()(model)
     share(model.graph)
     common.ClearMetadataAndDocStringPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     common.RemoveUnusedOpsetsPass()(model)
     model.producer_name, model.producer_version, model.domain, model.doc_string = PRODUCER, None, None, None
     model.metadata_props.clear()

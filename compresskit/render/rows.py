@@ -12,6 +12,8 @@ from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict
 _TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
 _ANY_BATCH = ("load", "peak_memory")
 _SPEED = _TIMED + _ANY_BATCH
+_UNSHOWN = (*_SPEED, "max_abs")
+_ALIKE = 0.95
 REASONS_SHOWN = 6
 TIMING_HEADER = ("model", "p50 ms", "p95 ms", "p99 ms", "per s", "load ms", "memory", "speedup")
 Run = tuple[str, int | None]
@@ -89,7 +91,7 @@ def quality(report: Report, entry: ModelEntry) -> tuple[str, ...]:
     base = report.models[0].name
     out = []
     for found in report.measurements:
-        if found.model == entry.name and found.name not in _SPEED:
+        if found.model == entry.name and found.name not in _UNSHOWN:
             reference = report.values(found.name).get(base) if entry.name != base else None
             out.append(figures.quality(found, reference))
     return tuple(out)
@@ -145,8 +147,8 @@ def headline(report: Report, output: str = "") -> str:
 
 def _pace(found: Measurement) -> str:
     faster = _faster(found)
-    if faster is None and found.low is not None:
-        return "as fast"
+    if faster is None and found.low is not None and found.high is not None:
+        return "as fast" if found.low > _ALIKE and found.high < 1 / _ALIKE else "speed unclear"
     return f"{figures.times(found.value)} faster" if found.value >= 1 else f"{figures.times(1 / found.value)} SLOWER"
 
 
@@ -157,10 +159,20 @@ def gate_state(gate: Gate) -> str:
 
 def gate_text(gate: Gate) -> str:
     """A gate's figures on one line: ``max-drop: 0.02, limit 0.5pt (default): reason``."""
-    value = f"{gate.value:.4g}" if gate.value is not None else "not known"
+    value = _gate_value(gate)
     default = "" if gate.asked else " (default)"
     reason = f": {figures.clean(gate.reason)}" if gate.reason else ""
     return f"{figures.clean(gate.name)}: {value}, limit {figures.clean(gate.limit)}{default}{reason}"
+
+
+def _gate_value(gate: Gate) -> str:
+    if gate.value is None:
+        return "not known"
+    if gate.unit == "bytes":
+        return figures.size(gate.value)
+    if gate.unit == "×":
+        return figures.times(gate.value)
+    return f"{gate.value:.3g}{f' {gate.unit}' if gate.unit else ''}"
 
 
 def done_line(report: Report) -> str:
@@ -196,7 +208,9 @@ def explanation(report: Report) -> str:
 
 
 def _command(report: Report) -> str:
-    return next(iter(report.command.split()), "")
+    """The command's name, behind the program's."""
+    words = [word for word in report.command.split() if word != "compresskit"]
+    return words[0] if words else ""
 
 
 def _layers(count: int) -> str:

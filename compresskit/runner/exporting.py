@@ -11,7 +11,7 @@ from compresskit.checkpoint.atomic import new_file, refuse_same
 from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.report import Report, Verdict
-from compresskit.runner.candidate import Candidate
+from compresskit.runner.candidate import Candidate, portable
 from compresskit.runner.journey import parity_gate
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.stage import Progress, silent
@@ -62,7 +62,7 @@ def export(
             data_file.replace(target.with_name(data_file.name))
         with new_file(target, force=force) as place:
             result.path.replace(place)
-    new = Candidate(target.name, target, str(target), model.card.inputs, **counts)
+    new = Candidate(target.name, target, portable(target), model.card.inputs, **counts)
     return Report(
         command=command,
         verdict=Verdict.PASS,

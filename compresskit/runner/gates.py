@@ -99,6 +99,7 @@ def _quality_gate(quality: Quality, metric: Metric, baseline: str, name: str, li
         name=f"{prefix}{metric.name} drop",
         limit=f"≤ {limit}",
         value=lost,
+        unit="pt",
         passed=passed,
         asked=limits.max_drop is not None,
         reason=reason,
@@ -111,9 +112,9 @@ def _size_gate(baseline: ModelEntry, entry: ModelEntry, limits: Limits, prefix: 
         name=f"{prefix}size",
         limit=f"≤ {limits.max_size or 'the original'}",
         value=entry.bytes,
+        unit="bytes",
         passed=entry.bytes <= allowed,
         asked=limits.max_size is not None,
-        reason="" if entry.bytes <= allowed else f"{entry.bytes} bytes, allowed {allowed}",
     )
 
 
@@ -125,11 +126,12 @@ def _speed_gate(speedup: Measurement, limits: Limits, prefix: str) -> Gate:
     else:
         verdict = change(speedup)
         passed = None if verdict == "inconclusive" else verdict != "slower"
-    reason = "" if passed is not None else f"too noisy to tell: {low:.2f} to {high:.2f}"
+    reason = f"{'too noisy to tell, ' if passed is None else ''}95 % interval {low:.2f} to {high:.2f}"
     return Gate(
         name=f"{prefix}speed",
         limit=f"≥ {limits.min_speedup:g}×" if limits.min_speedup is not None else "not slower",
         value=speedup.value,
+        unit="×",
         passed=passed,
         asked=limits.min_speedup is not None,
         reason=reason,

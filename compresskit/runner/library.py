@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from compresskit.data.source import Source
 
 
-def stage(name: str, **options: Any) -> Stage:
-    """A stage by name: ``stage("quantize.rtn", bits=4, exclude=("head",))``.
+def method(name: str, **options: Any) -> Stage:
+    """A stage by name: ``method("quantize.rtn", bits=4, exclude=("head",))``.
 
     Raises:
         UsageError: No such method, or an option that it doesn't have or accept.
@@ -57,7 +57,7 @@ def run(
 
     Args:
         model: From :func:`compresskit.load`; not to be used afterwards.
-        stages: From :func:`stage`, in order.
+        stages: From :func:`method`, in order.
         output: Folder of the bundle.
         data: Calibration data, from :func:`compresskit.data.opening.open_source`.
         eval_data: What the verdict is measured on.

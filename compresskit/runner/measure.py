@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compresskit.bench.run import bench
+from compresskit.bench.run import Plan, bench
 from compresskit.data.source import Source
 from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
 from compresskit.quality.fidelity import compare_outputs
@@ -149,5 +149,6 @@ def speed(
         progress: Called after each generation of processes.
     """
     specs = [model.spec({"sequence": sequence}) for model in models]
-    given = {"rounds": rounds, "processes": processes}
-    return bench(specs, batch=batch, seed=seed, progress=progress, **{k: v for k, v in given.items() if v is not None})
+    default = Plan()
+    plan = Plan(rounds=rounds or default.rounds, processes=processes or default.processes)
+    return bench(specs, batch=batch, seed=seed, plan=plan, progress=progress)

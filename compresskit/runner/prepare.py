@@ -120,7 +120,7 @@ def candidate(
     return Candidate(path=prepared.path, **common)
 
 
-def counted(model: Model) -> dict[str, int | None]:
+def counted(model: Model) -> dict[str, Any]:
     """Parameters, and multiply-accumulates of one sample; None where they can't be told."""
     if isinstance(model.body, Path):
         return {"parameters": None, "macs": None}

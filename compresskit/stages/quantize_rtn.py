@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -64,18 +66,16 @@ class QuantizeRtn(Stage):
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place, or the tensors of a file one by one into ``ctx.work``."""
         if isinstance(model.body, Path):
-            facts, skipped, body = self._stream(model.body, ctx)
+            facts, skipped, path = self._stream(model.body, ctx)
+            model = replace(model, body=path)
         else:
-            from functools import partial
-
             from compresskit.ops.quantize.rtn import quantize_rtn
             from compresskit.ops.quantize.weights import quantize_module
 
-            body = model.body
             algorithm = partial(quantize_rtn, clip=self.clip)
-            facts, skipped = quantize_module(body, self.selection(), algorithm, ctx.progress)
+            facts, skipped = quantize_module(model.body, self.selection(), algorithm, ctx.progress)
         applied = Applied(self.name(), self.options(), facts, skipped)
-        return Model(body, model.card.after(applied), model.source)
+        return replace(model, card=model.card.after(applied))
 
     @classmethod
     def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:

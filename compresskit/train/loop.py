@@ -45,9 +45,9 @@ def fit(
     order = torch.Generator().manual_seed(seed)
     module.train()
     for epoch in range(epochs):
-        for rows_of_step in torch.randperm(rows, generator=order)[: steps * batch].split(batch):
+        for rows_of_step in torch.split(torch.randperm(rows, generator=order)[: steps * batch], batch):
             optimizer.zero_grad()
-            loss(module, [t[rows_of_step] for t in tensors]).backward()
+            torch.autograd.backward(loss(module, [t[rows_of_step] for t in tensors]))
             optimizer.step()
             schedule.step()
         progress("training", epoch + 1, epochs)

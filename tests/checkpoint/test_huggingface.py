@@ -285,3 +285,14 @@ def test_minilm() -> None:
     module = build_from_config(folder)
     load_into(module, open_shards(folder))
     assert same(body, module)
+
+
+@pytest.mark.slow
+def test_stories260k(shared: Path) -> None:
+    model = load(shared / "models" / "stories260k")
+    body: Any = model.body
+    assert type(body).__name__ == "LlamaForCausalLM" and model.card.task == "causal-lm"
+    assert body.lm_head.weight is body.model.embed_tokens.weight
+    module = build_from_config(shared / "models" / "stories260k")
+    load_into(module, open_shards(shared / "models" / "stories260k"))
+    assert same(body, module)

@@ -192,3 +192,14 @@ def test_importing_the_readers_imports_no_torch() -> None:
     code += ";import sys;print([m for m in ('torch','onnx','onnxruntime','transformers','numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet20", "resnet56"])
+def test_a_published_checkpoint(shared: Path, name: str) -> None:
+    """Of the kind before zip, saved on a GPU, under ``state_dict`` and ``module.``."""
+    path = shared / "models" / f"{name}.th"
+    want = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    tensors = open_tensors(path)
+    assert tensors.names() == [key.removeprefix("module.") for key in want]
+    assert all(torch.equal(tensors.get(key.removeprefix("module.")), value) for key, value in want.items())

@@ -75,8 +75,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     per_byte = 8 // bits
     if short := -codes.shape[-1] % per_byte:
         codes = torch.nn.functional.pad(codes, (0, short))
-    lanes = codes.unflatten(-1, (-1, per_byte))
-    out = lanes[..., 0].clone()
+    lanes = codes.reshape(*codes.shape[:-1], -1, per_byte)
+    out: Tensor = lanes[..., 0].clone()
     for lane in range(1, per_byte):
         out |= lanes[..., lane] << (bits * lane)
     return out

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Protocol
-
 import torch
 from torch import Tensor
 
+from compresskit.checkpoint.tensors import Tensors
 from compresskit.ops.quantize.grid import Packed, dequantize
 
 _PARTS = ("codes", "scales", "zeros")
 
 
-class _Stored(Protocol):
-    source: Path
-
-    def names(self) -> list[str]: ...
-    def shape(self, name: str) -> tuple[int, ...]: ...
-    def dtype_name(self, name: str) -> str: ...
-    def get(self, name: str) -> Tensor: ...
-
-
-class Unpacked:
+class Unpacked(Tensors):
     """The tensors of a quantized file with some layers' weights dequantized when asked for.
 
     Args:
@@ -30,10 +19,10 @@ class Unpacked:
         layers: Layer name to its packed weight; only shapes and grid are used.
     """
 
-    def __init__(self, tensors: Any, layers: dict[str, Packed]) -> None:
-        self._tensors: _Stored = tensors
+    def __init__(self, tensors: Tensors, layers: dict[str, Packed]) -> None:
+        self._tensors = tensors
         self._layers = {f"{name}.weight": packed for name, packed in layers.items()}
-        self.source = tensors.source
+        self.source, self.metadata, self.ties = tensors.source, tensors.metadata, tensors.ties
 
     def names(self) -> list[str]:
         """Stored names, each unpacked layer's parts replaced by its weight."""

@@ -3,11 +3,12 @@
 from torch import Tensor, nn
 
 
-class Net(nn.Sequential):
+class Net(nn.Module):
     """A small CNN for 8×8 grey images: float32 ``(n, 1, 8, 8)`` to ``(n, 10)``."""
 
-    def __init__(self, width: int = 64) -> None:
-        super().__init__(
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
             *_block(1, width),
             *_block(width, width),
             nn.MaxPool2d(2),
@@ -20,8 +21,8 @@ class Net(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the ten digits."""
-        y: Tensor = super().forward(x)
-        return y
+        logits: Tensor = self.layers(x)
+        return logits
 
 
 def _block(inputs: int, outputs: int) -> list[nn.Module]:

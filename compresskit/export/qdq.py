@@ -1,0 +1,169 @@
+"""Edits around quantized operators: what onnxruntime's own rewrites miss, and what was quantized in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def before(model: ir.Model) -> None:
+    """On the float graph: join strided slices, and write spatial means as the pooling that has an int8 kernel."""
+    for node in list(model.graph):
+        if node.op_type == "Slice":
+            _join_slices(model.graph, node)
+        elif node.op_type == "ReduceMean":
+            _mean_to_pool(model.graph, node)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def after(model: ir.Model) -> None:
+    """On the quantized graph: padding with zeros works on the codes themselves, at the scale of its input."""
+    for node in list(model.graph):
+        if node.op_type == "Pad":
+            _pad_codes(model.graph, node)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _constant(value: ir.Value | None) -> np.ndarray | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _added(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+    tensor = ir.Tensor(array, name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _join_slices(graph: ir.Graph, node: ir.Node) -> None:
+    """``Slice(Slice(x))`` over different axes as one."""
+    value = node.inputs[0]
+    first = value.producer() if value is not None else None
+    if first is None or first.op_type != "Slice" or len(first.outputs[0].uses()) != 1 or len(node.inputs) != 5:
+        return
+    parts = [(_constant(a), _constant(b)) for a, b in zip(first.inputs[1:], node.inputs[1:], strict=False)]
+    if len(parts) != 4 or any(a is None or b is None for a, b in parts):
+        return
+    joined = [np.concatenate([a, b]) for a, b in parts if a is not None and b is not None]
+    if len(set(joined[2].tolist())) < len(joined[2]) or (joined[2] < 0).any():
+        return
+    node.replace_input_with(0, first.inputs[0])
+    for index, array in enumerate(joined, 1):
+        node.replace_input_with(index, _added(graph, array, f"{node.outputs[0].name}:slice{index}"))
+
+
+def _mean_to_pool(graph: ir.Graph, node: ir.Node) -> None:
+    """``ReduceMean`` over the two last of four axes as ``GlobalAveragePool``."""
+    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes is None or sorted(axes.reshape(-1).tolist()) not in ([2, 3], [-2, -1]):
+        return
+    value = node.inputs[0]
+    made = _producer_of_images(value)
+    keep = node.attributes["keepdims"].as_int() if "keepdims" in node.attributes else 1
+    if not made:
+        return
+    pool = ir.node("GlobalAveragePool", [value])
+    out, new = pool.outputs[0], [pool]
+    if not keep:
+        squeeze = ir.node("Squeeze", [out, _added(graph, np.array([2, 3]), f"{node.outputs[0].name}:axes")])
+        out, new = squeeze.outputs[0], [pool, squeeze]
+    replace(node, out, new)
+
+
+def _producer_of_images(value: ir.Value | None) -> bool:
+    """True when the tensor surely has four axes: it comes from a 2-d convolution through elementwise operators."""
+    for _ in range(8):
+        node = value.producer() if value is not None else None
+        if node is None:
+            return False
+        if node.op_type == "Conv":
+            weight = node.inputs[1]
+            return weight is not None and weight.shape is not None and len(weight.shape) == 4
+        if node.op_type not in ("Relu", "Add", "BatchNormalization", "Clip", "LeakyRelu", "MaxPool", "AveragePool"):
+            return False
+        value = node.inputs[0]
+    return False
+
+
+def replace(node: ir.Node, out: ir.Value, new: list[ir.Node]) -> None:
+    """Put new nodes, whose result is ``out``, in the place of one."""
+    graph, old = node.graph, node.outputs[0]
+    if graph is None:
+        raise ValueError("a node outside a graph")
+    if old.is_graph_output():
+        out.name, old.name = old.name, None
+    out.shape, out.type = old.shape, old.type
+    graph.insert_before(node, new)
+    old.replace_all_uses_with(out, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
+    """``Dequantize → Pad(0) → Quantize → Dequantize`` as a Pad of codes, filled with the zero point.
+
+    The range of the padded tensor is that of its input, which holds zero in any case: nothing is clipped.
+    """
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    uses = [use.node for use in node.outputs[0].uses()]
+    if source is None or source.op_type != "DequantizeLinear" or len(uses) != 1 or uses[0].op_type != "QuantizeLinear":
+        return
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    fill = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if mode != "constant" or (fill is not None and np.any(fill)):
+        return
+    if len(source.inputs) < 3 or _constant(source.inputs[2]) is None:
+        return
+    scale, zero = source.inputs[1], source.inputs[2]
+    pad = ir.node("Pad", [source.inputs[0], node.inputs[1], zero, *node.inputs[3:]], node.attributes)
+    quantize = uses[0]
+    for use in list(quantize.outputs[0].uses()):
+        if use.node.op_type != "DequantizeLinear":
+            return
+    for use in list(quantize.outputs[0].uses()):
+        use.node.replace_input_with(1, scale)
+        use.node.replace_input_with(2, zero)
+    graph.insert_before(quantize, [pad])
+    quantize.outputs[0].replace_all_uses_with(pad.outputs[0])
+
+
+def coverage(model: ir.Model, kinds: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
+    """(weight to what it got, weight to why it was left alone, activations that were quantized)."""
+    done: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type not in _WEIGHTED or len(node.inputs) < 2 or node.inputs[1] is None:
+            continue
+        weight, data = node.inputs[1], node.inputs[0]
+        maker = weight.producer()
+        quantized = maker is not None and maker.op_type == "DequantizeLinear"
+        if quantized and maker is not None and maker.inputs[0] is not None and maker.inputs[0].const_value is not None:
+            scales = _constant(maker.inputs[1])
+            name = plain_name(maker.inputs[0].name)
+            done[name] = {"kind": node.op_type, "bits": 8, "scales": 1 if scales is None else int(scales.size)}
+        elif weight.const_value is not None:
+            skipped[plain_name(weight.name)] = _reason(node, data, kinds)
+        elif node.op_type == "MatMul":
+            skipped[f"MatMul of activations {node.outputs[0].name}"] = "a product of two activations: no weight in it"
+    activations = sum(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
+    return done, skipped, activations
+
+
+def _reason(node: ir.Node, data: ir.Value | None, kinds: tuple[str, ...]) -> str:
+    if node.op_type not in kinds:
+        return f"{node.op_type} was not asked for"
+    if data is None or data.producer() is None:
+        return "its input could not be quantized"
+    return "onnxruntime's quantizer left it in float"
+
+
+def plain_name(name: str | None) -> str:
+    """A weight's name as it was before the tools added to it."""
+    text = str(name or "").removesuffix("_quantized")
+    for prefix in ("ConvBnFusion_W_", "ConvBnFusion_BN_B_", "ConvMulFusion_W_", "ConvAddFusion_B_"):
+        text = text.removeprefix(prefix)
+    return text

@@ -1,0 +1,185 @@
+"""Static int8: integer operators, small files, quiet and bounded, on convolutions and on attention."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_models import make
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskit.errors import InputError
+from compresskit.export.checked import export_checked
+from compresskit.export.int8 import quantize_static_int8
+from compresskit.export.onnx_export import export_onnx
+from compresskit.model import InputSpec
+from compresskit.runtimes.onnxruntime import OnnxRuntime
+
+IMAGE = (InputSpec("x", "float32", ("batch", 3, 16, 16)),)
+
+
+class Shortcut(nn.Module):
+    """A residual net with a padded, strided shortcut and a mean at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.down = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(self.down(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("float") / "m.onnx"
+    export_onnx(Shortcut().eval(), IMAGE, path)
+    return path
+
+
+def images(count: int = 4, size: int = 8) -> Iterator[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield {"x": rng.standard_normal((size, 3, 16, 16)).astype(np.float32), "unused": np.zeros(size)}
+
+
+def distance(one: Path, other: Path, feeds: dict[str, np.ndarray]) -> float:
+    a, b = (next(iter(OnnxRuntime().open(p).run(feeds).values())) for p in (one, other))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "percentile"},
+        {"method": "entropy"},
+        {"activation": "int8"},
+        {"per_channel": False, "reduce_range": True},
+    ],
+    ids=str,
+)
+def test_int8_stays_close_in_all_its_forms(
+    options: dict[str, Any], floats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    before = floats.read_bytes()
+    facts = quantize_static_int8(floats, tmp_path / "q.onnx", images(), **options)
+    assert capfd.readouterr() == ("", "")
+    assert floats.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
+    feeds = {"x": next(images())["x"]}
+    assert distance(floats, tmp_path / "q.onnx", feeds) < 0.08
+    assert facts["layers"].keys() == {"stem.weight", "down.weight", "head.weight"} and not facts["skipped"]
+    scales = {name: layer["scales"] for name, layer in facts["layers"].items()}
+    assert scales["down.weight"] == (16 if options.get("per_channel", True) else 1)
+    assert facts["samples"] == 32
+
+
+def test_the_graph_runs_on_integers_from_end_to_end(floats: Path, tmp_path: Path) -> None:
+    quantize_static_int8(floats, tmp_path / "q.onnx", images())
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
+    count = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert count["QLinearConv"] == 2 and count["QLinearAdd"] == 1 and count["QGemm"] == 1
+    assert count["QuantizeLinear"] == count["DequantizeLinear"] == 1, count
+    assert count["Slice"] == 1 and not count["BatchNormalization"]
+
+
+def test_the_file_is_small_plain_and_the_same_every_time(floats: Path, tmp_path: Path) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        quantize_static_int8(floats, tmp_path / name, images())
+    data = (tmp_path / "a.onnx").read_bytes()
+    assert data == (tmp_path / "b.onnx").read_bytes()
+    assert str(tmp_path).encode() not in data and b"onnx.infer" not in data
+    model = onnx.load(tmp_path / "a.onnx")
+    assert not model.graph.value_info and not model.metadata_props
+
+
+def test_attention_keeps_its_normalization_in_float(tmp_path: Path) -> None:
+    module, inputs = make("bert")
+    export_checked(module, inputs, tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    shape = (4, 12)
+    batch = {
+        "input_ids": rng.integers(0, 40, shape),
+        "attention_mask": np.ones(shape, np.int64),
+        "token_type_ids": np.zeros(shape, np.int64),
+    }
+    facts = quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", [batch])
+    assert distance(tmp_path / "m.onnx", tmp_path / "q.onnx", batch) < 0.08
+    assert len(facts["layers"]) >= 6
+    assert all("two activations" in reason for reason in facts["skipped"].values())
+    count = Counter(node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node)
+    assert count["LayerNormalization"] and count["Softmax"]
+
+
+@pytest.mark.parametrize(
+    ("batches", "words"),
+    [
+        ([], "empty"),
+        ([{"y": np.zeros((1, 3, 16, 16), np.float32)}], "lack the model's input 'x'"),
+        ([{"x": np.zeros((1, 3, 5), np.float32)}], "can't be quantized"),
+    ],
+)
+def test_data_that_does_not_fit(batches: list[dict[str, np.ndarray]], words: str, floats: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        quantize_static_int8(floats, tmp_path / "q.onnx", batches)
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_are_read_one_at_a_time(floats: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    given: list[int] = []
+
+    def lazy() -> Iterator[dict[str, np.ndarray]]:
+        for index, batch in enumerate(images()):
+            given.append(index)
+            assert len(given) - len(seen) == 1, "the next batch was asked for before the last one was used"
+            yield batch
+
+    quantize_static_int8(floats, tmp_path / "q.onnx", lazy(), progress=lambda _, done, total: seen.append(done))
+    assert seen == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_resnet20_loses_at_most_015_points(shared: Path, root: Path, tmp_path: Path) -> None:
+    sys.path.insert(0, str(root / "examples"))
+    from cifar_resnet import resnet20
+
+    state = torch.load(shared / "models/resnet20.th", map_location="cpu", weights_only=True)["state_dict"]
+    module = resnet20()
+    module.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
+    inputs = (InputSpec("x", "float32", ("batch", 3, 32, 32)),)
+    export_checked(module.eval(), inputs, tmp_path / "m.onnx")
+
+    def batches(name: str, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        with np.load(shared / f"cifar10/{name}.npz") as data:
+            images, labels = data["x"][:count], data["y"][:count]
+        mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+        for at in range(0, len(images), 128):
+            x = (images[at : at + 128].astype(np.float32) / 255 - mean) / std
+            yield np.ascontiguousarray(x.transpose(0, 3, 1, 2)), labels[at : at + 128]
+
+    quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", ({"x": x} for x, _ in batches("train", 512)))
+    session = OnnxRuntime().open(tmp_path / "q.onnx")
+    hits = [session.run({"x": x})["output"].argmax(1) == y for x, y in batches("test", 10_000)]
+    accuracy = 100 * np.concatenate(hits).mean()
+    assert abs(accuracy - 91.695) <= 0.15, accuracy
+    assert (tmp_path / "q.onnx").stat().st_size <= 1.15 * sum(p.numel() for p in module.parameters())
