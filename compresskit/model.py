@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 CARD_VERSION = 1
 
 
+def portable(path: str | Path) -> str:
+    """A path as an artefact may hold it: as typed, an absolute one cut to its last two parts."""
+    parts = Path(path).parts
+    return "/".join(parts[-2:] if len(parts) > 2 else parts[-1:]) if Path(path).is_absolute() else str(path)
+
+
 @dataclass(frozen=True)
 class InputSpec:
     """One input of a model.

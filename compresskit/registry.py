@@ -1,6 +1,7 @@
 """The methods there are, by name: built-ins and those that installed packages offer. Imports no torch.
 
-A plugin is a package with an entry point in the group ``compresskit.stages``, ``"quantize.mine" = "package.module:Class"``.
+A plugin is a package with an entry point in the group ``compresskit.stages``:
+``"quantize.mine" = "package.module:Class"``.
 """
 
 from __future__ import annotations

@@ -34,9 +34,8 @@ def tour(folder: Path, *, seed: int, force: bool, say: Callable[[str], None], pr
     Raises:
         MachineError: scikit-learn isn't installed, or the disk is full.
     """
-    from compresskit.checkpoint.atomic import new_folder
-
     from compresskit import train
+    from compresskit.checkpoint.atomic import new_folder
 
     data = _digits()
     with new_folder(folder, force=force) as place, _inside(place):
@@ -59,9 +58,9 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
+    from compresskit.runner import library
     from compresskit.runner.held import hold
     from compresskit.runner.journey import Measuring, run
-    from compresskit.runner import library
     from compresskit.runner.loading import load
 
     def read(path: Path) -> Any:

@@ -98,7 +98,9 @@ def _example(inputs: tuple[InputSpec, ...], sizes: dict[str, int], device: torch
         shape = [sizes.get(d, _OTHER_AXIS) if isinstance(d, str) else d for d in spec.shape]
         dtype = getattr(torch, {"float": "float32", "double": "float64"}.get(spec.dtype, spec.dtype), None)
         if not isinstance(dtype, torch.dtype):
-            raise InputError(f"input '{spec.name}' has the type '{spec.dtype}', expected a numpy name such as float32")
+            raise InputError(
+                f"input '{spec.name}' has the unknown type '{spec.dtype}'", "use a name like float32 or int64"
+            )
         if dtype.is_floating_point:
             out.append(torch.rand(shape, generator=generator).to(dtype))
         else:

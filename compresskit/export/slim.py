@@ -37,6 +37,12 @@ def slim(
     model.metadata_props.clear()
     graph = model.graph
     graph.name = "model"
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+        if value.const_value is not None:
+            value.const_value.metadata_props.clear()
+            value.const_value.doc_string = None
     for value, spec in zip(graph.inputs, inputs, strict=False):
         fixed = {n: low for n, (low, high) in (limits or {}).items() if low == high}
         value.shape = ir.Shape([fixed.get(d, d) if isinstance(d, str) else d for d in spec.shape])
@@ -76,6 +82,7 @@ def _rename(graph: ir.Graph) -> None:
     names: dict[ir.Value, str] = {}
     for value in old:
         names[value] = _unique(_short(str(value.name)), taken)
+        value.type, value.shape = None, None  # the tensor itself has them
     for node in graph_nodes:
         for value in node.outputs:
             if value.is_graph_output():

@@ -87,11 +87,6 @@ class Candidate:
         )
 
 
-def portable(path: Path) -> str:
-    """A path as a report may hold it: as typed, an absolute one cut to its last two parts."""
-    return "/".join(path.parts[-2:] if len(path.parts) > 2 else path.parts[-1:]) if path.is_absolute() else str(path)
-
-
 def files_of(path: Path) -> Iterator[Path]:
     """The files of a model in a fixed order: the file and its external data, or the weights and config of a folder."""
     if path.is_dir():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from compresskit.bench.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
 from compresskit.errors import UsageError
-from compresskit.model import Model
+from compresskit.model import Model, portable
 from compresskit.report import Report, Verdict
-from compresskit.runner.candidate import Candidate, portable
+from compresskit.runner.candidate import Candidate
 from compresskit.runner.journey import parity_gate
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.stage import Progress, silent

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ from compresskit.bench.machine import environment
 from compresskit.checkpoint.atomic import new_folder, refuse_same
 from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.errors import InputError, UsageError
-from compresskit.model import Card, Model
+from compresskit.model import Card, Model, portable
 from compresskit.report import Coverage, Gate, Report, judge
-from compresskit.runner.candidate import Candidate, portable
+from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import Limits, gates
 from compresskit.runner.measure import SEQUENCE, quality, speed
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
@@ -45,7 +45,7 @@ class Measuring:
 
     source: Source | None = None
     metric: str | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     export: bool = True
     bench: bool = True
     sequence: int = SEQUENCE
@@ -161,7 +161,7 @@ class _Journey:
         new = Candidate(self.output.name, new_path, shown, **self._common(model), **counts)
         if new.name == baseline.name:
             new = replace(new, name=shown)
-        report = self._report(model, baseline, new, result)
+        report = self._report(model, baseline, new, result, original)
         (self.folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         return report, model.card
 
@@ -194,7 +194,9 @@ class _Journey:
                 result = replace(result, path=_moved(result.path, self.folder / ONNX_NAME))
         return result
 
-    def _report(self, model: Model, baseline: Candidate, new: Candidate, result: Prepared | None) -> Report:
+    def _report(
+        self, model: Model, baseline: Candidate, new: Candidate, result: Prepared | None, original: Prepared | None
+    ) -> Report:
         options = self.measuring
         entries = [baseline.entry(), new.entry()]
         measured, timed = None, []
@@ -205,8 +207,10 @@ class _Journey:
             if options.bench:
                 timed = speed([baseline, new], sequence=options.sequence, seed=options.seed, progress=self.ctx.progress)
         found = gates(entries, measured, timed, options.limits)
-        if result is not None and result.export is not None:
-            found.insert(0, parity_gate(result))
+        # An ONNX stage starts from the export of the original: then that export's proof is the one there is.
+        proven = next((p for p in (result, original) if p is not None and p.export is not None), None)
+        if proven is not None:
+            found.insert(0, parity_gate(proven))
         verified = measured is not None and bool(measured.scores)
         last = model.card.history[-1] if model.card.history else None
         return Report(

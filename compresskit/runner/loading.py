@@ -27,7 +27,7 @@ def load(
 
     Args:
         path: A state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle, or an .onnx file.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of the class or function that builds the module. Its code runs.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code runs.
         arch_args: Keyword arguments of it.
         input_shape: Shape of the input; its first axis becomes the batch.
         allow_nonfinite: Accept NaN and Inf among the weights.

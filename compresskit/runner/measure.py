@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from compresskit.bench.run import Plan, bench
 from compresskit.data.source import Source
+from compresskit.model import portable
 from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
 from compresskit.quality.fidelity import compare_outputs
 from compresskit.quality.forward import NonFiniteOutput, forward
@@ -82,7 +83,7 @@ def quality(
                 raise
             found.broken[model.name] = error.message
     if len(models) > 1:
-        what = f"the first {_FIDELITY} samples of {source.name}" if source else f"{_SYNTHETIC} made-up inputs"
+        what = f"the first {_FIDELITY} samples of {portable(source.name)}" if source else f"{_SYNTHETIC} made-up inputs"
         found.notes.append(f"cosine, SQNR and agreement are of the outputs against the original's on {what}")
     return found
 

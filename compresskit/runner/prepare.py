@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, UsageError
-from compresskit.model import Model
-from compresskit.runner.candidate import Candidate, portable
+from compresskit.model import Model, portable
+from compresskit.runner.candidate import Candidate
 from compresskit.runner.measure import SEQUENCE
 from compresskit.stage import Progress, silent
 

@@ -25,8 +25,8 @@ def native_format() -> dict[str, Any]:
 class QuantizeInt8Static(Stage):
     """Weights and activations in 8 bit; activation ranges are calibrated on ``--data``. Fast on CPUs.
 
-    The ONNX graph gets QuantizeLinear/DequantizeLinear pairs. Signedness follows this machine's CPU: unsigned activations
-    with signed weights on x86 (7-bit weights where it has no VNNI, so that products can't saturate), signed both on Arm.
+    The ONNX graph gets QuantizeLinear/DequantizeLinear pairs. Signedness follows this machine's CPU: on x86 unsigned
+    activations and signed weights (of 7 bits where it has no VNNI, so that products can't saturate), on Arm both signed.
     """
 
     stage: ClassVar[str] = "quantize"
@@ -69,7 +69,7 @@ class QuantizeInt8Static(Stage):
         )
         skipped = facts.pop("skipped", {})
         calibrated = {
-            "data": ctx.data.name,
+            "data": portable(ctx.data.name),
             "samples": min(self.samples, len(ctx.data)),
             "sha256": ctx.data.fingerprint(),
         }

@@ -43,7 +43,7 @@ class PackedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and grid, for ``print(model)``."""
-        return f"{tuple(self.shape)}, bits={self.grid.bits}, group_size={self.grid.group_size}, symmetric={self.grid.symmetric}"
+        return f"{tuple(self.shape)}, {self.grid}"
 
 
 class PackedLinear(PackedLayer):

@@ -1,4 +1,4 @@
-"""Weight-only quantization of bare tensors, one at a time: no architecture, and never more than one weight in memory."""
+"""Weight-only quantization of bare tensors without an architecture, one weight in memory at a time."""
 
 from __future__ import annotations
 

@@ -1,0 +1,109 @@
+"""Limits: how they are read, and what measurements make of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from compresskit.errors import ExitCode, UsageError
+from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, judge
+from compresskit.runner.gates import Limits, gates, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20MB", 20_000_000), ("1.5 GB", 1_500_000_000), ("900KiB", 921_600), ("12", 12), ("3 b", 3), (" 2mib ", 2 << 20)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "20 PB", "-3MB", "0", "nanMB", "1,5MB", "infMB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_size(text)
+
+
+def entry(name: str, size: int) -> ModelEntry:
+    return ModelEntry(name=name, path=name, bytes=size, sha256="0")
+
+
+def speedup(value: float, low: float, high: float) -> Measurement:
+    return Measurement(model="b", name="speedup", value=value, low=low, high=high, n=7, unit="×")
+
+
+def only(found: list[Gate], name: str) -> Gate:
+    return next(g for g in found if g.name == name)
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "passed"),
+    [(90, None, True), (100, None, True), (101, None, False), (90, "80B", False), (120, "200B", True)],
+)
+def test_the_size_gate(size: int, limit: str | None, passed: bool) -> None:
+    found = gates([entry("a", 100), entry("b", size)], None, [], Limits(max_size=limit))
+    assert only(found, "size").passed is passed
+    assert only(found, "size").asked is (limit is not None)
+
+
+@pytest.mark.parametrize(
+    ("measured", "limit", "passed"),
+    [
+        ((2.0, 1.8, 2.2), None, True),
+        ((1.0, 0.97, 1.03), None, True),
+        ((0.5, 0.45, 0.55), None, False),
+        ((0.95, 0.5, 1.8), None, None),
+        ((1.3, 1.22, 1.4), 1.2, True),
+        ((1.3, 1.1, 1.5), 1.2, None),
+        ((1.0, 0.9, 1.1), 1.2, False),
+    ],
+)
+def test_the_speed_gate(measured: tuple[float, float, float], limit: float | None, passed: bool | None) -> None:
+    found = gates([entry("a", 100), entry("b", 50)], None, [speedup(*measured)], Limits(min_speedup=limit))
+    assert only(found, "speed").passed is passed
+
+
+def test_several_models_have_gates_of_their_own() -> None:
+    found = gates([entry("a", 100), entry("b", 50), entry("c", 200)], None, [], Limits())
+    assert [(g.name, g.passed) for g in found] == [("b: size", True), ("c: size", False)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "evaluated", "benched", "said"),
+    [
+        (Limits(max_drop="3"), True, True, "--max-drop"),
+        (Limits(max_drop="1%"), False, True, "--eval-data"),
+        (Limits(min_speedup=1.2), True, False, "--no-bench"),
+        (Limits(min_speedup=-1), True, True, "above 0"),
+        (Limits(max_size="big"), True, True, "20MB"),
+    ],
+)
+def test_limits_that_nothing_would_be_measured_for_are_refused(
+    limits: Limits, evaluated: bool, benched: bool, said: str
+) -> None:
+    with pytest.raises(UsageError) as found:
+        limits.check(evaluated=evaluated, benched=benched)
+    assert said in str(found.value)
+
+
+def gate(passed: bool | None, asked: bool = False) -> Gate:
+    return Gate(name="g", limit="", value=1.0, passed=passed, asked=asked)
+
+
+@pytest.mark.parametrize(
+    ("found", "verified", "verdict", "code"),
+    [
+        ([gate(True)], True, Verdict.PASS, ExitCode.OK),
+        ([gate(True), gate(False)], True, Verdict.FAIL, ExitCode.GATE),
+        ([gate(False)], False, Verdict.FAIL, ExitCode.GATE),
+        ([gate(True)], False, Verdict.UNVERIFIED, ExitCode.OK),
+        ([gate(True), gate(None)], True, Verdict.INCONCLUSIVE, ExitCode.OK),
+        ([gate(True), gate(None, asked=True)], True, Verdict.INCONCLUSIVE, ExitCode.GATE),
+        ([gate(None, asked=True)], False, Verdict.UNVERIFIED, ExitCode.GATE),
+    ],
+)
+def test_the_verdict_and_the_exit_code_follow_from_the_gates(
+    found: list[Gate], verified: bool, verdict: Verdict, code: ExitCode
+) -> None:
+    assert judge(found, verified=verified) is verdict
+    report = Report(command="", verdict=judge(found, verified=verified), models=[entry("a", 1)], gates=found)
+    assert report.exit_code() is code
