@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-COMMANDS = {
-    "quantize": "Store weights in 4 or 8 bit, or run in 8 bit with calibration data.",
-    "export": "Write a model as ONNX, proven equal to the original.",
-    "bench": "Measure latency, throughput and memory of models against each other.",
-    "evaluate": "Measure the quality of a model on data.",
-    "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
-    "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
-    "demo": "Train, quantize, export and measure a small model, as a tour.",
-    "doctor": "Show what is installed here, what is missing and how to get it.",
-}
-"""Name to one line of help; a test holds that each is its command's own first line."""
+from compresskit.errors import UsageError
+
+from compresskit.cli.commands import COMMANDS
 
 
 class Group(TyperGroup):
@@ -33,7 +26,15 @@ class Group(TyperGroup):
         return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The real command for these arguments."""
+        """The real command for these arguments.
+
+        Raises:
+            UsageError: There is none of that name; the nearest one is given.
+        """
+        if args and args[0] not in COMMANDS:
+            near = get_close_matches(args[0], COMMANDS, 1)
+            hint = f"did you mean '{near[0]}'?" if near else "see: compresskit --help"
+            raise UsageError(f"there is no command '{args[0]}'", hint)
         name, stub, rest = super().resolve_command(ctx, args)
         return name, build(name, rest) if stub is not None and name else stub, rest
 

@@ -47,6 +47,8 @@ def hold_models(
         get(runtime)
     if metric is not None and data is None:
         raise UsageError("--metric needs data", "give --data")
+    if limits[0] is not None and data is None:
+        raise UsageError("--max-drop needs data to measure on", "give --data")
     options = load_options(arch, arch_args, input_shape, allow_nonfinite)
     measuring = Measuring(
         metric=metric,

@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
 
 def command_names() -> list[str]:
     """The commands there are, in the order of the help."""
-    from compresskit.cli.app import COMMANDS
+    from compresskit.cli.commands import COMMANDS
 
     return list(COMMANDS)
 
@@ -68,7 +68,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "compresskit")
-        _say(printable(error.format_message()), f"see: {path} --help")
+        _say(printable(_wrong_value(error) or error.format_message()), f"see: {path} --help")
         return ExitCode.USAGE
     if isinstance(error, BrokenPipeError):
         return ExitCode.OK
@@ -84,6 +84,18 @@ def explain(error: BaseException) -> int:
         "add --debug for the traceback, and report it",
     )
     return ExitCode.BUG
+
+
+def _wrong_value(error: BaseException) -> str:
+    """What was found, which typer's own message for a value of the wrong kind leaves out; empty for other errors."""
+    from pydantic import ValidationError
+
+    option = getattr(getattr(error, "param", None), "opts", None)
+    if not option or not isinstance(error.__cause__, ValidationError):
+        return ""
+    first = error.__cause__.errors()[0]
+    expected = str(first["msg"]).removeprefix("Input should be ").partition(", unable to parse")[0]
+    return f"{option[-1]} {first['input']}: expected {expected}"
 
 
 def _say(message: str, hint: str = "") -> None:

@@ -49,7 +49,7 @@ def run_stage(
     target = output or default_output(model, f"{stage.method}{getattr(stage, 'bits', '')}")
     refuse_same(model, target)
     if target.exists() and not force:
-        raise UsageError(f"{target} exists", "choose another --output, or --force to replace it")
+        raise UsageError(f"{target} exists already", "choose another --output, or --force to replace it")
     check_json(json)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")

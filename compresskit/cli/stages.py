@@ -97,7 +97,7 @@ def _value(arguments: list[str], option: str) -> str | None:
 
 
 def _help(stage: str, cls: type[Stage]) -> str:
-    from compresskit.cli.app import COMMANDS
+    from compresskit.cli.commands import COMMANDS
 
     body = inspect.cleandoc(cls.__doc__ or "")
     others = [m for m in registry.methods(stage) if m != cls.method]

@@ -42,11 +42,22 @@ def slim(
         value.doc_string = None
         if value.const_value is not None:
             value.const_value.metadata_props.clear()
-            value.const_value.doc_string = None
-    for value, spec in zip(graph.inputs, inputs, strict=False):
-        fixed = {n: low for n, (low, high) in (limits or {}).items() if low == high}
-        value.shape = ir.Shape([fixed.get(d, d) if isinstance(d, str) else d for d in spec.shape])
+    _name_axes(graph, inputs, {n: low for n, (low, high) in (limits or {}).items() if low == high})
     _rename(graph)
+
+
+def _name_axes(graph: ir.Graph, inputs: tuple[InputSpec, ...], fixed: dict[str, int]) -> None:
+    """Axes of inputs and outputs by the names of the inputs' axes, not by the exporter's symbols."""
+    symbols: dict[str, str] = {}
+    for value, spec in zip(graph.inputs, inputs, strict=False):
+        old = value.shape or ()
+        symbols.update(
+            {str(o.value): str(d) for o, d in zip(old, spec.shape, strict=False) if isinstance(o, ir.SymbolicDim)}
+        )
+        value.shape = ir.Shape([fixed.get(d, d) if isinstance(d, str) else d for d in spec.shape])
+    for value in graph.outputs if inputs else ():
+        if value.shape is not None:
+            value.shape = ir.Shape([d if isinstance(d, int) else symbols.get(str(d.value)) for d in value.shape])
 
 
 def share(graph: ir.Graph) -> None:

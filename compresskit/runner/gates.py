@@ -123,10 +123,12 @@ def _speed_gate(speedup: Measurement, limits: Limits, prefix: str) -> Gate:
     passed: bool | None
     if limits.min_speedup is not None:
         passed = True if low >= limits.min_speedup else False if high < limits.min_speedup else None
+        wish = ""
     else:
         verdict = change(speedup)
         passed = None if verdict == "inconclusive" else verdict != "slower"
-    reason = f"{'too noisy to tell, ' if passed is None else ''}95 % interval {low:.2f} to {high:.2f}"
+        wish = f"; to accept it: --min-speedup {max(0.01, low * 0.9):.2g}" if passed is False else ""
+    reason = f"{'too noisy to tell, ' if passed is None else ''}95 % interval {low:.2f} to {high:.2f}{wish}"
     return Gate(
         name=f"{prefix}speed",
         limit=f"≥ {limits.min_speedup:g}×" if limits.min_speedup is not None else "not slower",

@@ -121,6 +121,13 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
     """Everything that can be known to be wrong before anything runs."""
     now = form(model)
     runs = measuring.export and now != "weights"
+    if not runs and (measuring.source is not None or measuring.limits.min_speedup is not None):
+        why = "leave --no-export away" if now != "weights" else "give --arch FILE.py:NAME"
+        what = "--eval-data" if measuring.source is not None else "--min-speedup"
+        raise UsageError(f"{what} needs a model that runs, and no ONNX file is written here", why)
+    if now == "weights" and model.card.history:
+        done = model.card.history[-1].name
+        raise UsageError(f"{model.source} went through {done} already", "start from the original again")
     measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
     for stage in stages:
         exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes

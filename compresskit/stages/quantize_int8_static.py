@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import UsageError
-from compresskit.model import Applied, Model
+from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Stage
 
 

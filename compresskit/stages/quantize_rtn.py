@@ -36,9 +36,7 @@ class QuantizeRtn(Stage):
     bits: Annotated[Literal[4, 8], Field(description="Bits of a weight.")] = 4
     group_size: Annotated[
         int | None,
-        Field(
-            description="Columns that share a scale: 16, 32, 64, 128 or 256; 0 is a whole row. (4 bit: 32, 8 bit: 128)"
-        ),
+        Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (4 bit: 32, 8 bit: 128)"),
     ] = None
     symmetric: Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")] = (
         False

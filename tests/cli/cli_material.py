@@ -62,7 +62,7 @@ class Outcome:
         assert self.out == "", self
         lines = self.err.splitlines()
         assert 1 <= len(lines) <= 2, self.err
-        assert lines[0].startswith("error: ") and len(lines[0]) > 20, self.err
+        assert lines[0].startswith("error: ") and len(lines[0]) > 16, self.err
         assert "Traceback" not in self.err and "a bug in" not in self.err, self.err
         assert all(c.isprintable() for line in lines for c in line), repr(self.err)
         for word in words:

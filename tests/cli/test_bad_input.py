@@ -93,8 +93,6 @@ DATA = {
     "empty.npz": b"",
     "text.npz": b"Dear reader\n",
     "cut.npz": "half",
-    "empty.csv": b"",
-    "folder": "folder",
 }
 
 
@@ -103,9 +101,7 @@ def bad_data(request: pytest.FixtureRequest, material: Path, tmp_path: Path) -> 
     """One damaged data set, outside of the current folder."""
     content = DATA[request.param]
     path = tmp_path / request.param
-    if content == "folder":
-        path.mkdir()
-    elif content == "half":
+    if content == "half":
         whole = (material / "d.npz").read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
     elif isinstance(content, bytes):

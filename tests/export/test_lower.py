@@ -16,11 +16,11 @@ from compresskit.export.lower import block_of, lowered
 from compresskit.export.onnx_export import export_onnx
 from compresskit.export.parity import parity
 from compresskit.model import InputSpec
-from compresskit.ops.quantize.grid import Grid
+from compresskit.ops.quantize.grid import Grid, Packed
 from compresskit.ops.quantize.modules import PackedEmbedding, PackedLinear
 
-SIZES = (64, 50, 48, 10)
-GRIDS = [Grid(b, g, s) for b in (4, 8) for g in (0, 16, 32, 48, 24) for s in (False, True)]
+SIZES = (64, 50, 48)
+GRIDS = [Grid(b, g, s) for b, s in ((4, False), (4, True), (8, False)) for g in (0, 32, 48, 24)]
 
 
 class Many(nn.Module):
@@ -97,13 +97,20 @@ def test_the_codes_of_a_product_are_the_layers_own_bytes(tmp_path: Path) -> None
     assert {a.name: a.i for a in node.attribute}["accuracy_level"] == 4
 
 
+class Tied(nn.Module):
+    def __init__(self, shared: Packed) -> None:
+        super().__init__()
+        self.embed = PackedEmbedding(nn.Embedding(500, 48), shared)
+        self.head = PackedLinear(nn.Linear(48, 500, bias=False), shared)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids))
+
+
 @pytest.mark.parametrize("grid", [Grid(4, 32), Grid(8, 0), Grid(4, 16, True), Grid(8, 48)])
 def test_tied_codes_are_stored_once(grid: Grid, tmp_path: Path) -> None:
-    module = nn.Module()
     shared = packed((500, 48), grid)
-    module.embed = PackedEmbedding(nn.Embedding(500, 48), shared)
-    module.head = PackedLinear(nn.Linear(48, 500, bias=False), shared)
-    module.forward = lambda ids: module.head(module.embed(ids))
+    module = Tied(shared)
     inputs = (ids("ids", 500),)
     export_onnx(module, inputs, tmp_path / "m.onnx")
     assert parity(module, tmp_path / "m.onnx", inputs).passed

@@ -100,6 +100,14 @@ def test_include_and_exclude() -> None:
     assert skipped["grouped"] == "not included"
 
 
+@pytest.mark.parametrize(
+    ("columns", "asked", "given"),
+    [(64, 32, 32), (64, 128, 64), (172, 128, 64), (384, 128, 128), (100, 0, 0), (40, 32, 16), (33, 256, 16)],
+)
+def test_the_group_size_leaves_little_padding(columns: int, asked: int, given: int) -> None:
+    assert Selection(8, asked).grid((10, columns)).group_size == given
+
+
 @pytest.mark.parametrize("field", ["include", "exclude"])
 def test_a_pattern_that_matches_nothing_is_an_error(field: str) -> None:
     with pytest.raises(UsageError, match=r"no layer matches 'boddy\.\*'"):

@@ -1,1 +1,13 @@
-"""The commands that are not stages, one file each."""
+"""The commands by name; those that are not stages have a file here each."""
+
+COMMANDS = {
+    "quantize": "Store weights in 4 or 8 bit, or run in 8 bit with calibration data.",
+    "export": "Write a model as ONNX, proven equal to the original.",
+    "bench": "Measure latency, throughput and memory of models against each other.",
+    "evaluate": "Measure the quality of a model on data.",
+    "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
+    "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
+    "demo": "Train, quantize, export and measure a small model, as a tour.",
+    "doctor": "Show what is installed here, what is missing and how to get it.",
+}
+"""Name to one line of help; a test holds that each is its command's own first line."""

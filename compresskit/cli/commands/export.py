@@ -46,7 +46,7 @@ def command(
     if target.suffix != ".onnx":
         raise UsageError(f"--output {target}: expected a file that ends in .onnx")
     if target.exists() and not force:
-        raise UsageError(f"{target} exists", "choose another --output, or --force to replace it")
+        raise UsageError(f"{target} exists already", "choose another --output, or --force to replace it")
     check_json(json)
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
     source = opener(loaded, None, 128, paths=[data])(data)

@@ -11,6 +11,7 @@ from compresskit.errors import UsageError, listing
 from compresskit.ops.quantize.grid import Grid
 
 _SCALE_BYTES = 2
+_SIZES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Selection:
 
     Attributes:
         bits: 4 or 8.
-        group_size: Columns that share a scale on Linear and Embedding.
+        group_size: Most columns that share a scale on Linear and Embedding; 0 is the whole row.
         symmetric: No stored zero points.
         include: Globs of layer names; empty means all.
         exclude: Globs of layer names; stronger than ``include``.
@@ -43,8 +44,16 @@ class Selection:
             raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(known, 6)}")
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
-        """Per channel for convolutions (3 axes and more), grouped for matrices."""
-        return Grid(self.bits, 0 if len(shape) > 2 else self.group_size, self.symmetric)
+        """Per channel for convolutions (3 axes and more), grouped for matrices.
+
+        Where the columns don't fill the last group, the group size that takes the fewest bytes is chosen, at least 16:
+        64 columns get a group of 64 even if 128 was asked for.
+        """
+        if len(shape) > 2 or self.group_size == 0:
+            return Grid(self.bits, 0, self.symmetric)
+        sizes = [size for size in _SIZES if size <= self.group_size]
+        grids = [Grid(self.bits, size, self.symmetric) for size in sizes]
+        return min(grids, key=lambda grid: (_row_bytes(grid, shape[1]), -grid.group_size))
 
     def reason_against(self, name: str, shape: tuple[int, ...], itemsize: int) -> str | None:
         """None when the layer is to be quantized, else why not."""
@@ -52,10 +61,13 @@ class Selection:
             return "not included"
         if any(fnmatchcase(name, p) for p in self.exclude):
             return "excluded"
-        rows, columns = shape[0], math.prod(shape[1:])
-        grid = self.grid(shape)
-        groups, _, nbytes = grid.layout(columns)
-        zeros = 0 if grid.symmetric else math.ceil(groups * grid.bits / 8)
-        if rows * (groups * (nbytes + _SCALE_BYTES) + zeros) >= rows * columns * itemsize:
+        columns = math.prod(shape[1:])
+        if _row_bytes(self.grid(shape), columns) >= columns * itemsize:
             return f"would not get smaller ({columns} columns)"
         return None
+
+
+def _row_bytes(grid: Grid, columns: int) -> int:
+    groups, _, nbytes = grid.layout(columns)
+    zeros = 0 if grid.symmetric else math.ceil(groups * grid.bits / 8)
+    return groups * (nbytes + _SCALE_BYTES) + zeros
