@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from compresskit.errors import UsageError
-
 from compresskit.cli.commands import COMMANDS
+from compresskit.errors import UsageError
 
 
 class Group(TyperGroup):

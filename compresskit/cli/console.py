@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from compresskit.checkpoint.atomic import refuse_same, writing
 from compresskit.errors import UsageError
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
@@ -60,16 +62,54 @@ def progressing(quiet: bool) -> Iterator[Progress]:
         bar.close()
 
 
-def check_json(target: str | None) -> None:
-    """Refuse a ``--json`` file that can't be written, before the work is done.
+def check_json(target: str | None, inputs: Iterable[Path | str | None] = (), output: Path | None = None) -> None:
+    """Refuse a ``--json`` file that can't be written or would hurt something, before the work is done.
+
+    Args:
+        target: As typed; None and ``-`` are fine.
+        inputs: What the command reads: nothing of it is replaced, and a folder of it stays as it is.
+        output: What the command writes.
 
     Raises:
-        UsageError: Its folder doesn't exist, or it is a folder.
+        UsageError: Its folder doesn't exist, it is a folder, or it is in an input or the output.
     """
-    if target not in (None, "-") and target is not None:
-        path = Path(target)
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UsageError(f"--json {target}: expected a file in a folder that exists")
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UsageError(f"--json {target}: expected a file in a folder that exists")
+    try:
+        for taken in inputs_of(inputs):
+            refuse_same(taken, path)
+    except UsageError as error:
+        raise UsageError(f"--json {target}: {error.message}", "give another file") from error
+    if output is not None and output.resolve() in (path.resolve(), *path.resolve().parents):
+        raise UsageError(f"--json {target} is in the output {output}", "a report is written there anyway")
+
+
+def check_output(output: Path, inputs: Iterable[Path | str | None], *, force: bool) -> None:
+    """Refuse an output that is there already, or that is, holds or lies in something that the command reads.
+
+    Raises:
+        UsageError: It does.
+        MachineError: The system can't tell.
+    """
+    for taken in inputs_of(inputs):
+        refuse_same(taken, output)
+    with writing(output):
+        there = output.exists()
+    if there and not force:
+        raise UsageError(f"{output} exists already", "choose another --output, or --force to replace it")
+
+
+def inputs_of(words: Iterable[Path | str | None]) -> list[Path]:
+    """The paths among what was typed for MODEL, --data, --arch and the like: of ``FILE.py:NAME`` the file."""
+    found = [Path(word.rpartition(":")[0]) if _is_reference(word) else Path(word) for word in words if word]
+    return [path for path in found if os.path.lexists(path)]
+
+
+def _is_reference(word: Path | str) -> TypeGuard[str]:
+    return isinstance(word, str) and word.rpartition(":")[0].endswith(".py")
 
 
 def write_json(text: str, target: str | None) -> None:

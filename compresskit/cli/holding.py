@@ -42,7 +42,7 @@ def hold_models(
     from compresskit.runner.journey import Measuring
     from compresskit.runtimes import get
 
-    check_json(json)
+    check_json(json, (*models, data, arch, metric))
     for runtime in runtimes:
         get(runtime)
     if metric is not None and data is None:

@@ -39,18 +39,16 @@ def run_stage(
     force: shared.Force = False,
 ) -> None:
     """Run one stage; the keyword arguments are the options of its command."""
-    from compresskit.checkpoint.atomic import refuse_same
-    from compresskit.cli.console import check_json, finish, progressing
+    from compresskit.cli.console import check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options, opener
     from compresskit.errors import UsageError
     from compresskit.runner.gates import Limits
     from compresskit.runner.journey import Measuring, run
 
     target = output or default_output(model, f"{stage.method}{getattr(stage, 'bits', '')}")
-    refuse_same(model, target)
-    if target.exists() and not force:
-        raise UsageError(f"{target} exists already", "choose another --output, or --force to replace it")
-    check_json(json)
+    inputs = (model, data, eval_data, arch, metric)
+    check_output(target, inputs, force=force)
+    check_json(json, inputs, target)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))

@@ -25,7 +25,7 @@ def markdown(report: Report, *, output: str = "") -> str:
         report: What a command found out.
         output: The file or folder that was written, if any.
     """
-    lines = [f"### {_MARK[report.verdict]} {report.verdict.value}", "", escape(rows.headline(report, output))]
+    lines = [f"### {_MARK[report.verdict]} {rows.word(report)}", "", escape(rows.headline(report, output))]
     if note := rows.explanation(report):
         lines += ["", f"*{escape(note)}*"]
     if report.models:

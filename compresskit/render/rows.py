@@ -53,6 +53,11 @@ def run_name(run: Run) -> str:
     return ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
 
 
+def word(report: Report) -> str:
+    """The verdict; ``MEASURED`` where nothing was held to a limit."""
+    return "MEASURED" if report.verdict is Verdict.UNVERIFIED and not report.gates else report.verdict.value
+
+
 def rows(report: Report) -> list[Row]:
     """The main table; latency and speedup are of the first run, and :func:`timings` has them all."""
     run = next((run for run in runs(report) if _timed(report, run)), ("", None))
@@ -133,7 +138,9 @@ def headline(report: Report, output: str = "") -> str:
     base, last = report.models[0], report.models[-1]
     if last is base:
         return "  ".join([figures.clean(base.path), ", ".join(quality(report, base))]).strip()
-    arrow = f"{figures.clean(base.path)} → {figures.clean(output or last.path)}"
+    same = base.path == last.path
+    names = (base.name, last.name) if same else (base.path, output or last.path)
+    arrow = " → ".join(map(figures.clean, names))
     if len(report.models) > 2:
         return arrow if output else f"{len(report.models)} models against {figures.clean(base.path)}"
     facts = []
@@ -199,9 +206,11 @@ def skipped_lines(report: Report) -> list[str]:
 
 def explanation(report: Report) -> str:
     """What a verdict that is neither PASS nor FAIL means, and what to do; empty for those two."""
+    if report.verdict is Verdict.INCONCLUSIVE and not report.gates:
+        return "This machine is too noisy just now to tell which model is faster: more --processes sharpen the interval."
     if report.verdict is Verdict.INCONCLUSIVE:
         return "Not every gate could be proven here: too much noise, or data is missing."
-    if report.verdict is Verdict.UNVERIFIED:
+    if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
         return f"No evaluation data was given, so quality is only likeness to the original. Prove it with {option}."
     return ""

@@ -35,7 +35,7 @@ def print_report(report: Report, console: Console | None = None, *, output: str 
 
 
 def _parts(report: Report, output: str) -> list[RenderableType]:
-    word = Text(report.verdict.value, style=_COLOUR[report.verdict])
+    word = Text(rows.word(report), style=_COLOUR[report.verdict])
     parts: list[RenderableType] = [Text.assemble(word, "  ", rows.headline(report, output))]
     if note := rows.explanation(report):
         parts.append(_indented(Text(note, style="yellow")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,14 +53,11 @@ def export(
         raise UsageError(f"{model.source} is ONNX already")
     model = with_inputs(model, data)
     counts = counted(model)
-    # The exporter itself proves and renames; it needs only a look at whether the place is free.
-    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=f".{target.name}.") as folder:
-        result = to_onnx(model, Path(folder) / target.name, seed=seed, progress=progress)
-        data_file = result.path.with_name(f"{target.name}.data")
+    with new_file(target, force=force) as place:
+        result = to_onnx(model, place, seed=seed, progress=progress)
+        data_file = place.with_name(f"{target.name}.data")
         if data_file.exists():
             data_file.replace(target.with_name(data_file.name))
-        with new_file(target, force=force) as place:
-            result.path.replace(place)
     new = Candidate(target.name, target, portable(target), model.card.inputs, **counts)
     return Report(
         command=command,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.bench.machine import environment
+from compresskit.bench.run import change
 from compresskit.errors import UsageError
 from compresskit.model import Model
-from compresskit.report import Report, Verdict, judge
+from compresskit.report import Measurement, Report, Verdict, judge
 from compresskit.runner.gates import gates
 from compresskit.runner.journey import Measuring
 from compresskit.runner.measure import quality, speed
@@ -58,7 +59,8 @@ def hold(
         progress: Called now and then.
 
     Returns:
-        A report whose verdict is UNVERIFIED where nothing was judged.
+        A report; where nothing was judged it has no gates and its verdict is UNVERIFIED, or INCONCLUSIVE where noise
+        hides which model is faster.
 
     Raises:
         CompressKitError: A model can't be read, exported or run.
@@ -110,7 +112,7 @@ def hold(
     verified = measured is not None and bool(measured.scores)
     return Report(
         command=command,
-        verdict=judge(found, verified=verified) if judged else Verdict.UNVERIFIED,
+        verdict=judge(found, verified=verified) if judged else _unjudged(timed),
         models=entries,
         measurements=[*(measured.measurements if measured else []), *timed],
         gates=found,
@@ -118,6 +120,12 @@ def hold(
         environment=environment(measuring.threads),
         history=history,
     )
+
+
+def _unjudged(timed: list[Measurement]) -> Verdict:
+    """Figures that are held to no limit prove nothing; noise that hides which model is faster is told all the same."""
+    unclear = any(m.name == "speedup" and change(m) == "inconclusive" for m in timed)
+    return Verdict.INCONCLUSIVE if unclear else Verdict.UNVERIFIED
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -19,7 +19,7 @@ from compresskit.model import InputSpec
 from compresskit.ops.quantize.grid import Grid, Packed
 from compresskit.ops.quantize.modules import PackedEmbedding, PackedLinear
 
-SIZES = (64, 50, 48)
+SIZES = (64, 50)
 GRIDS = [Grid(b, g, s) for b, s in ((4, False), (4, True), (8, False)) for g in (0, 32, 48, 24)]
 
 
@@ -58,31 +58,39 @@ def test_every_grid_and_width_is_exact(kind: type[nn.Module], tmp_path: Path) ->
     assert count["DequantizeLinear"] == len(GRIDS) * len(SIZES) - fits > 0
 
 
-@pytest.mark.parametrize(
-    ("grid", "kind"),
-    [
-        (Grid(4, 0), onnx.TensorProto.UINT4),
-        (Grid(4, 0, True), onnx.TensorProto.INT4),
-        (Grid(4, 16), onnx.TensorProto.UINT4),
-        (Grid(4, 32, True), onnx.TensorProto.INT4),
-        (Grid(8, 0), onnx.TensorProto.UINT8),
-        (Grid(8, 16, True), onnx.TensorProto.INT8),
-    ],
-)
-def test_conv_codes_are_stored_in_their_own_width(grid: Grid, kind: int, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = pack_all(Cnn(), Grid(grid.bits, 32), grid)
+STORED = {
+    Grid(4, 0): onnx.TensorProto.UINT4,
+    Grid(4, 0, True): onnx.TensorProto.INT4,
+    Grid(4, 16): onnx.TensorProto.UINT4,
+    Grid(4, 32, True): onnx.TensorProto.INT4,
+    Grid(8, 0): onnx.TensorProto.UINT8,
+    Grid(8, 16, True): onnx.TensorProto.INT8,
+}
+
+
+class Convs(nn.Module):
+    """A net of two convolutions for each grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(pack_all(Cnn(), Grid(grid.bits, 32), grid) for grid in STORED)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(net(x) for net in self.nets)
+
+
+def test_conv_codes_are_exact_and_stored_in_their_own_width(tmp_path: Path) -> None:
+    module = Convs()
     export_onnx(module, IMAGE, tmp_path / "m.onnx")
     assert parity(module, tmp_path / "m.onnx", IMAGE).passed
     model = onnx.load(tmp_path / "m.onnx")
     stored = {i.name: i for i in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    assert len(nodes) == 2
-    for node in nodes:
-        assert stored[node.input[0]].data_type == kind
-        assert (len(node.input) == 2) == grid.symmetric
-    code_bytes = sum(len(stored[node.input[0]].raw_data) for node in nodes)
-    assert code_bytes == (3 * 9 * 8 + 4 * 9 * 12) * grid.bits // 8
+    assert Counter(stored[n.input[0]].data_type for n in nodes) == Counter(2 * list(STORED.values()))
+    signed = (onnx.TensorProto.INT4, onnx.TensorProto.INT8)
+    assert all((len(n.input) == 2) == (stored[n.input[0]].data_type in signed) for n in nodes)
+    code_bytes = sum(len(stored[n.input[0]].raw_data) for n in nodes)
+    assert code_bytes == sum((3 * 9 * 8 + 4 * 9 * 12) * grid.bits // 8 for grid in STORED)
 
 
 def test_the_codes_of_a_product_are_the_layers_own_bytes(tmp_path: Path) -> None:
@@ -107,7 +115,7 @@ class Tied(nn.Module):
         return self.head(self.embed(ids))
 
 
-@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(8, 0), Grid(4, 16, True), Grid(8, 48)])
+@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(8, 0)])
 def test_tied_codes_are_stored_once(grid: Grid, tmp_path: Path) -> None:
     shared = packed((500, 48), grid)
     module = Tied(shared)
@@ -117,7 +125,7 @@ def test_tied_codes_are_stored_once(grid: Grid, tmp_path: Path) -> None:
     assert (tmp_path / "m.onnx").stat().st_size < 1.1 * shared.nbytes() + 2500
 
 
-@pytest.mark.parametrize("kind", ["llama", "bert", "GRU"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("bert", marks=pytest.mark.slow), "GRU"])
 def test_packed_foreign_models(kind: str, tmp_path: Path) -> None:
     module, inputs = make(kind)
     pack_all(module, Grid(4, 16))

@@ -204,3 +204,17 @@ def test_a_report_without_models_or_figures_is_drawn() -> None:
     assert draw(Report(command="doctor", verdict=Verdict.PASS, models=[])).strip() == "PASS  doctor"
     empty = Report(command="evaluate", verdict=Verdict.PASS, models=[entry("a", "a.pt", 0), entry("b", "b.pt", 0)])
     assert "a.pt" in draw(empty)
+
+
+def test_figures_without_limits_are_called_measured() -> None:
+    report = Report(command="compresskit bench", verdict=Verdict.UNVERIFIED, models=[entry("a"), entry("b")])
+    assert draw(report).splitlines()[0].startswith("MEASURED")
+    assert "--eval-data" not in draw(report)
+
+
+def test_one_file_under_two_runtimes_is_told_apart_by_name() -> None:
+    models = [
+        ModelEntry(name=f"a ({engine})", path="a.onnx", bytes=10, sha256="0") for engine in ("onnxruntime", "torch")
+    ]
+    report = Report(command="compresskit bench", verdict=Verdict.UNVERIFIED, models=models)
+    assert "a (onnxruntime) → a (torch)" in draw(report).splitlines()[0]

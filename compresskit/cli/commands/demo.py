@@ -30,7 +30,7 @@ def command(
     from compresskit.cli.console import check_json, finish, progressing
     from compresskit.cli.demo import tour
 
-    check_json(json)
+    check_json(json, output=output)
     with progressing(quiet) as progress:
         say = (lambda _: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
         report = tour(output, seed=seed, force=force, say=say, progress=progress)

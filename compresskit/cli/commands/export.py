@@ -35,19 +35,17 @@ def command(
     The file is written only if it computes what the model computes: on 32 seeded inputs and more, zeros and extremes
     among them, in several batch sizes. Batch and sequence axes may vary. Exit code 1 when it doesn't.
     """
-    from compresskit.checkpoint.atomic import refuse_same
-    from compresskit.cli.console import check_json, finish, progressing
+    from compresskit.cli.console import check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model, load_options, opener
     from compresskit.errors import UsageError
     from compresskit.runner.exporting import export
 
     target = output or Path(f"{model.resolve().stem}.onnx")
-    refuse_same(model, target)
+    inputs = (model, data, arch)
     if target.suffix != ".onnx":
         raise UsageError(f"--output {target}: expected a file that ends in .onnx")
-    if target.exists() and not force:
-        raise UsageError(f"{target} exists already", "choose another --output, or --force to replace it")
-    check_json(json)
+    check_output(target, inputs, force=force)
+    check_json(json, inputs, target)
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
     source = opener(loaded, None, 128, paths=[data])(data)
     with progressing(quiet) as progress:

@@ -30,7 +30,7 @@ def command(
     from compresskit.cli.console import check_json, write_json
     from compresskit.cli.inputs import load_model, load_options
 
-    check_json(json)
+    check_json(json, (model, arch))
     # What is to be looked at may be broken: NaN is shown, not refused.
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite=True))
     if not isinstance(loaded.body, Path):
