@@ -82,7 +82,9 @@ def _directory(path: Path) -> list[zipfile.ZipInfo]:
 
 def _member(path: Path, data: mmap.mmap, info: zipfile.ZipInfo) -> Member:
     name = info.filename
-    if not is_plain_name(name):
+    root, _, rest = name.partition("/")
+    # torch.save names the root after the file, whose name may hold anything (a time of day with colons).
+    if root in ("", ".", "..") or not is_plain_name(rest):
         raise InputError(f"{path} is refused: its member '{name}' is not a plain name")
     if info.flag_bits & 1:
         raise InputError(f"{path} is refused: its member '{name}' is encrypted")

@@ -97,7 +97,7 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="accuracy, top5, perplexity, spearman or FILE.py:NAME. (by data)",
+        help="What is measured: accuracy, top5, perplexity, spearman or FILE.py:NAME. (by data)",
         rich_help_panel=_DATA,
     ),
 ]
@@ -133,6 +133,6 @@ Threads = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.", rich_help_panel=_RUN)]
 RuntimeName = Annotated[
-    str, typer.Option("--runtime", metavar="NAME", help="onnxruntime or torch.", rich_help_panel=_RUN)
+    str, typer.Option("--runtime", metavar="NAME", help="Engine: onnxruntime or torch.", rich_help_panel=_RUN)
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]

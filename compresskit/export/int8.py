@@ -56,8 +56,8 @@ def quantize_static_int8(
         weight: Type of weights.
         reduce_range: 7-bit weights: on x86 without VNNI the 8-bit products of uint8 and int8 can saturate.
         method: How a range follows from the values seen.
-        op_types: Operators to quantize; by default all that gain, and in models with attention only the matrix
-            products with a weight, because normalization and softmax lose too much.
+        op_types: Operators to quantize; by default all that gain, and in models with attention only
+            embeddings and the matrix products with a weight, because normalization and softmax lose too much.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
         progress: Told of the batches and steps.
 
@@ -117,16 +117,16 @@ def _prepared(source: Path, work: Path) -> Path:
     big = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > DATA_ABOVE
     save(model, plain)
     ready = work / "ready.onnx"
-    for skip_symbolic in (False, True):
-        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-            quant_pre_process(str(plain), str(ready), skip_symbolic_shape=skip_symbolic, save_as_external_data=big)
-            return ready
+    # Its symbolic shape inference fails on transformers, and leaves the model in the current folder when it does.
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True, save_as_external_data=big)
+        return ready
     return plain
 
 
 def _default_ops(path: Path) -> tuple[str, ...]:
     found = {node.op_type for node in ir.load(path).graph.all_nodes()}
-    return _HEAVY if found & _ATTENTION else (*_HEAVY, *_AROUND)
+    return (*_HEAVY, "Gather") if found & _ATTENTION else (*_HEAVY, *_AROUND)
 
 
 class _One:

@@ -8,8 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
 
 def before(model: ir.Model) -> None:
     """On the float graph: join strided slices, and write spatial means as the pooling that has an int8 kernel."""
@@ -135,30 +133,39 @@ def coverage(model: ir.Model, kinds: tuple[str, ...]) -> tuple[dict[str, dict[st
     """(weight to what it got, weight to why it was left alone, activations that were quantized)."""
     done: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
+    activations = 0
     for node in model.graph.all_nodes():
-        if node.op_type not in _WEIGHTED or len(node.inputs) < 2 or node.inputs[1] is None:
-            continue
-        weight, data = node.inputs[1], node.inputs[0]
-        maker = weight.producer()
-        quantized = maker is not None and maker.op_type == "DequantizeLinear"
-        if quantized and maker is not None and maker.inputs[0] is not None and maker.inputs[0].const_value is not None:
-            scales = _constant(maker.inputs[1])
-            name = plain_name(maker.inputs[0].name)
-            done[name] = {"kind": node.op_type, "bits": 8, "scales": 1 if scales is None else int(scales.size)}
-        elif weight.const_value is not None:
-            skipped[plain_name(weight.name)] = _reason(node, data, kinds)
-        elif node.op_type == "MatMul":
-            skipped[f"MatMul of activations {node.outputs[0].name}"] = "a product of two activations: no weight in it"
-    activations = sum(node.op_type == "QuantizeLinear" for node in model.graph.all_nodes())
+        activations += node.op_type == "QuantizeLinear"
+        for value in node.inputs if node.op_type not in ("QuantizeLinear", "DequantizeLinear") else ():
+            maker = value.producer() if value is not None else None
+            codes = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
+            if maker is not None and codes is not None and codes.const_value is not None:
+                scales = _constant(maker.inputs[1])
+                kind = "Embedding" if node.op_type == "Gather" else node.op_type
+                done[plain_name(codes.name)] = {"kind": kind, "bits": 8, "scales": 1 if scales is None else scales.size}
+            elif value is not None and _is_weight(value):
+                skipped[plain_name(value.name)] = _reason(node, kinds)
+        if node.op_type == "MatMul" and not any(v is not None and _weighs(v) for v in node.inputs):
+            skipped[f"MatMul {node.outputs[0].name}"] = "a product of two activations: no weight in it"
     return done, skipped, activations
 
 
-def _reason(node: ir.Node, data: ir.Value | None, kinds: tuple[str, ...]) -> str:
-    if node.op_type not in kinds:
-        return f"{node.op_type} was not asked for"
-    if data is None or data.producer() is None:
-        return "its input could not be quantized"
-    return "onnxruntime's quantizer left it in float"
+def _is_weight(value: ir.Value) -> bool:
+    """A stored float matrix or larger; not a bias or a constant of the arithmetic."""
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and sum(d > 1 for d in tensor.shape.numpy()) > 1
+
+
+def _weighs(value: ir.Value) -> bool:
+    maker = value.producer()
+    stored = value.const_value is not None
+    return stored or (maker is not None and maker.inputs[0] is not None and maker.inputs[0].const_value is not None)
+
+
+def _reason(node: ir.Node, kinds: tuple[str, ...]) -> str:
+    if node.op_type in kinds:
+        return "onnxruntime's quantizer left it in float"
+    return f"{node.op_type} is not among the operators to quantize"
 
 
 def plain_name(name: str | None) -> str:

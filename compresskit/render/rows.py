@@ -210,6 +210,8 @@ def explanation(report: Report) -> str:
         return "This machine is too noisy just now to tell which model is faster: more --processes sharpen the interval."
     if report.verdict is Verdict.INCONCLUSIVE:
         return "Not every gate could be proven here: too much noise, or data is missing."
+    if report.verdict is Verdict.UNVERIFIED and report.gates and not report.measurements:
+        return "Nothing was run, so only sizes are known: running takes the ONNX file, and that takes --arch."
     if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
         return f"No evaluation data was given, so quality is only likeness to the original. Prove it with {option}."

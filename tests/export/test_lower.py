@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from export_models import IMAGE, Cnn, ids, make, pack_all, packed
 from torch import Tensor, nn
 

@@ -19,7 +19,7 @@ Processes = Annotated[
 ]
 Runtimes = Annotated[
     list[str],
-    typer.Option("--runtime", metavar="NAME", help="onnxruntime or torch; repeatable.", rich_help_panel="Run"),
+    typer.Option("--runtime", metavar="NAME", help="Engine: onnxruntime or torch; repeatable.", rich_help_panel="Run"),
 ]
 
 

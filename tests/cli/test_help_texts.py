@@ -1,0 +1,77 @@
+"""Every command and every option is described, and an option means the same everywhere."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from cli_material import Cli
+
+from compresskit import registry
+from compresskit.cli.app import COMMANDS, build
+from compresskit.cli.main import command_names
+
+VARIANTS = [
+    *((name, ()) for name in command_names() if name not in registry.stages()),
+    *((stage, ("--method", method)) for stage in registry.stages() for method in registry.methods(stage)),
+]
+MEANS_TWO_THINGS = {"-o": "a folder, or the file of export", "--output": "the same", "--data": "see DESIGN: calibrate, or measure"}
+
+
+def options(name: str, arguments: tuple[str, ...]) -> list[Any]:
+    return [p for p in build(name, list(arguments)).params if p.param_type_name == "option"]
+
+
+def ids(variant: tuple[str, tuple[str, ...]]) -> str:
+    return " ".join((variant[0], *variant[1]))
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_the_help_begins_with_the_line_of_the_list(cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    found = cli(name, "--help")
+    lines = [line.strip() for line in found.out.splitlines() if line.strip()]
+    assert found.code == 0 and lines[0].startswith(f"Usage: compresskit {name}")
+    assert lines[1] == COMMANDS[name]
+    assert re.search(rf"{name} +{re.escape(COMMANDS[name])}", cli("--help").out)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=ids)
+def test_every_option_is_described(variant: tuple[str, tuple[str, ...]]) -> None:
+    for option in options(*variant):
+        assert option.help and len(option.help) > 10, option.opts
+        assert option.help[0].isupper() and option.help.rstrip()[-1] in ".)", (option.opts, option.help)
+
+
+def test_an_option_means_the_same_everywhere() -> None:
+    """The same name, the same help and kind; the options of a method may differ from those of another method."""
+    own = {f"--{n.replace('_', '-')}" for row in registry.rows() for n in registry.get(row).model_fields}
+    seen: dict[str, tuple[str, str, str]] = {}
+    for name, arguments in VARIANTS:
+        for option in options(name, arguments):
+            for flag in (*option.opts, *option.secondary_opts):
+                if flag in MEANS_TWO_THINGS or flag in own or flag in ("--help", "--method"):
+                    continue
+                # bench takes several runtimes.
+                kind = str(option.type_descriptor.annotation)
+                meaning = ("", "", "") if flag == "--runtime" else (option.help, kind, ids((name, arguments)))
+                before = seen.setdefault(flag, meaning)
+                assert before[:2] == meaning[:2], f"{flag} of {before[2]} and of {meaning[2]}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=ids)
+def test_no_option_is_declared_twice(variant: tuple[str, tuple[str, ...]]) -> None:
+    flags = [flag for option in options(*variant) for flag in (*option.opts, *option.secondary_opts)]
+    assert len(flags) == len(set(flags))
+
+
+@pytest.mark.parametrize("row", registry.rows())
+def test_a_methods_help_has_its_options_and_no_others(cli: Cli, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    stage, _, method = row.partition(".")
+    text = cli(stage, "--method", method, "--help").out
+    mine = set(registry.get(row).model_fields)
+    others = {n for other in registry.rows() if other.startswith(f"{stage}.") for n in registry.get(other).model_fields}
+    for name in mine | others:
+        assert (f"--{name.replace('_', '-')}" in re.findall(r"--[a-z0-9-]+", text)) == (name in mine), name
