@@ -84,7 +84,7 @@ def _member(path: Path, data: mmap.mmap, info: zipfile.ZipInfo) -> Member:
     name = info.filename
     root, _, rest = name.partition("/")
     # torch.save names the root after the file, whose name may hold anything (a time of day with colons).
-    if root in ("", ".", "..") or not is_plain_name(rest):
+    if root in ("", ".", "..") or (rest and not is_plain_name(rest)):
         raise InputError(f"{path} is refused: its member '{name}' is not a plain name")
     if info.flag_bits & 1:
         raise InputError(f"{path} is refused: its member '{name}' is encrypted")

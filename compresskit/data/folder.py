@@ -12,7 +12,7 @@ import numpy as np
 from compresskit.data.prepare import Plan, make_plan, parse_normalize, primary, shape_text
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, spans
-from compresskit.errors import InputError, MachineError
+from compresskit.errors import InputError, missing_extra
 from compresskit.model import InputSpec
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -25,7 +25,7 @@ def _pillow() -> Any:
     try:
         return importlib.import_module("PIL.Image")
     except ImportError as error:
-        raise MachineError("a folder of images needs Pillow, which is not installed", "pip install pillow") from error
+        raise missing_extra("Pillow", "images") from error
 
 
 def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:

@@ -36,7 +36,7 @@ def test_without_pillow_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MachineError) as caught:
         open_source(str(folder))
-    assert caught.value.hint == "pip install pillow"
+    assert caught.value.hint == "pip install 'compresskit[images]'"
 
 
 def test_the_data_layer_imports_no_heavy_library():
