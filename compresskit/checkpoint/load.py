@@ -92,7 +92,11 @@ def load(
     else:
         graph = read_onnx_file(path, allow_nonfinite=allow_nonfinite)
         model = Model(path, Card("onnx", Arch("onnx"), graph_inputs(graph)), path)
-    return model if input_shape is None else replace(model, card=_with_shape(model.card, input_shape))
+    if input_shape is None:
+        return model
+    if not model.card.inputs and not isinstance(model.body, Path):  # a bundle made without its architecture
+        return replace(model, card=replace(model.card, inputs=inputs_from_shape(model.body, input_shape)))
+    return replace(model, card=_with_shape(model.card, input_shape))
 
 
 def needs_arch(path: Path | str, card: Card) -> UsageError:

@@ -83,7 +83,7 @@ def app() -> Any:
     ) -> None:
         """Make a trained PyTorch model smaller and faster, with a verdict that can be trusted.
 
-        MODEL is a state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle that compresskit wrote, or
+        MODEL is a state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle of earlier runs, or
         an .onnx file. Start with: compresskit quantize model.pt --bits 4
         """
 
