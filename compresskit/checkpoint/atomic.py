@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -145,14 +145,16 @@ def _check_folder_target(target: Path, force: bool) -> None:
 @contextlib.contextmanager
 def _stage(target: Path) -> Iterator[Path]:
     """A path of the target's own name in a hidden folder beside it; the folder is removed whatever happens."""
-    made = _make_parents(target)
-    stage: Path | None = None
+    made: list[Path] = []
+    # Named before it is made: a signal in between leaves nothing that isn't known.
+    stage = target.parent / f".{target.name}.compresskit-{secrets.token_hex(8)}"
     lock: int | None = None
     try:
         with terminating_as_exception():
             with writing(target):
+                _make_parents(target, made)
                 sweep(target)
-                stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.compresskit-", dir=target.parent))
+                stage.mkdir(mode=0o700)
             lock = hold(stage)
             try:
                 yield stage / target.name
@@ -161,9 +163,18 @@ def _stage(target: Path) -> Iterator[Path]:
                     raise machine_error(target, error) from error
                 raise
     finally:
-        if stage is not None:
-            clear(stage, target)
+        _clean_up(stage, target, made)
         release(lock)
+
+
+def _clean_up(stage: Path, target: Path, made: list[Path]) -> None:
+    """Remove the stage, and the parents made for it that stayed empty; a signal in the middle doesn't stop it."""
+    try:
+        clear(stage, target)
+    except BaseException:
+        clear(stage, target)
+        raise
+    finally:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # only when nothing came to stand in it
@@ -178,15 +189,12 @@ def _about(error: OSError, stage: Path) -> bool:
     return full or any(stage.name in name for name in names)
 
 
-def _make_parents(target: Path) -> list[Path]:
-    """Make the missing parents; gives those made, innermost first."""
-    made: list[Path] = []
-    with writing(target):
-        missing = [folder for folder in target.parents if not folder.exists()]
-        for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
-            made.insert(0, folder)
-    return made
+def _make_parents(target: Path, made: list[Path]) -> None:
+    """Make the missing parents and put them into ``made``, innermost first."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    for folder in reversed(missing):
+        made.insert(0, folder)
+        folder.mkdir(exist_ok=True)
 
 
 def _sync_file(path: Path) -> None:

@@ -55,6 +55,7 @@ def load(
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     allow_nonfinite: bool = False,
+    shipped: bool = False,
     replay: Replay | None = None,
 ) -> Model:
     """Load a model of any kind.
@@ -65,6 +66,7 @@ def load(
         arch_args: The factory's keyword arguments.
         input_shape: Of the first input; its first axis is the batch.
         allow_nonfinite: Accept NaN and infinities in the weights.
+        shipped: Take a bundle as it ships: its ONNX file where it has one, without rebuilding the module.
         replay: Gives a freshly built original the shape that a bundle's history records, in place, and returns the
             tensors to load into it. Without it a bundle that has a history stays its ONNX file.
 
@@ -82,7 +84,9 @@ def load(
         raise UsageError("--arch-args without --arch", "give --arch FILE.py:NAME too")
     if kind == "tensors":
         return _load_tensors(path, arch, arch_args or {}, input_shape, allow_nonfinite)
-    if kind == "bundle":
+    if kind == "bundle" and shipped and (path / ONNX_NAME).exists():
+        model = _shipped(path, replace(read_card(path), format="bundle"), allow_nonfinite)
+    elif kind == "bundle":
         model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
     elif arch is not None:
         what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
@@ -180,9 +184,7 @@ def _load_bundle(
     if arch is not None:
         raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "leave --arch out")
     if (path / ONNX_NAME).exists():
-        onnx = contained(path, ONNX_NAME, str(path))
-        graph = read_onnx_file(onnx, allow_nonfinite=allow_nonfinite)
-        return Model(onnx, card if card.inputs else replace(card, inputs=graph_inputs(graph)), path)
+        return _shipped(path, card, allow_nonfinite)
     if not (path / WEIGHTS_NAME).exists():
         raise InputError(f"{path} has neither {ONNX_NAME} nor {WEIGHTS_NAME}")
     if original.kind == "python":
@@ -190,6 +192,12 @@ def _load_bundle(
     weights = contained(path, WEIGHTS_NAME, str(path))
     open_tensors(weights, allow_nonfinite=allow_nonfinite)
     return Model(weights, card, path)
+
+
+def _shipped(path: Path, card: Card, allow_nonfinite: bool) -> Model:
+    onnx = contained(path, ONNX_NAME, str(path))
+    graph = read_onnx_file(onnx, allow_nonfinite=allow_nonfinite)
+    return Model(onnx, card if card.inputs else replace(card, inputs=graph_inputs(graph)), path)
 
 
 def _rebuild(

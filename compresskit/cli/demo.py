@@ -63,9 +63,9 @@ def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Repor
     from compresskit.runner.journey import Measuring, run
     from compresskit.runner.loading import load
 
-    def read(path: Path) -> Any:
+    def read(path: Path, _runtime: str = "onnxruntime") -> Any:
         if path.is_dir():
-            return load(path)
+            return load(path, shipped=True)
         return load(path, arch="net.py:Net", input_shape=_SHAPE)
 
     test = _open("test.npz")

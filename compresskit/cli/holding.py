@@ -35,7 +35,7 @@ def hold_models(
 ) -> int:
     """Measure models as they are and show the report; returns the exit code."""
     from compresskit.cli.console import check_json, finish, progressing
-    from compresskit.cli.inputs import command_line, load_model, load_options, opener
+    from compresskit.cli.inputs import command_line, load_options, load_shipped, opener
     from compresskit.errors import UsageError
     from compresskit.runner.gates import Limits
     from compresskit.runner.held import hold
@@ -63,8 +63,8 @@ def hold_models(
     if limits[2] is not None and len(models) * len(runtimes) < 2:
         raise UsageError("--min-speedup needs a second model to hold against the first")
 
-    def read(path: Path) -> Any:
-        return load_model(path, options)
+    def read(path: Path, runtime: str) -> Any:
+        return load_shipped(path, options, several=len(models) > 1, runtime=runtime)
 
     def open_data(model: Any) -> Any:
         return opener(model, normalize, sequence, paths=[data])(data)

@@ -61,11 +61,30 @@ def load_options(
     return {"arch": arch, "arch_args": args, "input_shape": shape, "allow_nonfinite": allow_nonfinite}
 
 
-def load_model(path: Path, options: dict[str, Any], kind: str | None = None) -> Model:
-    """Read MODEL. Options that only fit a state dict are left away for the other kinds of a list of models."""
+def load_model(path: Path, options: dict[str, Any]) -> Model:
+    """Read MODEL, to be changed."""
     from compresskit.runner.loading import load
 
     return load(path, **options)
+
+
+def load_shipped(path: Path, options: dict[str, Any], *, several: bool, runtime: str) -> Model:
+    """Read one of the models to be measured, as it ships.
+
+    Args:
+        path: The model.
+        options: From :func:`load_options`.
+        several: One of several models: then ``--arch`` and ``--input-shape`` are for those that need them.
+        runtime: torch rebuilds a bundle's module, the others run its ONNX file.
+    """
+    from compresskit.checkpoint.load import kind_of
+    from compresskit.runner.loading import load
+
+    own = dict(options)
+    rebuilt = runtime == "torch" and kind_of(path) == "bundle"
+    if several and kind_of(path) != "tensors" and not rebuilt:
+        own |= {"arch": None, "arch_args": {}, "input_shape": None}
+    return load(path, **own, shipped=not rebuilt)
 
 
 def opener(

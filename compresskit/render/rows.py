@@ -207,7 +207,9 @@ def skipped_lines(report: Report) -> list[str]:
 def explanation(report: Report) -> str:
     """What a verdict that is neither PASS nor FAIL means, and what to do; empty for those two."""
     if report.verdict is Verdict.INCONCLUSIVE and not report.gates:
-        return "This machine is too noisy just now to tell which model is faster: more --processes sharpen the interval."
+        return (
+            "This machine is too noisy just now to tell which model is faster: more --processes sharpen the interval."
+        )
     if report.verdict is Verdict.INCONCLUSIVE:
         return "Not every gate could be proven here: too much noise, or data is missing."
     if report.verdict is Verdict.UNVERIFIED and report.gates and not report.measurements:

@@ -13,6 +13,7 @@ from compresskit.bench.run import change
 from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.report import Measurement, Report, Verdict, judge
+from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.journey import Measuring
 from compresskit.runner.measure import quality, speed
@@ -22,7 +23,7 @@ from compresskit.stage import Progress, silent
 if TYPE_CHECKING:
     from compresskit.data.source import Source
 
-Reader = Callable[[Path], Model]
+Reader = Callable[[Path, str], Model]
 
 
 def hold(
@@ -45,7 +46,7 @@ def hold(
 
     Args:
         paths: The models, the baseline first.
-        read: How to read one.
+        read: Gives the model at a path, for a runtime.
         open_data: Gives the data that suits the first model, or None.
         measuring: Metric, limits, bench, threads, device and seed; its ``source`` isn't used.
         judged: Hold the models to the limits; without it there are no gates.
@@ -66,17 +67,17 @@ def hold(
         CompressKitError: A model can't be read, exported or run.
     """
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
-        models = []
+        models: list[Candidate] = []
         source: Source | None = None
         history: list[dict[str, Any]] = []
         names = _names(paths)
         for index, path in enumerate(paths):
-            model = read(path)
-            if index == 0:
-                source = open_data(model)
-            model = with_inputs(model, source)
-            history = [asdict(applied) for applied in model.card.history]
             for runtime in runtimes:
+                model = read(path, runtime)
+                if not models:
+                    source = open_data(model)
+                model = with_inputs(model, source)
+                history = [asdict(applied) for applied in model.card.history]
                 label = names[index] if len(runtimes) == 1 else f"{names[index]} ({runtime})"
                 models.append(
                     candidate(

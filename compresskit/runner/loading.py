@@ -22,6 +22,7 @@ def load(
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
     allow_nonfinite: bool = False,
+    shipped: bool = False,
 ) -> Model:
     """Read a model.
 
@@ -31,6 +32,7 @@ def load(
         arch_args: Keyword arguments of it.
         input_shape: Shape of the input; its first axis becomes the batch.
         allow_nonfinite: Accept NaN and Inf among the weights.
+        shipped: Take a bundle as it ships: its ONNX file, without rebuilding the module.
 
     Returns:
         The model; ``body`` is the module where the architecture is known, else the path of an ONNX file or of tensors.
@@ -47,6 +49,7 @@ def load(
         arch_args=arch_args,
         input_shape=input_shape,
         allow_nonfinite=allow_nonfinite,
+        shipped=shipped,
         replay=replay,
     )
 

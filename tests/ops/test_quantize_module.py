@@ -121,6 +121,13 @@ def test_nothing_to_quantize_says_why() -> None:
         quantized(nn.Linear(2, 2))
 
 
+def test_a_quantized_model_is_not_quantized_again() -> None:
+    net = nn.Sequential(nn.Linear(64, 64))
+    quantized(net)
+    with pytest.raises(InputError, match="quantized already"):
+        quantized(net)
+
+
 def test_nan_names_the_layer() -> None:
     net = Net()
     with torch.no_grad():

@@ -38,6 +38,7 @@ def quantize_module(
     layers = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if _matrix(layer) is not None}
     selection.check(layers)
     skipped = _bare_parameters(module)
+    skipped |= {name: "quantized already" for name, layer in module.named_modules() if isinstance(layer, PackedLayer)}
     chosen: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         weight = _matrix(layer)

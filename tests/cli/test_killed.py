@@ -1,0 +1,158 @@
+"""Whenever a run is killed, the output is the old one or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cli_material import ARCH, SHAPE, picture
+
+from compresskit.checkpoint.bundle import read_card
+
+if not hasattr(os, "fork"):
+    pytest.skip("needs fork and POSIX signals", allow_module_level=True)
+
+FORCED = ("quantize", "m.pt", "--bits", "8", "-o", "out", "--force")
+NEW_PLACE = ("quantize", "m.pt", "--bits", "8", "-o", "out")
+CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+Job = Callable[..., dict[str, int]]
+
+
+@pytest.fixture(scope="module")
+def job() -> Iterator[Job]:
+    """Runs a command in the current folder of the caller, killed at one of its moments."""
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("cli_fork_server.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+    def run(argv: tuple[str, ...], place: Path, at: int = 0, number: int = 0) -> dict[str, int]:
+        assert server.stdin and server.stdout
+        absolute = [str(place / word) if word in ("m.pt", "out", "net.py:Net") else word for word in argv]
+        log = str(place.parent / "log")
+        server.stdin.write(json.dumps({"argv": absolute, "at": at, "signal": number, "log": log}) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield run
+    assert server.stdin and server.stdout
+    server.stdin.close()
+    server.wait(timeout=30)
+    server.stdout.close()
+
+
+def visible(place: Path) -> dict[str, str]:
+    return {name: what for name, what in picture(place).items() if not name.startswith(".")}
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_replacement_is_whole_or_not_there(job: Job, here: Path, number: signal.Signals) -> None:
+    shutil.copytree("bundle", "out")
+    old = picture(here)
+    told = job(FORCED, here)
+    new = picture(here)
+    assert told["code"] == 0 and told["events"] >= 10 and old != new
+    seen = set()
+    for at in range(1, told["events"] + 1):
+        shutil.rmtree("out")
+        shutil.copytree("bundle", "out")
+        code = job(FORCED, here, at, number)["code"]
+        log = (here.parent / "log").read_text()
+        assert code == CODES[number], (at, code, log)
+        assert "Traceback" not in log
+        after = picture(here)
+        if number == signal.SIGKILL:
+            after = visible(here)
+        assert after in (old, new), (at, sorted(set(after) ^ set(old)))
+        read_card(here / "out", verify=True)
+        seen.add(after == new)
+        if number == signal.SIGKILL:
+            assert job(FORCED, here)["code"] == 0
+            assert picture(here) == new, "the next run sweeps what a killed one left"
+    assert seen == {True, False} or number != signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_new_output_is_whole_or_not_there(job: Job, here: Path, number: signal.Signals) -> None:
+    before = picture(here)
+    told = job(NEW_PLACE, here)
+    new = picture(here)
+    for at in range(1, told["events"] + 1):
+        shutil.rmtree("out", ignore_errors=True)
+        assert job(NEW_PLACE, here, at, number)["code"] == CODES[number]
+        after = visible(here) if number == signal.SIGKILL else picture(here)
+        assert after in (before, new), at
+    shutil.rmtree("out", ignore_errors=True)
+    assert job(NEW_PLACE, here)["code"] == 0
+    assert picture(here) == new
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_exported_file_is_whole_or_not_there(job: Job, here: Path, number: signal.Signals) -> None:
+    words = ("quantize", "m.pt", "--arch", "net.py:Net", *SHAPE, "--bits", "8", "--no-bench", "-o", "out", "--force")
+    shutil.copytree("bundle", "out")
+    old = picture(here)
+    told = job(words, here)
+    new = picture(here)
+    assert told["code"] == 0 and new != old
+    for at in (told["events"] // 3, told["events"] * 2 // 3):
+        shutil.rmtree("out")
+        shutil.copytree("bundle", "out")
+        assert job(words, here, at, number)["code"] == CODES[number]
+        after = visible(here) if number == signal.SIGKILL else picture(here)
+        assert after == old or after.keys() == new.keys()
+        read_card(here / "out", verify=True)
+
+
+def alive(group: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 0)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_no_worker_outlives_a_killed_bench(here: Path, number: signal.Signals) -> None:
+    words = [sys.executable, "-m", "compresskit", "bench", "m.onnx", "bundle", "--processes", "50"]
+    before = picture(here)
+    process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    group = process.pid
+    try:
+        end = time.monotonic() + 60
+        while not _workers(group) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert _workers(group), "no worker was started"
+        if number == signal.SIGINT:
+            os.killpg(group, number)  # as a terminal does
+        else:
+            process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert process.returncode == CODES[number]
+        assert out == "" and "Traceback" not in err and len(err.splitlines()) <= 2
+        end = time.monotonic() + 20
+        while alive(group) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not alive(group)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    assert picture(here) == before
+
+
+def _workers(group: int) -> int:
+    """How many processes of the group there are besides its leader."""
+    said = subprocess.run(["ps", "-eo", "pgid="], capture_output=True, text=True, check=False).stdout
+    return said.split().count(str(group)) - 1
+
+
+if shutil.which("ps") is None:
+    test_no_worker_outlives_a_killed_bench = pytest.mark.skip("needs ps")(test_no_worker_outlives_a_killed_bench)
