@@ -147,7 +147,7 @@ def _stage(target: Path) -> Iterator[Path]:
     """A path of the target's own name in a hidden folder beside it; the folder is removed whatever happens."""
     made: list[Path] = []
     # Named before it is made: a signal in between leaves nothing that isn't known.
-    stage = target.parent / f".{target.name}.compresskit-{secrets.token_hex(8)}"
+    stage = target.parent / f".{target.name}.compresskit-{secrets.token_hex(4)}"
     lock: int | None = None
     try:
         with terminating_as_exception():

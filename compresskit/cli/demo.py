@@ -16,7 +16,7 @@ from compresskit.stage import Progress
 if TYPE_CHECKING:
     import numpy as np
 
-_EPOCHS = 6
+_EPOCHS = 4
 _TRAIN = 1300
 _SHAPE = (1, 1, 8, 8)
 

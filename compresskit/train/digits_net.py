@@ -6,7 +6,7 @@ from torch import Tensor, nn
 class Net(nn.Module):
     """A small CNN for 8×8 grey images: float32 ``(n, 1, 8, 8)`` to ``(n, 10)``."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             *_block(1, width),
