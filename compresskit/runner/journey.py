@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from compresskit.bench.machine import environment
 from compresskit.checkpoint.atomic import new_folder, refuse_same
 from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import UsageError
 from compresskit.model import Card, Model, portable
 from compresskit.report import Coverage, Gate, Report, judge
-from compresskit.runner.candidate import Candidate
+from compresskit.runner.candidate import Candidate, files_of
 from compresskit.runner.gates import Limits, gates
 from compresskit.runner.measure import SEQUENCE, quality, speed
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
@@ -227,7 +227,11 @@ class _Journey:
             measurements=[*(measured.measurements if measured else []), *timed],
             coverage=coverage(last.facts if last else {}, last.skipped if last else {}),
             gates=found,
-            notes=[*(result.notes if result else []), *(measured.notes if measured else [])],
+            notes=[
+                *(last.facts.get("notes", []) if last else []),
+                *(result.notes if result else []),
+                *(measured.notes if measured else []),
+            ],
             environment=environment(options.threads),
             history=[asdict(applied) for applied in model.card.history],
         )
@@ -257,13 +261,13 @@ def coverage(facts: dict[str, Any], skipped: dict[str, str]) -> Coverage:
 
 def _described(layer: dict[str, Any]) -> str:
     group = layer.get("group_size")
-    scope = "per channel" if not group else f"group {group}"
+    scope = f"group {group}" if group else "per tensor" if layer.get("scales") == 1 else "per channel"
     kind = f"{layer['kind']} " if layer.get("kind") else ""
     return f"{kind}{layer['bits']} bit, {scope}" if "bits" in layer else str(layer)
 
 
 def _moved(path: Path, target: Path) -> Path:
-    """Rename an ONNX file; one with external data was written under its final name's data file already."""
-    if path.with_name(path.name + ".data").exists():
-        raise InputError(f"{path.name} has external data that can't be renamed")
-    return path.rename(target)
+    """Move an ONNX file that has its final name already, since it names its external data."""
+    for part in reversed(list(files_of(path))):
+        part.rename(target.with_name(part.name))
+    return target

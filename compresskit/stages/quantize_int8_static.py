@@ -26,7 +26,7 @@ class QuantizeInt8Static(Stage):
     """Weights and activations in 8 bit; activation ranges are calibrated on ``--data``. Fast on CPUs.
 
     The ONNX graph gets QuantizeLinear/DequantizeLinear pairs. Signedness follows this machine's CPU: on x86 unsigned
-    activations and signed weights (of 7 bits where it has no VNNI, so that products can't saturate), on Arm both signed.
+    activations and signed weights (7 bits where it has no VNNI, so that products can't saturate), on Arm both signed.
     """
 
     stage: ClassVar[str] = "quantize"
@@ -49,6 +49,7 @@ class QuantizeInt8Static(Stage):
             UsageError: There is no calibration data.
             InputError: The data doesn't fit, or the graph can't be quantized.
         """
+        from compresskit.checkpoint.bundle import ONNX_NAME
         from compresskit.export.int8 import quantize_static_int8
 
         if ctx.data is None:
@@ -56,7 +57,9 @@ class QuantizeInt8Static(Stage):
         if not isinstance(model.body, Path):
             raise TypeError("the runner exports the module first")
         chosen = native_format()
-        out = ctx.work / "int8.onnx"
+        folder = ctx.work / "int8"
+        folder.mkdir()
+        out = folder / ONNX_NAME
         batches = (b.inputs for b in ctx.data.batches(32, min(self.samples, len(ctx.data))))
         facts = quantize_static_int8(
             model.body,
@@ -73,6 +76,11 @@ class QuantizeInt8Static(Stage):
             "samples": min(self.samples, len(ctx.data)),
             "sha256": ctx.data.fingerprint(),
         }
-        facts = {**facts, "format": chosen, "calibration": calibrated}
+        note = (
+            f"activations {chosen['activation']}, weights {chosen['weight']}{' of 7 bits' * chosen['reduce_range']}, as "
+            f"this CPU multiplies fastest; ranges ({self.calibration}) from {calibrated['samples']} samples of "
+            f"{calibrated['data']}"
+        )
+        facts = {**facts, "format": chosen, "calibration": calibrated, "notes": [note]}
         applied = Applied(self.name(), self.options(), facts, skipped)
         return Model(out, model.card.after(applied), model.source)
