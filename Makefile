@@ -44,7 +44,7 @@ $(VENV)/bin/pip:
 	@touch $@
 
 demo: $(VENV)/.installed-demo
-	@$(BIN)/compresskit demo
+	@$(BIN)/compresskit demo --force
 
 test: install
 	@$(BIN)/python -m pytest -q -n $(WORKERS)

@@ -1,9 +1,8 @@
 """Peak memory of quantizing a bare state dict, above that of mapping the file: the largest tensor and a constant.
 
-Each run is a process of its own whose peak resident bytes the system tells. The measure to hold against is a process that
-imports the same libraries and reads every page of the same file through a map: mapped pages count as resident, but
-the system takes them back when it needs them. The same is done with a file of four times the size: what is above the
-map must not grow with it.
+Each run is a process of its own whose peak resident bytes the system tells. It is held against a process that imports
+the same libraries and reads every page of the same file through a map: mapped pages count as resident, but the system
+takes them back when it needs them. A file of four times the size shows that what is above the map doesn't grow with it.
 """
 
 from __future__ import annotations

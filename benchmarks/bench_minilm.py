@@ -1,7 +1,7 @@
 """all-MiniLM-L6-v2: STS-B, size and likeness of 4 and 8 bit weights with the embeddings, and speed for information.
 
 Likeness is the mean cosine between the masked-mean-pooled embeddings of the original and of the quantized model, both
-ONNX under onnxruntime, on 200 lines of WikiText-2's test split: the first 200 that hold at least 40 characters and aren't
+ONNX under onnxruntime, on 200 lines of WikiText-2's test split: the first that hold at least 40 characters and aren't
 headings (``= Title =``), cut at 128 tokens.
 """
 
@@ -45,7 +45,9 @@ def likeness(bench: Bench, model: Path, bundles: dict[int, Path], lines: Path) -
     for index, (bits, bundle) in enumerate(bundles.items(), 1):
         largest, least = BARS[bits]
         size = megabytes(bundle / "model.onnx")
-        bench.row(f"{bits} bit, model.onnx with embeddings", f"≤ {largest} MB", f"{size:.2f} MB", 1, "", size <= largest)
+        bench.row(
+            f"{bits} bit, model.onnx with embeddings", f"≤ {largest} MB", f"{size:.2f} MB", 1, "", size <= largest
+        )
         bench.row(f"{bits} bit, model.safetensors", "", f"{megabytes(bundle / 'model.safetensors'):.2f} MB", 1)
         cosine = figure(report, "cosine", index)
         bench.row(

@@ -1,8 +1,8 @@
 """The 8 × (2048→5632→2048) MLP: one token in 4 bit against float32, and the time to round its weights.
 
-Speed: examples/mlp.py with random weights, exported in float32 and quantized to 4 bit (group 32, zero points), both under
-onnxruntime by ``compresskit bench``. Rounding: all 16 weights, in one process, each method in turn, against onnxruntime's
-MatMulNBitsQuantizer on the same numbers (block 32, zero points); only the rounding and packing itself is timed.
+Speed: examples/mlp.py with random weights, exported in float32 and quantized to 4 bit (group 32, zero points), both
+under onnxruntime by ``compresskit bench``. Rounding: 16 weights, in one process, each method in turn, against
+onnxruntime's MatMulNBitsQuantizer on the same numbers (block 32, zero points); only rounding and packing are timed.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def rounding(bench: Bench, depth: int) -> None:
     for name, (what, least) in bars.items():
         value, half = ratio(times["onnxruntime"], times[name])
         bench.row(
-            f"{what}, {len(weights)} weights, speed over MatMulNBitsQuantizer", f"≥ {least:g}×", f"{value:.2f}×", rounds,
-            half, value >= least,
+            f"{what}, {len(weights)} weights, speed over MatMulNBitsQuantizer", f"≥ {least:g}×", f"{value:.2f}×",
+            rounds, half, value >= least,
         )  # fmt: skip
     for name, own in times.items():
         title = {"onnxruntime": "MatMulNBitsQuantizer"}.get(name) or bars[name][0]

@@ -1,4 +1,4 @@
-"""Wall time of ``compresskit --help`` and every sub-help against ``python -c "import typer"``, taking turns in one run."""
+"""Wall time of ``compresskit --help`` and every sub-help against ``python -c "import typer"``, taking turns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def main() -> None:
         for name in list(words) if turn % 2 else reversed(words):
             times[name].append(seconds(words[name]))
     base = times.pop("import typer")
-    bench.row('python -c "import typer"', "", f"{1e3 * np.median(base):.0f} ms", rounds, spread([1e3 * t for t in base], 0))
+    bench.row(
+        'python -c "import typer"', "", f"{1e3 * np.median(base):.0f} ms", rounds, spread([1e3 * t for t in base], 0)
+    )
     for name, own in times.items():
         top = name == "--help"
         value, half = ratio(own, base)
@@ -37,7 +39,9 @@ def main() -> None:
             f"compresskit {name}, over import typer", f"≤ {MOST:g}×" if top else "", f"{value:.2f}×", rounds, half,
             value <= MOST if top else None,
         )  # fmt: skip
-        bench.row(f"compresskit {name}", "", f"{1e3 * np.median(own):.0f} ms", rounds, spread([1e3 * t for t in own], 0))
+        bench.row(
+            f"compresskit {name}", "", f"{1e3 * np.median(own):.0f} ms", rounds, spread([1e3 * t for t in own], 0)
+        )
     bench.end()
 
 

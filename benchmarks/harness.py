@@ -38,7 +38,9 @@ class Bench:
         self.title = title
         parser = argparse.ArgumentParser(description=doc.strip().splitlines()[0])
         if data:
-            parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real data")
+            parser.add_argument(
+                "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real data"
+            )
         parser.add_argument("--quick", action="store_true", help="few rounds, only to try the script: nothing recorded")
         self.options = parser.parse_args()
         self.quick: bool = self.options.quick
@@ -47,14 +49,12 @@ class Bench:
 
     def data(self, *parts: str) -> Path:
         """A file or folder of the data folder; ends the program where it isn't there."""
-        path = self.options.data.joinpath(*parts)
+        path: Path = self.options.data.joinpath(*parts)
         if not path.exists():
             absent(f"{'/'.join(parts)} in {self.options.data}", "give the folder that holds it with --data")
         return path
 
-    def row(
-        self, case: str, bar: str, value: str, n: int | str, spread: str = "", passed: bool | None = None
-    ) -> None:
+    def row(self, case: str, bar: str, value: str, n: int | str, spread: str = "", passed: bool | None = None) -> None:
         """One figure."""
         verdict = {None: "", True: "met", False: "missed"}[passed]
         self.missed += passed is False

@@ -98,9 +98,13 @@ class Report(_Part):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def to_json(self) -> str:
-        """The report as a JSON document, keys in the order of the schema, floats finite or null."""
-        data = self.model_dump(mode="json", by_alias=True)
-        return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """The report as a JSON document, keys in the order of the schema, floats finite or null.
+
+        What UTF-8 can't hold (a byte of a file name that was no UTF-8) is a question mark.
+        """
+        data = self.model_dump(mode="python", by_alias=True)
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return text.encode("utf-8", "replace").decode("utf-8")
 
     def values(self, name: str) -> dict[str, Measurement]:
         """The measurements of one name, by model."""

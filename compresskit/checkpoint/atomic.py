@@ -53,20 +53,27 @@ def new_file(path: Path | str, *, force: bool = False) -> Iterator[Path]:
             _sync_folder(target.parent)
 
 
+def _is_bundle(folder: Path) -> bool:
+    return (folder / CARD_NAME).is_file()
+
+
 @contextlib.contextmanager
-def new_folder(path: Path | str, *, force: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path | str, *, force: bool = False, ours: Callable[[Path], bool] = _is_bundle
+) -> Iterator[Path]:
     """A folder to write into; when the block ends well it takes its place in one step, else nothing stays.
 
     Args:
         path: The folder in the end. A link is followed; missing parent folders are made.
         force: Replace a folder that this program wrote; it is kept until the new one is whole.
+        ours: Tells whether this program wrote a folder; by default, whether it is a bundle.
 
     Raises:
         UsageError: The target exists and ``force`` isn't given, or is something that this program did not write.
         MachineError: The disk is full or read-only, or the place may not be written to.
     """
     target = _target(path)
-    _check_folder_target(target, force)
+    _check_folder_target(target, force, ours)
     with _stage(target) as staged:
         with writing(target):
             staged.mkdir()
@@ -74,7 +81,7 @@ def new_folder(path: Path | str, *, force: bool = False) -> Iterator[Path]:
         with writing(target):
             _sync_tree(staged)
             if target.exists():
-                _check_folder_target(target, force)
+                _check_folder_target(target, force, ours)
                 swap.exchange_folders(staged, target)
             else:
                 swap.move_new(staged, target)
@@ -123,7 +130,7 @@ def _check_file_target(target: Path, force: bool) -> None:
         raise UsageError(f"the output {target} exists already", "pass --force to replace it")
 
 
-def _check_folder_target(target: Path, force: bool) -> None:
+def _check_folder_target(target: Path, force: bool, ours: Callable[[Path], bool]) -> None:
     try:
         if not target.exists():
             return
@@ -134,7 +141,7 @@ def _check_folder_target(target: Path, force: bool) -> None:
         raise machine_error(target, error) from error
     if empty:
         return
-    if not (target / CARD_NAME).is_file():
+    if not ours(target):
         raise UsageError(
             f"the output {target} is a folder that compresskit did not write", "choose another, or remove it"
         )

@@ -96,7 +96,7 @@ def seal(folder: Path | str, card: Card) -> None:
     }
     text = json.dumps({**card.to_json(), "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with writing(folder / CARD_NAME):
-        (folder / CARD_NAME).write_bytes(text.encode("utf-8"))
+        (folder / CARD_NAME).write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def read_card(folder: Path | str, *, verify: bool = True) -> Card:

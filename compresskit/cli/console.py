@@ -35,7 +35,8 @@ class Bar:
             from rich.console import Console
             from rich.progress import Progress as Rich
 
-            self._bar = Rich(console=Console(stderr=True), transient=True)
+            # The stream as it is now: exports silence sys.stderr while they run.
+            self._bar = Rich(console=Console(file=sys.stderr), transient=True)
             self._bar.start()
         if what != self._what:
             if self._task is not None:
@@ -112,26 +113,56 @@ def _is_reference(word: Path | str) -> TypeGuard[str]:
     return isinstance(word, str) and word.rpartition(":")[0].endswith(".py")
 
 
+def broken_pipe(error: BaseException | None) -> bool:
+    """True when the reader of stdout went away; typer and rich turn that into an exit with code 1."""
+    if isinstance(error, SystemExit):
+        error = error.__context__
+    return isinstance(error, BrokenPipeError)
+
+
+@contextmanager
+def _to_whoever_listens() -> Iterator[None]:
+    """Within it a reader that went away (``| head``) is no error: the exit code still tells the verdict."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit) as error:
+        if not broken_pipe(error):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def write_out(text: str) -> None:
+    """Write to stdout, in UTF-8 whatever the terminal's encoding: documents are for programs and web pages."""
+    stream = getattr(sys.stdout, "buffer", None)
+    if stream is None:
+        sys.stdout.write(text)
+        return
+    sys.stdout.flush()
+    stream.write(text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(text: str, target: str | None) -> None:
     """Put a document where ``--json`` says, if it was given."""
     if target == "-":
-        sys.stdout.write(text)
+        write_out(text)
     elif target is not None:
         from compresskit.checkpoint.atomic import write_file
 
-        write_file(Path(target), lambda path: path.write_text(text, encoding="utf-8"), force=True)
+        write_file(Path(target), lambda path: path.write_bytes(text.encode("utf-8", "backslashreplace")), force=True)
 
 
 def finish(report: Report, *, json: str | None, quiet: bool, markdown: bool = False, output: str = "") -> int:
     """Show a report; returns the exit code that follows from it."""
-    write_json(report.to_json(), json)
-    if json != "-" and not quiet:
-        if markdown:
-            from compresskit.render.markdown import markdown as as_markdown
+    with _to_whoever_listens():
+        write_json(report.to_json(), json)
+        if json != "-" and not quiet:
+            if markdown:
+                from compresskit.render.markdown import markdown as as_markdown
 
-            sys.stdout.write(as_markdown(report, output=output).rstrip("\n") + "\n")
-        else:
-            from compresskit.render.terminal import print_report
+                write_out(as_markdown(report, output=output).rstrip("\n") + "\n")
+            else:
+                from compresskit.render.terminal import print_report
 
-            print_report(report, output=output)
+                print_report(report, output=output)
     return int(report.exit_code())

@@ -15,6 +15,7 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 def main() -> NoReturn:
     """Run the command line on ``sys.argv`` and leave with its exit code."""
+    _open_closed_streams()
     arguments = sys.argv[1:]
     debug = bool(os.environ.get("COMPRESSKIT_DEBUG"))
     if "--debug" in arguments:
@@ -31,6 +32,13 @@ def main() -> NoReturn:
             traceback.print_exception(error)
         code = explain(error)
     _leave(code)
+
+
+def _open_closed_streams() -> None:
+    """Python has no stdout or stderr where the caller closed them (``>&-``): what is said then goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
 
 
 def run(arguments: list[str]) -> int:
@@ -55,6 +63,10 @@ def explain(error: BaseException) -> int:
     from typer import Abort, Exit
     from typer.exceptions import TyperException
 
+    from compresskit.cli.console import broken_pipe
+
+    if broken_pipe(error):
+        return ExitCode.OK
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(ExitCode.BUG)
     if isinstance(error, Exit):
@@ -70,8 +82,6 @@ def explain(error: BaseException) -> int:
         path = getattr(context, "command_path", "compresskit")
         _say(printable(_wrong_value(error) or error.format_message()), f"see: {path} --help")
         return ExitCode.USAGE
-    if isinstance(error, BrokenPipeError):
-        return ExitCode.OK
     if isinstance(error, MemoryError):
         _say("not enough memory", "close other programs, or use a machine with more")
         return ExitCode.ENVIRONMENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from compresskit.data.prepare import HELPERS, check_values, complete, primary, s
 from compresskit.errors import InputError, UsageError, missing_extra
 from compresskit.model import InputSpec
 
+_NO_LIMIT = 1 << 30
+_LIMITS = {
+    "tokenizer_config.json": ("model_max_length",),
+    "config.json": ("max_position_embeddings", "n_positions"),
+}
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>", "</s>")
 _MASKS = ("[MASK]", "<mask>")
 _PLAIN = (InputSpec("input_ids", "int64", ("batch", "sequence")), InputSpec("attention_mask", "int64", ("batch",) * 2))
@@ -41,7 +47,7 @@ class Encoder:
         self._fixed = _fixed_length(self._specs)
         if sequence < 2:
             raise UsageError(f"a sequence is at least 2 tokens, found {sequence}")
-        self.sequence = self._fixed or min(sequence, *_limits(file.parent))
+        self.sequence = self._fixed or min(sequence, longest(file.parent))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.sequence)
         ids = [i for i in map(self._tokenizer.token_to_id, _PADS) if i is not None]
@@ -98,17 +104,21 @@ def _load(file: Path, text: bytes) -> Any:
         raise InputError(f"{file} is not a tokenizer that the tokenizers library reads: {error}") from error
 
 
-def _limits(folder: Path) -> list[int]:
-    """Sequence lengths that the model's own files allow; the huge number that stands for 'no limit' is left out."""
-    limits = [1 << 30]
-    for name, key in (("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings")):
+def longest(folder: Path) -> int:
+    """Most tokens of a sample that the model's own files allow; a huge number where they don't say."""
+    return min((value for value in _limits(folder) if value >= 2), default=_NO_LIMIT)
+
+
+def _limits(folder: Path) -> Iterator[int]:
+    for name, keys in _LIMITS.items():
         try:
-            value = json.loads((folder / name).read_bytes())[key]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = json.loads((folder / name).read_bytes())
+            text = found.get("text_config")
+        except (OSError, ValueError, AttributeError, RecursionError):
             continue
-        if isinstance(value, int) and 2 <= value < limits[0]:
-            limits.append(value)
-    return limits
+        for part in (found, text):
+            if isinstance(part, dict):
+                yield from (part[key] for key in keys if type(part.get(key)) is int)
 
 
 def _fixed_length(specs: tuple[InputSpec, ...]) -> int | None:

@@ -6,17 +6,21 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log records and no warnings inside the block; onnxruntime's telemetry is switched off for good."""
+    """No log records, warnings or prints inside the block; onnxruntime's telemetry is switched off for good.
+
+    torch prints the whole graph when a model can't be traced.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -16,7 +16,7 @@ from compresskit.report import Measurement, Report, Verdict, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.journey import Measuring
-from compresskit.runner.measure import quality, speed
+from compresskit.runner.measure import fitting, quality, speed
 from compresskit.runner.prepare import candidate, with_inputs
 from compresskit.stage import Progress, silent
 
@@ -99,11 +99,13 @@ def hold(
         if evaluated and len(models) == 1 and (measured is None or measured.metric is None):
             raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
         timed = []
+        shorter: list[str] = []
         if measuring.bench:
+            sequence, shorter = fitting(paths, measuring.sequence)
             timed = speed(
                 models,
                 batch=batch,
-                sequence=measuring.sequence,
+                sequence=sequence,
                 rounds=rounds,
                 processes=processes,
                 seed=measuring.seed,
@@ -117,7 +119,7 @@ def hold(
         models=entries,
         measurements=[*(measured.measurements if measured else []), *timed],
         gates=found,
-        notes=measured.notes if measured else [],
+        notes=[*(measured.notes if measured else []), *shorter],
         environment=environment(measuring.threads),
         history=history,
     )

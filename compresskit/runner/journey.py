@@ -17,7 +17,7 @@ from compresskit.model import Card, Model, portable
 from compresskit.report import Coverage, Gate, Report, judge
 from compresskit.runner.candidate import Candidate, files_of
 from compresskit.runner.gates import Limits, gates
-from compresskit.runner.measure import SEQUENCE, quality, speed
+from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
 from compresskit.stage import Context, Progress, Stage, silent
 
@@ -207,12 +207,14 @@ class _Journey:
         options = self.measuring
         entries = [baseline.entry(), new.entry()]
         measured, timed = None, []
+        shorter: list[str] = []
         if result is not None:
             measured = quality(
                 [baseline, new], options.source, options.metric, seed=options.seed, progress=self.ctx.progress
             )
             if options.bench:
-                timed = speed([baseline, new], sequence=options.sequence, seed=options.seed, progress=self.ctx.progress)
+                sequence, shorter = fitting([model.source], options.sequence)
+                timed = speed([baseline, new], sequence=sequence, seed=options.seed, progress=self.ctx.progress)
         found = gates(entries, measured, timed, options.limits)
         # An ONNX stage starts from the export of the original: then that export's proof is the one there is.
         proven = next((p for p in (result, original) if p is not None and p.export is not None), None)
@@ -231,6 +233,7 @@ class _Journey:
                 *(last.facts.get("notes", []) if last else []),
                 *(result.notes if result else []),
                 *(measured.notes if measured else []),
+                *shorter,
             ],
             environment=environment(options.threads),
             history=[asdict(applied) for applied in model.card.history],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from compresskit.bench.run import Plan, bench
 from compresskit.data.source import Source
+from compresskit.data.tokens import longest
 from compresskit.model import portable
 from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
 from compresskit.quality.fidelity import compare_outputs
@@ -126,6 +128,17 @@ def _fidelity(
     inputs = source or synthetic_inputs(baseline.inputs or original.inputs, _SYNTHETIC, seed=seed)
     compared = compare_outputs(original, new, inputs, task=baseline.task, limit=_FIDELITY, progress=progress)
     return [score.measurement(model.name, model.runtime) for score in compared.scores()]
+
+
+def fitting(sources: Iterable[Path], sequence: int) -> tuple[int, list[str]]:
+    """A sample's length that all models take, and a note when it isn't the one that was asked for.
+
+    Args:
+        sources: Where the models were read from; a Hugging Face folder or its bundle says how long a sample may be.
+        sequence: Tokens of a sample.
+    """
+    most = min(longest(source) for source in sources)
+    return (sequence, []) if sequence <= most else (most, [f"timed with {most} tokens a sample, the most there may be"])
 
 
 def speed(

@@ -76,8 +76,9 @@ class QuantizeInt8Static(Stage):
             "samples": min(self.samples, len(ctx.data)),
             "sha256": ctx.data.fingerprint(),
         }
+        weight = f"{chosen['weight']}{' of 7 bits' if chosen['reduce_range'] else ''}"
         note = (
-            f"activations {chosen['activation']}, weights {chosen['weight']}{' of 7 bits' * chosen['reduce_range']}, as "
+            f"activations {chosen['activation']}, weights {weight}, as "
             f"this CPU multiplies fastest; ranges ({self.calibration}) from {calibrated['samples']} samples of "
             f"{calibrated['data']}"
         )

@@ -6,12 +6,19 @@ process that has torch imported costs milliseconds where a fresh one costs secon
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+WARM = (
+    "compresskit.cli.app", "compresskit.cli.main", "compresskit.cli.run_stage", "compresskit.cli.stages",
+    "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.library",
+    "compresskit.stages.quantize_rtn", "compresskit.export.checked", "onnxruntime", "rich.table",
+    "torch._export.non_strict_utils", "torch.onnx._internal.exporter._core",
+)  # fmt: skip
 MARKS = (".out.compresskit-", "/out", "out/")
 
 
@@ -57,9 +64,8 @@ def child(job: dict[str, Any], tell: int) -> None:
 def serve() -> None:
     import torch
 
-    import compresskit.runner.library
-    import compresskit.stages.quantize_rtn  # noqa: F401
-
+    for name in WARM:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-NET = '''\
+NET = """\
 import torch
 from torch import nn
 
@@ -42,7 +42,7 @@ def broken():
 
 def number():
     return 7
-'''
+"""
 
 ARCH = ("--arch", "net.py:Net")
 SHAPE = ("--input-shape", "1,32")
@@ -155,8 +155,9 @@ def hostile_files(folder: Path, good: Path) -> None:
     (folder / "nothing").mkdir()
 
 
+FORMS = ("pt", "safetensors", "onnx")
 HOSTILE = (
-    *(f"{kind}.{s}" for kind in ("truncated", "empty", "text", "folder", "zeros") for s in ("pt", "safetensors", "onnx")),
+    *(f"{kind}.{s}" for kind in ("truncated", "empty", "text", "folder", "zeros") for s in FORMS),
     "pickle.pt", "zipped.pt", "module.pt", "flipped.pt", "tampered", "nocard", "strangecard", "hf", "hfcode", "nothing",
     "missing.pt", "missing.safetensors", "missing.onnx", "missing",
 )  # fmt: skip

@@ -124,7 +124,7 @@ def write_huggingface(folder: Path, name: str) -> Path:
     import torch
     import transformers as t
 
-    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 96}
     torch.manual_seed(0)
     model = {
         "bert": lambda: t.BertModel(t.BertConfig(vocab_size=99, max_position_embeddings=64, **small)),
@@ -132,7 +132,7 @@ def write_huggingface(folder: Path, name: str) -> Path:
             t.LlamaConfig(vocab_size=99, max_position_embeddings=64, num_key_value_heads=2, **small)
         ),
         "vit": lambda: t.ViTForImageClassification(t.ViTConfig(image_size=32, patch_size=8, num_labels=5, **small)),
-        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=99, n_positions=64, n_embd=64, n_layer=2, n_head=4)),
+        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(vocab_size=99, n_positions=64, n_embd=64, n_layer=1, n_head=4)),
         "t5": lambda: t.T5ForConditionalGeneration(
             t.T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4)
         ),

@@ -177,7 +177,9 @@ def test_a_full_disk_for_each_writer(cli: Cli, disk: Path, writer: str) -> None:
 @pytest.mark.parametrize("disk", ["size=64k"], indirect=True)
 def test_a_full_disk_keeps_the_old_output(cli: Cli, here: Path, disk: Path) -> None:
     assert cli(*BARE, disk / "out").code == 0
-    (disk / "filler").write_bytes(bytes(64 * 1024 - sum(-(-p.stat().st_size // 4096) * 4096 for p in disk.rglob("*.*"))))
+    (disk / "filler").write_bytes(
+        bytes(64 * 1024 - sum(-(-p.stat().st_size // 4096) * 4096 for p in disk.rglob("*.*")))
+    )
     before = picture(disk)
     cli(*BARE, disk / "out", "--force").refused(4, "cannot write", "the disk is full")
     assert picture(disk) == before

@@ -137,6 +137,8 @@ def test_memory_is_that_of_the_largest_tensor(tmp_path: Path, form: str) -> None
     save_file(state, path) if form == "safetensors" else torch.save(state, path)
     del state
     words = ("quantize", str(path), "--bits", "4", "-o", str(tmp_path / "out"), "--json", "-")
-    done = subprocess.run([sys.executable, "-c", PEAK, *words], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, *words], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert 1024 * int(done.stderr.split()[-1]) < 42e6 + 20e6

@@ -65,10 +65,10 @@ def module_and_file_agree(bundle: Path, arch: dict[str, object]) -> None:
 
 CASES = [
     pytest.param(user("Plain"), "4", id="cnn-4"),
-    pytest.param(user("Plain"), "8", id="cnn-8"),
+    pytest.param(user("Plain"), "8", id="cnn-8", marks=slow),
     pytest.param("bert", "4", id="bert-4"),
     pytest.param("llama", "4", id="llama-4"),
-    pytest.param(user("Tied"), "4", id="tied-4"),
+    pytest.param(user("Tied"), "4", id="tied-4", marks=slow),
     *(pytest.param(m, b, id=f"{m}-{b}", marks=slow) for m, b in (("bert", "8"), ("llama", "8"))),
     *(pytest.param(m, b, id=f"{m}-{b}", marks=slow) for m in ("vit", "gpt2") for b in "48"),
     *(pytest.param(GRU, b, id=f"gru-{b}", marks=slow) for b in "48"),
@@ -107,11 +107,13 @@ def _arch(brought: tuple[str, ...]) -> list[object]:
 @pytest.mark.parametrize(("brought", "said"), [
     pytest.param(user("Branching"), ("can't be exported", "branch"), id="branching"),
     pytest.param(user("Numpy"), ("can't be exported",), id="numpy"),
-    pytest.param(("Parameterless.pt", "--arch", "user.py:Parameterless", "--input-shape", "1,4"), ("nothing to quantize",),
+    pytest.param(("Parameterless.pt", "--arch", "user.py:Parameterless", "--input-shape", "1,4"), ("no tensors",),
                  id="parameterless"),
-    pytest.param("t5", (), id="t5", marks=slow),
+    pytest.param("t5", ("can't be exported",), id="t5", marks=slow),
 ], indirect=["brought"])  # fmt: skip
-def test_what_is_not_supported_is_said(cli: Cli, brought: tuple[str, ...], said: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_is_not_supported_is_said(
+    cli: Cli, brought: tuple[str, ...], said: tuple[str, ...], tmp_path: Path
+) -> None:
     before = picture(Path())
     out = tmp_path / "out"
     found = cli("quantize", *brought, "--bits", "4", "--no-bench", "-o", out)
@@ -121,7 +123,18 @@ def test_what_is_not_supported_is_said(cli: Cli, brought: tuple[str, ...], said:
     assert picture(Path()) == before
 
 
-@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize(
+    ("sequence", "note"), [((), True), (("--sequence", "64"), False), (("--sequence", "65"), True)]
+)
+@pytest.mark.parametrize("brought", [pytest.param("bert", marks=slow)], indirect=True)
+def test_no_more_tokens_are_timed_than_the_model_takes(
+    cli: Cli, brought: tuple[str, ...], sequence: tuple[str, ...], note: bool
+) -> None:
+    found = cli("bench", *brought, *sequence, "--processes", "2", "--rounds", "3", "--json", "-")
+    assert found.code == 0 and found.err == "", found
+    assert ("timed with 64 tokens" in str(Report.model_validate_json(found.out).notes)) == note
+
+
 @pytest.mark.parametrize("brought", [pytest.param("bert", marks=slow)], indirect=True)
 def test_int8_of_a_transformer_leaves_nothing_beside_its_output(
     cli: Cli, brought: tuple[str, ...], tmp_path: Path
@@ -131,6 +144,8 @@ def test_int8_of_a_transformer_leaves_nothing_beside_its_output(
     ids = rng.integers(1, 99, (16, 10))
     np.savez(tmp_path / "calib.npz", input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
     before = picture(Path())
-    found = cli("quantize", *brought, "--bits", "8", "--data", tmp_path / "calib.npz", "--no-bench", "-o", tmp_path / "o")
+    found = cli(
+        "quantize", *brought, "--bits", "8", "--data", tmp_path / "calib.npz", "--no-bench", "-o", tmp_path / "o"
+    )
     assert found.code in (0, 1) and found.err == "", found
     assert picture(Path()) == before

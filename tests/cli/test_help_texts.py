@@ -16,7 +16,11 @@ VARIANTS = [
     *((name, ()) for name in command_names() if name not in registry.stages()),
     *((stage, ("--method", method)) for stage in registry.stages() for method in registry.methods(stage)),
 ]
-MEANS_TWO_THINGS = {"-o": "a folder, or the file of export", "--output": "the same", "--data": "see DESIGN: calibrate, or measure"}
+MEANS_TWO_THINGS = {
+    "-o": "a folder, or the file of export",
+    "--output": "the same",
+    "--data": "see DESIGN: calibrate, or measure",
+}
 
 
 def options(name: str, arguments: tuple[str, ...]) -> list[Any]:

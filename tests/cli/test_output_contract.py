@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -168,28 +170,91 @@ def test_artefacts_tell_nothing_of_this_machine(cli: Cli, here: Path, typed: str
     said = texts(here / "out")
     import compresskit
 
-    for secret in (str(here), str(Path(compresskit.__file__).parent), sys.prefix, str(Path.home()), socket.gethostname()):
+    for secret in (
+        str(here),
+        str(Path(compresskit.__file__).parent),
+        sys.prefix,
+        str(Path.home()),
+        socket.gethostname(),
+    ):
         assert len(secret) < 4 or secret not in said, secret
     assert not re.search(r"20\d\d-\d\d-\d\d[T ]\d\d:\d\d", said)
-
-
-RUN = "import os, sys; os.environ['PYTHONHASHSEED'] = sys.argv[1]; os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
 
 
 @pytest.mark.parametrize(("method", "more"), [
     ("rtn", ("--bits", "4", "--no-bench")), ("int8-static", ("--bits", "8", "--data", "d.npz", "--no-bench")),
 ])  # fmt: skip
-def test_the_same_command_gives_the_same_bytes(here: Path, method: str, more: tuple[str, ...]) -> None:
+def test_the_same_command_gives_the_same_bytes(cli: Cli, here: Path, method: str, more: tuple[str, ...]) -> None:
     """In two processes, with other hash seeds, in other folders, at other times."""
-    found = []
-    for index, seed in enumerate(("1", "2")):
-        target = here / f"run{index}" / "out"
-        target.parent.mkdir()
-        words = ["-m", "compresskit", "quantize", "m.pt", *ARCH, *SHAPE, *more, "-o", str(target)]
-        subprocess.run(
-            [sys.executable, "-c", RUN, seed, *words], check=True, capture_output=True, timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+    import torch
+
+    words = ("quantize", "m.pt", *ARCH, *SHAPE, *more, "-o")
+    assert cli(*words, "out").code == 0
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    other = here / "elsewhere" / "out"
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": seed}
+    process = [sys.executable, "-m", "compresskit", *words, str(other)]
+    subprocess.run(process, check=True, capture_output=True, timeout=120, env=env)
+    found, again = ({k: v for k, v in picture(p).items() if k != "report.json"} for p in (here / "out", other))
+    assert found == again and "model.onnx" in found and "compresskit.json" in found
+    assert ("model.safetensors" in found) == (method == "rtn")
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("more", [(), ("--markdown",), ("--json", "-")])
+def test_any_encoding_of_stdout_will_do(cli: Cli, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]) -> None:
+    """A Windows code page or ASCII has no ``≤``; documents are UTF-8 all the same."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
+    found = cli(*REPORTING["compare"], *more)
+    assert found.code == 0, found
+    said = raw.getvalue().decode("utf-8" if more else "ascii")
+    assert ("≤" in said) == (more == ("--json", "-")) or more == ("--markdown",)
+    if more == ("--json", "-"):
+        Report.model_validate_json(said)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems hold names to be text")
+@pytest.mark.parametrize("more", [(), ("--json", "-"), ("--markdown",)])
+def test_a_file_name_that_is_no_text(cli: Cli, here: Path, more: tuple[str, ...]) -> None:
+    name = os.fsdecode(b"m\xff.pt")
+    shutil.copyfile("m.pt", name)
+    found = cli("quantize", name, "--bits", "4", "-o", os.fsdecode(b"out\xff"), *more)
+    assert found.code == 0 and found.err == "", found
+    Report.model_validate_json(Path(os.fsdecode(b"out\xff"), "report.json").read_bytes())
+    cli("inspect", name + "x").refused(3, "does not exist")
+
+
+def without_reader(words: tuple[str, ...], **more: object) -> subprocess.CompletedProcess[str]:
+    """Run with a stdout whose reader is gone."""
+    hear, tell = os.pipe()
+    os.close(hear)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "compresskit", *words], stdout=tell, stderr=subprocess.PIPE, text=True, timeout=120,
+            check=False,
         )  # fmt: skip
-        found.append({k: v for k, v in picture(target).items() if k != "report.json"})
-    assert found[0] == found[1] and "model.onnx" in found[0] and "compresskit.json" in found[0]
-    assert ("model.safetensors" in found[0]) == (method == "rtn")
+    finally:
+        os.close(tell)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.skipif(os.name == "nt", reason="pipes break otherwise there")
+@pytest.mark.parametrize(("words", "code"), [
+    (("--help",), 0),
+    (("doctor", "--json", "-"), 0),
+    (("quantize", "m.pt", "--bits", "4", "-o", "a"), 0),
+    (("quantize", "m.pt", "--bits", "4", "-o", "a", "--max-size", "100B", "--json", "-"), 1),
+])  # fmt: skip
+def test_a_reader_that_went_away_changes_no_exit_code(words: tuple[str, ...], code: int) -> None:
+    found = without_reader(words)
+    assert (found.returncode, found.stderr) == (code, "")
+
+
+@pytest.mark.usefixtures("here")
+def test_closed_streams_are_no_error(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, words, code in (("stdout", ("inspect", "m.pt"), 0), ("stderr", ("inspect", "nope.pt"), 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, stream, None)
+            assert cli(*words).code == code
+            getattr(sys, stream).close()

@@ -32,8 +32,10 @@ WRONG = {
     "negative drop": ((*FOUR, "--eval-data", "d.npz", "--max-drop", "-1pt"), ("-1pt",)),
     "drop without data": ((*FOUR, "--max-drop", "1pt"), ("--max-drop", "--eval-data")),
     "drop of compare without data": (("compare", "m.onnx", "bundle", "--max-drop", "1pt"), ("--max-drop", "--data")),
-    "drop without export": ((*FOUR, "--no-export", "--eval-data", "d.npz", "--max-drop", "1pt"), ("--eval-data", "--no-export")),
-    "drop of a bare state dict": ((*Q, "--bits", "4", "--eval-data", "d.npz", "--max-drop", "1pt"), ("--eval-data", "--arch")),
+    "drop without export": (
+        (*FOUR, "--no-export", "--eval-data", "d.npz", "--max-drop", "1pt"), ("--eval-data", "--no-export")),
+    "drop of a bare state dict": (
+        (*Q, "--bits", "4", "--eval-data", "d.npz", "--max-drop", "1pt"), ("--eval-data", "--arch")),
     "size in words": ((*FOUR, "--max-size", "small"), ("small", "MB")),
     "size below 0": ((*FOUR, "--max-size", "0MB"), ("0MB",)),
     "speed-up unmeasured": ((*FOUR, "--no-bench", "--min-speedup", "1.2"), ("--min-speedup", "--no-bench")),
