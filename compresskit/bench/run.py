@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,12 @@ class Timing:
     peak: list[int] = field(default_factory=list)
     rows: int = 1
 
+    def extend(self, further: Timing) -> None:
+        """Add what later processes measured."""
+        self.rounds += further.rounds
+        self.load_ms += further.load_ms
+        self.peak += further.peak
+
     def medians(self) -> list[list[float]]:
         """Median latency by process and round, ns."""
         return [[float(np.median(turn)) for turn in process] for process in self.rounds]
@@ -81,6 +87,7 @@ class Plan:
         rounds: Turns of each model in one process.
         processes: How often everything starts afresh; fewer than two give no interval. More of these, not more
             rounds, is what sharpens a comparison.
+        more: Further processes where the first leave it open which model is faster; 0 for none.
         turn_s: Least length of a turn, seconds; it holds at least one call.
         warmup_s: Longest warm-up of one process, seconds; it ends when three turns in a row agree within 5 %.
         budget_s: About how long all turns may take, seconds; slow models get fewer rounds, at least 3.
@@ -89,6 +96,7 @@ class Plan:
 
     rounds: int = 5
     processes: int = 7
+    more: int = 7
     turn_s: float = 0.04
     warmup_s: float = 0.5
     budget_s: float = 60.0
@@ -125,13 +133,23 @@ def bench(
     Raises:
         CompressKitError: As :func:`measure`.
     """
-    plan = plan or Plan(rounds=rounds, processes=processes)
+    plan = plan or Plan(rounds=rounds, processes=processes, more=Plan.more if processes == Plan.processes else 0)
     timings = measure(specs, plan, batch=batch, seed=seed, progress=progress)
+    if plan.more and _open_questions(timings):
+        again = measure(specs, replace(plan, processes=plan.more), batch=batch, seed=seed, progress=progress)
+        for timing, further in zip(timings, again, strict=True):
+            timing.extend(further)
     found = [m for spec, timing in zip(specs, timings, strict=True) for m in _summary(spec, timing)]
     for spec, timing in zip(specs[1:], timings[1:], strict=True):
         ratio = stats.speedup(timings[0].medians(), timing.medians())
         found.append(_measurement(spec, timing, "speedup", ratio, "×"))
     return found
+
+
+def _open_questions(timings: list[Timing]) -> bool:
+    """True where noise hides whether a model is faster than the first, and more processes may tell."""
+    base = timings[0].medians()
+    return any(stats.compare(base, timing.medians()) == "inconclusive" for timing in timings[1:])
 
 
 def change(speedup: Measurement, min_effect: float = stats.MIN_EFFECT) -> Change:

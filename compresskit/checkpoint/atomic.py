@@ -58,9 +58,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def new_folder(
-    path: Path | str, *, force: bool = False, ours: Callable[[Path], bool] = _is_bundle
-) -> Iterator[Path]:
+def new_folder(path: Path | str, *, force: bool = False, ours: Callable[[Path], bool] = _is_bundle) -> Iterator[Path]:
     """A folder to write into; when the block ends well it takes its place in one step, else nothing stays.
 
     Args:

@@ -45,7 +45,7 @@ def run_stage(
     from compresskit.runner.gates import Limits
     from compresskit.runner.journey import Measuring, run
 
-    target = output or default_output(model, f"{stage.method}{getattr(stage, 'bits', '')}")
+    target = output or default_output(model, _suffix(stage))
     inputs = (model, data, eval_data, arch, metric)
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
@@ -76,3 +76,9 @@ def run_stage(
             progress=progress,
         )
     raise typer.Exit(finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target)))
+
+
+def _suffix(stage: Stage) -> str:
+    """The method, with its bits unless its name says them: ``rtn4``, ``int8-static``."""
+    bits = str(getattr(stage, "bits", ""))
+    return stage.method if bits in stage.method else f"{stage.method}{bits}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compresskit.bench.run import Plan, bench
@@ -164,5 +164,7 @@ def speed(
     """
     specs = [model.spec({"sequence": sequence}) for model in models]
     default = Plan()
-    plan = Plan(rounds=rounds or default.rounds, processes=processes or default.processes)
+    plan = replace(default, rounds=rounds or default.rounds)
+    if processes is not None:
+        plan = replace(plan, processes=processes, more=0)
     return bench(specs, batch=batch, seed=seed, plan=plan, progress=progress)

@@ -18,7 +18,7 @@ from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.model import InputSpec
 from compresskit.report import Measurement
 
-SHORT = Plan(rounds=3, processes=2, turn_s=0.002, warmup_s=0.05)
+SHORT = Plan(rounds=3, processes=2, more=0, turn_s=0.002, warmup_s=0.05)
 X = (InputSpec("x", "float32", ("batch", 4)),)
 HERE = str(Path(__file__).parent)
 
@@ -90,7 +90,9 @@ def test_rounds_and_processes_are_as_asked(tmp_path):
 
 def test_one_process_gives_no_interval(tmp_path):
     path = model(tmp_path / "m.onnx", 8)
-    found = bench([Spec("a", path), Spec("b", path)], plan=Plan(rounds=2, processes=1, turn_s=0.001, warmup_s=0))
+    found = bench(
+        [Spec("a", path), Spec("b", path)], plan=Plan(rounds=2, processes=1, more=0, turn_s=0.001, warmup_s=0)
+    )
     speedup = next(m for m in found if m.name == "speedup")
     assert (speedup.low, speedup.high) == (None, None)
     assert change(speedup) == "inconclusive"
@@ -110,7 +112,7 @@ def test_a_measured_speedup_is_judged(value, low, high, answer):
 
 
 def test_torch_modules_are_timed_and_what_they_print_does_no_harm(importable):
-    plan = Plan(rounds=2, processes=1, turn_s=0.002, warmup_s=0.05)
+    plan = Plan(rounds=2, processes=1, more=0, turn_s=0.002, warmup_s=0.05)
     timings = measure([torch_spec("linear", width=4), torch_spec("chatty")], plan)
     assert all(turn.min() > 0 for timing in timings for process in timing.rounds for turn in process)
 
@@ -153,7 +155,7 @@ def test_a_model_that_cannot_be_opened(tmp_path):
 def test_a_hanging_model_is_given_up_and_its_process_ended(importable, tmp_path):
     note = tmp_path / "pid"
     with pytest.raises(MachineError, match="hang: no answer"):
-        measure([torch_spec("hang", note)], Plan(processes=1, timeout_s=4))
+        measure([torch_spec("hang", note)], Plan(processes=1, more=0, timeout_s=4))
     assert gone(int(note.read_text()))
 
 
@@ -205,7 +207,7 @@ def test_modules_of_the_current_folder_are_not_imported(tmp_path, monkeypatch):
     assert measure([Spec("m", path)], SHORT)[0].rounds
 
 
-@pytest.mark.parametrize(("count", "plan"), [(0, Plan()), (1, Plan(rounds=0)), (1, Plan(processes=0))])
+@pytest.mark.parametrize(("count", "plan"), [(0, Plan()), (1, Plan(rounds=0)), (1, Plan(processes=0, more=0))])
 def test_nothing_to_time(tmp_path, count, plan):
     with pytest.raises(UsageError, match="cannot time"):
         measure([Spec("m", tmp_path)] * count, plan)
@@ -218,7 +220,7 @@ def test_a_runtime_that_does_not_exist(tmp_path):
 
 def test_slow_models_get_fewer_rounds_but_never_less_than_three(tmp_path):
     path = model(tmp_path / "m.onnx", 8)
-    plan = Plan(rounds=50, processes=1, turn_s=0.02, warmup_s=0, budget_s=0.1)
+    plan = Plan(rounds=50, processes=1, more=0, turn_s=0.02, warmup_s=0, budget_s=0.1)
     assert 3 <= len(measure([Spec("m", path)], plan)[0].rounds[0]) <= 5
 
 
@@ -266,3 +268,14 @@ def test_importing_the_bench_needs_no_torch():
     code = "import sys, compresskit.bench.run, compresskit.bench.worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("left_open", [False, True])
+def test_a_question_left_open_is_followed_up_with_more_processes(tmp_path, monkeypatch, left_open):
+    from compresskit.bench import run
+
+    path = model(tmp_path / "m.onnx", 8)
+    monkeypatch.setattr(run.stats, "compare", lambda *_: "inconclusive" if left_open else "same")
+    plan = Plan(rounds=1, processes=2, more=1, turn_s=0.001, warmup_s=0)
+    found = bench([Spec("a", path), Spec("b", path)], plan=plan)
+    assert next(m for m in found if m.name == "speedup").n == (3 if left_open else 2)

@@ -19,7 +19,7 @@ from torch import Tensor
 from compresskit.errors import InputError
 from compresskit.ops.quantize.grid import Grid, Packed, pack
 
-_REFITS = 3
+_REFITS = 2
 _HALF_MIN, _HALF_MAX = 2.0**-18, 65504.0
 """Scales that float16 holds to 1 % or better; codes are chosen for the rounded scale, so that is close enough."""
 _TINY = 1e-35
