@@ -45,7 +45,7 @@ def test_every_weight_is_near_its_code(shape: tuple[int, ...], grid: Grid, clip:
     if not clip:
         # Half a step, plus what float16 rounds off the scale at the far end of the range.
         columns = w.reshape(shape[0], -1).shape[1]
-        groups, size, _ = grid.layout(columns)
+        _, size, _ = grid.layout(columns)
         step = packed.scales.float().repeat_interleave(size, 1)[:, :columns].reshape(shape)
         assert ((back - w).abs() <= step * (0.501 + grid.levels * 2**-11)).all()
 
