@@ -216,7 +216,9 @@ def explanation(report: Report) -> str:
         return "Nothing was run, so only sizes are known: running takes the ONNX file, and that takes --arch."
     if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
-        return f"No metric was measured, so quality is only likeness to the original. Prove it with {option} and labels."
+        return (
+            f"No metric was measured, so quality is only likeness to the original. Prove it with {option} and labels."
+        )
     return ""
 
 

@@ -14,6 +14,7 @@ from compresskit.checkpoint.atomic import new_folder, refuse_same
 from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.errors import UsageError
 from compresskit.model import Card, Model, portable
+from compresskit.registry import get, methods
 from compresskit.report import Coverage, Gate, Report, judge
 from compresskit.runner.candidate import Candidate, files_of
 from compresskit.runner.gates import Limits, gates
@@ -133,7 +134,9 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
         exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
         if now not in stage.takes and not exported:
             what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]
-            hint = "give --arch FILE.py:NAME" if now == "weights" else "see: compresskit inspect MODEL"
+            able = [m for m in methods(stage.stage) if now in get(f"{stage.stage}.{m}").takes]
+            hints = ["give --arch FILE.py:NAME"] * (now == "weights") + [f"--method {m} can" for m in able]
+            hint = ", or: ".join(hints)
             raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
         if "calibration" in stage.needs and data is None:
             raise UsageError(f"{stage.name()} needs calibration data", "give --data")
