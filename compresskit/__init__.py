@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from compresskit.report import Report as Report
     from compresskit.report import Verdict as Verdict
     from compresskit.report import read_report as read_report
-    from compresskit.runner.library import method as method
-    from compresskit.runner.library import run as run
+    from compresskit.runner.api import method as method
+    from compresskit.runner.api import run as run
     from compresskit.runner.loading import load as load
 
 __version__ = "0.1.0"
@@ -35,8 +35,8 @@ _NAMES = {
     "Verdict": "compresskit.report",
     "read_report": "compresskit.report",
     "load": "compresskit.runner.loading",
-    "run": "compresskit.runner.library",
-    "method": "compresskit.runner.library",
+    "run": "compresskit.runner.api",
+    "method": "compresskit.runner.api",
 }
 __all__ = ["__version__", *_NAMES]
 

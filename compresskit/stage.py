@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Context:
     progress: Progress = field(default=silent)
 
 
-class Stage(BaseModel):
+class Stage(BaseModel, ABC):
     """One method with its options; what it computes lives in ``ops/``.
 
     A subclass declares each option once, as a pydantic field with a description: the field is the command's
@@ -67,17 +68,19 @@ class Stage(BaseModel):
         """The options as JSON, for the card."""
         return self.model_dump(mode="json")
 
+    @abstractmethod
     def run(self, model: Model, ctx: Context) -> Model:
         """Apply the stage; the given model may be changed in place and must not be used afterwards.
 
         Raises:
             CompressKitError: The model, the data or the machine doesn't allow it.
         """
-        raise NotImplementedError
 
     @classmethod
     def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
         """Give a freshly built module the shape that this stage gave it, from the facts of a card.
+
+        A stage that leaves the architecture as it is needs no replay of its own.
 
         Args:
             module: The original architecture, changed in place; earlier stages are replayed already.
@@ -90,4 +93,4 @@ class Stage(BaseModel):
         Raises:
             InputError: The facts don't fit this architecture.
         """
-        raise NotImplementedError
+        return tensors

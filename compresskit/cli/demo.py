@@ -69,7 +69,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
-    from compresskit.runner import library
+    from compresskit.runner import api
     from compresskit.runner.held import hold
     from compresskit.runner.journey import Measuring, run
     from compresskit.runner.loading import load
@@ -82,8 +82,8 @@ def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Repor
     test = _open("test.npz")
     common = "--arch net.py:Net --eval-data test.npz"
     steps = {
-        "int8": (library.method("quantize.int8-static"), f"--bits 8 --data train.npz {common}"),
-        "int4": (library.method("quantize.rtn", bits=4), f"--bits 4 {common}"),
+        "int8": (api.method("quantize.int8-static"), f"--bits 8 --data train.npz {common}"),
+        "int4": (api.method("quantize.rtn", bits=4), f"--bits 4 {common}"),
     }
     for name, (method, words) in steps.items():
         say(f"compresskit quantize digits.pt {words} -o {name}")

@@ -15,7 +15,7 @@ from typing import Any
 
 WARM = (
     "compresskit.cli.app", "compresskit.cli.main", "compresskit.cli.run_stage", "compresskit.cli.stages",
-    "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.library",
+    "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.api",
     "compresskit.stages.quantize_rtn", "compresskit.export.checked", "onnxruntime", "rich.table",
     "torch._export.non_strict_utils", "torch.onnx._internal.exporter._core",
 )  # fmt: skip
