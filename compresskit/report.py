@@ -46,8 +46,8 @@ class Measurement(_Part):
     """One figure. ``low`` and ``high`` bound it at 95 % where that is known; ``n`` counts what it was taken from.
 
     Names in use: ``accuracy``, ``top5``, ``perplexity``, ``spearman``, ``cosine``, ``sqnr``, ``agreement`` (quality);
-    ``latency_p50``, ``latency_p95``, ``latency_p99`` (ms), ``throughput`` (1/s), ``speedup`` (×, against the baseline),
-    ``load`` (ms), ``peak_memory`` (bytes).
+    ``weight_sqnr`` (dB, median over layers, where nothing ran); ``latency_p50``, ``latency_p95``, ``latency_p99`` (ms),
+    ``throughput`` (1/s), ``speedup`` (×, against the baseline), ``load`` (ms), ``peak_memory`` (bytes).
     """
 
     model: str

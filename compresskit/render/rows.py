@@ -212,8 +212,8 @@ def explanation(report: Report) -> str:
         )
     if report.verdict is Verdict.INCONCLUSIVE:
         return "Not every gate could be proven here: too much noise, or data is missing."
-    if report.verdict is Verdict.UNVERIFIED and report.gates and not report.measurements:
-        return "Nothing was run, so only sizes are known: running takes the ONNX file, and that takes --arch."
+    if report.verdict is Verdict.UNVERIFIED and report.gates and not any(m.runtime for m in report.measurements):
+        return "Nothing was run: sizes and the rounding of weights are all that is known. To run it, give --arch."
     if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
         return (

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compresskit.bench.machine import environment
@@ -15,7 +16,7 @@ from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, 
 from compresskit.errors import UsageError
 from compresskit.model import Card, Model, portable
 from compresskit.registry import get, methods
-from compresskit.report import Coverage, Gate, Report, judge
+from compresskit.report import Coverage, Gate, Measurement, Report, judge
 from compresskit.runner.candidate import Candidate, files_of
 from compresskit.runner.gates import Limits, gates
 from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
@@ -218,22 +219,24 @@ class _Journey:
             if options.bench:
                 sequence, shorter = fitting([model.source], options.sequence)
                 timed = speed([baseline, new], sequence=sequence, seed=options.seed, progress=self.ctx.progress)
+        last = model.card.history[-1] if model.card.history else None
+        rounded, about = _rounding(last.facts if last and measured is None else {}, new.name)
         found = gates(entries, measured, timed, options.limits)
         # An ONNX stage starts from the export of the original: then that export's proof is the one there is.
         proven = next((p for p in (result, original) if p is not None and p.export is not None), None)
         if proven is not None:
             found.insert(0, parity_gate(proven))
         verified = measured is not None and bool(measured.scores)
-        last = model.card.history[-1] if model.card.history else None
         return Report(
             command=self.command,
             verdict=judge(found, verified=verified),
             models=entries,
-            measurements=[*(measured.measurements if measured else []), *timed],
+            measurements=[*(measured.measurements if measured else []), *timed, *rounded],
             coverage=coverage(last.facts if last else {}, last.skipped if last else {}),
             gates=found,
             notes=[
                 *(last.facts.get("notes", []) if last else []),
+                *about,
                 *(result.notes if result else []),
                 *(measured.notes if measured else []),
                 *shorter,
@@ -257,6 +260,19 @@ def parity_gate(result: Prepared) -> Gate:
         passed=parity.passed,
         reason=f"largest difference {parity.max_abs:.2g} on {parity.n} seeded inputs",
     )
+
+
+def _rounding(facts: dict[str, Any], name: str) -> tuple[list[Measurement], list[str]]:
+    """What is known of weights that nothing ran: how loud they are over their rounding error, layer by layer."""
+    known = {layer: fact["sqnr"] for layer, fact in facts.get("layers", {}).items() if "sqnr" in fact}
+    if not known:
+        return [], []
+    worst = min(known, key=lambda layer: known[layer])
+    middle = median(known.values())
+    note = (
+        f"SQNR of the weights: median of {len(known)} layers {middle:.1f} dB, lowest {known[worst]:.1f} dB in {worst}"
+    )
+    return [Measurement(model=name, name="weight_sqnr", value=middle, unit="dB", n=len(known))], [note]
 
 
 def coverage(facts: dict[str, Any], skipped: dict[str, str]) -> Coverage:

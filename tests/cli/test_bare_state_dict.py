@@ -48,6 +48,8 @@ def test_the_bundle_is_small_and_says_what_was_left(cli: Cli) -> None:
     report = json.loads(found.out)
     assert set(report["coverage"]["done"]) == {"first"} and report["coverage"]["skipped"] == {"head": "excluded"}
     assert {p.name for p in Path("out").iterdir()} == {"compresskit.json", "model.safetensors", "report.json"}
+    rounding = next(m for m in report["measurements"] if m["name"] == "weight_sqnr")
+    assert 15 < rounding["value"] < 30 and rounding["unit"] == "dB" and rounding["n"] == 1
     assert Path("out/model.safetensors").stat().st_size < Path("m.safetensors").stat().st_size / 2
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import BITS, Grid, dequantize, pack, unpack
+from compresskit.ops.quantize import grid as grids
+from compresskit.ops.quantize.grid import BITS, Grid, dequantize, pack, sqnr, unpack
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 SHAPES = [(7, 33), (16, 64), (3, 5, 3, 3), (1, 1), (5, 128), (4, 3, 2), (2, 3, 2, 2, 2)]
@@ -117,3 +118,19 @@ def test_zero_points_stay_on_the_grid_for_weights_of_one_sign() -> None:
     w = weight((4, 64)).abs() + 1
     back = dequantize(quantize_rtn(w, Grid(8, 32)))
     assert (back - w).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 32), Grid(8, 0, True), Grid(4, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(40, 72), (6, 5, 3, 3)], ids=str)
+def test_sqnr_is_that_of_the_dequantized_weight(
+    grid: Grid, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = weight(shape)
+    packed = quantize_rtn(w, grid)
+    expected = 10 * torch.log10(w.square().sum() / (dequantize(packed) - w).square().sum())
+    monkeypatch.setattr(grids, "_BLOCK", 100)
+    assert sqnr(w, packed) == pytest.approx(float(expected), abs=0.01)
+
+
+def test_sqnr_has_an_end_where_there_is_no_error() -> None:
+    assert sqnr(torch.zeros(4, 32), quantize_rtn(torch.zeros(4, 32), Grid(4, 32))) == 200.0

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 BITS = (4, 8)
+_BLOCK = 1 << 20
+_MAX_SQNR = 200.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,29 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     mask = (1 << bits) - 1
     lanes = torch.stack([(data >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
     return lanes.flatten(-2)[..., :count]
+
+
+def sqnr(weight: Tensor, packed: Packed) -> float:
+    """How much louder a weight is than its rounding error, in dB: 6 a bit is usual; at most 200, for no error at all.
+
+    Args:
+        weight: The original; read in blocks.
+        packed: What became of it.
+    """
+    rows = weight.shape[0]
+    step = max(1, _BLOCK // math.prod(weight.shape[1:]))
+    signal = noise = 0.0
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        original = weight.detach()[part].float()
+        zeros = None if packed.zeros is None else packed.zeros[part]
+        shape = tuple(original.shape)
+        error = dequantize(Packed(packed.codes[part], packed.scales[part], zeros, shape, packed.grid)).sub_(original)
+        signal += float(original.square().sum())
+        noise += float(error.square_().sum())
+    if noise == 0:
+        return _MAX_SQNR
+    return min(_MAX_SQNR, 10 * math.log10(signal / noise)) if signal else -_MAX_SQNR
 
 
 def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -140,7 +140,7 @@ class Quantizer:
             weight, grid = self.tensors.get(f"{layer}.weight"), self.plan.layers[layer]
             packed = named(layer, partial(quantize_rtn, weight, grid, clip=self.clip))
             self._held = (layer, packed)
-            self._facts[layer] = fact("", packed)
+            self._facts[layer] = fact("", packed, weight)
             self.progress("quantize", len(self._facts), len(self.plan.layers))
         found: Tensor = getattr(self._held[1], part)
         return found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, Packed
+from compresskit.ops.quantize.grid import Grid, Packed, sqnr
 from compresskit.ops.quantize.modules import PackedLayer, grid_of, packable, packed_twin, set_module
 from compresskit.ops.quantize.select import Selection
 
@@ -62,7 +62,7 @@ def quantize_module(
         else:
             packed = named(name, partial(algorithm, weight, selection.grid(tuple(weight.shape))))
             first[key] = (name, packed)
-        facts[name] = fact(type(layer).__name__, packed)
+        facts[name] = facts[ties[name]] if name in ties else fact(type(layer).__name__, packed, weight)
         set_module(module, name, packed_twin(layer, packed))
         progress("quantize", done, len(chosen))
     return {"layers": facts, "ties": ties}, skipped
@@ -76,8 +76,8 @@ def named(name: str, compute: Callable[[], Packed]) -> Packed:
         raise InputError(f"layer '{name}': {error.message}", error.hint) from error
 
 
-def fact(kind: str, packed: Packed) -> dict[str, Any]:
-    """What the card records of one layer: enough to rebuild it empty."""
+def fact(kind: str, packed: Packed, weight: Tensor) -> dict[str, Any]:
+    """What the card records of one layer: enough to rebuild it empty, and the weight's SQNR in dB."""
     grid = packed.grid
     return {
         "kind": kind,
@@ -86,6 +86,7 @@ def fact(kind: str, packed: Packed) -> dict[str, Any]:
         "symmetric": grid.symmetric,
         "shape": list(packed.shape),
         "scales": str(packed.scales.dtype).removeprefix("torch."),
+        "sqnr": round(sqnr(weight, packed), 1),
     }
 
 
