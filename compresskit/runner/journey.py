@@ -97,7 +97,8 @@ def run(
     """
     refuse_same(model.source, output)
     _check(model, stages, data, measuring)
-    model = with_inputs(model, data or measuring.source) if measuring.export else model
+    known = data if data is not None else measuring.source
+    model = with_inputs(model, known) if measuring.export else model
     whole = replace(measuring, export=False) if form(model) == "weights" else measuring
     with new_folder(output, force=force) as folder:
         with _workplace(folder) as work:

@@ -85,7 +85,9 @@ def quality(
                 raise
             found.broken[model.name] = error.message
     if len(models) > 1:
-        what = f"the first {_FIDELITY} samples of {portable(source.name)}" if source else f"{_SYNTHETIC} made-up inputs"
+        what = f"{_SYNTHETIC} made-up inputs"
+        if source is not None:
+            what = f"the first {_FIDELITY} samples of {portable(source.name)}"
         found.notes.append(f"cosine, SQNR and agreement are of the outputs against the original's on {what}")
     return found
 
@@ -125,8 +127,9 @@ def _fidelity(
     seed: int,
     progress: Progress,
 ) -> list[Measurement]:
-    inputs = source or synthetic_inputs(baseline.inputs or original.inputs, _SYNTHETIC, seed=seed)
-    compared = compare_outputs(original, new, inputs, task=baseline.task, limit=_FIDELITY, progress=progress)
+    if source is None:
+        source = synthetic_inputs(baseline.inputs or original.inputs, _SYNTHETIC, seed=seed)
+    compared = compare_outputs(original, new, source, task=baseline.task, limit=_FIDELITY, progress=progress)
     return [score.measurement(model.name, model.runtime) for score in compared.scores()]
 
 
