@@ -65,15 +65,18 @@ def write_bundle(
     """
     folder = Path(folder)
     if weights is not None:
-        write_safetensors(
-            folder / WEIGHTS_NAME, weights, {"format": "pt", "compresskit": provenance(card), **(metadata or {})}
-        )
+        write_safetensors(folder / WEIGHTS_NAME, weights, {**weights_metadata(card), **(metadata or {})})
     if onnx is not None and onnx != folder / ONNX_NAME:
         _copy(onnx, folder / ONNX_NAME)
     for name in extras:
         if extras_from is not None:
             _copy(contained(extras_from, name.as_posix(), str(extras_from)), folder / name)
     seal(folder, card)
+
+
+def weights_metadata(card: Card) -> dict[str, str]:
+    """What the header of a bundle's model.safetensors says besides the tensors."""
+    return {"format": "pt", "compresskit": provenance(card)}
 
 
 def provenance(card: Card) -> str:

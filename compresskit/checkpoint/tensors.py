@@ -119,15 +119,6 @@ class Tensors:
         flat = raw.ne(0) if region.dtype == "bool" else raw.view(dtype)
         return flat.as_strided(region.shape, region.strides)
 
-    def renamed(self, names: dict[str, str]) -> Tensors:
-        """The same tensors under other names.
-
-        Args:
-            names: Old name to new name, for the tensors to keep.
-        """
-        parts = [({names[old]: self._regions[old]}, self._maps[old]) for old in self._regions if old in names]
-        return Tensors(self.source, parts, self.metadata)
-
     def _find_ties(self) -> dict[str, str]:
         first: dict[tuple[int, Region], str] = {}
         ties = {}

@@ -47,8 +47,6 @@ def hold_models(
         get(runtime)
     if metric is not None and data is None:
         raise UsageError("--metric needs data", "give --data")
-    if limits[0] is not None and data is None:
-        raise UsageError("--max-drop needs data to measure on", "give --data")
     options = load_options(arch, arch_args, input_shape, allow_nonfinite)
     measuring = Measuring(
         metric=metric,
@@ -59,7 +57,7 @@ def hold_models(
         device=device,
         seed=seed,
     )
-    measuring.limits.check(evaluated=data is not None, benched=bench)
+    measuring.limits.check(evaluated=data is not None, benched=bench, data_option="--data")
     if limits[2] is not None and len(models) * len(runtimes) < 2:
         raise UsageError("--min-speedup needs a second model to hold against the first")
 

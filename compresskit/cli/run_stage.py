@@ -14,7 +14,6 @@ def run_stage(
     stage: Stage,
     model: Path,
     *,
-    method: str,
     output: shared.Output = None,
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,

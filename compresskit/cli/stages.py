@@ -39,7 +39,7 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
         raise UsageError(f"--method {wanted}: {stage} has no such method", f"choose {choices}")
     cls = registry.get(f"{stage}.{method}")
 
-    def callback(**values: Any) -> None:
+    def callback(method: str, **values: Any) -> None:
         from compresskit.cli.run_stage import run_stage
 
         own = {name: values.pop(name) for name in cls.model_fields if name in values}
@@ -149,4 +149,4 @@ def _shared_options() -> list[inspect.Parameter]:
     from compresskit.cli.run_stage import run_stage
 
     signature = inspect.signature(run_stage, eval_str=True)
-    return [p for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name != "method"]
+    return [p for p in signature.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]

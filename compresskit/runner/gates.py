@@ -29,8 +29,13 @@ class Limits:
     max_size: str | None = None
     min_speedup: float | None = None
 
-    def check(self, *, evaluated: bool, benched: bool) -> None:
+    def check(self, *, evaluated: bool, benched: bool, data_option: str = "--eval-data") -> None:
         """Refuse limits that can't be understood, or that nothing will be measured for.
+
+        Args:
+            evaluated: Quality will be measured.
+            benched: Speed will be measured.
+            data_option: What would give the data for the former.
 
         Raises:
             UsageError: Says which.
@@ -38,7 +43,7 @@ class Limits:
         parse_drop(self.max_drop or DEFAULT_DROP)
         parse_size(self.max_size or "1MB")
         if self.max_drop is not None and not evaluated:
-            raise UsageError("--max-drop needs evaluation data", "give --eval-data")
+            raise UsageError("--max-drop needs evaluation data", f"give {data_option}")
         if self.min_speedup is not None and not benched:
             raise UsageError("--min-speedup needs the speed measured", "leave --no-bench away")
         if self.min_speedup is not None and not self.min_speedup > 0:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compresskit.checkpoint.bundle import provenance
+from compresskit.checkpoint.bundle import weights_metadata
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import InputError
 from compresskit.model import Model
@@ -40,7 +40,7 @@ def write_weights(model: Model, path: Path) -> None:
             continue
         seen.add(key)
         entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), partial(_same, tensor)))
-    write_safetensors(path, entries, {"format": "pt", "compresskit": provenance(model.card)})
+    write_safetensors(path, entries, weights_metadata(model.card))
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

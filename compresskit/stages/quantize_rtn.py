@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from compresskit.checkpoint.bundle import provenance
+from compresskit.checkpoint.bundle import weights_metadata
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Stage
 
@@ -66,7 +66,7 @@ class QuantizeRtn(Stage):
         """Quantize a module in place, or the tensors of a file one by one into ``ctx.work``."""
         if isinstance(model.body, Path):
             card = model.card.after(Applied(self.name(), self.options()))
-            facts, skipped, path = self._stream(model.body, provenance(card), ctx)
+            facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
             model = replace(model, body=path)
         else:
             from compresskit.ops.quantize.rtn import quantize_rtn
@@ -86,7 +86,9 @@ class QuantizeRtn(Stage):
         plain = replay(module, facts)
         return Unpacked(tensors, plain) if plain else tensors
 
-    def _stream(self, path: Path, origin: str, ctx: Context) -> tuple[dict[str, Any], dict[str, str], Path]:
+    def _stream(
+        self, path: Path, metadata: dict[str, str], ctx: Context
+    ) -> tuple[dict[str, Any], dict[str, str], Path]:
         from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
         from compresskit.checkpoint.tensors import open_tensors
         from compresskit.ops.quantize.stream import Quantizer, plan
@@ -95,6 +97,5 @@ class QuantizeRtn(Stage):
         chosen = plan(tensors, self.selection())
         quantizer = Quantizer(tensors, chosen, clip=self.clip, progress=ctx.progress)
         out = ctx.work / "model.safetensors"
-        metadata = {"format": "pt", "compresskit": origin}
         write_safetensors(out, (Entry(*entry) for entry in quantizer.entries()), metadata)
         return quantizer.facts(), chosen.skipped, out

@@ -125,6 +125,7 @@ def alive(group: int) -> bool:
     return False
 
 
+@pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
 @pytest.mark.parametrize("number", CODES)
 def test_no_worker_outlives_a_killed_bench(here: Path, number: signal.Signals) -> None:
     words = [sys.executable, "-m", "compresskit", "bench", "m.onnx", "bundle", "--processes", "50"]
@@ -163,7 +164,3 @@ def _workers(group: int) -> int:
     """How many processes of the group there are besides its leader."""
     said = subprocess.run(["ps", "-eo", "pgid="], capture_output=True, text=True, check=False).stdout
     return said.split().count(str(group)) - 1
-
-
-if shutil.which("ps") is None:
-    test_no_worker_outlives_a_killed_bench = pytest.mark.skip("needs ps")(test_no_worker_outlives_a_killed_bench)
