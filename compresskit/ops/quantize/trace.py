@@ -1,0 +1,225 @@
+"""What happens in one forward pass: which submodules are called, in what order, and whose output goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+OUTPUT = "(output)"
+"""What stands for the model's own output among the consumers."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a submodule; tensors are known by number, the same number being the same tensor.
+
+    Attributes:
+        name: Dotted name of the submodule; ``""`` is the model itself.
+        inputs: The tensors it was given.
+        outputs: The tensors it returned.
+        first: Where the first input tensor stood: a position, or a keyword; None when there was none.
+    """
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    first: int | str | None
+
+
+@dataclass
+class Trace:
+    """One forward pass.
+
+    Attributes:
+        calls: In the order in which they began.
+        users: For each tensor, the innermost submodules whose code read it, and :data:`OUTPUT`; what is read by
+            the model's own code between submodules is under the name of the submodule that holds that code.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    users: dict[int, set[str]] = field(default_factory=dict)
+
+    def called(self, name: str) -> list[Call]:
+        """The calls of one submodule."""
+        return [call for call in self.calls if call.name == name]
+
+    def once(self) -> dict[str, Call]:
+        """The submodules that are called exactly once, in order."""
+        count: dict[str, int] = {}
+        for call in self.calls:
+            count[call.name] = count.get(call.name, 0) + 1
+        return {call.name: call for call in self.calls if count[call.name] == 1}
+
+    def consumers(self, name: str) -> set[str]:
+        """Who reads the output of a submodule that is called once; empty when it isn't."""
+        calls = self.called(name)
+        if len(calls) != 1 or not calls[0].outputs:
+            return set()
+        return set().union(*(self.users.get(key, set()) for key in calls[0].outputs))
+
+    def producer(self, name: str) -> str | None:
+        """The innermost submodule whose output is the first input of ``name``."""
+        calls = self.called(name)
+        if len(calls) != 1 or not calls[0].inputs:
+            return None
+        made = [c.name for c in self.calls if calls[0].inputs[0] in c.outputs and c.name and c.name != name]
+        return made[-1] if made else None
+
+    def groups(self, names: Iterable[str]) -> list[list[str]]:
+        """Layers in the order of their first call, those that share an input together; uncalled ones left out."""
+        wanted, found = set(names), dict[Any, list[str]]()
+        placed: set[str] = set()
+        for call in self.calls:
+            if call.name in wanted and call.name not in placed:
+                placed.add(call.name)
+                key = call.inputs[0] if call.inputs else call.name
+                found.setdefault(key, []).append(call.name)
+        return list(found.values())
+
+
+def trace(module: nn.Module, forward: Callable[[], Any]) -> Trace:
+    """Run ``forward`` once, and record what is called in ``module``.
+
+    Args:
+        module: In eval mode.
+        forward: Calls the module; gradients should be off.
+
+    Returns:
+        The record; it holds no tensor.
+    """
+    result, numbers = Trace(), _Numbers()
+    active: list[str] = [""]
+    with ExitStack() as stack:
+        for name, layer in module.named_modules():
+            if name:
+                hooks = _hooks(name, result, numbers, active)
+                stack.callback(layer.register_forward_pre_hook(hooks[0], with_kwargs=True, prepend=True).remove)
+                stack.callback(layer.register_forward_hook(hooks[1], with_kwargs=True, always_call=True).remove)
+        stack.enter_context(_Reads(result, numbers, active))
+        out = forward()
+    for tensor in tensors_in(out):
+        result.users.setdefault(numbers.of(tensor), set()).add(OUTPUT)
+    return result
+
+
+class _Numbers:
+    """A number for each tensor object; the tensors are kept alive, so that no identity is used twice."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[int, Tensor]] = {}
+
+    def of(self, tensor: Tensor) -> int:
+        return self._kept.setdefault(id(tensor), (len(self._kept), tensor))[0]
+
+
+class _Reads(TorchFunctionMode):
+    """Notes who reads a tensor."""
+
+    def __init__(self, result: Trace, numbers: _Numbers, active: list[str]) -> None:
+        super().__init__()
+        self._state = result, numbers, active
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result, numbers, active = self._state
+        if not _looks(func):
+            for tensor in tensors_in((args, kwargs)):
+                result.users.setdefault(numbers.of(tensor), set()).add(active[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def _looks(func: Any) -> bool:
+    """True for the calls that read no values: shape, dtype and the like."""
+    return getattr(func, "__name__", "") in ("__get__", "size", "dim", "numel", "is_floating_point", "stride")
+
+
+def _hooks(name: str, result: Trace, numbers: _Numbers, active: list[str]) -> tuple[Any, Any]:
+    begun: list[int] = []
+
+    def before(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = tuple(numbers.of(t) for t in tensors_in((args, kwargs)))
+        begun.append(len(result.calls))
+        result.calls.append(Call(name, given, (), _first(args, kwargs)))
+        active.append(name)
+
+    def after(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        active.pop()
+        at = begun.pop()
+        made = tuple(numbers.of(t) for t in tensors_in(out))
+        result.calls[at] = Call(name, result.calls[at].inputs, made, result.calls[at].first)
+
+    return before, after
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | str | None:
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return next((place for place, value in places if isinstance(value, Tensor)), None)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def chain(module: nn.Module, found: Trace) -> list[str]:
+    """The blocks of a model: submodules that are called once each and hand their first output to the next.
+
+    They are members of a ``ModuleList`` or ``Sequential`` (several in a row may join), outermost first; no layer with a
+    weight is called between them. The longest such run by parameters is taken.
+
+    Returns:
+        Dotted names in order; empty when there is no run of at least two.
+    """
+    once = found.once()
+    members: list[str] = []
+    for name, holder in module.named_modules():
+        if isinstance(holder, (nn.ModuleList, nn.Sequential)) and not any(_within(name, m) for m in members):
+            own = _members(holder, name)
+            if own and all(n in once and n not in members for n in own):
+                members += own
+    ordered = sorted(members, key=lambda n: found.calls.index(once[n]))
+    runs: list[list[str]] = []
+    for name in ordered:
+        if runs and _follows(module, found, once, runs[-1][-1], name):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    runs = [run for run in runs if len(run) > 1]
+    return max(runs, key=lambda run: sum(_size(module.get_submodule(n)) for n in run), default=[])
+
+
+def _members(holder: nn.Module, name: str) -> list[str]:
+    """The children by full name; a child that is a ``Sequential`` itself stands for its own children."""
+    found: list[str] = []
+    for leaf, child in holder.named_children():
+        full = f"{name}.{leaf}" if name else leaf
+        found += _members(child, full) if type(child) is nn.Sequential and len(child) else [full]
+    return found
+
+
+def _follows(module: nn.Module, found: Trace, once: dict[str, Call], before: str, name: str) -> bool:
+    first, second = once[before], once[name]
+    if not first.outputs or not second.inputs or first.outputs[0] != second.inputs[0]:
+        return False
+    start, end = found.calls.index(first), found.calls.index(second)
+    between = [c.name for c in found.calls[start + 1 : end] if not _within(c.name, before)]
+    return not any(module.get_submodule(n)._parameters for n in between)
+
+
+def _within(name: str, holder: str) -> bool:
+    return name == holder or name.startswith(holder + ".")
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,360 @@
+"""Calibration block by block: memory is one block with its inputs, and later blocks see the quantized earlier ones.
+
+A model is cut into segments: what runs before its chain of blocks (:func:`~compresskit.ops.quantize.trace.chain`), each
+block, and what runs after. A model without such a chain is one segment.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.ops.quantize.moments import Collector, Moments, collectable
+from compresskit.ops.quantize.trace import Trace, chain, tensors_in, trace
+
+Batch = dict[str, Tensor]
+Forward = Callable[[nn.Module, Batch], Any]
+Replay = Callable[[nn.Module, int], Any]
+
+
+class _Stop(Exception):
+    """Ends a forward pass when what was wanted has been seen."""
+
+
+@dataclass
+class Segment:
+    """One step of the walk.
+
+    Attributes:
+        name: The block's dotted name; ``""`` for what lies outside the chain, or the whole model.
+        root: The whole model; layers are to be replaced in it, in place.
+        groups: Full names of the layers to quantize, in the order of their calls, those that share an input together.
+        batches: Number of calibration batches.
+        keep: For each batch, bool ``(batch, tokens)``, False for padding; None where there is none.
+        original: The segment as it was before anything in it was quantized, if asked for.
+    """
+
+    name: str
+    root: nn.Module
+    groups: list[list[str]]
+    batches: int
+    keep: list[Tensor | None]
+    original: nn.Module | None = None
+    _run: Replay = field(default=lambda _module, _index: None, repr=False)
+    _run_original: Replay | None = field(default=None, repr=False)
+
+    @property
+    def is_block(self) -> bool:
+        """True for a block of the chain: its output is a function of its input alone."""
+        return bool(self.name)
+
+    @property
+    def module(self) -> nn.Module:
+        """The block as it is now, or the whole model."""
+        return self.root.get_submodule(self.name)
+
+    def local(self, name: str) -> str:
+        """A layer's name within :attr:`module`; empty where the block is the layer."""
+        return name[len(self.name) :].removeprefix(".")
+
+    def layer(self, name: str) -> nn.Module:
+        """A layer by its full name."""
+        return self.root.get_submodule(name)
+
+    def replay(self, index: int) -> Any:
+        """Run the segment on batch ``index``, as the quantized model so far would; gives its output."""
+        return self._run(self.module, index)
+
+    def replay_original(self, index: int) -> Any:
+        """Run the original segment on what the original model gives it."""
+        if self._run_original is None or self.original is None:
+            raise ValueError("the walk doesn't carry the original stream")
+        return self._run_original(self.original, index)
+
+    def moments(self, names: Sequence[str], *, cross: bool = False) -> dict[str, Moments]:
+        """Moments of the inputs of some layers; layers that share an input share the result.
+
+        Args:
+            names: Full names; those that aren't
+                :func:`~compresskit.ops.quantize.moments.collectable` are left out.
+            cross: Collect ``cross`` too, if the walk carries the original stream.
+        """
+        wanted = [group for group in self._shared(names) if collectable(self.layer(group[0]))]
+        collectors = {group[0]: Collector(self.layer(group[0])) for group in wanted}
+        locals_ = {self.local(name): name for name in collectors}
+        both = cross and self._run_original is not None
+        for index in range(self.batches):
+            before = _inputs(self.original, locals_, partial(self.replay_original, index)) if both else {}
+            for name, found in _inputs(self.module, locals_, partial(self.replay, index)).items():
+                for call, x in enumerate(found):
+                    original = before[name][call] if both else None
+                    collectors[locals_[name]].add(x, self.keep[index], original)
+        result: dict[str, Moments] = {}
+        for group in wanted:
+            moments = collectors[group[0]].moments()
+            if moments is not None:
+                result |= dict.fromkeys(group, moments)
+        return result
+
+    def _shared(self, names: Sequence[str]) -> list[list[str]]:
+        """The names by shared input; layers whose inputs are cut differently (convolutions) stay alone."""
+        shared: list[list[str]] = []
+        for group in self.groups:
+            here = [n for n in group if n in names]
+            linear = [n for n in here if isinstance(self.layer(n), nn.Linear)]
+            shared += [linear] if linear else []
+            shared += [[n] for n in here if n not in linear]
+        return shared
+
+
+def _inputs(module: nn.Module | None, names: Iterable[str], run: Callable[[], Any]) -> dict[str, list[Tensor]]:
+    """The inputs that some layers get in one run, which ends when all of them were called."""
+    found: dict[str, list[Tensor]] = {}
+    if module is None:
+        return found
+    wanted = list(names)
+
+    def hook(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.setdefault(name, []).append(next(tensors_in((args, kwargs))))
+
+    with ExitStack() as stack:
+        for name in wanted:
+            layer = module.get_submodule(name)
+            handle = layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+            stack.callback(handle.remove)
+        run()
+    return found
+
+
+@torch.no_grad()
+def walk(
+    module: nn.Module,
+    batches: Sequence[Batch],
+    forward: Forward,
+    names: Sequence[str],
+    step: Callable[[Segment], None],
+    *,
+    original: bool = False,
+    found: Trace | None = None,
+) -> None:
+    """Hand the segments of a model to ``step``, in order; ``step`` replaces their layers in place.
+
+    Args:
+        module: In eval mode.
+        batches: Calibration inputs by name.
+        forward: Calls the module with a batch.
+        names: The layers that will be quantized.
+        step: Called for each segment that holds any of them, without gradients.
+        original: Carry what the original model computes beside what the quantized one does; takes twice the memory.
+        found: The trace of the module, if there is one already.
+
+    Raises:
+        Exception: Whatever the module's forward raises.
+    """
+    found = trace(module, partial(forward, module, batches[0])) if found is None else found
+    blocks = chain(module, found)
+    keep = [_mask(batch) for batch in batches]
+    whole = partial(Segment, batches=len(batches), keep=keep)
+
+    def root(target: nn.Module, index: int) -> Any:
+        return forward(target, batches[index])
+
+    if not blocks:
+        twin = copy.deepcopy(module) if original else None
+        segment = whole("", module, found.groups(names), original=twin, _run=root, _run_original=root if twin else None)
+        step(segment)
+        return
+    order = [call.name for call in found.calls]
+    start, end = order.index(blocks[0]), order.index(blocks[-1])
+    groups = found.groups(n for n in names if not any(n == b or n.startswith(f"{b}.") for b in blocks))
+    stem = [g for g in groups if order.index(g[0]) < start]
+    tail = [g for g in groups if order.index(g[0]) > end]
+    line = _Line(module, forward, batches, blocks, found)
+    if original:
+        line.start_original()
+    if stem:
+        step(whole("", module, stem, _run=partial(line.before)))
+    line.start()
+    for name in blocks:
+        block = module.get_submodule(name)
+        inside = found.groups(n for n in names if n == name or n.startswith(f"{name}."))
+        if inside:
+            twin = copy.deepcopy(block) if original else None
+            step(
+                whole(
+                    name,
+                    module,
+                    inside,
+                    original=twin,
+                    _run=partial(line.run, name),
+                    _run_original=partial(line.run_original, name) if twin else None,
+                )
+            )
+            line.advance(name, twin)
+        else:
+            line.advance(name, block if original else None)
+    if tail:
+        step(whole("", module, tail, _run=line.after))
+
+
+def _mask(batch: Batch) -> Tensor | None:
+    mask = batch.get("attention_mask")
+    return mask.bool() if mask is not None and mask.dim() == 2 and not mask.bool().all() else None
+
+
+class _Line:
+    """What stands before each block: its arguments for each batch, the first tensor being the stream."""
+
+    def __init__(
+        self, module: nn.Module, forward: Forward, batches: Sequence[Batch], blocks: Sequence[str], found: Trace
+    ) -> None:
+        self._module, self._forward, self._batches, self._blocks = module, forward, batches, list(blocks)
+        once = found.once()
+        self._place = {name: once[name].first for name in blocks}
+        self._stream: list[Tensor] = []
+        self._original: list[Tensor] = []
+        self._others: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self._shape: dict[str, Any] = {}
+
+    def before(self, module: nn.Module, index: int) -> None:
+        """Run what lies before the first block."""
+
+        def stop(*_: Any) -> None:
+            raise _Stop
+
+        handle = module.get_submodule(self._blocks[0]).register_forward_pre_hook(stop)
+        try:
+            self._forward(module, self._batches[index])
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+
+    def start(self) -> None:
+        """Take the stream in front of the first block, and every block's other arguments."""
+        self._stream, self._others = self._captured()
+
+    def start_original(self) -> None:
+        """The same of the original model; to be called before anything is quantized."""
+        self._original = self._captured()[0]
+
+    def _captured(self) -> tuple[list[Tensor], list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]]]:
+        stream: list[Tensor] = []
+        others: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        for index in range(len(self._batches)):
+            seen: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+            def stub(seen: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                x, args, kwargs = _taken(args, kwargs, self._place[name])
+                if name == self._blocks[0]:
+                    stream.append(x)
+                    if name not in self._shape:
+                        self._shape |= self._shapes(x, args, kwargs)
+                seen[name] = (args, kwargs)
+                if name == self._blocks[-1]:
+                    raise _Stop
+                return _filled(self._shape.get(name), x)
+
+            make = partial(_stub, stub, seen)
+            with suppress(_Stop), _forwards(self._module, self._blocks, make):
+                self._forward(self._module, self._batches[index])
+            others.append(seen)
+        return stream, others
+
+    def _shapes(self, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What kind of value each block returns: learnt from the first, for blocks of the same type, else tensors."""
+        name = self._blocks[0]
+        kind = type(self._module.get_submodule(name))
+        given, named = _given(args, kwargs, self._place[name], x)
+        out = kind.forward(self._module.get_submodule(name), *given, **named)
+        return {n: out for n in self._blocks if type(self._module.get_submodule(n)) is kind}
+
+    def run(self, name: str, block: nn.Module, index: int) -> Any:
+        """Run one block on the quantized stream."""
+        return self._called(name, block, index, self._stream[index])
+
+    def run_original(self, name: str, block: nn.Module, index: int) -> Any:
+        """Run one block on the original stream."""
+        return self._called(name, block, index, self._original[index])
+
+    def _called(self, name: str, block: nn.Module, index: int, x: Tensor) -> Any:
+        args, kwargs = _given(*self._others[index][name], self._place[name], x)
+        return block(*args, **kwargs)
+
+    def advance(self, name: str, original: nn.Module | None) -> None:
+        """Replace the stream by the block's output."""
+        block = self._module.get_submodule(name)
+        for index in range(len(self._batches)):
+            if original is not None:
+                self._original[index] = next(tensors_in(self.run_original(name, original, index)))
+            self._stream[index] = next(tensors_in(self.run(name, block, index)))
+            self._others[index].pop(name)
+
+    def after(self, module: nn.Module, index: int) -> Any:
+        """Run what lies after the last block, on the stream."""
+        stream = self._stream[index]
+
+        def stub(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            x = stream if name == self._blocks[-1] else _taken(args, kwargs, self._place[name])[0]
+            return _filled(self._shape.get(name), x)
+
+        with _forwards(module, self._blocks, partial(_stub, stub)):
+            return self._forward(module, self._batches[index])
+
+
+def _stub(stub: Callable[..., Any], *lead: Any) -> Callable[..., Any]:
+    """A forward that hands its arguments to ``stub`` as they are."""
+    return lambda *args, **kwargs: stub(*lead, args, kwargs)
+
+
+@contextmanager
+def _forwards(module: nn.Module, blocks: Sequence[str], make: Callable[[str], Any]) -> Iterator[None]:
+    """The blocks with other forwards for a while."""
+    layers = [(name, module.get_submodule(name)) for name in blocks]
+    before = {name: layer.__dict__.get("forward") for name, layer in layers}
+    try:
+        for name, layer in layers:
+            layer.__dict__["forward"] = make(name)
+        yield
+    finally:
+        for name, layer in layers:
+            if before[name] is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.__dict__["forward"] = before[name]
+
+
+def _taken(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str | None
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The stream, and the arguments without it."""
+    if isinstance(place, int):
+        return args[place], (*args[:place], None, *args[place + 1 :]), kwargs
+    if place is None:
+        raise ValueError("a block without an input")
+    return kwargs[place], args, {key: value for key, value in kwargs.items() if key != place}
+
+
+def _given(
+    args: tuple[Any, ...], kwargs: dict[str, Any], place: int | str | None, x: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the stream in its place."""
+    if isinstance(place, int):
+        return (*args[:place], x, *args[place + 1 :]), kwargs
+    return args, {**kwargs, str(place): x}
+
+
+def _filled(shape: Any, x: Tensor) -> Any:
+    """A value like ``shape`` whose first tensor is ``x``."""
+    if isinstance(shape, tuple) and shape:
+        return (_filled(shape[0], x), *shape[1:])
+    if isinstance(shape, list) and shape:
+        return [_filled(shape[0], x), *shape[1:]]
+    return x
