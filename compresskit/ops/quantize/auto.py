@@ -1,0 +1,185 @@
+"""Which layer gets how many bits, from what rounding each of them alone does to the output of the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from compresskit.errors import InputError, listing
+from compresskit.ops.quantize.grid import Grid, dequantize
+from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
+
+CHOICES = (2, 3, 4, 8)
+_SPARE = 0.02
+"""Share of the packed bytes that fragile layers may take beyond plain ``bits`` when no size is asked for."""
+_STEPS = (1.0, 1.06, 1.15, 1.3, 1.6, 2.0)
+"""Sizes tried, as multiples of the first, until a quality limit is kept."""
+_OVERHEAD = 0.01
+"""Share of a file that isn't weights."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bits of each layer, and why.
+
+    Attributes:
+        bits: Layer name to bits, only where they aren't the usual ones.
+        mean: Mean bits of a quantized weight, scales and zero points included.
+        notes: What a user should read.
+    """
+
+    bits: dict[str, int]
+    mean: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What limits the choice; None where nothing was asked for.
+
+    Attributes:
+        bits: Of a layer that isn't fragile.
+        target_bits: Mean bits of a weight with its scales.
+        max_bytes: Size of the whole file.
+        within: Says whether a model (with its weights rounded in place) keeps the quality limit, and its figures.
+    """
+
+    bits: int
+    target_bits: float | None = None
+    max_bytes: int | None = None
+    within: Callable[[nn.Module], tuple[bool, str]] | None = None
+
+
+def plan_bits(
+    module: nn.Module,
+    layers: Mapping[str, nn.Module],
+    grid: Callable[[tuple[int, ...], int], Grid],
+    wanted: Wanted,
+    batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    progress: Callable[[str, int, int], None],
+) -> Plan:
+    """Choose the bits of each layer.
+
+    Args:
+        module: In eval mode; is as before afterwards.
+        layers: The layers that will be quantized; those that share a weight get the same bits.
+        grid: Shape and bits to the grid that the method will use.
+        wanted: The limits.
+        batches: Inputs to measure with.
+        forward: Calls the module with a batch.
+        progress: Told of each layer.
+
+    Raises:
+        InputError: Not even the fewest bits keep the size that was asked for.
+    """
+    owners, ties = _owners(layers)
+    shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
+    changed = {name: partial(_rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
+    found = distances(module, changed, batches, forward, progress)
+    sizes = {name: {b: packed_bytes(grid(shape, b), shape) for b in CHOICES} for name, shape in shapes.items()}
+    items = [Layer(name, found[name], sizes[name]) for name in owners]
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    usual = sum(sizes[name][wanted.bits] for name in owners)
+    free_choice = wanted.target_bits is not None or wanted.max_bytes is not None
+    budget = int(usual * (1 + _SPARE))
+    if wanted.target_bits is not None:
+        budget = int(weights * wanted.target_bits / 8)
+    if wanted.max_bytes is not None:
+        left = int(wanted.max_bytes * (1 - _OVERHEAD)) - _bytes_of_others(module, owners)
+        budget = left if wanted.target_bits is None else min(budget, left)
+    least = CHOICES[0] if free_choice else wanted.bits
+    smallest = sum(sizes[name][least] for name in owners)
+    if budget < smallest:
+        raise InputError(
+            f"{least} bits for each weight take {smallest:,} bytes already, {max(0, budget):,} are left for them",
+            "allow a larger size, or exclude fewer layers",
+        )
+    choose = partial(allocate, items, wanted.bits, choices=CHOICES, least=least)
+    bits, note = choose(budget), ""
+    if wanted.within is not None:
+        bits, note = _kept(module, choose, budget, shapes, grid, wanted.within, wanted.max_bytes is not None)
+    mean = 8 * sum(sizes[name][b] for name, b in bits.items()) / weights
+    notes = [_says(bits, wanted.bits, found, mean)] + ([note] if note else [])
+    every = bits | {name: bits[first] for name, first in ties.items()}
+    return Plan({name: b for name, b in every.items() if b != wanted.bits}, mean, tuple(notes))
+
+
+def packed_bytes(grid: Grid, shape: tuple[int, ...]) -> int:
+    """Bytes of a packed weight with scales of two bytes."""
+    groups, _, nbytes = grid.layout(math.prod(shape[1:]))
+    zeros = 0 if grid.symmetric else math.ceil(groups * grid.bits / 8)
+    return shape[0] * (groups * (nbytes + 2) + zeros)
+
+
+def _owners(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The layers with a weight of their own, and the others with whose weight it is."""
+    first: dict[int, str] = {}
+    owners: dict[str, nn.Module] = {}
+    ties: dict[str, str] = {}
+    for name, layer in layers.items():
+        key = layer.get_parameter("weight").data_ptr()
+        if key in first:
+            ties[name] = first[key]
+        else:
+            first[key], owners[name] = name, layer
+    return owners, ties
+
+
+def _rounded(weight: Tensor, grid: Grid) -> Tensor:
+    return dequantize(quantize_rtn(weight, grid))
+
+
+def _bytes_of_others(module: nn.Module, owners: Mapping[str, nn.Module]) -> int:
+    """Bytes of all tensors but the weights to quantize."""
+    taken = {layer.get_parameter("weight").data_ptr() for layer in owners.values()}
+    found = {t.data_ptr(): t.numel() * t.element_size() for t in module.state_dict().values()}
+    return sum(size for key, size in found.items() if key not in taken)
+
+
+def _kept(
+    module: nn.Module,
+    choose: Callable[[int], dict[str, int]],
+    budget: int,
+    shapes: Mapping[str, tuple[int, ...]],
+    grid: Callable[[tuple[int, ...], int], Grid],
+    within: Callable[[nn.Module], tuple[bool, str]],
+    fixed: bool,
+) -> tuple[dict[str, int], str]:
+    """The smallest of some sizes that keeps the quality limit with plain rounding, which any method improves on."""
+    said = ""
+    for factor in (1.0,) if fixed else _STEPS:
+        bits = choose(int(budget * factor))
+        kept = {name: module.get_submodule(name).get_parameter("weight") for name in bits}
+        before = {name: weight.data for name, weight in kept.items()}
+        try:
+            for name, weight in kept.items():
+                weight.data = _rounded(before[name], grid(shapes[name], bits[name])).to(weight.dtype)
+            passed, said = within(module)
+        finally:
+            for name, weight in kept.items():
+                weight.data = before[name]
+        if passed:
+            return bits, f"the quality limit holds on held-out calibration data with plain rounding already: {said}"
+    return bits, f"plain rounding doesn't keep the quality limit on held-out calibration data: {said}"
+
+
+def _says(bits: Mapping[str, int], usual: int, found: Mapping[str, float], mean: float) -> str:
+    wider = sorted((n for n, b in bits.items() if b > usual), key=lambda n: -found[n])
+    fewer = [n for n, b in bits.items() if b < usual]
+    text = f"{mean:.2f} bits a weight with scales"
+    total = sum(found.values()) or 1.0
+    if wider:
+        share = 100 * sum(found[n] for n in wider) / total
+        text += f"; {len(wider)} of {len(bits)} layers wider than {usual} bit: {listing(wider, 4)}"
+        text += f" (rounding them to {usual} makes {share:.0f} % of the error)"
+    if fewer:
+        share = 100 * sum(found[n] for n in fewer) / total
+        text += f"; {len(fewer)} narrower ({share:.0f} % of the error)"
+    return text

@@ -1,0 +1,123 @@
+"""How much a model's output suffers when one layer alone is rounded, and how many bits each layer should get for it.
+
+Errors of single layers add up well as long as they are small (Dong et al., 2019, HAWQ; Frantar & Alistarh, 2022, Optimal
+Brain Compression, section 6): so the cheapest way to a size is found by giving bits where they lower the sum the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.ops.quantize.trace import tensors_in
+
+_PER_BIT = 4.0
+"""One bit more halves the rounding error, and so quarters its square."""
+CHOICES = (2, 3, 4, 8)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the choice of a layer's bits rests on.
+
+    Attributes:
+        name: Dotted name.
+        distance: Squared error of the model's output relative to the output, with only this layer rounded.
+        sizes: Bytes of the packed weight for each choice of bits.
+    """
+
+    name: str
+    distance: float
+    sizes: Mapping[int, int]
+
+
+@torch.no_grad()
+def distances(
+    module: nn.Module,
+    weights: Mapping[str, Callable[[Tensor], Tensor]],
+    batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    progress: Callable[[str, int, int], None],
+) -> dict[str, float]:
+    """The output's relative squared error for each layer, when its weight alone is changed.
+
+    Args:
+        module: In eval mode; is as before afterwards.
+        weights: Layer name to a function that gives its changed weight, same shape.
+        batches: Inputs.
+        forward: Calls the module with a batch; all floating point tensors of its output count, each by its own size.
+        progress: Called after each layer.
+
+    Returns:
+        Layer name to ``|changed − original|² / |original|²``, the mean over the tensors of the output.
+    """
+    before = [_floats(forward(module, batch)) for batch in batches]
+    found: dict[str, float] = {}
+    for done, (name, change) in enumerate(weights.items(), 1):
+        weight = module.get_submodule(name).get_parameter("weight")
+        kept = weight.data
+        try:
+            weight.data = change(kept).to(kept.dtype)
+            after = [_floats(forward(module, batch)) for batch in batches]
+        finally:
+            weight.data = kept
+        found[name] = _relative(before, after)
+        progress("measure the layers", done, len(weights))
+    return found
+
+
+def _floats(out: Any) -> list[Tensor]:
+    return [t.float() for t in tensors_in(out) if t.is_floating_point()]
+
+
+def _relative(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:
+    ratios = []
+    for first, second in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
+        size = sum(float(t.double().square().sum()) for t in first)
+        error = sum(float((a - b).double().square().sum()) for a, b in zip(first, second, strict=True))
+        ratios.append(error / size if size else 0.0)
+    return sum(ratios) / len(ratios) if ratios else 0.0
+
+
+def allocate(
+    layers: Sequence[Layer], base: int, budget: int, choices: Sequence[int] = CHOICES, least: int = 2
+) -> dict[str, int]:
+    """Bits for each layer: the smallest sum of distances that fits into a number of bytes.
+
+    Every layer starts at ``least`` bits; again and again the step up that lowers the sum the most per byte is taken
+    while it fits. A distance that was measured at ``base`` bits is taken as four times as large for each bit less.
+
+    Args:
+        layers: With their distances at ``base`` bits.
+        base: Bits that the distances were measured at.
+        budget: Bytes for all packed weights together.
+        choices: Bits that a layer may get, ascending.
+        least: Fewest bits of a layer.
+
+    Returns:
+        Layer name to bits; when not even ``least`` bits fit, all layers have ``least``.
+    """
+    steps = [b for b in choices if b >= least]
+    bits = {layer.name: steps[0] for layer in layers}
+    by_name = {layer.name: layer for layer in layers}
+    free = budget - sum(layer.sizes[steps[0]] for layer in layers)
+
+    def gains() -> list[tuple[float, int, str, int]]:
+        found = []
+        for name, now in bits.items():
+            layer = by_name[name]
+            for wider in steps[steps.index(now) + 1 :]:
+                cost = layer.sizes[wider] - layer.sizes[now]
+                gain = layer.distance * (_PER_BIT ** (base - now) - _PER_BIT ** (base - wider))
+                if cost <= free and gain > 0:
+                    found.append((gain / max(1, cost), -cost, name, wider))
+        return found
+
+    while options := gains():
+        _, cost, name, wider = max(options)
+        bits[name], free = wider, free + cost
+    return bits

@@ -1,0 +1,107 @@
+"""Bits go where they help: exact on models whose sensitivities are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.errors import InputError
+from compresskit.ops.quantize.auto import Wanted, packed_bytes, plan_bits
+from compresskit.ops.quantize.grid import Grid
+from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
+
+
+class Sum(nn.Module):
+    """Two layers side by side; the second counts ``gain`` times as much."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.quiet, self.loud = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.gain = gain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.quiet(x) + self.gain * self.loud(x)
+
+
+def forward(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = module(batch)
+    return out
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def test_a_distance_is_what_the_change_does_to_the_output() -> None:
+    module, x = Sum(10.0).eval(), torch.randn(32, 64)
+    before = module(x).detach()
+    found = distances(module, {"quiet": lambda w: w * 0, "loud": lambda w: w}, [x], forward, silent)
+    alone = (module.quiet.weight @ x.T).T.detach()
+    assert found["quiet"] == pytest.approx(float(alone.square().sum() / before.square().sum()), rel=1e-4)
+    assert found["loud"] == 0
+
+
+def test_the_module_is_as_before() -> None:
+    module, x = Sum(10.0).eval(), torch.randn(8, 64)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    distances(module, {"quiet": lambda w: w + 1}, [x], forward, silent)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_the_louder_layer_gets_the_bits() -> None:
+    module, x = Sum(30.0).eval(), torch.randn(32, 64)
+    layers = {"quiet": module.quiet, "loud": module.loud}
+    plan = plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4, target_bits=6.3), [x], forward, silent)
+    assert plan.bits.get("loud", 4) > plan.bits.get("quiet", 4)
+    assert plan.mean <= 6.3
+    assert "loud" in plan.notes[0]
+
+
+def test_plain_bits_stay_plain_when_no_layer_can_be_wider() -> None:
+    module, x = Sum(1.0).eval(), torch.randn(8, 64)
+    layers = {"quiet": module.quiet, "loud": module.loud}
+    plan = plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4), [x], forward, silent)
+    assert plan.bits == {}
+
+
+@pytest.mark.parametrize("budget", [3.0, 3.7, 4.5, 6.0, 8.5])
+def test_the_budget_is_kept_and_used(budget: float) -> None:
+    torch.manual_seed(1)
+    names = [f"l{i}" for i in range(12)]
+    layers = [Layer(n, float(torch.rand(()) ** 3), {b: 100 * b for b in (2, 3, 4, 8)}) for n in names]
+    bits = allocate(layers, 4, int(12 * 100 * budget))
+    used = sum(100 * b for b in bits.values())
+    assert used <= 12 * 100 * budget
+    assert used + 400 >= min(12 * 100 * budget, 12 * 800)
+    ranked = sorted(layers, key=lambda layer: layer.distance)
+    assert bits[ranked[-1].name] >= bits[ranked[0].name]
+
+
+def test_a_size_that_cant_be_kept_is_said() -> None:
+    module, x = Sum(1.0).eval(), torch.randn(8, 64)
+    layers = {"quiet": module.quiet, "loud": module.loud}
+    with pytest.raises(InputError, match="2 bits for each weight"):
+        plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4, max_bytes=500), [x], forward, silent)
+
+
+def test_a_quality_limit_widens_until_it_is_kept() -> None:
+    module, x = Sum(1.0).eval(), torch.randn(64, 64)
+    before = module(x).detach()
+    layers = {"quiet": module.quiet, "loud": module.loud}
+
+    def within(model: nn.Module) -> tuple[bool, str]:
+        error = float((model(x).detach() - before).square().sum() / before.square().sum())
+        return error < 1e-3, f"{error:.4f}"
+
+    plan = plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4, within=within), [x], forward, silent)
+    assert plan.bits
+    assert "holds" in plan.notes[1]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_bytes_are_those_of_a_packed_weight(bits: int) -> None:
+    grid = Grid(bits, 32)
+    assert packed_bytes(grid, (48, 96)) == quantize_rtn(torch.randn(48, 96), grid).nbytes()
