@@ -1,8 +1,10 @@
 """The 8 × (2048→5632→2048) MLP: one token in 4 bit against float32, and the time to round its weights.
 
 Speed: examples/mlp.py with random weights, exported in float32 and quantized to 4 bit (group 32, zero points), both
-under onnxruntime by ``compresskit bench``. Rounding: 16 weights, in one process, each method in turn, against
-onnxruntime's MatMulNBitsQuantizer on the same numbers (block 32, zero points); only rounding and packing are timed.
+under onnxruntime by ``compresskit bench``; and as NF4 under torch, where the bytes that the product reads are held
+against the bandwidth of copying (bytes read and written, best of several copies, before and after). Rounding: 16
+weights, in one process, each method in turn, against onnxruntime's MatMulNBitsQuantizer on the same numbers (block 32,
+zero points); only rounding and packing are timed.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from harness import ROOT, Bench, cli, figure, interval, ratio, spread, workplace
 from compresskit.bench.machine import cores
 
 LEAST_SPEEDUP, LEAST_PLAIN, LEAST_CLIPPED = 2.9, 3.0, 1.0
+LEAST_BANDWIDTH = 0.7
 DEPTH, WIDTH, HIDDEN = 8, 2048, 5632
 MAKE = """
 import sys, torch
@@ -29,12 +33,25 @@ from mlp import mlp
 torch.manual_seed(0)
 torch.save(mlp(depth=int(sys.argv[2])).state_dict(), sys.argv[1])
 """
+COPY = """
+import sys, time, torch
+torch.set_num_threads(int(sys.argv[1]))
+source = torch.ones(1 << 28, dtype=torch.uint8)
+target, times = torch.ones_like(source), []
+for _ in range(15):
+    start = time.perf_counter()
+    target.copy_(source)
+    times.append(time.perf_counter() - start)
+print(2 * source.numel() / min(times))
+"""
+NF4_BYTES = 0.5 + 2 / 64  # of a weight, as bitsandbytes' kernel reads it: a code, and a bfloat16 scale for 64
 
 
 def main() -> None:
     bench = Bench("MLP", __doc__ or "")
     depth = 1 if bench.quick else DEPTH
     one_token(bench, depth)
+    one_token_torch(bench, depth)
     rounding(bench, depth)
     bench.end()
 
@@ -42,9 +59,7 @@ def main() -> None:
 def one_token(bench: Bench, depth: int) -> None:
     with workplace() as folder:
         checkpoint = folder / "mlp.pt"
-        # In a process of its own, as all that follows: a torch in this one would compete with what is timed.
-        subprocess.run([sys.executable, "-c", MAKE, checkpoint, str(depth)], cwd=ROOT, check=True)
-        arch = ("--arch", "examples/mlp.py:mlp", "--arch-args", f'{{"depth": {depth}}}', "--input-shape", f"1,{WIDTH}")
+        arch = make_mlp(checkpoint, depth)
         cli("export", checkpoint, *arch, "-o", folder / "fp32.onnx")
         cli("quantize", checkpoint, "--bits", 4, *arch, "--no-bench", "-o", folder / "int4")
         processes = 3 if bench.quick else 15
@@ -59,6 +74,43 @@ def one_token(bench: Bench, depth: int) -> None:
         bench.row(f"{name}, one token", "", f"{found.value:.2f} ms", found.n, interval(found))
         size = f"{report.models[index].bytes / 1e6:.1f} MB"
         bench.row(f"{name}, size of model.onnx", "", size, 1)
+
+
+def one_token_torch(bench: Bench, depth: int) -> None:
+    with workplace() as folder:
+        checkpoint = folder / "mlp.pt"
+        arch = make_mlp(checkpoint, depth)
+        cli("quantize", checkpoint, "--method", "nf4", *arch, "--no-export", "-o", folder / "nf4")
+        processes = 3 if bench.quick else 15
+        before = copy_bandwidth()
+        report = cli("bench", checkpoint, folder / "nf4", "--runtime", "torch", *arch, "--processes", processes)
+        copied = max(before, copy_bandwidth())
+    found, speedup = figure(report, "latency_p50"), figure(report, "speedup")
+    weights = 2 * depth * WIDTH * HIDDEN
+    share = weights * NF4_BYTES / (found.value / 1e3) / copied
+    bench.row(
+        "NF4, one token under torch, of copy bandwidth", f"≥ {LEAST_BANDWIDTH}", f"{share:.2f}", found.n,
+        f"copy: {copied / 1e9:.1f} GB/s", share >= LEAST_BANDWIDTH,
+    )  # fmt: skip
+    bench.row(
+        "NF4, one token, speed-up over float32 under torch", "", f"{speedup.value:.2f}×", speedup.n, interval(speedup)
+    )
+    for index, name in ((0, "float32"), (1, "NF4")):
+        timed = figure(report, "latency_p50", index)
+        bench.row(f"{name}, one token under torch", "", f"{timed.value:.2f} ms", timed.n, interval(timed))
+
+
+def make_mlp(checkpoint: Path, depth: int) -> tuple[str, ...]:
+    """Write the checkpoint; the options that name its architecture."""
+    # In a process of its own, as all that follows: a torch in this one would compete with what is timed.
+    subprocess.run([sys.executable, "-c", MAKE, checkpoint, str(depth)], cwd=ROOT, check=True)
+    return "--arch", "examples/mlp.py:mlp", "--arch-args", f'{{"depth": {depth}}}', "--input-shape", f"1,{WIDTH}"
+
+
+def copy_bandwidth() -> float:
+    """Bytes read and written in a second by a copy that is larger than the caches, on all cores."""
+    done = subprocess.run([sys.executable, "-c", COPY, str(cores())], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def rounding(bench: Bench, depth: int) -> None:

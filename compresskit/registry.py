@@ -15,8 +15,18 @@ from compresskit.errors import UsageError
 from compresskit.stage import Stage
 
 BUILT_IN = {
+    "quantize.auto": "compresskit.stages.quantize_auto:QuantizeAuto",
     "quantize.rtn": "compresskit.stages.quantize_rtn:QuantizeRtn",
+    "quantize.hqq": "compresskit.stages.quantize_hqq:QuantizeHqq",
+    "quantize.gptq": "compresskit.stages.quantize_gptq:QuantizeGptq",
+    "quantize.awq": "compresskit.stages.quantize_awq:QuantizeAwq",
+    "quantize.adaround": "compresskit.stages.quantize_adaround:QuantizeAdaround",
+    "quantize.qat": "compresskit.stages.quantize_qat:QuantizeQat",
     "quantize.int8-static": "compresskit.stages.quantize_int8_static:QuantizeInt8Static",
+    "quantize.int8-dynamic": "compresskit.stages.quantize_int8_dynamic:QuantizeInt8Dynamic",
+    "quantize.smoothquant": "compresskit.stages.quantize_smoothquant:QuantizeSmoothquant",
+    "quantize.nf4": "compresskit.stages.quantize_nf4:QuantizeNf4",
+    "quantize.bnb-int8": "compresskit.stages.quantize_bnb_int8:QuantizeBnbInt8",
 }
 
 

@@ -25,6 +25,10 @@ def silent(_what: str, _done: int, _total: int) -> None:
     """A progress callback that shows nothing."""
 
 
+def _say_nothing(_text: str) -> None:
+    """A line for the user that nobody reads."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage may use besides its options.
@@ -35,6 +39,9 @@ class Context:
         seed: Seed of every random choice.
         threads: Intra-op threads; 0 is the library's choice.
         progress: Called as ``progress(what, done, total)``; cheap enough for every layer.
+        tell: Shows the user a line right away: what long work will cost.
+        max_bytes: Size the result must keep, where the user gave one: a stage that chooses may aim at it.
+        max_drop: Drop of quality the result must keep, as ``0.5pt`` or ``1%``.
     """
 
     work: Path
@@ -42,6 +49,22 @@ class Context:
     seed: int = 0
     threads: int = 0
     progress: Progress = field(default=silent)
+    tell: Callable[[str], None] = field(default=_say_nothing)
+    max_bytes: int | None = None
+    max_drop: str | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a stage that chooses among others came to.
+
+    Attributes:
+        stages: With explicit options: they alone give the same result again.
+        notes: Why these.
+    """
+
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Stage(BaseModel, ABC):
@@ -75,6 +98,15 @@ class Stage(BaseModel, ABC):
         Raises:
             CompressKitError: The model, the data or the machine doesn't allow it.
         """
+
+    def choose(self, model: Model, ctx: Context) -> Chosen:
+        """The stages that do the work; a method that picks others by looking at the model overrides this.
+
+        Args:
+            model: Not changed.
+            ctx: ``work`` is not to be used.
+        """
+        return Chosen((self,))
 
     @classmethod
     def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:

@@ -15,7 +15,7 @@ import numpy as np
 from compresskit.bench import machine, stats
 from compresskit.bench.pool import Worker
 from compresskit.bench.stats import Change, Estimate
-from compresskit.errors import UsageError
+from compresskit.errors import CompressKitError, UsageError
 from compresskit.model import InputSpec
 from compresskit.report import Measurement
 from compresskit.stage import Progress, silent
@@ -194,6 +194,25 @@ def measure(
             _take_turns(workers, timings, order, min(plan.rounds, max(_MIN_ROUNDS, fitting)), plan.turn_s)
     progress("bench", plan.processes, plan.processes)
     return timings
+
+
+def refusal(spec: Spec, *, batch: int = 1, seed: int = 0, timeout_s: float = Plan.timeout_s) -> str | None:
+    """Why a model can't be run, found out in a process of its own; None where it can.
+
+    Args:
+        spec: The model under one runtime.
+        batch: Size of the batch axis, where it may vary.
+        seed: Of the made-up inputs.
+        timeout_s: Longest wait for it to open and run, seconds.
+    """
+    with ExitStack() as stack:
+        try:
+            worker = Worker(spec.name, spec.runtime, timeout_s, stack)
+            worker.answer()
+            _open(spec, worker, Timing(), batch, seed)
+        except CompressKitError as error:
+            return error.message.removeprefix(f"{spec.name}: ")
+    return None
 
 
 def _open(spec: Spec, worker: Worker, timing: Timing, batch: int, seed: int) -> float:

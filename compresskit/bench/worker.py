@@ -45,8 +45,7 @@ def main(runtime: str) -> None:
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     with suppress(ImportError, CompressKitError):  # what is missing is told on opening
-        get(runtime)
-        importlib.import_module(runtime)  # not part of a model's load time
+        get(runtime).prepare()  # not part of a model's load time
     _say(answers, {"ok": "ready"})
     engine: Engine | None = None
     answer: Any

@@ -66,7 +66,7 @@ def build_from_config(folder: Path | str, *, class_name: str | None = None) -> n
         MachineError: transformers is not installed.
     """
     folder = Path(folder)
-    kind, config = read_config(folder, class_name)
+    kind, config = read_config(folder, class_name, quantized=True)
     import transformers
 
     no_init = getattr(getattr(transformers, "initialization", None), "no_init_weights", contextlib.nullcontext)
@@ -76,14 +76,19 @@ def build_from_config(folder: Path | str, *, class_name: str | None = None) -> n
     return _prepared(module)
 
 
-def read_config(folder: Path, class_name: str | None = None) -> tuple[Any, Any]:
+def read_config(folder: Path, class_name: str | None = None, *, quantized: bool = False) -> tuple[Any, Any]:
     """The model class and the config object of a folder.
+
+    Args:
+        folder: Holds config.json.
+        class_name: The class on record; the config's first architecture when None.
+        quantized: The caller knows the weights' format: ``quantization_config`` is dropped, not refused.
 
     Raises:
         InputError: It asks for code of its own, is quantized already, or isn't known to transformers.
         MachineError: transformers is not installed.
     """
-    data = _config_json(folder)
+    data = _config_json(folder, quantized=quantized)
     if importlib.util.find_spec("transformers") is None:
         raise missing_extra("transformers", "hf")
     import transformers
@@ -91,6 +96,8 @@ def read_config(folder: Path, class_name: str | None = None) -> tuple[Any, Any]:
     names = [class_name] if class_name else data.get("architectures") or []
     with _quiet(), _refusing(folder):
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if quantized and hasattr(config, "quantization_config"):
+            del config.quantization_config
         if not names:
             return transformers.AutoModel._model_mapping[type(config)], config
     kind = getattr(transformers, str(names[0]), None)
@@ -101,7 +108,7 @@ def read_config(folder: Path, class_name: str | None = None) -> tuple[Any, Any]:
     return kind, config
 
 
-def _config_json(folder: Path) -> dict[str, Any]:
+def _config_json(folder: Path, *, quantized: bool = False) -> dict[str, Any]:
     path = contained(folder, CONFIG, str(folder))
     if regular_file(path) > _MAX_CONFIG:
         raise InputError(f"{path} is larger than any config")
@@ -116,7 +123,7 @@ def _config_json(folder: Path) -> dict[str, Any]:
             f"{path} asks for code of its own (auto_map), which is never run",
             "load the model yourself, save its state_dict, and pass --arch FILE.py:NAME",
         )
-    if data.get("quantization_config"):
+    if data.get("quantization_config") and not quantized:
         raise InputError(
             f"{path} is of a model that is quantized already (quantization_config)", "start from the original weights"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError
+from compresskit.errors import UsageError, printable
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
 
@@ -61,6 +61,11 @@ def progressing(quiet: bool) -> Iterator[Progress]:
         yield bar
     finally:
         bar.close()
+
+
+def tell(text: str) -> None:
+    """A line on stderr, right away."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def check_json(target: str | None, inputs: Iterable[Path | str | None] = (), output: Path | None = None) -> None:

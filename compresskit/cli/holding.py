@@ -7,6 +7,31 @@ from pathlib import Path
 from typing import Any
 
 
+def engine_names(typed: Sequence[str], *, allow_auto: bool) -> list[str]:
+    """The runtimes of ``--runtime``, each one once; commas part them.
+
+    Args:
+        typed: As typed, an item for each option.
+        allow_auto: ``auto`` may stand alone.
+
+    Raises:
+        UsageError: A name isn't known, or ``auto`` is not alone or not for this command.
+    """
+    from compresskit.errors import UsageError
+    from compresskit.runtimes import get, names
+
+    found = list(dict.fromkeys(name.strip() for text in typed for name in text.split(",")))
+    if "auto" in found:
+        if not allow_auto:
+            raise UsageError("--runtime auto is for bench", f"name one of {', '.join(names())}")
+        if len(found) > 1:
+            raise UsageError("--runtime auto stands alone", "leave the other --runtime away")
+        return found
+    for name in found:
+        get(name)
+    return found
+
+
 def hold_models(
     models: Sequence[Path],
     *,
@@ -28,6 +53,7 @@ def hold_models(
     metric: str | None = None,
     evaluated: bool = True,
     bench: bool = True,
+    target: str | None = None,
     batch: int = 1,
     rounds: int | None = None,
     processes: int | None = None,
@@ -40,11 +66,12 @@ def hold_models(
     from compresskit.runner.gates import Limits
     from compresskit.runner.held import hold
     from compresskit.runner.journey import Measuring
-    from compresskit.runtimes import get
+    from compresskit.runner.products import products_for
 
     check_json(json, (*models, data, arch, metric))
-    for runtime in runtimes:
-        get(runtime)
+    engines = engine_names(runtimes, allow_auto=not evaluated)
+    if products_for(target) != "native" and engines != ["onnxruntime"]:
+        raise UsageError(f"--target {target} can be emulated for onnxruntime only", "leave --runtime away")
     if metric is not None and data is None:
         raise UsageError("--metric needs data", "give --data")
     options = load_options(arch, arch_args, input_shape, allow_nonfinite)
@@ -56,9 +83,10 @@ def hold_models(
         threads=threads,
         device=device,
         seed=seed,
+        target=target,
     )
     measuring.limits.check(evaluated=data is not None, benched=bench, data_option="--data")
-    if limits[2] is not None and len(models) * len(runtimes) < 2:
+    if limits[2] is not None and len(models) * len(engines) < 2 and engines != ["auto"]:
         raise UsageError("--min-speedup needs a second model to hold against the first")
 
     def read(path: Path, runtime: str) -> Any:
@@ -74,7 +102,7 @@ def hold_models(
             open_data,
             measuring,
             judged=judged or limits[2] is not None,
-            runtimes=runtimes,
+            runtimes=engines,
             batch=batch,
             rounds=rounds,
             processes=processes,

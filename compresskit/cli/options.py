@@ -133,6 +133,21 @@ Threads = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.", rich_help_panel=_RUN)]
 RuntimeName = Annotated[
-    str, typer.Option("--runtime", metavar="NAME", help="Engine: onnxruntime or torch.", rich_help_panel=_RUN)
+    str,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="Engine: onnxruntime, openvino, openvino-bf16 or torch; several with commas.",
+        rich_help_panel=_RUN,
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="CPU",
+        help="Multiply 8-bit integers as x86-vnni, x86-avx2, arm64 or gpu does. (this machine)",
+        rich_help_panel=_RUN,
+    ),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]

@@ -38,7 +38,7 @@ def run_stage(
     force: shared.Force = False,
 ) -> None:
     """Run one stage; the keyword arguments are the options of its command."""
-    from compresskit.cli.console import check_json, check_output, finish, progressing
+    from compresskit.cli.console import check_json, check_output, finish, progressing, tell
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options, opener
     from compresskit.errors import UsageError
     from compresskit.runner.gates import Limits
@@ -73,6 +73,7 @@ def run_stage(
             force=force,
             command=command_line(),
             progress=progress,
+            tell=(lambda _text: None) if quiet else tell,
         )
     raise typer.Exit(finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target)))
 

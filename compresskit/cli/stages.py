@@ -17,6 +17,8 @@ from compresskit.errors import UsageError
 from compresskit.stage import Stage
 
 _PANEL = "Method"
+_QAT = "qat"
+"""A method that a flag of its own name asks for too."""
 
 
 def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
@@ -29,25 +31,25 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
     Raises:
         UsageError: No such method.
     """
-    wanted = _value(arguments, "--method") or "auto"
-    if wanted == "auto":
-        method = automatic(stage, arguments)
-    elif wanted in registry.methods(stage):
-        method = wanted
-    else:
-        choices = ", ".join(("auto", *registry.methods(stage)))
-        raise UsageError(f"--method {wanted}: {stage} has no such method", f"choose {choices}")
+    known = registry.methods(stage)
+    method = _value(arguments, "--method") or (_QAT if _flagged(known, arguments) else known[0])
+    if _flagged(known, arguments) and method != _QAT:
+        raise UsageError(f"--qat means --method {_QAT}, found --method {method} too", "give one of them")
+    if method not in known:
+        raise UsageError(f"--method {method}: {stage} has no such method", f"choose {', '.join(known)}")
     cls = registry.get(f"{stage}.{method}")
 
     def callback(method: str, **values: Any) -> None:
         from compresskit.cli.run_stage import run_stage
 
+        values.pop(_QAT, None)
         own = {name: values.pop(name) for name in cls.model_fields if name in values}
         run_stage(make(cls, own), **values)
 
     parameters = [
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=shared.ModelArg),
-        _method_option(stage, method, wanted),
+        _method_option(stage, method),
+        *([_qat_option()] if _QAT in known else []),
         *(_option(name, field) for name, field in cls.model_fields.items()),
         *_shared_options(),
     ]
@@ -55,16 +57,6 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
     callback.__annotations__ = {p.name: p.annotation for p in parameters}
     callback.__doc__ = _help(stage, cls)
     return callback
-
-
-def automatic(stage: str, arguments: list[str]) -> str:
-    """The method that is taken when none is asked for.
-
-    8 bit with calibration data runs in 8 bit; everything else is weight-only rounding, which needs no data.
-    """
-    if stage == "quantize" and _value(arguments, "--bits") == "8" and _value(arguments, "--data") is not None:
-        return "int8-static"
-    return registry.methods(stage)[0]
 
 
 def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
@@ -105,13 +97,23 @@ def _help(stage: str, cls: type[Stage]) -> str:
     return f"{COMMANDS[stage]}\n\nMethod {cls.method}: {body}{more}"
 
 
-def _method_option(stage: str, method: str, wanted: str) -> inspect.Parameter:
-    names = "|".join(("auto", *registry.methods(stage)))
-    text = f"Algorithm; auto is {method} with these options. Options below are those of {method}."
-    option = typer.Option("--method", metavar=names, help=text, rich_help_panel=_PANEL, show_default=False)
-    return inspect.Parameter(
-        "method", inspect.Parameter.KEYWORD_ONLY, default=wanted, annotation=Annotated[str, option]
+def _method_option(stage: str, method: str) -> inspect.Parameter:
+    text = f"Algorithm. Options below are those of {method}."
+    option = typer.Option(
+        "--method", metavar="|".join(registry.methods(stage)), help=text, rich_help_panel=_PANEL, show_default=False
     )
+    return inspect.Parameter(
+        "method", inspect.Parameter.KEYWORD_ONLY, default=method, annotation=Annotated[str, option]
+    )
+
+
+def _flagged(known: list[str], arguments: list[str]) -> bool:
+    return _QAT in known and f"--{_QAT}" in arguments
+
+
+def _qat_option() -> inspect.Parameter:
+    option = typer.Option(f"--{_QAT}", help=f"The same as --method {_QAT}.", rich_help_panel=_PANEL, show_default=False)
+    return inspect.Parameter(_QAT, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:

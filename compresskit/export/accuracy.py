@@ -1,4 +1,4 @@
-"""How MatMulNBits computes: an attribute of each node, changed in the file without a second export."""
+"""How products with packed codes compute: an attribute of each node, changed in the file without a second export."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from compresskit.errors import InputError
 def set_accuracy_level(path: Path, level: int) -> int:
     """Set ``accuracy_level`` of every MatMulNBits in a file; external data aren't touched.
 
+    A product with a blocked ``DequantizeLinear`` (2 and 3 bit) has no such attribute: onnxruntime makes a MatMulNBits
+    of it at load, with the level of the session, 4 by default. It is counted.
+
     Args:
         path: The ONNX file.
         level: 0 computes in float32, 4 rounds activations to int8 block by block.
 
     Returns:
-        How many nodes the file has of it.
+        How many products with packed codes the file has.
 
     Raises:
         InputError: The file can't be read.
@@ -37,4 +40,8 @@ def set_accuracy_level(path: Path, level: int) -> int:
     if nodes:
         with writing(path):
             path.write_bytes(model.SerializeToString(deterministic=True))
-    return len(nodes)
+    return len(nodes) + sum(_blocked(node) for node in model.graph.node)
+
+
+def _blocked(node: onnx.NodeProto) -> bool:
+    return node.op_type == "DequantizeLinear" and any(a.name == "block_size" and a.i for a in node.attribute)

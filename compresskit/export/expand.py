@@ -1,92 +1,69 @@
-"""The placeholders of ``lower.py`` to operators that onnxruntime knows, on the graph after the export.
+"""The placeholders of ``lower.py`` to operators that runtimes know, on the graph after the export.
 
-Scales stay float16 in the file with a Cast behind them, and what repeats is repeated by an Expand: onnxruntime folds
-both when it loads the file. 4-bit codes of a ``DequantizeLinear`` become UINT4, or INT4 without stored zero points
-when the grid is symmetric. Codes that an embedding shares with the output layer are stored once.
+=================  ==============================================================================================
+what               becomes
+=================  ==============================================================================================
+Linear, 4 or 8     MatMulNBits on the codes
+Linear, 2 or 3     codes unpacked to UINT4 -> DequantizeLinear -> MatMul, of which onnxruntime makes MatMulNBits
+Embedding          Gather of the rows asked for, then unpacked and scaled
+Weight             all rows unpacked and scaled: for convolutions, NF4, and whatever reads a weight
+=================  ==============================================================================================
+
+Scales stay float16 in the file with a Cast behind them, and what repeats is repeated by an Expand. All that depends on
+constants alone is computed by onnxruntime and OpenVINO when they load the file: a convolution then runs as fast as in
+float32. Codes that an embedding shares with the output layer are stored once. OpenVINO wants the codes and zero points
+of MatMulNBits as plain constants, so nothing is computed there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
+from compresskit.export.build import FLOAT, UINT4, Builder, array
 from compresskit.export.lower import DOMAIN
+from compresskit.export.unpack import codes, numbers
+from compresskit.ops.quantize.grid import packed_bytes
 
 MICROSOFT = "com.microsoft"
-
-
-@dataclass
-class _Graph:
-    """Adds nodes and constants in front of one node."""
-
-    graph: ir.Graph
-    at: ir.Node
-    made: dict[str, ir.Value]
-    new: list[ir.Node] = field(default_factory=list)
-
-    def constant(self, array: np.ndarray, name: str, dtype: ir.DataType | None = None, shape: Any = None) -> ir.Value:
-        """An initializer; the same name is made once."""
-        if name not in self.made:
-            tensor: ir.TensorProtocol
-            if dtype in (ir.DataType.UINT4, ir.DataType.INT4):
-                tensor = ir.PackedTensor(array, dtype, shape=ir.Shape(shape), name=name)
-            else:
-                tensor = ir.Tensor(array, name=name)
-            value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            self.graph.register_initializer(value)
-            self.made[name] = value
-        return self.made[name]
-
-    def op(
-        self, kind: str, inputs: list[ir.Value | None], attributes: dict[str, Any] | None = None, domain: str = ""
-    ) -> ir.Value:
-        """One node, in order before the placeholder."""
-        while inputs and inputs[-1] is None:
-            inputs = inputs[:-1]
-        node = ir.node(kind, inputs, attributes or {}, domain=domain)
-        self.new.append(node)
-        return node.outputs[0]
-
-    def once(self, key: str, make: Any) -> ir.Value:
-        """The value of ``make()``, computed in the graph once for all its users."""
-        if key not in self.made:
-            self.made[key] = make()
-        return self.made[key]
-
-    def cast(self, value: ir.Value) -> ir.Value:
-        """float32 of a float16 constant."""
-        if value.dtype == ir.DataType.FLOAT:
-            return value
-        return self.once(f"{value.name}:float", lambda: self.op("Cast", [value], {"to": int(ir.DataType.FLOAT)}))
-
-    def integers(self, values: list[int]) -> ir.Value:
-        """A small int64 constant."""
-        return self.constant(np.array(values, np.int64), "i64:" + ",".join(map(str, values)))
+_INTERLEAVED = (4, 8)
+"""Bits whose packing is that of MatMulNBits."""
 
 
 @dataclass(frozen=True)
 class _Weight:
-    """A placeholder's packed weight."""
+    """A placeholder's packed weight; ``block`` is that of its product, 0 where it has none."""
 
     codes: ir.Value
     scales: ir.Value
     zeros: ir.Value | None
     bits: int
+    kind: str
     group: int
     block: int
     shape: tuple[int, ...]
 
     @classmethod
-    def of(cls, node: ir.Node) -> _Weight:
+    def of(cls, node: ir.Node, multiplied: set[str | None]) -> _Weight:
         a = node.attributes
         codes, scales, zeros = (*node.inputs[:3], None)[:3]
         if codes is None or scales is None:
             raise ValueError("a placeholder without codes")
-        shape = tuple(a["shape"].as_ints())
-        return cls(codes, scales, zeros, a["bits"].as_int(), a["group"].as_int(), a["block"].as_int(), shape)
+        bits, group, block = (a[name].as_int() for name in ("bits", "group", "block"))
+        block = block if codes.name in multiplied else 0
+        return cls(codes, scales, zeros, bits, a["kind"].as_string(), group, block, tuple(a["shape"].as_ints()))
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[1:])
 
     @property
     def groups(self) -> int:
@@ -95,18 +72,7 @@ class _Weight:
     @property
     def repeat(self) -> int:
         """Blocks in a group; a group that reaches past the row is cut off at its end."""
-        return -(-min(self.group, self.shape[1]) // self.block)
-
-    @property
-    def blocks(self) -> int:
-        return self.groups * self.repeat
-
-
-def array(value: ir.Value) -> np.ndarray:
-    """The numbers of a constant."""
-    if value.const_value is None:
-        raise ValueError(f"{value.name} is not a constant")
-    return value.const_value.numpy()
+        return -(-min(self.group, self.columns) // self.block)
 
 
 def expand(model: ir.Model, accuracy_level: int = 0) -> dict[str, int]:
@@ -123,16 +89,20 @@ def expand(model: ir.Model, accuracy_level: int = 0) -> dict[str, int]:
     count: dict[str, int] = {}
     graph = model.graph
     nodes = [n for n in graph.all_nodes() if n.domain == DOMAIN]
-    embedded = {n.inputs[0].name for n in nodes if n.op_type == "Embedding" and n.inputs[0] is not None}
+    multiplied = {n.inputs[0].name for n in nodes if n.op_type == "Linear" and n.inputs[0] is not None}
     for node in nodes:
-        build = _Graph(graph, node, made)
-        weight = _Weight.of(node)
+        build = Builder(graph, node, made)
+        if node.op_type == "Floats":
+            kind = node.outputs[0].dtype or ir.DataType.FLOAT
+            _substitute(node, build.op("Cast", node.inputs[0], attributes={"to": int(kind)}), build.new)
+            continue
+        weight = _Weight.of(node, multiplied)
         if node.op_type == "Linear":
-            out = _linear(build, weight, node, accuracy_level, str(weight.codes.name) in embedded)
+            out = _linear(build, weight, node, accuracy_level)
         elif node.op_type == "Embedding":
             out = _embedding(build, weight, node)
         else:
-            out = _dequantized(build, weight)
+            out = build.once(f"{weight.codes.name}:weight", partial(_weight, build, weight))
         count[node.op_type] = count.get(node.op_type, 0) + 1
         _substitute(node, out, build.new)
     model.opset_imports.pop(DOMAIN, None)
@@ -162,112 +132,139 @@ def _drop_unused(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def _codes(weight: _Weight) -> np.ndarray:
-    """uint8 ``(rows, blocks, bytes of a block)``: the packed codes, the end of a row padded to whole blocks."""
-    codes, width = array(weight.codes), weight.block * weight.bits // 8
-    size = weight.repeat * width
-    if size > codes.shape[2]:
-        codes = np.pad(codes, ((0, 0), (0, 0), (0, size - codes.shape[2])))
-    return codes[:, :, :size].reshape(codes.shape[0], weight.blocks, width)
-
-
-def _flat_codes(build: _Graph, weight: _Weight) -> ir.Value:
-    codes = _codes(weight)
-    return build.constant(codes.reshape(codes.shape[0], -1), f"{weight.codes.name}:flat")
-
-
-def _linear(build: _Graph, weight: _Weight, node: ir.Node, level: int, shared: bool) -> ir.Value:
+def _linear(build: Builder, weight: _Weight, node: ir.Node, level: int) -> ir.Value:
     x, bias = node.inputs[3], node.inputs[4] if len(node.inputs) > 4 else None
-    codes = _codes(weight)
-    if shared:
-        flat = _flat_codes(build, weight)
-        blocks = build.op("Reshape", [flat, build.integers(list(codes.shape))])
-    else:
-        blocks = build.constant(codes, f"{weight.codes.name}:blocks")
+    scales = _spread(build, weight, build.floats(weight.scales), f"{weight.scales.name}:spread")
+    if weight.bits not in _INTERLEAVED:
+        flat = node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2
+        if flat:  # else onnxruntime makes a Gemm of product and sum, one it doesn't find packed codes in
+            x = build.op("Unsqueeze", x, build.integers([0]))
+        out = build.op("MatMul", x, _dequantized(build, weight, scales))
+        out = build.op("Squeeze", out, build.integers([0])) if flat else out
+        return out if bias is None else build.op("Add", out, bias)
     attributes = {
-        "K": weight.shape[1],
-        "N": weight.shape[0],
+        "K": weight.columns,
+        "N": weight.rows,
         "bits": weight.bits,
         "block_size": weight.block,
         "accuracy_level": level,
     }
-    inputs = [x, blocks, _scales(build, weight), _zeros(build, weight), None, bias]
-    return build.op("MatMulNBits", inputs, attributes, MICROSOFT)
+    inputs = [x, _stored(build, weight), scales, _zeros(build, weight), None, bias]
+    return build.op("MatMulNBits", *inputs, attributes=attributes, domain=MICROSOFT)
 
 
-def _embedding(build: _Graph, weight: _Weight, node: ir.Node) -> ir.Value:
-    attributes = {"bits": weight.bits, "block_size": weight.block, "gather_axis": 0, "quantize_axis": 1}
-    inputs = [_flat_codes(build, weight), node.inputs[3], _scales(build, weight), _zeros(build, weight)]
-    out = build.op("GatherBlockQuantized", inputs, attributes, MICROSOFT)
-    if weight.blocks * weight.block == weight.shape[1]:
-        return out
-    return build.op("Slice", [out, *(build.integers([v]) for v in (0, weight.shape[1], -1))])
+def _dequantized(build: Builder, weight: _Weight, scales: ir.Value) -> ir.Value:
+    """The weight ``(columns, rows)`` by a DequantizeLinear, from which the runtimes keep 4-bit codes in memory."""
+
+    def make() -> ir.Value:
+        rows, columns, groups, bits = weight.rows, weight.columns, weight.groups, weight.bits
+        width = int(array(weight.codes).shape[2])
+        found = codes(build, weight.codes, bits, [rows, groups], width, min(weight.group, columns))
+        data = build.cast(build.transposed(build.reshape(found, [rows, columns])), UINT4)
+        if weight.zeros is None:
+            middle = build.constant(np.array([[1 << (bits - 1)]], np.uint8), f"middle:{bits}")
+            points = build.op("Expand", middle, build.integers([groups * weight.repeat, rows]))
+        else:
+            single = codes(build, weight.zeros, bits, [rows], packed_bytes(groups, bits), groups)
+            points = build.transposed(_spread(build, weight, single, f"{weight.zeros.name}:spread"))
+        attributes = {"axis": 0, "block_size": weight.block}
+        inputs = (data, build.transposed(scales), build.cast(points, UINT4))
+        return build.op("DequantizeLinear", *inputs, attributes=attributes)
+
+    return build.once(f"{weight.codes.name}:dequantized", make)
 
 
-def _scales(build: _Graph, weight: _Weight) -> ir.Value:
-    scales = build.cast(weight.scales)
-    if weight.repeat == 1:
-        return scales
-    return build.once(f"{weight.scales.name}:spread", lambda: _spread(build, weight, scales, weight.repeat))
+def _embedding(build: Builder, weight: _Weight, node: ir.Node) -> ir.Value:
+    ids, shape = node.inputs[3], node.outputs[0].shape
+    if ids is None or shape is None:
+        raise ValueError("an embedding without its ids")
+    data, scales = build.gather(_stored(build, weight), ids), build.gather(weight.scales, ids)
+    if weight.scales.dtype != ir.DataType.FLOAT:
+        scales = build.cast(scales, FLOAT)
+    zeros = None if weight.zeros is None else build.gather(weight.zeros, ids)
+    return _scaled(build, weight, data, scales, zeros, [0] * (len(shape) - 1), ())
 
 
-def _spread(build: _Graph, weight: _Weight, value: ir.Value, repeat: int) -> ir.Value:
-    """Each column ``repeat`` times: ``(rows, n)`` to ``(rows, n · repeat)``."""
-    rows, columns = array(weight.scales).shape
-    value = build.op("Reshape", [value, build.integers([rows, columns, 1])])
-    value = build.op("Expand", [value, build.integers([rows, columns, repeat])])
-    return build.op("Reshape", [value, build.integers([rows, columns * repeat])])
+def _weight(build: Builder, weight: _Weight) -> ir.Value:
+    data, scales = _stored(build, weight), build.floats(weight.scales)
+    return _scaled(build, weight, data, scales, weight.zeros, [weight.rows], weight.shape[1:])
 
 
-def _zeros(build: _Graph, weight: _Weight) -> ir.Value | None:
+def _scaled(
+    build: Builder,
+    weight: _Weight,
+    data: ir.Value,
+    scales: ir.Value,
+    zeros: ir.Value | None,
+    lead: list[int],
+    shape: tuple[int, ...],
+) -> ir.Value:
+    """``(code − zero) · scale`` of some rows, or of all of them.
+
+    Args:
+        build: Where to put the nodes.
+        weight: Which weight this is.
+        data: uint8 ``(*lead, …)``.
+        scales: float32 ``(*lead, groups)``.
+        zeros: uint8 ``(*lead, bytes)``.
+        lead: Sizes of the first axes; 0 keeps what is there.
+        shape: The last axes of the result; empty for a single one.
+    """
+    groups, columns, bits = weight.groups, weight.columns, weight.bits
+    width = math.prod(_layout(weight)[1:]) // groups
+    size = weight.group if groups > 1 else columns
+    values = numbers(build, data, bits, [*lead, groups], width, size, weight.kind)
+    if zeros is not None:
+        points = numbers(build, zeros, bits, lead, packed_bytes(groups, bits), groups)
+        values = build.op("Sub", values, build.column(points))
+    elif weight.kind == "linear":
+        values = build.op("Sub", values, build.constant(np.array(1 << (bits - 1), np.float32), f"middle:float{bits}"))
+    values = build.op("Mul", values, build.column(scales))
+    if groups * size == columns:
+        return build.reshape(values, [*lead, *(shape or (columns,))])
+    values = build.first(build.reshape(values, [*lead, groups * size]), columns)
+    return build.reshape(values, [*lead, *shape]) if len(shape) > 1 else values
+
+
+def _layout(weight: _Weight) -> tuple[int, int, int]:
+    """(rows, blocks or groups, bytes of each) of the stored codes."""
+    if weight.block and weight.bits in _INTERLEAVED:
+        return weight.rows, weight.groups * weight.repeat, weight.block * weight.bits // 8
+    rows, groups, width = array(weight.codes).shape
+    return int(rows), int(groups), int(width)
+
+
+def _stored(build: Builder, weight: _Weight) -> ir.Value:
+    """uint8: the packed codes; those of MatMulNBits with the end of a row padded to whole blocks."""
+    layout, packed = _layout(weight), array(weight.codes)
+    if packed.shape == layout:
+        return weight.codes
+    width = layout[1] * layout[2] // weight.groups
+    if width > packed.shape[2]:
+        packed = np.pad(packed, ((0, 0), (0, 0), (0, width - packed.shape[2])))
+    return build.constant(np.ascontiguousarray(packed[:, :, :width]).reshape(layout), f"{weight.codes.name}:blocks")
+
+
+def _spread(build: Builder, weight: _Weight, value: ir.Value, key: str) -> ir.Value:
+    """Each column as often as its group has blocks: ``(rows, groups)`` to ``(rows, blocks)``."""
+    rows, groups, repeat = weight.rows, weight.groups, weight.repeat
+
+    def make() -> ir.Value:
+        wide = build.op("Expand", build.column(value), build.integers([rows, groups, repeat]))
+        return build.reshape(wide, [rows, groups * repeat])
+
+    return value if repeat == 1 else build.once(key, make)
+
+
+def _zeros(build: Builder, weight: _Weight) -> ir.Value | None:
+    """Packed zero points, one for each block."""
     if weight.zeros is None or weight.repeat == 1:
         return weight.zeros
-    single = _unpacked(array(weight.zeros), weight.bits, weight.groups)
-    if weight.bits == 8:
-        zeros = build.constant(single, f"{weight.zeros.name}:bytes")
-        return build.once(f"{weight.zeros.name}:spread", lambda: _spread(build, weight, zeros, weight.repeat))
-    return build.constant(_packed(np.repeat(single, weight.repeat, 1)), f"{weight.zeros.name}:blocks")
-
-
-def _unpacked(data: np.ndarray, bits: int, count: int) -> np.ndarray:
-    if bits == 8:
-        return data[..., :count]
-    return np.stack([data & 15, data >> 4], -1).reshape(*data.shape[:-1], -1)[..., :count]
-
-
-def _packed(codes: np.ndarray) -> np.ndarray:
-    """Two codes to a byte along the last axis, the even one in the low half."""
-    if codes.shape[-1] % 2:
-        codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, 1)])
-    return np.ascontiguousarray(codes[..., 0::2] | codes[..., 1::2] << 4)
-
-
-def _dequantized(build: _Graph, weight: _Weight) -> ir.Value:
-    """The weight in its original shape through DequantizeLinear, per row or blocked."""
-    return build.once(f"{weight.codes.name}:weight", lambda: _dequantize(build, weight))
-
-
-def _dequantize(build: _Graph, weight: _Weight) -> ir.Value:
-    rows, columns = weight.shape[0], int(np.prod(weight.shape[1:]))
-    codes = _unpacked(array(weight.codes), weight.bits, weight.group).reshape(rows, -1)[:, :columns]
-    scales, zeros = build.cast(weight.scales), None
-    per_row = weight.groups == 1
-    if weight.zeros is not None:
-        points = _unpacked(array(weight.zeros), weight.bits, weight.groups)
-        zeros = _integers(build, points[:, 0] if per_row else points, weight, f"{weight.zeros.name}:points")
-    shape = weight.shape if per_row else (rows, columns)
-    data = _integers(build, codes.reshape(shape), weight, f"{weight.codes.name}:codes")
-    if per_row:
-        scales = build.op("Reshape", [scales, build.integers([rows])])
-        return build.op("DequantizeLinear", [data, scales, zeros], {"axis": 0})
-    out = build.op("DequantizeLinear", [data, scales, zeros], {"axis": 1, "block_size": weight.group})
-    return build.op("Reshape", [out, build.integers(list(weight.shape))]) if len(weight.shape) > 2 else out
-
-
-def _integers(build: _Graph, codes: np.ndarray, weight: _Weight, name: str) -> ir.Value:
-    """Codes as UINT4/UINT8; of a symmetric grid as INT4/INT8 around zero."""
-    signed = weight.zeros is None
-    if weight.bits == 8:
-        return build.constant((codes ^ 0x80).view(np.int8) if signed else np.ascontiguousarray(codes), name)
-    flat = _packed((codes ^ 8 if signed else codes).reshape(-1))
-    return build.constant(flat, name, ir.DataType.INT4 if signed else ir.DataType.UINT4, codes.shape)
+    packed = array(weight.zeros)
+    if weight.bits == 4:
+        packed = np.stack([packed & 15, packed >> 4], -1).reshape(weight.rows, -1)
+    spread = np.repeat(packed[:, : weight.groups], weight.repeat, 1)
+    if weight.bits == 4:
+        spread = np.pad(spread, ((0, 0), (0, spread.shape[1] % 2)))
+        spread = spread[:, 0::2] | spread[:, 1::2] << 4
+    return build.constant(np.ascontiguousarray(spread), f"{weight.zeros.name}:blocks")

@@ -1,7 +1,12 @@
 """Static int8 of an ONNX file: weights and activations, as QuantizeLinear/DequantizeLinear pairs.
 
-onnxruntime's quantizer computes ranges and places the pairs; what is added here is bounded memory, silence, a fallback
-where its pre-processing fails (it does on most transformers), cheaper operators around the pairs, and a coverage list.
+onnxruntime's quantizer places the pairs. What is added here: ranges of our own with bounded memory (``calibrate.py``,
+``ranges.py``), silence, a fallback where its pre-processing fails (it does on most transformers), cheaper operators
+around the pairs, 8-bit embeddings, and a coverage list.
+
+Networks of convolutions run on integers from end to end: every operator's output is quantized. In models with attention
+only the inputs of matrix products are, each once. Their sums, normalizations, activation functions and attention itself
+stay in float: these lose most to rounding, and gain least from integers.
 """
 
 from __future__ import annotations
@@ -9,26 +14,55 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from compresskit.errors import InputError, MachineError
+from compresskit.export.calibrate import collect
+from compresskit.export.embedding import quantize_embeddings
 from compresskit.export.qdq import after, before, coverage
 from compresskit.export.quiet import first_line, quiet
+from compresskit.export.ranges import PERCENTILE, Histogram, Method, find_range
 from compresskit.export.slim import DATA_ABOVE, save, slim
 from compresskit.stage import Progress, silent
 
-Method = Literal["minmax", "percentile", "entropy"]
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _AROUND = (
     *("Add", "Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad", "Slice"),
     *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Resize"),
 )
-_ATTENTION = {"Softmax", "LayerNormalization", "Attention", "RMSNormalization"}
+_EMBEDDING = "Gather"
+_ATTENTION = {"LayerNormalization", "Attention", "RMSNormalization", "SimplifiedLayerNormalization"}
+_BETWEEN = ("Where", "Cast", "Mul", "Reshape", "Transpose", "Identity", "Dropout")
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is quantized, and to which types.
+
+    Attributes:
+        kinds: Operators.
+        outputs: Quantize what operators give too, not what they take alone.
+        per_channel: One scale for each output channel of a weight, else one for the weight.
+        activation: Type of activations.
+        weight: Type of weights.
+        reduce_range: Weights of 7 bits.
+        symmetric: Activations without zero points.
+    """
+
+    kinds: tuple[str, ...]
+    outputs: bool
+    per_channel: bool
+    activation: Literal["uint8", "int8"]
+    weight: Literal["int8", "uint8"]
+    reduce_range: bool
+    symmetric: bool
 
 
 def quantize_static_int8(
@@ -40,9 +74,12 @@ def quantize_static_int8(
     activation: Literal["uint8", "int8"] = "uint8",
     weight: Literal["int8", "uint8"] = "int8",
     reduce_range: bool = False,
+    symmetric: bool = False,
     method: Method = "minmax",
+    percentile: float = PERCENTILE,
     op_types: tuple[str, ...] | None = None,
     data_above: int = DATA_ABOVE,
+    threads: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Quantize weights and activations to 8 bits with ranges taken from calibration data.
@@ -55,10 +92,13 @@ def quantize_static_int8(
         activation: ``uint8`` with ``int8`` weights is the fast pair on x86.
         weight: Type of weights.
         reduce_range: 7-bit weights: on x86 without VNNI the 8-bit products of uint8 and int8 can saturate.
+        symmetric: Activations without zero points, as GPUs want them.
         method: How a range follows from the values seen.
+        percentile: Of the values that a range holds, in percent, for that method.
         op_types: Operators to quantize; by default all that gain, and in models with attention only
-            embeddings and the matrix products with a weight, because normalization and softmax lose too much.
+            embeddings and the matrix products with a weight.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
+        threads: Of one operator while calibrating; 0 is onnxruntime's choice.
         progress: Told of the batches and steps.
 
     Returns:
@@ -72,12 +112,15 @@ def quantize_static_int8(
     """
     with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         try:
-            ready = _prepared(fp32_onnx, Path(work))
-            kinds = op_types or _default_ops(ready)
-            ranges, samples = _calibrated(ready, Path(work), kinds, method, batches, progress)
-            if not samples:
-                raise InputError("the calibration data are empty", "give at least a few dozen samples with --data")
-            _quantize(ready, ranges, kinds, per_channel, activation, weight, reduce_range, Path(work) / "int8.onnx")
+            ready = prepared(fp32_onnx, Path(work))
+            attention = _has_attention(ready)
+            kinds = op_types or ((*_HEAVY, _EMBEDDING) if attention else (*_HEAVY, *_AROUND, _EMBEDDING))
+            form = Form(kinds, not attention, per_channel, activation, weight, reduce_range, symmetric)
+            graph = named(ready)
+            seen, samples = collect(
+                ready, _activations(graph, form), batches, counts=method != "minmax", threads=threads, progress=progress
+            )
+            left = _place_pairs(graph, seen, form, method, percentile, Path(work) / "int8.onnx")
             model = ir.load(Path(work) / "int8.onnx")
         except (InputError, MachineError):
             raise
@@ -91,23 +134,27 @@ def quantize_static_int8(
                 "try weight-only quantization, which needs no calibration data",
             ) from error
         after(model)
+        tables, kept = quantize_embeddings(model) if _EMBEDDING in kinds else ({}, {})
         layers, skipped, tensors = coverage(model, kinds)
+        layers, skipped = {**tables, **layers}, {**skipped, **left, **kept}
+        if not layers:
+            raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8", "try weight-only quantization")
         slim(model)
         save(model, out, data_above=data_above)
-    if not layers:
-        raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8", "try weight-only quantization")
-    options = {"method": method, "activation": activation, "weight": weight, "per_channel": per_channel}
     return {
         "layers": layers,
         "skipped": skipped,
         "samples": samples,
         "tensors": tensors,
         "op_types": list(kinds),
-        **options,
+        "method": method,
+        "activation": activation,
+        "weight": weight,
+        "per_channel": per_channel,
     }
 
 
-def _prepared(source: Path, work: Path) -> Path:
+def prepared(source: Path, work: Path) -> Path:
     """The model with shapes inferred and batch normalization folded, as far as onnxruntime's tools manage."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -124,99 +171,87 @@ def _prepared(source: Path, work: Path) -> Path:
     return plain
 
 
-def _default_ops(path: Path) -> tuple[str, ...]:
-    found = {node.op_type for node in ir.load(path).graph.all_nodes()}
-    return (*_HEAVY, "Gather") if found & _ATTENTION else (*_HEAVY, *_AROUND)
+def _has_attention(path: Path) -> bool:
+    """True with layer normalization, or with a softmax that a matrix product reads; one at the end doesn't count."""
+    nodes = list(ir.load(path).graph.all_nodes())
+    return any(n.op_type in _ATTENTION or (n.op_type == "Softmax" and _multiplies(n, 4)) for n in nodes)
 
 
-class _One:
-    """A calibration reader of a single batch."""
-
-    def __init__(self, feeds: dict[str, np.ndarray]) -> None:
-        self.feeds: dict[str, np.ndarray] | None = feeds
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The batch, then None."""
-        feeds, self.feeds = self.feeds, None
-        return feeds
-
-    def __iter__(self) -> _One:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        feeds = self.get_next()
-        if feeds is None:
-            raise StopIteration
-        return feeds
-
-
-def _calibrated(
-    path: Path,
-    work: Path,
-    kinds: tuple[str, ...],
-    method: Method,
-    batches: Iterable[dict[str, np.ndarray]],
-    progress: Progress,
-) -> tuple[Any, int]:
-    """Ranges of all activations, and the samples seen; memory stays that of one batch."""
-    from onnxruntime.quantization import CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator
-
-    known = {"minmax": CalibrationMethod.MinMax, "percentile": CalibrationMethod.Percentile}
-    calibrator = create_calibrator(
-        path,
-        list(kinds),
-        augmented_model_path=str(work / "augmented.onnx"),
-        calibrate_method=known.get(method, CalibrationMethod.Entropy),
+def _multiplies(node: ir.Node, steps: int) -> bool:
+    following = [use.node for use in node.outputs[0].uses()]
+    return any(
+        n.op_type == "MatMul" or (steps and n.op_type in _BETWEEN and _multiplies(n, steps - 1)) for n in following
     )
-    names = {value.name for value in calibrator.infer_session.get_inputs()}
-    samples = 0
-    with contextlib.redirect_stdout(io.StringIO()):
-        for count, feeds in enumerate(batches, 1):
-            if missing := sorted(names - feeds.keys()):
-                raise InputError(
-                    f"the calibration data lack the model's input '{missing[0]}'", "name the arrays as the inputs"
-                )
-            calibrator.collect_data(_One({k: v for k, v in feeds.items() if k in names}))
-            samples += len(next(iter(feeds.values())))
-            progress("calibrate", count, 0)
-        if not samples:
-            return None, 0
-        return calibrator.compute_data(), samples
 
 
-def _quantize(
-    path: Path,
-    ranges: Any,
-    kinds: tuple[str, ...],
-    per_channel: bool,
-    activation: str,
-    weight: str,
-    reduce_range: bool,
-    out: Path,
-) -> None:
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+def named(path: Path) -> onnx.ModelProto:
+    """The model with shapes, and a name for every node: what is to be left alone is told by name."""
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
+    model: onnx.ModelProto = load_model_with_shape_infer(path)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node{index}"
+    return model
+
+
+def _quantized(model: onnx.ModelProto, form: Form) -> Iterator[onnx.NodeProto]:
+    """The nodes to quantize: of the matrix products those with a weight."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        wanted = node.op_type in form.kinds and node.op_type != _EMBEDDING
+        if wanted and (node.op_type != "MatMul" or stored & {*node.input}):
+            yield node
+
+
+def _activations(model: onnx.ModelProto, form: Form) -> list[str]:
+    """The tensors that need a range."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    found: dict[str, None] = {}
+    for node in _quantized(model, form):
+        for name in (*node.input, *(node.output if form.outputs else ())):
+            if name and name not in stored:
+                found[name] = None
+    return list(found)
+
+
+def _place_pairs(
+    model: onnx.ModelProto, seen: dict[str, Histogram], form: Form, method: Method, percentile: float, out: Path
+) -> dict[str, str]:
+    """Write the model with QuantizeLinear and DequantizeLinear; returns the weights left out, with the reason."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ranges = {
+        name: tuple(np.array(end, np.float32) for end in find_range(values, method, percentile))
+        for name, values in seen.items()
+    }
+    broken = {name for name, values in seen.items() if not values.finite}
+    chosen = list(_quantized(model, form))
+    left = [node for node in chosen if broken & {*node.input, *node.output}]
+    names = {node.name for node in chosen} - {node.name for node in left}
+    stored = {tensor.name for tensor in model.graph.initializer}
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     # A float bias is what onnxruntime makes an int32 of at load; stored as int32 it needs a scale for each channel too.
     options = {
         "QuantizeBias": False,
-        "MatMulConstBOnly": True,
-        "WeightSymmetric": weight == "int8",
+        "WeightSymmetric": form.weight == "int8",
+        "ActivationSymmetric": form.symmetric,
+        "OpTypesToExcludeOutputQuantization": [] if form.outputs else list(form.kinds),
     }
     quantizer = QDQQuantizer(
-        load_model_with_shape_infer(path),
-        per_channel,
-        reduce_range,
-        types[weight],
-        types[activation],
-        ranges,
+        model,
+        form.per_channel,
+        form.reduce_range,
+        types[form.weight],
+        types[form.activation],
+        TensorsData(CalibrationMethod.MinMax, ranges),
         [],
-        [],
-        list(kinds),
+        [node.name for node in model.graph.node if node.name not in names],
+        [kind for kind in form.kinds if kind != _EMBEDDING],
         options,
     )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(out), False)
+    reason = "its input or output is not finite on the calibration data"
+    return {name: reason for node in left for name in node.input if name in stored}

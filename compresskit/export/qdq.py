@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from compresskit.export.attention import tidy_attention
+from compresskit.export.graph import added, constant, replace
+from compresskit.export.slim import share
+
+_NUMBERED = re.compile(r"v[0-9a-z]+(_transposed)?$")
+
 
 def before(model: ir.Model) -> None:
-    """On the float graph: join strided slices, and write spatial means as the pooling that has an int8 kernel."""
+    """On the float graph: join strided slices, write spatial means as int8 pooling wants them, tidy attention.
+
+    What is computed twice from the same input (a scale in front of several layers) is computed once.
+    """
+    common.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    share(model.graph)
+    common.CommonSubexpressionEliminationPass()(model)
+    tidy_attention(model)
     for node in list(model.graph):
         if node.op_type == "Slice":
             _join_slices(model.graph, node)
         elif node.op_type == "ReduceMean":
             _mean_to_pool(model.graph, node)
     common.RemoveUnusedNodesPass()(model)
+    _name_weights(model.graph)
 
 
 def after(model: ir.Model) -> None:
@@ -27,15 +42,18 @@ def after(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
-def _constant(value: ir.Value | None) -> np.ndarray | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def _added(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
-    tensor = ir.Tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+def _name_weights(graph: ir.Graph) -> None:
+    """Weights that the exporter transposed have lost their name: their layer's is that of the bias added next."""
+    for node in list(graph):
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        uses = [use.node for use in node.outputs[0].uses()]
+        if weight is None or not _NUMBERED.match(str(weight.name)) or len(uses) != 1 or uses[0].op_type != "Add":
+            continue
+        stored = [v for v in uses[0].inputs if v is not None and v.const_value is not None]
+        bias = str(stored[0].name) if stored and len(stored[0].uses()) == 1 else ""  # equal biases are stored once
+        name = f"{bias.removesuffix('.bias')}.weight"
+        if bias.endswith(".bias") and weight.const_value is not None and name not in graph.initializers:
+            ir.convenience.rename_values([weight], [name])
 
 
 def _join_slices(graph: ir.Graph, node: ir.Node) -> None:
@@ -44,7 +62,7 @@ def _join_slices(graph: ir.Graph, node: ir.Node) -> None:
     first = value.producer() if value is not None else None
     if first is None or first.op_type != "Slice" or len(first.outputs[0].uses()) != 1 or len(node.inputs) != 5:
         return
-    parts = [(_constant(a), _constant(b)) for a, b in zip(first.inputs[1:], node.inputs[1:], strict=False)]
+    parts = [(constant(a), constant(b)) for a, b in zip(first.inputs[1:], node.inputs[1:], strict=False)]
     if len(parts) != 4 or any(a is None or b is None for a, b in parts):
         return
     joined = [np.concatenate([a, b]) for a, b in parts if a is not None and b is not None]
@@ -52,12 +70,12 @@ def _join_slices(graph: ir.Graph, node: ir.Node) -> None:
         return
     node.replace_input_with(0, first.inputs[0])
     for index, array in enumerate(joined, 1):
-        node.replace_input_with(index, _added(graph, array, f"{node.outputs[0].name}:slice{index}"))
+        node.replace_input_with(index, added(graph, array, f"{node.outputs[0].name}:slice{index}"))
 
 
 def _mean_to_pool(graph: ir.Graph, node: ir.Node) -> None:
     """``ReduceMean`` over the two last of four axes as ``GlobalAveragePool``."""
-    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if axes is None or sorted(axes.reshape(-1).tolist()) not in ([2, 3], [-2, -1]):
         return
     value = node.inputs[0]
@@ -68,7 +86,7 @@ def _mean_to_pool(graph: ir.Graph, node: ir.Node) -> None:
     pool = ir.node("GlobalAveragePool", [value])
     out, new = pool.outputs[0], [pool]
     if not keep:
-        squeeze = ir.node("Squeeze", [out, _added(graph, np.array([2, 3]), f"{node.outputs[0].name}:axes")])
+        squeeze = ir.node("Squeeze", [out, added(graph, np.array([2, 3]), f"{node.outputs[0].name}:axes")])
         out, new = squeeze.outputs[0], [pool, squeeze]
     replace(node, out, new)
 
@@ -88,19 +106,6 @@ def _producer_of_images(value: ir.Value | None) -> bool:
     return False
 
 
-def replace(node: ir.Node, out: ir.Value, new: list[ir.Node]) -> None:
-    """Put new nodes, whose result is ``out``, in the place of one."""
-    graph, old = node.graph, node.outputs[0]
-    if graph is None:
-        raise ValueError("a node outside a graph")
-    if old.is_graph_output():
-        out.name, old.name = old.name, None
-    out.shape, out.type = old.shape, old.type
-    graph.insert_before(node, new)
-    old.replace_all_uses_with(out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-
-
 def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
     """``Dequantize → Pad(0) → Quantize → Dequantize`` as a Pad of codes, filled with the zero point.
 
@@ -111,10 +116,10 @@ def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
     if source is None or source.op_type != "DequantizeLinear" or len(uses) != 1 or uses[0].op_type != "QuantizeLinear":
         return
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
-    fill = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     if mode != "constant" or (fill is not None and np.any(fill)):
         return
-    if len(source.inputs) < 3 or _constant(source.inputs[2]) is None:
+    if len(source.inputs) < 3 or constant(source.inputs[2]) is None:
         return
     scale, zero = source.inputs[1], source.inputs[2]
     pad = ir.node("Pad", [source.inputs[0], node.inputs[1], zero, *node.inputs[3:]], node.attributes)
@@ -140,23 +145,27 @@ def coverage(model: ir.Model, kinds: tuple[str, ...]) -> tuple[dict[str, dict[st
             maker = value.producer() if value is not None else None
             codes = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
             if maker is not None and codes is not None and codes.const_value is not None:
-                scales = _constant(maker.inputs[1])
-                kind = "Embedding" if node.op_type == "Gather" else node.op_type
-                done[plain_name(codes.name)] = {"kind": kind, "bits": 8, "scales": 1 if scales is None else scales.size}
-            elif value is not None and _is_weight(value):
+                scales = constant(maker.inputs[1])
+                done[plain_name(codes.name)] = {
+                    "kind": node.op_type,
+                    "bits": 8,
+                    "scales": 1 if scales is None else scales.size,
+                }
+            elif value is not None and is_weight(value):
                 skipped[plain_name(value.name)] = _reason(node, kinds)
-        if node.op_type == "MatMul" and not any(v is not None and _weighs(v) for v in node.inputs):
+        if node.op_type == "MatMul" and not any(v is not None and weighs(v) for v in node.inputs):
             skipped[f"MatMul {node.outputs[0].name}"] = "a product of two activations: no weight in it"
     return done, skipped, activations
 
 
-def _is_weight(value: ir.Value) -> bool:
+def is_weight(value: ir.Value) -> bool:
     """A stored float matrix or larger; not a bias or a constant of the arithmetic."""
     tensor = value.const_value
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT and sum(d > 1 for d in tensor.shape.numpy()) > 1
 
 
-def _weighs(value: ir.Value) -> bool:
+def weighs(value: ir.Value) -> bool:
+    """True for what is stored, or dequantized from something stored."""
     maker = value.producer()
     stored = value.const_value is not None
     return stored or (maker is not None and maker.inputs[0] is not None and maker.inputs[0].const_value is not None)
@@ -170,7 +179,7 @@ def _reason(node: ir.Node, kinds: tuple[str, ...]) -> str:
 
 def plain_name(name: str | None) -> str:
     """A weight's name as it was before the tools added to it."""
-    text = str(name or "").removesuffix("_quantized")
+    text = str(name or "").removesuffix("_quantized").removesuffix("_Transposed")
     for prefix in ("ConvBnFusion_W_", "ConvBnFusion_BN_B_", "ConvMulFusion_W_", "ConvAddFusion_B_"):
         text = text.removeprefix(prefix)
     return text

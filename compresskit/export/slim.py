@@ -91,8 +91,12 @@ def _rename(graph: ir.Graph) -> None:
     for node in graph_nodes:
         node.name = None
     names: dict[ir.Value, str] = {}
+    short = {value: _short(str(value.name)) for value in old}
+    packed = {name.removesuffix("codes") for name in short.values() if name.endswith(".codes")}
     for value in old:
-        names[value] = _unique(_short(str(value.name)), taken)
+        layer, _, part = short[value].rpartition(".")
+        named = "" if part in ("scales", "zeros") and f"{layer}." in packed else short[value]
+        names[value] = _unique(named, taken)  # each name is in the file twice, so that of the codes is enough
         value.type, value.shape = None, None  # the tensor itself has them
     for node in graph_nodes:
         for value in node.outputs:

@@ -13,12 +13,14 @@ import torch
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.ops.inspect import WEIGHTLESS, packed_zeros, summary
 from compresskit.ops.onnx_macs import count_onnx_macs
-from compresskit.ops.quantize.grid import Grid, Packed
+from compresskit.ops.onnx_packed import GATHER, Found, join_packed
+from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes
 
 # Where an operator takes weights and biases; the other inputs of these hold scales, zero points and statistics.
 _DATA_INPUTS = {
     "MatMulNBits": (1, 5),
     "GatherBlockQuantized": (0,),
+    GATHER: (0,),
     "QLinearConv": (3, 8),
     "QLinearMatMul": (0, 3),
     "MatMulInteger": (0, 1),
@@ -41,6 +43,7 @@ class _Graph:
 
     model: Any
     folder: Path
+    packed: dict[str, Found] = field(default_factory=dict)
     stored: dict[str, Any] = field(default_factory=dict)
     maker: dict[str, Any] = field(default_factory=dict)
 
@@ -98,8 +101,9 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         InputError: The file is missing, damaged or not allowed.
     """
     model = read_onnx_file(path)
-    graph = _Graph(model, path.parent)
-    macs, shapes, notes = count_onnx_macs(model, graph.constant)
+    packed = join_packed(model)
+    graph = _Graph(model, path.parent, packed)
+    macs, shapes, notes = count_onnx_macs(model, graph.constant, packed)
     layers: list[dict[str, Any]] = []
     owners: dict[str, str] = {}
     for node in model.graph.node:
@@ -138,7 +142,7 @@ def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] |
     entry = {
         "name": main,
         "node": node.name,
-        "type": node.op_type,
+        "type": "Gather" if node.op_type == GATHER else node.op_type,
         "shape": shape,
         "dtype": dtype,
         "parameters": parameters,
@@ -176,6 +180,8 @@ def _logical(graph: _Graph, node: Any, main: str) -> tuple[list[int], str]:
         return [_attribute(node, "N", 0), _attribute(node, "K", 0)], f"int{bits}"
     if node.op_type == "GatherBlockQuantized" and tensor.data_type == TensorProto.UINT8:
         return [*dims[:-1], dims[-1] * 8 // bits], f"int{bits}"
+    if main in graph.packed:
+        return list(graph.packed[main].shape), graph.packed[main].dtype
     name = TensorProto.DataType.Name(tensor.data_type).lower()
     return dims, {"float": "float32", "double": "float64"}.get(name, name)
 
@@ -188,6 +194,8 @@ def _zeros(graph: _Graph, node: Any, found: dict[str, Any]) -> int | None:
         return None
     total = 0
     for name, dequantize in found.items():
+        if name in graph.packed:
+            return _unpacked_zeros(graph, name, graph.packed[name])
         codes = graph.array(name)
         point: Any = 0
         if dequantize is not None and len(dequantize.input) > 2 and dequantize.input[2]:
@@ -196,6 +204,21 @@ def _zeros(graph: _Graph, node: Any, found: dict[str, Any]) -> int | None:
             return None
         total += int(np.count_nonzero(codes == point))
     return total
+
+
+def _unpacked_zeros(graph: _Graph, name: str, found: Found) -> int | None:
+    codes = torch.from_numpy(np.array(graph.array(name)))
+    rows, groups, width = codes.shape
+    columns = math.prod(found.shape) // max(rows, 1)
+    size = math.ceil(columns / max(groups, 1)) if groups else 0
+    if packed_bytes(size, found.bits) != width:
+        return None
+    points = None if found.zeros is None else torch.from_numpy(np.array(graph.array(found.zeros)))
+    if points is not None and points.shape != (rows, packed_bytes(groups, found.bits)):
+        return None
+    nf4 = found.dtype == "nf4"
+    grid = Grid(found.bits, size if groups > 1 else 0, nf4, "nf4" if nf4 else "linear")
+    return packed_zeros(Packed(codes, codes, points, (rows, columns), grid))
 
 
 def _spread_point(graph: _Graph, node: Any, shape: tuple[int, ...]) -> np.ndarray | None:

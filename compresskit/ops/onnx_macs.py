@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from compresskit.bench.feeds import axis_sizes
 from compresskit.checkpoint.onnx_inputs import graph_inputs
 from compresskit.errors import UsageError
+from compresskit.ops.onnx_packed import GATHER, WEIGHT, Found
 
 _LARGE = 1024
 Shape = tuple[int, ...]
 
 
 def count_onnx_macs(
-    model: Any, constant: Callable[[str], bool]
+    model: Any, constant: Callable[[str], bool], packed: Mapping[str, Found] | None = None
 ) -> tuple[dict[str, int | None] | None, dict[str, list[int]], list[str]]:
     """MACs of each operator with a constant weight, at batch 1 and sequences of 128.
 
     Args:
         model: An ``onnx.ModelProto``; it is not changed.
         constant: Tells whether a value is constant.
+        packed: What ``join_packed`` found in the model.
 
     Returns:
         MACs by the operator's first output (None where a shape could not be inferred), the input shapes they hold for,
@@ -34,7 +36,7 @@ def count_onnx_macs(
         return None, {}, [f"MACs were not counted: {error.message}"]
     if not sizes:
         return None, {}, ["MACs were not counted: the graph does not give the shapes of its inputs"]
-    shapes = _infer(model, sizes)
+    shapes = _infer(model, sizes, packed or {})
     if shapes is None:
         return None, {}, ["MACs were not counted: ONNX could not infer the shapes of this graph"]
     out: dict[str, int | None] = {}
@@ -45,11 +47,11 @@ def count_onnx_macs(
     return out, {name: list(size) for name, size in sizes.items()}, []
 
 
-def _infer(model: Any, sizes: dict[str, Shape]) -> dict[str, Shape] | None:
+def _infer(model: Any, sizes: dict[str, Shape], packed: Mapping[str, Found]) -> dict[str, Shape] | None:
     """The shape of every value that ONNX can tell, weights included."""
     import onnx
 
-    shadow = _shadow(model, sizes)
+    shadow = _shadow(model, sizes, packed)
     try:
         graph = onnx.shape_inference.infer_shapes(shadow, data_prop=True).graph
     except Exception:  # the checker's own kinds
@@ -63,7 +65,7 @@ def _infer(model: Any, sizes: dict[str, Shape]) -> dict[str, Shape] | None:
     return shapes
 
 
-def _shadow(model: Any, sizes: dict[str, Shape]) -> Any:
+def _shadow(model: Any, sizes: dict[str, Shape], packed: Mapping[str, Found]) -> Any:
     """The graph with fixed inputs, without large weights, and with standard operators of the same shapes."""
     import onnx
 
@@ -79,7 +81,10 @@ def _shadow(model: Any, sizes: dict[str, Shape]) -> Any:
             graph.initializer.append(tensor)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        graph.node.append(_standard(node, stored, weights))
+        if node.op_type == WEIGHT and node.input[0] in packed:
+            weights[node.output[0]] = packed[node.input[0]].shape
+        else:
+            graph.node.append(_standard(node, stored, weights, packed))
     for name, shape in weights.items():
         graph.input.append(_value(name, onnx.TensorProto.FLOAT, shape))
     for value in model.graph.output:
@@ -89,7 +94,7 @@ def _shadow(model: Any, sizes: dict[str, Shape]) -> Any:
     )
 
 
-def _standard(node: Any, stored: dict[str, Any], weights: dict[str, Shape]) -> Any:
+def _standard(node: Any, stored: dict[str, Any], weights: dict[str, Shape], packed: Mapping[str, Found]) -> Any:
     """The node; MatMulNBits and GatherBlockQuantized as the MatMul and Gather that have the same shapes."""
     import onnx
 
@@ -98,6 +103,9 @@ def _standard(node: Any, stored: dict[str, Any], weights: dict[str, Shape]) -> A
     if node.op_type == "MatMulNBits":
         weights[f"{output}:weight"] = (attributes.get("K", 0), attributes.get("N", 0))
         return onnx.helper.make_node("MatMul", [node.input[0], f"{output}:weight"], [output])
+    if node.op_type == GATHER and node.input[0] in packed:
+        weights[f"{output}:table"] = packed[node.input[0]].shape
+        return onnx.helper.make_node("Gather", [f"{output}:table", node.input[1]], [output], axis=0)
     if node.op_type == "GatherBlockQuantized" and not attributes.get("gather_axis"):
         table = stored.get(node.input[0])
         if table is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compresskit.bench.run import Spec
 from compresskit.model import InputSpec
@@ -15,6 +15,7 @@ from compresskit.report import ModelEntry
 from compresskit.runtimes import get
 from compresskit.runtimes.base import Session
 
+Products = Literal["native", "clipped", "exact"]
 _CHUNK = 1 << 20
 
 
@@ -33,6 +34,8 @@ class Candidate:
         device: As the runtime names it.
         parameters: Number of parameters of the original architecture, where known.
         macs: Multiply-accumulates of one sample, where known.
+        products: How onnxruntime multiplies 8-bit integers when the model is opened in this process: as this machine
+            does, clipped as on x86 without VNNI, or exactly; the last two are emulated, slower, and never timed.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
     """
 
@@ -46,6 +49,7 @@ class Candidate:
     device: str = "cpu"
     parameters: int | None = None
     macs: int | None = None
+    products: Products = "native"
     loader_args: dict[str, Any] = field(default_factory=dict)
 
     def entry(self) -> ModelEntry:
@@ -77,6 +81,10 @@ class Candidate:
 
             loader = partial(load_module, **self.loader_args)
             return get("torch", loader=loader, inputs=self.inputs).open(self.path, self.threads, self.device)
+        if self.runtime == "onnxruntime" and self.products != "native":
+            from compresskit.runtimes.saturating import SaturatingOnnxRuntime
+
+            return SaturatingOnnxRuntime(clips=self.products == "clipped").open(self.path, self.threads, self.device)
         return get(self.runtime).open(self.path, self.threads, self.device)
 
     def spec(self, sizes: dict[str, int]) -> Spec:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit.bench import target as targets
 from compresskit.bench.machine import environment
 from compresskit.bench.run import change
-from compresskit.errors import UsageError
+from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
 from compresskit.report import Measurement, Report, Verdict, judge
 from compresskit.runner.candidate import Candidate
@@ -18,6 +19,8 @@ from compresskit.runner.gates import gates
 from compresskit.runner.journey import Measuring
 from compresskit.runner.measure import fitting, quality, speed
 from compresskit.runner.prepare import candidate, with_inputs
+from compresskit.runner.products import about_products, products_for
+from compresskit.runner.recommend import able, everywhere, recommendation
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def hold(
         open_data: Gives the data that suits the first model, or None.
         measuring: Metric, limits, bench, threads, device and seed; its ``source`` isn't used.
         judged: Hold the models to the limits; without it there are no gates.
-        runtimes: Each model is measured under each.
+        runtimes: Each model is measured under each; ``auto`` alone is every one that is installed and opens the model.
         batch: Samples in one timed call.
         rounds: See :class:`compresskit.bench.run.Plan`.
         processes: The same.
@@ -66,21 +69,22 @@ def hold(
     Raises:
         CompressKitError: A model can't be read, exported or run.
     """
+    automatic = list(runtimes) == ["auto"]
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
         models: list[Candidate] = []
         source: Source | None = None
         history: list[dict[str, Any]] = []
         names = _names(paths)
+        engines, left_out = everywhere() if automatic else (list(runtimes), [])
+        products = products_for(measuring.target)
         for index, path in enumerate(paths):
-            for runtime in runtimes:
-                model = read(path, runtime)
-                if not models:
-                    source = open_data(model)
-                model = with_inputs(model, source)
-                history = [asdict(applied) for applied in model.card.history]
-                label = names[index] if len(runtimes) == 1 else f"{names[index]} ({runtime})"
-                models.append(
-                    candidate(
+            for runtime in engines:
+                label = names[index] if len(engines) == 1 else f"{names[index]} ({runtime})"
+                try:
+                    model = read(path, runtime)
+                    source = source if models else open_data(model)
+                    model = with_inputs(model, source)
+                    made = candidate(
                         model,
                         label,
                         Path(folder),
@@ -91,7 +95,16 @@ def hold(
                         seed=measuring.seed,
                         progress=progress,
                     )
-                )
+                except (InputError, UsageError) as error:
+                    if not automatic or runtime != "torch":  # torch alone needs to know how to build a module
+                        raise
+                    left_out.append(f"{runtime} can't run {names[index]}: {error.message}")
+                    continue
+                history = [asdict(applied) for applied in model.card.history]
+                models.append(replace(made, products=products))
+        if automatic:
+            models, refused = able(models, batch=batch, sequence=fitting(paths, measuring.sequence)[0])
+            left_out += refused
         entries = [model.entry() for model in models]
         measured = None
         if evaluated and (source is not None or len(models) > 1):
@@ -111,6 +124,7 @@ def hold(
                 seed=measuring.seed,
                 progress=progress,
             )
+        about_int8 = about_products(models, measured, source, progress=progress) if evaluated else []
     found = gates(entries, measured, timed, measuring.limits) if judged else []
     verified = measured is not None and bool(measured.scores)
     return Report(
@@ -119,10 +133,23 @@ def hold(
         models=entries,
         measurements=[*(measured.measurements if measured else []), *timed],
         gates=found,
-        notes=[*(measured.notes if measured else []), *shorter],
+        notes=[
+            *(recommendation(models, timed) if automatic else []),
+            *left_out,
+            *(measured.notes if measured else []),
+            *about_int8,
+            *shorter,
+            *_elsewhere(measuring.target, timed),
+        ],
         environment=environment(measuring.threads),
         history=history,
     )
+
+
+def _elsewhere(target: str | None, timed: list[Measurement]) -> list[str]:
+    """What is to be said of speed when the quality is another CPU's."""
+    there, here = targets.get(target), targets.here()
+    return [f"speed is this machine's ({here.title}), not that of {there.title}"] if timed and there != here else []
 
 
 def _unjudged(timed: list[Measurement]) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,9 +18,10 @@ from compresskit.model import Card, Model, portable
 from compresskit.registry import get, methods
 from compresskit.report import Coverage, Gate, Measurement, Report, judge
 from compresskit.runner.candidate import Candidate, files_of
-from compresskit.runner.gates import Limits, gates
+from compresskit.runner.gates import Limits, gates, parse_size
 from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
+from compresskit.runner.products import about_products, products_for
 from compresskit.stage import Context, Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Measuring:
         threads: Of one operator; 0 is the runtime's choice.
         device: As the runtime names it.
         seed: Of made-up inputs.
+        target: Name of the CPU whose 8-bit products the quality is measured with; None is this machine, or the target
+            that the last stage was given.
     """
 
     source: Source | None = None
@@ -54,6 +57,7 @@ class Measuring:
     threads: int = 0
     device: str = "cpu"
     seed: int = 0
+    target: str | None = None
 
 
 def form(model: Model) -> str:
@@ -73,6 +77,7 @@ def run(
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
+    tell: Callable[[str], None] = lambda _text: None,
 ) -> Report:
     """Apply stages to a model and write the bundle with its report.
 
@@ -88,6 +93,7 @@ def run(
         force: Replace an output that is there.
         command: How the user asked for this; goes into the report.
         progress: Called now and then.
+        tell: Shows the user a line right away.
 
     Raises:
         GateError: The ONNX export computes something else than the model.
@@ -102,12 +108,28 @@ def run(
     whole = replace(measuring, export=False) if form(model) == "weights" else measuring
     with new_folder(output, force=force) as folder:
         with _workplace(folder) as work:
-            ctx = Context(work, data, measuring.seed, measuring.threads, progress)
-            report, card = _Journey(ctx, whole, folder, output, command).run(model, stages)
+            limits = measuring.limits
+            size = parse_size(limits.max_size) if limits.max_size else None
+            ctx = Context(
+                work, data, measuring.seed, measuring.threads, progress, tell, max_bytes=size, max_drop=limits.max_drop
+            )
+            chosen = [stage.choose(model, ctx) for stage in stages]
+            settled = [stage for choice in chosen for stage in choice.stages]
+            _check(model, settled, data, measuring)
+            whole = replace(whole, target=whole.target or _aimed_at(settled))
+            products_for(whole.target)  # an unknown name is refused before the work
+            journey = _Journey(ctx, whole, folder, output, command, [n for c in chosen for n in c.notes])
+            report, card = journey.run(model, settled)
         # Sealed last: the hash of every file that ships, and nothing that doesn't.
         source = model.source
-        write_bundle(folder, card, extras_from=source, extras=extras_of(source) if source.is_dir() else [])
+        extras = [name for name in extras_of(source) if not (folder / name).exists()] if source.is_dir() else []
+        write_bundle(folder, card, extras_from=source, extras=extras)
     return report
+
+
+def _aimed_at(stages: Sequence[Stage]) -> str | None:
+    """The target that the last stage with such an option was given."""
+    return next((name for stage in reversed(stages) if (name := getattr(stage, "target", None))), None)
 
 
 @contextmanager
@@ -142,6 +164,8 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
             raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
         if "calibration" in stage.needs and data is None:
             raise UsageError(f"{stage.name()} needs calibration data", "give --data")
+        if stage.gives == "onnx" and not measuring.export:
+            raise UsageError(f"{stage.name()} gives an ONNX file", "leave --no-export away")
         now = now if stage.gives == "same" else stage.gives
 
 
@@ -154,6 +178,7 @@ class _Journey:
     folder: Path
     output: Path
     command: str
+    reasons: list[str]
 
     def run(self, model: Model, stages: Sequence[Stage]) -> tuple[Report, Card]:
         counts = counted(model)
@@ -184,6 +209,7 @@ class _Journey:
             "task": model.card.task,
             "threads": options.threads,
             "device": options.device,
+            "products": products_for(options.target),
         }
 
     def _original(self, model: Model) -> Prepared | None:
@@ -195,9 +221,10 @@ class _Journey:
         """Write what ships: the ONNX file where there is one, the weights where they are the project's own."""
         result: Prepared | None = None
         if form(model) == "torch":
-            from compresskit.runner.weights import write_weights
+            from compresskit.runner.weights import write_config, write_weights
 
             write_weights(model, self.folder / WEIGHTS_NAME)
+            write_config(model, self.folder)
         if form(model) == "weights" and isinstance(model.body, Path):
             model.body.rename(self.folder / WEIGHTS_NAME)
         elif self.measuring.export:
@@ -220,6 +247,7 @@ class _Journey:
             if options.bench:
                 sequence, shorter = fitting([model.source], options.sequence)
                 timed = speed([baseline, new], sequence=sequence, seed=options.seed, progress=self.ctx.progress)
+        about_int8 = about_products([new], measured, options.source, progress=self.ctx.progress) if result else []
         last = model.card.history[-1] if model.card.history else None
         rounded, about = _rounding(last.facts if last and measured is None else {}, new.name)
         found = gates(entries, measured, timed, options.limits)
@@ -236,10 +264,12 @@ class _Journey:
             coverage=coverage(last.facts if last else {}, last.skipped if last else {}),
             gates=found,
             notes=[
+                *self.reasons,
                 *(last.facts.get("notes", []) if last else []),
                 *about,
                 *(result.notes if result else []),
                 *(measured.notes if measured else []),
+                *about_int8,
                 *shorter,
             ],
             environment=environment(options.threads),

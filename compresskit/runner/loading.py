@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
+
+_log = logging.getLogger("compresskit.runner")
 
 
 def load(
@@ -55,7 +59,7 @@ def load(
 
 
 def load_module(path: Path, **options: Any) -> nn.Module:
-    """As :func:`load`, for the torch runtime.
+    """As :func:`load`, for the torch runtime: packed layers run through the fastest kernel there is.
 
     Raises:
         UsageError: The architecture isn't known.
@@ -63,6 +67,12 @@ def load_module(path: Path, **options: Any) -> nn.Module:
     model = load(path, **options)
     if isinstance(model.body, Path):
         raise UsageError(f"{path} does not say how to build the module", "give --arch FILE.py:NAME")
+    from compresskit.ops.quantize.fast import speed_up
+
+    for reason, count in Counter(speed_up(model.body).values()).items():
+        _log.warning(
+            "%s: %d layers are slow under torch, their weights are unpacked in each call: %s", path, count, reason
+        )
     return model.body
 
 

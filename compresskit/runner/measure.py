@@ -76,6 +76,7 @@ def quality(
     for model in models:
         # One session at a time beside the original's: memory of two models, whatever their number.
         session = original if model is models[0] else model.open()
+        found.notes += [note for note in getattr(session, "notes", ()) if note not in found.notes]
         try:
             _measure(found, session, model, models[0], source, progress)
             if session is not original:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +14,16 @@ from compresskit.model import Model
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
+
+    from compresskit.ops.quantize.grid import Packed
 
 
 def write_weights(model: Model, path: Path) -> None:
     """Write a module's state as safetensors; one tensor at a time, nothing is copied that is contiguous already.
 
-    Names that share their values are stored under the first of them; the architecture ties them again.
+    Names that share their values are stored under the first of them; the architecture ties them again. Layers whose
+    stage says so are stored in bitsandbytes' format, and ``config.json`` beside the file then tells transformers.
 
     Raises:
         InputError: The state holds something else than tensors.
@@ -29,18 +34,81 @@ def write_weights(model: Model, path: Path) -> None:
     if isinstance(model.body, Path):
         raise TypeError("a module is needed")
     entries: list[Entry] = []
+    foreign = _bitsandbytes(model, model.body)
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]] = set()
     for name, tensor in model.body.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(
                 f"{model.source}: '{name}' in the module's state is not a tensor", "give it up, or store it as a buffer"
             )
+        layer, _, leaf = name.rpartition(".")
+        if layer in foreign and leaf != "bias":
+            entries += _as_stored(layer, foreign[layer]) if leaf == "codes" else []
+            continue
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if tensor.numel() and key in seen:
             continue
         seen.add(key)
         entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), partial(_same, tensor)))
     write_safetensors(path, entries, weights_metadata(model.card))
+
+
+def write_config(model: Model, folder: Path) -> None:
+    """Write the config.json under which transformers reads quantized weights of a Hugging Face folder, or refuses them.
+
+    It reads them where all are in bitsandbytes' format. Weights in a format of our own it would take for missing, and
+    put random ones in their place with no more than a warning: a ``quantization_config`` without a method stops it.
+    """
+    if isinstance(model.body, Path) or model.card.arch.kind != "transformers":
+        return
+    from compresskit.checkpoint.huggingface_bnb import OWN_FORMAT, copy_config
+    from compresskit.ops.quantize.modules import PackedLayer
+
+    foreign = _bitsandbytes(model, model.body)
+    if not foreign:
+        if any(isinstance(layer, PackedLayer) for layer in model.body.modules()):
+            copy_config(model.source, folder, OWN_FORMAT)
+        return
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    from compresskit.checkpoint.huggingface_bnb import quantization_config, skip_patterns
+    from compresskit.ops.quantize.bnb import THRESHOLD, readable
+
+    told = None
+    if readable(model.body, foreign):
+        linear = [n for n, m in model.body.named_modules() if type(m) in (nn.Linear, Conv1D)]
+        skip = skip_patterns(linear, foreign, str(getattr(model.body, "base_model_prefix", "")))
+        told = quantization_config(4 if next(iter(foreign.values())).grid.bits == 4 else 8, THRESHOLD, skip)
+    copy_config(model.source, folder, told)
+
+
+def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:
+    """The layers that a stage wants to be stored in bitsandbytes' format."""
+    from compresskit.ops.quantize.modules import PackedLinear
+
+    names = {
+        name
+        for applied in model.card.history
+        if applied.facts.get("stored") == "bitsandbytes"
+        for name in applied.facts["layers"]
+    }
+    return {n: layer.packed for n, layer in module.named_modules() if n in names and isinstance(layer, PackedLinear)}
+
+
+def _as_stored(layer: str, packed: Packed) -> Iterator[Entry]:
+    from compresskit.ops.quantize.bnb import stored
+    from compresskit.ops.quantize.grid import Packed
+
+    shapes = Packed(packed.codes.to("meta"), packed.scales.to("meta"), None, packed.shape, packed.grid)
+    for name, tensor in stored(shapes).items():
+        yield Entry(f"{layer}.{name}", tensor.dtype, tuple(tensor.shape), partial(_stored, packed, name))
+
+
+def _stored(packed: Packed, name: str) -> torch.Tensor:
+    from compresskit.ops.quantize.bnb import stored
+
+    return stored(packed)[name]
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

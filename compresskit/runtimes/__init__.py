@@ -11,9 +11,11 @@ from compresskit.runtimes.base import Runtime, Session
 
 __all__ = ["Runtime", "Session", "get", "names"]
 
-_RUNTIMES = {
-    "onnxruntime": "compresskit.runtimes.onnxruntime:OnnxRuntime",
-    "torch": "compresskit.runtimes.torch:TorchRuntime",
+_RUNTIMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "onnxruntime": ("compresskit.runtimes.onnxruntime:OnnxRuntime", {}),
+    "openvino": ("compresskit.runtimes.openvino:OpenVino", {}),
+    "openvino-bf16": ("compresskit.runtimes.openvino:OpenVino", {"precision": "bf16"}),
+    "torch": ("compresskit.runtimes.torch:TorchRuntime", {}),
 }
 
 
@@ -36,6 +38,7 @@ def get(name: str, **options: Any) -> Runtime:
         near = difflib.get_close_matches(name, _RUNTIMES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(f"there is no runtime '{name}'", f"{hint}available: {', '.join(_RUNTIMES)}")
-    module, _, attribute = _RUNTIMES[name].partition(":")
-    runtime: Runtime = getattr(importlib.import_module(module), attribute)(**options)
+    reference, settings = _RUNTIMES[name]
+    module, _, attribute = reference.partition(":")
+    runtime: Runtime = getattr(importlib.import_module(module), attribute)(**settings, **options)
     return runtime

@@ -31,6 +31,14 @@ class Runtime(Protocol):
         """None when it can run here, else one line that says what to install."""
         ...
 
+    def prepare(self) -> object:
+        """Import the engine's library, so that its time isn't part of a model's load time.
+
+        Raises:
+            MachineError: The engine isn't installed, or doesn't load here.
+        """
+        ...
+
     def open(self, path: Path, threads: int = 0, device: str = "cpu") -> Session:
         """Load a model.
 

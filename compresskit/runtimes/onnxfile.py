@@ -12,7 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_GRAPH, _NODE, _INITIALIZER = 7, 1, 5  # field numbers of onnx.proto
+from compresskit.model import InputSpec
+
+_GRAPH, _NODE, _INITIALIZER, _INPUT, _OUTPUT = 7, 1, 5, 11, 12  # field numbers of onnx.proto
+_DTYPES = {  # ONNX's numbers of element types
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool",
+    10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16",
+}  # fmt: skip
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
 _PASS_INDEX = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"}
 _PASS_DATA = {"DequantizeLinear", "Cast", "Identity"}
@@ -30,10 +36,15 @@ class Node:
 
 @dataclass
 class Graph:
-    """The main graph: its nodes in order, and the shape of each stored tensor by name."""
+    """The main graph: its nodes in order, the shape of each stored tensor by name, and what goes in and comes out.
+
+    An element type that numpy doesn't have is empty. An axis of free size is a string, one of no name ``x_0``.
+    """
 
     nodes: list[Node] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    inputs: list[InputSpec] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
 
 
 def scan(path: Path) -> Graph:
@@ -50,6 +61,7 @@ def scan(path: Path) -> Graph:
                     _read_graph(data, start, end, graph)
     except (OSError, ValueError, IndexError):
         return graph
+    graph.inputs = [spec for spec in graph.inputs if spec.name not in graph.shapes]  # old files list weights too
     return graph
 
 
@@ -110,6 +122,10 @@ def _read_graph(data: mmap.mmap, start: int, end: int, graph: Graph) -> None:
         elif number == _INITIALIZER:
             name, shape = _read_tensor(data, first, last)
             graph.shapes[name] = shape
+        elif number == _INPUT:
+            graph.inputs.append(_read_value(data, first, last))
+        elif number == _OUTPUT:
+            graph.outputs.append(_read_value(data, first, last).name)
 
 
 def _read_node(data: mmap.mmap, start: int, end: int) -> Node:
@@ -131,6 +147,32 @@ def _read_node(data: mmap.mmap, start: int, end: int) -> Node:
             if value is not None:
                 node.ints[name] = value
     return node
+
+
+def _read_value(data: mmap.mmap, start: int, end: int) -> InputSpec:
+    """A ValueInfoProto: its name, and through TypeProto and Tensor its element type and shape."""
+    name, dtype, shape = "", "", []
+    for number, first, last in _fields(data, start, end):
+        if number == 1:
+            name = _text(data, first, last)
+        tensors = _fields(data, first, last) if number == 2 else ()
+        for _, one, two in (part for part in tensors if part[0] == 1):
+            for inner, a, b in _fields(data, one, two):
+                if inner == 1:
+                    dtype = _DTYPES.get(_varint(data, a)[0], "")
+                elif inner == 2:
+                    shape = [_read_axis(data, c, d) for part, c, d in _fields(data, a, b) if part == 1]
+    return InputSpec(name, dtype, tuple(f"{name}_{axis}" if size == "" else size for axis, size in enumerate(shape)))
+
+
+def _read_axis(data: mmap.mmap, start: int, end: int) -> int | str:
+    for number, first, last in _fields(data, start, end):
+        if number == 1:
+            size = _varint(data, first)[0]
+            return size if size < 1 << 62 else ""  # negative, by ten bytes of varint
+        if number == 2:
+            return _text(data, first, last)
+    return ""
 
 
 def _read_tensor(data: mmap.mmap, start: int, end: int) -> tuple[str, tuple[int, ...]]:

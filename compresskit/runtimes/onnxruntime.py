@@ -42,6 +42,19 @@ class OnnxRuntime:
             return None
         return "onnxruntime is not installed: pip install onnxruntime"
 
+    def prepare(self) -> Any:
+        """Import the library.
+
+        Raises:
+            MachineError: It isn't installed.
+        """
+        reason = self.missing()
+        if reason:
+            raise MachineError(reason)
+        import onnxruntime
+
+        return onnxruntime
+
     def open(self, path: Path, threads: int = 0, device: str = "cpu") -> OnnxSession:
         """Load a model.
 
@@ -55,21 +68,29 @@ class OnnxRuntime:
             MachineError: onnxruntime isn't installed, lacks the device, or runs out of memory.
             UsageError: The device has no known name.
         """
-        ort = _engine(self)
+        ort = self.prepare()
         if not path.is_file():
             raise InputError(f"{path} is not a file", "give the path of an .onnx file")
         providers = _providers(ort, device)
         graph = scan(path)
-        options = self._options(ort, threads)
+        options = self.options(ort, threads)
         if not self.exact and folds_weights(graph):
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        try:
-            engine = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # onnxruntime has one class of error for each status, none with a base of its own
-            raise _wrapped(error, f"onnxruntime cannot load {path.name}") from error
-        return OnnxSession(engine, path.name, index_limits(graph))
+        return self.load(ort, str(path), options, providers, path.name, index_limits(graph))
 
-    def _options(self, ort: Any, threads: int) -> Any:
+    @staticmethod
+    def load(
+        ort: Any, model: str | bytes, options: Any, providers: list[str], name: str, limits: dict[str, int]
+    ) -> OnnxSession:
+        """A session of a file or of a serialized model, named ``name`` in errors; raises as :meth:`open`."""
+        try:
+            engine = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:  # onnxruntime has one class of error for each status, none with a base of its own
+            raise _wrapped(error, f"onnxruntime cannot load {name}") from error
+        return OnnxSession(engine, name, limits)
+
+    def options(self, ort: Any, threads: int) -> Any:
+        """How a session is to run: see the class."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -101,15 +122,6 @@ class OnnxSession:
         except Exception as error:
             raise _wrapped(error, f"onnxruntime cannot run {self._name}") from error
         return dict(zip(self.outputs, values, strict=True))
-
-
-def _engine(runtime: OnnxRuntime) -> Any:
-    reason = runtime.missing()
-    if reason:
-        raise MachineError(reason)
-    import onnxruntime
-
-    return onnxruntime
 
 
 def _providers(ort: Any, device: str) -> list[str]:

@@ -36,6 +36,19 @@ class TorchRuntime:
         """None when torch is installed."""
         return None if importlib.util.find_spec("torch") is not None else "torch is not installed: pip install torch"
 
+    def prepare(self) -> Any:
+        """Import the library.
+
+        Raises:
+            MachineError: It isn't installed.
+        """
+        reason = self.missing()
+        if reason:
+            raise MachineError(reason)
+        import torch
+
+        return torch
+
     def open(self, path: Path, threads: int = 0, device: str = "cpu") -> TorchSession:
         """Load a model.
 
@@ -49,13 +62,9 @@ class TorchRuntime:
             MachineError: torch isn't installed or lacks the device.
             UsageError: There is no loader, or the device has no known name.
         """
-        reason = self.missing()
-        if reason:
-            raise MachineError(reason)
+        torch = self.prepare()
         if self.loader is None:
             raise UsageError("the torch runtime needs to know how to build the model", "give its class with --arch")
-        import torch
-
         if threads:
             torch.set_num_threads(threads)
         where = _device(device)

@@ -5,86 +5,58 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from compresskit.checkpoint.bundle import weights_metadata
+from compresskit.errors import UsageError
 from compresskit.model import Applied, Model
-from compresskit.stage import Context, Stage
+from compresskit.stage import Context, Form
+from compresskit.stages.weight_only import WeightOnly
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
-    from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.quantize.select import Selection
-
-_GROUPS = (0, 16, 32, 64, 128, 256)
+    from compresskit.ops.quantize.grid import Grid, Packed
+    from compresskit.ops.quantize.moments import Moments
 
 
-class QuantizeRtn(Stage):
-    """Round weights to 4 or 8 bits, each group's range clipped where that lowers the squared error.
+class QuantizeRtn(WeightOnly):
+    """Round weights to 2, 3, 4 or 8 bits, each group's range clipped where that lowers the squared error.
 
     Linear and Embedding weights get a scale for each group, convolutions one for each output channel. Activations stay
     floating point. Needs no data, and works on a bare state dict.
     """
 
-    stage: ClassVar[str] = "quantize"
     method: ClassVar[str] = "rtn"
-    takes: ClassVar = ("torch", "weights")
-    gives: ClassVar = "same"
+    takes: ClassVar[tuple[Form, ...]] = ("torch", "weights")
 
-    bits: Annotated[Literal[4, 8], Field(description="Bits of a weight.")] = 4
-    group_size: Annotated[
-        int | None,
-        Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (4 bit: 32, 8 bit: 128)"),
-    ] = None
-    symmetric: Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")] = (
-        False
-    )
     clip: Annotated[bool, Field(description="Search the best range of each group; off is faster, plain rounding.")] = (
         True
     )
-    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
-    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
-
-    @field_validator("group_size")
-    @classmethod
-    def _known_group(cls, value: int | None) -> int | None:
-        if value is not None and value not in _GROUPS:
-            raise ValueError(f"must be one of {', '.join(map(str, _GROUPS))}")
-        return value
-
-    def selection(self) -> Selection:
-        """The options as the algorithm takes them."""
-        from compresskit.ops.quantize.select import Selection
-
-        size = self.group_size if self.group_size is not None else (32 if self.bits == 4 else 128)
-        return Selection(self.bits, size, self.symmetric, self.include, self.exclude)
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Quantize a module in place, or the tensors of a file one by one into ``ctx.work``."""
-        if isinstance(model.body, Path):
-            card = model.card.after(Applied(self.name(), self.options()))
-            facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
-            model = replace(model, body=path)
-        else:
-            from compresskit.ops.quantize.rtn import quantize_rtn
-            from compresskit.ops.quantize.weights import quantize_module
+        """Quantize a module in place, or the tensors of a file one by one into ``ctx.work``.
 
+        Raises:
+            UsageError: A repair of tensors without an architecture.
+        """
+        from compresskit.ops.quantize.rtn import quantize_rtn
+
+        if not isinstance(model.body, Path):
             algorithm = partial(quantize_rtn, clip=self.clip)
-            facts, skipped = quantize_module(model.body, self.selection(), algorithm, ctx.progress)
+
+            def calibrated(weight: Tensor, grid: Grid, _moments: Moments) -> Packed:
+                return algorithm(weight, grid)
+
+            return self.round_free(model, ctx, algorithm, calibrated)
+        if self.repair:
+            raise UsageError("--repair needs the architecture", "give --arch FILE.py:NAME")
+        card = model.card.after(Applied(self.name(), self.options()))
+        facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
         applied = Applied(self.name(), self.options(), facts, skipped)
-        return replace(model, card=model.card.after(applied))
-
-    @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
-        """Put empty packed layers in the place of the quantized ones."""
-        from compresskit.ops.quantize.unpacked import Unpacked
-        from compresskit.ops.quantize.weights import replay
-
-        plain = replay(module, facts)
-        return Unpacked(tensors, plain) if plain else tensors
+        return replace(model, body=path, card=model.card.after(applied))
 
     def _stream(
         self, path: Path, metadata: dict[str, str], ctx: Context

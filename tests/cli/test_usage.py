@@ -18,7 +18,8 @@ WRONG = {
     "unknown method": ((*Q, "--method", "rtm"), ("rtm", "rtn")),
     "method of another stage": ((*Q, "--method", "magnitude"), ("magnitude", "rtn", "int8-static")),
     "option of another method": ((*Q, "--method", "int8-static", "--group-size", "32"), ("--group-size",)),
-    "option of rtn with auto": ((*Q, "--bits", "8", "--data", "d.npz", "--exclude", "a"), ("--exclude",)),
+    "option of rtn with auto": (
+        (*QA, *SHAPE, "--bits", "8", "--data", "d.npz", "--exclude", "head"), ("--exclude", "--method")),
     "option of int8": ((*Q, "--bits", "4", "--samples", "3"), ("--samples",)),
     "5 bits": ((*Q, "--bits", "5"), ("--bits", "5", "4", "8")),
     "4 bits of int8": ((*Q, "--method", "int8-static", "--bits", "4", "--data", "d.npz"), ("--bits", "8")),

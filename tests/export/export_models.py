@@ -7,9 +7,15 @@ from torch import Tensor, nn
 
 from compresskit.model import InputSpec
 from compresskit.ops.quantize.grid import Grid, Packed, pack
-from compresskit.ops.quantize.modules import packed_twin, set_module
+from compresskit.ops.quantize.modules import PackedEmbedding, PackedLinear, packed_twin, set_module
+from compresskit.ops.quantize.nf4 import nf4_grid
 
 IMAGE = (InputSpec("x", "float32", ("batch", 3, 16, 16)),)
+SIZES = (64, 50)
+WIDTHS = ((2, True), (3, False), (4, False), (4, True), (8, False))
+GRIDS = [Grid(b, g, s) for b, s in WIDTHS for g in (0, 32, 24)]
+GRIDS += [Grid(2, 16), Grid(3, 16, True), Grid(4, 48), nf4_grid(32), nf4_grid(24)]
+CONV_GRIDS = (Grid(2, 0), Grid(3, 0), Grid(3, 16, True), Grid(4, 0), Grid(4, 32, True), Grid(8, 0), nf4_grid(16))
 
 
 def ids(name: str, high: int) -> InputSpec:
@@ -101,3 +107,53 @@ def pack_all(module: nn.Module, grid: Grid, conv: Grid | None = None) -> nn.Modu
                 made[id(layer.weight)] = packed(tuple(layer.weight.shape), chosen, len(made))
             set_module(module, name, packed_twin(layer, made[id(layer.weight)]))
     return module
+
+
+class Many(nn.Module):
+    """One layer for each width and grid, all fed from one input."""
+
+    def __init__(self, kind: type[nn.Module], grids: list[Grid]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        for seed, (width, grid) in enumerate((w, g) for w in SIZES for g in grids):
+            if kind is nn.Linear:
+                layer: nn.Module = PackedLinear(nn.Linear(width, 7, bias=seed % 2 == 0), packed((7, width), grid, seed))
+            else:
+                layer = PackedEmbedding(nn.Embedding(9, width), packed((9, width), grid, seed))
+            self.layers[f"{width}_{grid.bits}_{grid.group_size}_{grid.symmetric}_{grid.kind}"] = layer
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        if x.is_floating_point():
+            return {name: layer(x[..., : layer.in_features]) for name, layer in self.layers.items()}
+        return {name: layer(x) for name, layer in self.layers.items()}
+
+
+class Convs(nn.Module):
+    """A net of two convolutions for each grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(pack_all(Cnn(), Grid(grid.bits, 32), grid) for grid in CONV_GRIDS)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(net(x) for net in self.nets)
+
+
+class Tied(nn.Module):
+    def __init__(self, shared: Packed) -> None:
+        super().__init__()
+        self.embed = PackedEmbedding(nn.Embedding(500, 48), shared)
+        self.head = PackedLinear(nn.Linear(48, 500, bias=False), shared)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids))
+
+
+def corrected(grid: Grid) -> PackedLinear:
+    """A layer that also scales its inputs and adds a low-rank term."""
+    g = torch.Generator().manual_seed(0)
+    layer = PackedLinear(nn.Linear(512, 384), packed((384, 512), grid))
+    layer.input_scale = torch.rand(512, generator=g) + 0.5
+    layer.repair_in = (torch.randn(16, 512, generator=g) * 0.05).half()
+    layer.repair_out = (torch.randn(384, 16, generator=g) * 0.05).half()
+    return layer

@@ -61,13 +61,22 @@ def distance(one: Path, other: Path, feeds: dict[str, np.ndarray]) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
+def stored_codes(path: Path) -> set[str]:
+    """The weights that a file holds as 8-bit codes, told from the file alone."""
+    kinds = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    tensors = (t for t in onnx.load(path).graph.initializer if t.data_type in kinds and len(t.dims) > 1)
+    return {t.name.removesuffix("_quantized") for t in tensors}
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {},
         {"method": "percentile"},
+        {"method": "mse"},
         {"method": "entropy"},
         {"activation": "int8"},
+        {"activation": "int8", "symmetric": True},
         {"per_channel": False, "reduce_range": True},
     ],
     ids=str,
@@ -114,6 +123,10 @@ def test_the_file_is_small_plain_and_the_same_every_time(floats: Path, tmp_path:
 
 def test_attention_keeps_its_normalization_in_float(tmp_path: Path) -> None:
     module, inputs = make("bert")
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith(".bias"):
+                parameter.uniform_(-0.1, 0.1)
     export_checked(module, inputs, tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
     shape = (4, 12)
@@ -125,10 +138,15 @@ def test_attention_keeps_its_normalization_in_float(tmp_path: Path) -> None:
     facts = quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", [batch])
     assert distance(tmp_path / "m.onnx", tmp_path / "q.onnx", batch) < 0.08
     kinds = Counter(layer["kind"] for layer in facts["layers"].values())
-    assert kinds["Embedding"] >= 1 and kinds["MatMul"] + kinds["Gemm"] == 7
+    assert kinds["Embedding"] == 3 and kinds["MatMul"] + kinds["Gemm"] == 7
+    assert "encoder.layer.0.attention.self.key.weight" in facts["layers"]
+    assert facts["layers"].keys() == stored_codes(tmp_path / "q.onnx")
     assert all("two activations" in reason for reason in facts["skipped"].values())
-    count = Counter(node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node)
-    assert count["LayerNormalization"] and count["Softmax"]
+    graph = onnx.load(tmp_path / "q.onnx").graph
+    count = Counter(node.op_type for node in graph.node)
+    assert count["LayerNormalization"] and count["Softmax"] and not count["IsNaN"]
+    # queries, keys and values share one quantized input, and nothing but inputs of weighted products is quantized
+    assert count["QuantizeLinear"] == facts["tensors"] == 5
 
 
 def test_what_stays_in_float_is_listed_with_its_reason(tmp_path: Path) -> None:
@@ -136,7 +154,7 @@ def test_what_stays_in_float_is_listed_with_its_reason(tmp_path: Path) -> None:
     export_onnx(module, inputs, tmp_path / "m.onnx")
     batch = {"ids": np.random.default_rng(0).integers(0, 20, (4, 12))}
     facts = quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", [batch])
-    assert facts["layers"].keys() == {"head.weight"}
+    assert facts["layers"].keys() == {"head.weight"} | stored_codes(tmp_path / "q.onnx")
     reason = "GRU is not among the operators to quantize"
     assert facts["skipped"]["core.weight_ih_l0"] == reason == facts["skipped"]["core.weight_hh_l1"]
 
@@ -146,13 +164,60 @@ def test_what_stays_in_float_is_listed_with_its_reason(tmp_path: Path) -> None:
     [
         ([], "empty"),
         ([{"y": np.zeros((1, 3, 16, 16), np.float32)}], "lack the model's input 'x'"),
-        ([{"x": np.zeros((1, 3, 5), np.float32)}], "can't be quantized"),
+        ([{"x": np.zeros((1, 3, 5), np.float32)}], r"input 'x' is \(1, 3, 5\), the model takes \(batch, 3, 16, 16\)"),
+        ([{"x": np.zeros((1, 3, 5, 16), np.float32)}], r"input 'x' is \(1, 3, 5, 16\)"),
+        ([{"x": np.full((1, 3, 16, 16), np.nan, np.float32)}], "NaN or Inf in input 'x'"),
+        ([{"x": np.zeros((0, 3, 16, 16), np.float32)}], "empty"),
     ],
 )
 def test_data_that_does_not_fit(batches: list[dict[str, np.ndarray]], words: str, floats: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         quantize_static_int8(floats, tmp_path / "q.onnx", batches)
     assert not list(tmp_path.iterdir())
+
+
+def test_codes_in_the_file_are_the_rounded_weights(floats: Path, tmp_path: Path) -> None:
+    facts = quantize_static_int8(floats, tmp_path / "q.onnx", images())
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    weight = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(floats).graph.initializer}["head.weight"]
+    assert facts["layers"].keys() == stored_codes(tmp_path / "q.onnx")
+    codes = tensors["head.weight_quantized"]
+    scales = np.abs(weight).max(1, keepdims=True) / 127
+    assert codes.dtype == np.int8 and facts["layers"]["head.weight"]["scales"] == len(weight)
+    assert np.abs(codes * scales - weight).max() <= scales.max() / 2 * 1.01
+
+
+def test_a_model_with_a_fixed_batch_takes_any_number_of_samples(tmp_path: Path) -> None:
+    inputs = (InputSpec("x", "float32", (3, 3, 16, 16)),)
+    export_onnx(Shortcut().eval(), inputs, tmp_path / "m.onnx")
+    facts = quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", images(2))
+    assert facts["samples"] == 16
+
+
+def test_a_softmax_at_the_end_is_no_attention(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export_onnx(nn.Sequential(Shortcut(), nn.Softmax(-1)).eval(), IMAGE, tmp_path / "m.onnx")
+    quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", images())
+    count = Counter(node.op_type for node in onnx.load(tmp_path / "q.onnx").graph.node)
+    assert count["QuantizeLinear"] > 5
+
+
+def test_a_tensor_that_is_not_finite_stays_in_float(tmp_path: Path) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.good, self.bad = nn.Linear(8, 16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.good(x)
+            return y + torch.nan_to_num(self.bad(y / 0.0), 0.0, 0.0, 0.0)
+
+    inputs = (InputSpec("x", "float32", ("batch", 8)),)
+    export_onnx(Broken().eval(), inputs, tmp_path / "m.onnx")
+    batch = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
+    facts = quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", [batch])
+    assert facts["layers"].keys() == {"good.weight"} == stored_codes(tmp_path / "q.onnx")
+    assert "not finite" in facts["skipped"]["bad.weight"]
 
 
 def test_batches_are_read_one_at_a_time(floats: Path, tmp_path: Path) -> None:
@@ -194,3 +259,38 @@ def test_resnet20_loses_at_most_015_points(shared: Path, root: Path, tmp_path: P
     accuracy = 100 * np.concatenate(hits).mean()
     assert abs(accuracy - 91.695) <= 0.15, accuracy
     assert (tmp_path / "q.onnx").stat().st_size <= 1.15 * sum(p.numel() for p in module.parameters())
+
+
+class Masked(nn.Module):
+    """Attention with a mask of the caller's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        q, k, v = (t.reshape(*t.shape[:2], 2, 4).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :] > 0)
+
+
+@pytest.mark.parametrize("infinite", [False, True])
+def test_tidy_attention_keeps_what_it_computes(infinite: bool, tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    from compresskit.export.attention import tidy_attention
+
+    torch.manual_seed(0)
+    specs = (InputSpec("x", "float32", ("batch", "tokens", 8)), InputSpec("keep", "int64", ("batch", "tokens"), 2))
+    export_onnx(Masked().eval(), specs, tmp_path / "m.onnx")
+    model = ir.load(tmp_path / "m.onnx")
+    if infinite:  # then a row that sees nothing is NaN, and the guard has to stay
+        value = next(v for v in model.graph.initializers.values() if (v.const_value.numpy() < -1e30).any())
+        value.const_value = ir.Tensor(np.full_like(value.const_value.numpy(), -np.inf), name=value.name)
+        ir.save(model, tmp_path / "m.onnx")
+    assert tidy_attention(model) == 2 - infinite
+    ir.save(model, tmp_path / "t.onnx")
+    count = Counter(node.op_type for node in model.graph)
+    assert count["IsNaN"] == infinite and count["Transpose"] == 3
+    x = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
+    keep = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]])  # the last sees nothing at all
+    assert distance(tmp_path / "m.onnx", tmp_path / "t.onnx", {"x": x, "keep": keep}) < 1e-6

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from compresskit.errors import InputError
 from compresskit.ops.quantize import grid as grids
-from compresskit.ops.quantize.grid import BITS, Grid, dequantize, pack, sqnr, unpack
+from compresskit.ops.quantize.grid import BITS, Grid, dequantize, pack, packed_bytes, sqnr, unpack
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 SHAPES = [(7, 33), (16, 64), (3, 5, 3, 3), (1, 1), (5, 128), (4, 3, 2), (2, 3, 2, 2, 2)]
@@ -20,17 +20,38 @@ def weight(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.05
 
 
-@given(st.sampled_from([2, 4, 8]), st.integers(1, 40), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(BITS), st.integers(1, 70), st.integers(0, 10**6))
+@settings(max_examples=120, deadline=None)
 def test_unpack_undoes_pack(bits: int, count: int, seed: int) -> None:
     codes = torch.randint(0, 1 << bits, (3, count), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
     packed = pack(codes, bits)
-    assert packed.shape == (3, -(-count * bits // 8))
+    assert packed.shape == (3, packed_bytes(count, bits))
+    assert 0 <= packed_bytes(count, bits) - -(-count * bits // 8) <= (bits == 3)
     assert torch.equal(unpack(packed, bits, count), codes)
 
 
 def test_the_even_column_is_in_the_low_nibble() -> None:
     assert pack(torch.tensor([[1, 2, 3]], dtype=torch.uint8), 4).tolist() == [[0x21, 0x03]]
+
+
+def test_three_bits_are_a_plane_of_two_and_a_plane_of_one() -> None:
+    codes = torch.arange(32, dtype=torch.uint8).remainder(8).reshape(1, 32)
+    packed = pack(codes, 3)
+    assert packed.shape == (1, 12)
+    assert torch.equal(packed, torch.cat([pack(codes % 4, 2), pack(codes // 4, 1)], 1))
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("group", [0, 16, 32])
+def test_the_layout_takes_no_more_than_the_bits_say(bits: int, group: int) -> None:
+    packed = quantize_rtn(weight((6, 96)), Grid(bits, group))
+    assert packed.codes.numel() == 6 * 96 * bits // 8
+
+
+@pytest.mark.parametrize(("bits", "kind", "symmetric"), [(5, "linear", True), (3, "nf4", True), (4, "nf4", False)])
+def test_grids_that_mean_nothing_are_refused(bits: int, kind: str, symmetric: bool) -> None:
+    with pytest.raises(ValueError, match="no such grid"):
+        Grid(bits, 32, symmetric, kind)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

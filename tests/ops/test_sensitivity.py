@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.auto import Wanted, packed_bytes, plan_bits
+from compresskit.ops.quantize.auto import Wanted, bytes_of, plan_bits
 from compresskit.ops.quantize.grid import Grid
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
@@ -83,8 +83,11 @@ def test_the_budget_is_kept_and_used(budget: float) -> None:
 def test_a_size_that_cant_be_kept_is_said() -> None:
     module, x = Sum(1.0).eval(), torch.randn(8, 64)
     layers = {"quiet": module.quiet, "loud": module.loud}
-    with pytest.raises(InputError, match="2 bits for each weight"):
-        plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4, max_bytes=500), [x], forward, silent)
+    plan = plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4, max_bytes=500), [x], forward, silent)
+    assert plan.bits == {}
+    assert "no choice" in plan.notes[0]
+    with pytest.raises(InputError, match="2 bits take"):
+        plan_bits(module, layers, lambda _s, b: Grid(b, 32), Wanted(4, target_bits=2.0), [x], forward, silent)
 
 
 def test_a_quality_limit_widens_until_it_is_kept() -> None:
@@ -101,7 +104,7 @@ def test_a_quality_limit_widens_until_it_is_kept() -> None:
     assert "holds" in plan.notes[1]
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_packed_bytes_are_those_of_a_packed_weight(bits: int) -> None:
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_planned_bytes_are_those_of_a_packed_weight(bits: int) -> None:
     grid = Grid(bits, 32)
-    assert packed_bytes(grid, (48, 96)) == quantize_rtn(torch.randn(48, 96), grid).nbytes()
+    assert bytes_of(grid, (48, 96)) == quantize_rtn(torch.randn(48, 96), grid).nbytes()

@@ -68,7 +68,7 @@ def static_int8(path):
 
 def executed(path, tmp_path, monkeypatch):
     """The operators that onnxruntime keeps when our runtime opens the file."""
-    options = OnnxRuntime._options
+    options = OnnxRuntime.options
 
     def saving(self, ort, threads):
         found = options(self, ort, threads)
@@ -76,7 +76,7 @@ def executed(path, tmp_path, monkeypatch):
         found.log_severity_level = 4  # it warns that such a file suits this machine only
         return found
 
-    monkeypatch.setattr(OnnxRuntime, "_options", saving)
+    monkeypatch.setattr(OnnxRuntime, "options", saving)
     OnnxRuntime().open(path)
     return {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
 
@@ -201,11 +201,11 @@ def test_a_missing_engine_says_what_to_install(tmp_path, monkeypatch):
         OnnxRuntime().open(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("name", runtimes.names())
 def test_a_runtime_is_got_without_importing_engines(name):
     code = (
         f"import sys; from compresskit import runtimes; runtimes.get({name!r}).missing();"
-        "print([m for m in ('torch', 'onnxruntime', 'onnx') if m in sys.modules])"
+        "print([m for m in ('torch', 'onnxruntime', 'onnx', 'openvino') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -228,7 +228,7 @@ def test_telemetry_is_off_before_the_engine_loads(tmp_path):
 
 
 def test_unknown_runtime_names_the_nearest():
-    assert runtimes.names() == ["onnxruntime", "torch"]
+    assert runtimes.names() == ["onnxruntime", "openvino", "openvino-bf16", "torch"]
     with pytest.raises(UsageError, match="onnxrutnime") as caught:
         runtimes.get("onnxrutnime")
     assert "did you mean onnxruntime" in caught.value.hint

@@ -23,6 +23,7 @@ def command(
     no_bench: shared.NoBench = False,
     batch: shared.Batch = 1,
     runtime: shared.RuntimeName = "onnxruntime",
+    target: shared.Target = None,
     device: shared.Device = "cpu",
     threads: shared.Threads = 0,
     seed: shared.Seed = 0,
@@ -42,8 +43,8 @@ def command(
         raise UsageError("compare needs two models or more, the baseline first", "for one model: compresskit evaluate")
     code = hold_models(
         models, data=data, normalize=normalize, sequence=sequence, metric=metric, arch=arch, arch_args=arch_args,
-        input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], device=device, threads=threads,
-        seed=seed, json=json, markdown=markdown, quiet=quiet, bench=not no_bench, judged=True, batch=batch,
-        limits=(max_drop, max_size, min_speedup),
+        input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
+        threads=threads, seed=seed, json=json, markdown=markdown, quiet=quiet, bench=not no_bench, judged=True,
+        batch=batch, limits=(max_drop, max_size, min_speedup),
     )  # fmt: skip
     raise typer.Exit(code)

@@ -8,7 +8,8 @@ import typer
 
 from compresskit.cli import options as shared
 
-_OPTIONAL = {"transformers": "hf", "tokenizers": "hf", "sklearn": "demo"}
+_NEEDED = ("onnxruntime", "torch")
+_OPTIONAL = {"transformers": "hf", "tokenizers": "hf", "accelerate": "hf", "sklearn": "demo"}
 
 
 def command(json: shared.Json = None) -> None:
@@ -19,6 +20,7 @@ def command(json: shared.Json = None) -> None:
     import json as jsonlib
 
     from compresskit import registry
+    from compresskit.bench import target
     from compresskit.bench.machine import environment
     from compresskit.cli.console import check_json, write_json
     from compresskit.runtimes import get, names
@@ -29,11 +31,12 @@ def command(json: shared.Json = None) -> None:
         name: None if importlib.util.find_spec(name) else f"pip install 'compresskit[{extra}]'"
         for name, extra in _OPTIONAL.items()
     }
-    found = {"environment": environment(), "runtimes": missing, "extras": extras, "methods": list(registry.rows())}
+    facts = {**environment(), "target": target.here().name}
+    found = {"environment": facts, "runtimes": missing, "extras": extras, "methods": list(registry.rows())}
     write_json(jsonlib.dumps(found, indent=2, ensure_ascii=False) + "\n", json)
     if json != "-":
         from compresskit.render.doctor_view import print_doctor
 
         print_doctor(found)
-    if any(missing.values()):
+    if any(missing[name] for name in _NEEDED):
         raise typer.Exit(4)

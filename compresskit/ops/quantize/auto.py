@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
-from compresskit.ops.quantize.grid import Grid, dequantize
+from compresskit.ops.quantize.grid import Grid, dequantize, packed_bytes
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
@@ -77,13 +77,13 @@ def plan_bits(
         progress: Told of each layer.
 
     Raises:
-        InputError: Not even the fewest bits keep the size that was asked for.
+        InputError: Not even the fewest bits keep the mean that was asked for.
     """
     owners, ties = _owners(layers)
     shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
     changed = {name: partial(_rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
     found = distances(module, changed, batches, forward, progress)
-    sizes = {name: {b: packed_bytes(grid(shape, b), shape) for b in CHOICES} for name, shape in shapes.items()}
+    sizes = {name: {b: bytes_of(grid(shape, b), shape) for b in CHOICES} for name, shape in shapes.items()}
     items = [Layer(name, found[name], sizes[name]) for name in owners]
     weights = sum(math.prod(shape) for shape in shapes.values())
     usual = sum(sizes[name][wanted.bits] for name in owners)
@@ -96,11 +96,12 @@ def plan_bits(
         budget = left if wanted.target_bits is None else min(budget, left)
     least = CHOICES[0] if free_choice else wanted.bits
     smallest = sum(sizes[name][least] for name in owners)
+    if budget < smallest and wanted.target_bits is not None and budget == int(weights * wanted.target_bits / 8):
+        mean = 8 * smallest / weights
+        raise InputError(f"{wanted.target_bits:g} bits a weight: {least} bits take {mean:.2f} with their scales")
     if budget < smallest:
-        raise InputError(
-            f"{least} bits for each weight take {smallest:,} bytes already, {max(0, budget):,} are left for them",
-            "allow a larger size, or exclude fewer layers",
-        )
+        told = f"no choice of bits keeps the size: at {least} bits the weights take {smallest:,} bytes, "
+        return Plan({}, 8 * usual / weights, (told + f"and {max(0, budget):,} are left for them",))
     choose = partial(allocate, items, wanted.bits, choices=CHOICES, least=least)
     bits, note = choose(budget), ""
     if wanted.within is not None:
@@ -111,10 +112,10 @@ def plan_bits(
     return Plan({name: b for name, b in every.items() if b != wanted.bits}, mean, tuple(notes))
 
 
-def packed_bytes(grid: Grid, shape: tuple[int, ...]) -> int:
+def bytes_of(grid: Grid, shape: tuple[int, ...]) -> int:
     """Bytes of a packed weight with scales of two bytes."""
     groups, _, nbytes = grid.layout(math.prod(shape[1:]))
-    zeros = 0 if grid.symmetric else math.ceil(groups * grid.bits / 8)
+    zeros = 0 if grid.symmetric else packed_bytes(groups, grid.bits)
     return shape[0] * (groups * (nbytes + 2) + zeros)
 
 

@@ -1,18 +1,28 @@
 """The format of quantized weights: what codes, scales and zero points mean, and how codes are packed into bytes.
 
 A weight of any shape is seen as a matrix: one row for each output (first axis), all else flattened into columns.
-Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``.
+Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``, or with the
+kind "nf4" ``table[code] · scale``: the 16 levels of NormalFloat (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-BITS = (4, 8)
+BITS = (2, 3, 4, 8)
+NF4 = torch.tensor(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ]
+)  # fmt: skip
+"""float32 ``(16,)``: the levels of NF4 as bitsandbytes has them, for weights between -1 and 1."""
 _BLOCK = 1 << 20
 _MAX_SQNR = 200.0
 
@@ -22,14 +32,21 @@ class Grid:
     """Which values a weight may take.
 
     Attributes:
-        bits: Bits of a code, 4 or 8.
+        bits: Bits of a code: 2, 3, 4 or 8.
         group_size: Columns that share a scale; 0 means the whole row (per channel).
         symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored.
+        kind: ``linear`` for equal steps, ``nf4`` for the table :data:`NF4`: 4 bits, symmetric.
     """
 
     bits: int
     group_size: int = 32
     symmetric: bool = False
+    kind: Literal["linear", "nf4"] = "linear"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.bits not in BITS or (self.kind == "nf4" and (self.bits != 4 or not self.symmetric)):
+            raise ValueError(f"there is no such grid: {self}")
 
     @property
     def levels(self) -> int:
@@ -38,13 +55,13 @@ class Grid:
 
     @property
     def middle(self) -> int:
-        """The zero point of a symmetric grid."""
-        return 1 << (self.bits - 1)
+        """The code that stands for 0 in a grid without stored zero points."""
+        return 7 if self.kind == "nf4" else 1 << (self.bits - 1)
 
     def layout(self, columns: int) -> tuple[int, int, int]:
         """(groups in a row, columns in a group, bytes of a group). The last group of a row may be partly padding."""
         size = self.group_size or columns
-        return math.ceil(columns / size), size, math.ceil(size * self.bits / 8)
+        return math.ceil(columns / size), size, packed_bytes(size, self.bits)
 
 
 @dataclass(frozen=True)
@@ -52,9 +69,9 @@ class Packed:
     """A quantized weight in the layout that onnxruntime's MatMulNBits reads.
 
     Attributes:
-        codes: uint8 ``(rows, groups, bytes of a group)``; at 4 bit the even column is in the low nibble.
-        scales: float16, or float32 where float16 can't hold them, ``(rows, groups)``.
-        zeros: uint8 ``(rows, ceil(groups · bits / 8))``, packed like codes; None when symmetric.
+        codes: uint8 ``(rows, groups, bytes of a group)``, see :func:`pack`.
+        scales: float16, or float32 where float16 can't hold them, ``(rows, groups)``; float32 for NF4.
+        zeros: uint8 ``(rows, bytes)``, a row's zero points packed like codes; None when symmetric.
         shape: Shape of the original weight.
         grid: What the codes mean.
     """
@@ -70,10 +87,21 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in (self.codes, self.scales, self.zeros) if t is not None)
 
 
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that :func:`pack` makes of ``count`` codes."""
+    return math.ceil(count / 4) + math.ceil(count / 8) if bits == 3 else math.ceil(count * bits / 8)
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes to bytes along the last axis: uint8 ``(…, n)`` to uint8 ``(…, ceil(n · bits / 8))``, low bits first."""
+    """Codes to bytes along the last axis: uint8 ``(…, n)`` to uint8 ``(…, packed_bytes(n, bits))``.
+
+    The first code of a byte is in its low bits, so at 4 bit the even column is in the low nibble. Codes of 3 bits are a
+    plane of their two low bits followed by a plane of their high bits: each plane is unpacked like any other width.
+    """
     if bits == 8:
         return codes
+    if bits == 3:
+        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], dim=-1)
     per_byte = 8 // bits
     if short := -codes.shape[-1] % per_byte:
         codes = torch.nn.functional.pad(codes, (0, short))
@@ -88,6 +116,9 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     """The inverse of :func:`pack`: uint8 ``(…, bytes)`` to uint8 ``(…, count)``."""
     if bits == 8:
         return data[..., :count]
+    if bits == 3:
+        low = math.ceil(count / 4)
+        return unpack(data[..., :low], 2, count) | unpack(data[..., low:], 1, count) << 2
     mask = (1 << bits) - 1
     lanes = torch.stack([(data >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
     return lanes.flatten(-2)[..., :count]
@@ -127,10 +158,11 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     rows = packed.shape[0]
     columns = math.prod(packed.shape[1:])
     groups, size, _ = grid.layout(columns)
-    values = unpack(packed.codes, grid.bits, size).float()
-    if packed.zeros is None:
-        values -= grid.middle
+    codes = unpack(packed.codes, grid.bits, size)
+    if grid.kind == "nf4":
+        values = NF4.to(codes.device)[codes.int()]
     else:
-        values -= unpack(packed.zeros, grid.bits, groups).unsqueeze(-1)
+        points = grid.middle if packed.zeros is None else unpack(packed.zeros, grid.bits, groups).unsqueeze(-1)
+        values = codes.float().sub_(points)
     values *= packed.scales.float().unsqueeze(-1)
     return values.reshape(rows, groups * size)[:, :columns].reshape(packed.shape).to(dtype)

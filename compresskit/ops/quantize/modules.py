@@ -47,16 +47,39 @@ class PackedLayer(nn.Module):
 
 
 class PackedLinear(PackedLayer):
-    """``nn.Linear`` with a packed weight: ``(…, in) -> (…, out)``."""
+    """``nn.Linear`` with a packed weight: ``(…, in) -> (…, out)``.
+
+    Attributes:
+        input_scale: float32 ``(in,)``: what inputs are multiplied by before the product; None for nothing.
+        repair_in: float16 ``(rank, in)``: with ``repair_out`` a low-rank term that is added to the product, of the
+            inputs as the packed weight gets them; None for none.
+        repair_out: float16 ``(out, rank)``.
+    """
+
+    input_scale: Tensor | None
+    repair_in: Tensor | None
+    repair_out: Tensor | None
 
     def __init__(self, layer: nn.Linear, packed: Packed) -> None:
         super().__init__(packed, layer.weight.dtype)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
+        self.register_buffer("input_scale", None)
+        self.register_buffer("repair_in", None)
+        self.register_buffer("repair_out", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Dequantize and multiply."""
-        return F.linear(x, self.weight, self.bias)
+        """Multiply, repair, and add the bias."""
+        if self.input_scale is not None:
+            x = x * self.input_scale.to(x.dtype)
+        out = self.product(x)
+        if self.repair_in is not None and self.repair_out is not None:
+            out = out + F.linear(F.linear(x, self.repair_in.to(x.dtype)), self.repair_out.to(x.dtype))
+        return out if self.bias is None else out + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        """``x`` times the weight, dequantized now; ``fast.py`` has kernels that don't unpack it."""
+        return F.linear(x, self.weight)
 
 
 class PackedEmbedding(PackedLayer):
@@ -140,5 +163,5 @@ def set_module(root: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def grid_of(fact: dict[str, Any]) -> Grid:
-    """The grid that a card's facts record for one layer."""
-    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]))
+    """The grid that a card's facts record for one layer; cards from before there were kinds name none."""
+    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]), fact.get("grid", "linear"))

@@ -6,7 +6,7 @@ to be kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,23 @@ class Moments:
         mean: Mean of ``x``: float32 ``(groups, columns)``.
         count: Positions seen.
         cross: Mean of ``(x₀ − x) xᵀ`` where ``x₀`` is the input in the original model; None when it wasn't collected.
+        drift: Mean of ``x₀ − x``, like ``mean``; None with ``cross``.
     """
 
     gram: Tensor
     mean: Tensor
     count: int
     cross: Tensor | None = None
+    drift: Tensor | None = None
+
+    def centred(self) -> Moments:
+        """The moments of ``x − mean``: all that matters where a bias makes up for the mean error."""
+
+        def product(of: Tensor) -> Tensor:
+            return of.unsqueeze(2) * self.mean.unsqueeze(1)
+
+        cross = None if self.cross is None or self.drift is None else self.cross - product(self.drift)
+        return replace(self, gram=self.gram - product(self.mean), cross=cross)
 
 
 class Collector:
@@ -41,6 +52,7 @@ class Collector:
         self._gram: Tensor | None = None
         self._cross: Tensor | None = None
         self._sum: Tensor | None = None
+        self._drift: Tensor | None = None
         self._count = 0
 
     def add(self, x: Tensor, keep: Tensor | None = None, original: Tensor | None = None) -> None:
@@ -59,8 +71,10 @@ class Collector:
             self._gram = gram if self._gram is None else self._gram.add_(gram)
             self._sum = total if self._sum is None else self._sum.add_(total)
             if others is not None:
-                cross = (others[:, start : start + _ROWS].float() - part).mT @ part
+                away = others[:, start : start + _ROWS].float() - part
+                cross, drift = away.mT @ part, away.sum(1)
                 self._cross = cross if self._cross is None else self._cross.add_(cross)
+                self._drift = drift if self._drift is None else self._drift.add_(drift)
         self._count += rows.shape[1]
 
     def moments(self) -> Moments | None:
@@ -68,7 +82,8 @@ class Collector:
         if self._gram is None or self._sum is None or not self._count:
             return None
         cross = None if self._cross is None else self._cross / self._count
-        return Moments(self._gram / self._count, self._sum / self._count, self._count, cross)
+        drift = None if self._drift is None else self._drift / self._count
+        return Moments(self._gram / self._count, self._sum / self._count, self._count, cross, drift)
 
 
 def collectable(layer: nn.Module) -> bool:

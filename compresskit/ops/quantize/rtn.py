@@ -35,7 +35,7 @@ def clip_ratios(grid: Grid, size: int) -> tuple[float, ...]:
     """Fractions of the full range to try: the longer a group and the fewer the bits, the more clipping can pay."""
     if grid.bits >= 8:
         return (1.0,)
-    if size <= 64:
+    if grid.bits == 4 and size <= 64:
         return (1.0, 0.92, 0.84)
     return tuple(1.0 - 0.05 * i for i in range(13))
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from compresskit.errors import UsageError, listing
-from compresskit.ops.quantize.grid import Grid
+from compresskit.ops.quantize.grid import Grid, packed_bytes
 
-_SCALE_BYTES = 2
+_SCALE_BYTES = {"linear": 2, "nf4": 4}
 _SIZES = (16, 32, 64, 128, 256)
+FLOAT = 16
+"""Bits of a layer that stays in floating point, in :attr:`Selection.layer_bits`."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,14 @@ class Selection:
     """What the user asked for.
 
     Attributes:
-        bits: 4 or 8.
+        bits: 2, 3, 4 or 8.
         group_size: Most columns that share a scale on Linear and Embedding; 0 is the whole row.
         symmetric: No stored zero points.
         include: Globs of layer names; empty means all.
         exclude: Globs of layer names; stronger than ``include``.
+        kind: As in :class:`~compresskit.ops.quantize.grid.Grid`; with "nf4" convolutions are grouped too.
+        layer_bits: Glob of layer names to bits and group size (None: as ``group_size``) of those layers; the last one
+            that matches counts. Bits are 2, 3, 4 or 8, or :data:`FLOAT`.
     """
 
     bits: int
@@ -31,6 +37,8 @@ class Selection:
     symmetric: bool = False
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    kind: Literal["linear", "nf4"] = "linear"
+    layer_bits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict, kw_only=True)
 
     def check(self, names: Iterable[str]) -> None:
         """Every pattern must match a layer.
@@ -39,7 +47,9 @@ class Selection:
             UsageError: Naming the patterns that match nothing, and some layers there are.
         """
         known = list(names)
-        idle = [p for p in (*self.include, *self.exclude) if not any(fnmatchcase(n, p) for n in known)]
+        idle = [
+            p for p in (*self.include, *self.exclude, *self.layer_bits) if not any(fnmatchcase(n, p) for n in known)
+        ]
         if idle:
             raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(known, 6)}")
 
@@ -49,11 +59,27 @@ class Selection:
         Where the columns don't fill the last group, the group size that takes the fewest bytes is chosen, at least 16:
         64 columns get a group of 64 even if 128 was asked for.
         """
-        if len(shape) > 2 or self.group_size == 0:
-            return Grid(self.bits, 0, self.symmetric)
+        if self.group_size == 0 or (len(shape) > 2 and self.kind == "linear"):
+            return Grid(self.bits, 0, self.symmetric, self.kind)
+        columns = math.prod(shape[1:])
         sizes = [size for size in _SIZES if size <= self.group_size]
-        grids = [Grid(self.bits, size, self.symmetric) for size in sizes]
-        return min(grids, key=lambda grid: (_row_bytes(grid, shape[1]), -grid.group_size))
+        grids = [Grid(self.bits, size, self.symmetric, self.kind) for size in sizes]
+        return min(grids, key=lambda grid: (_row_bytes(grid, columns), -grid.group_size))
+
+    def grid_for(self, name: str, shape: tuple[int, ...]) -> Grid:
+        """The grid of one layer, with what ``layer_bits`` says of it."""
+        bits, group = self._override(name) or (self.bits, None)
+        if (bits, group) == (self.bits, None) or bits == FLOAT:
+            return self.grid(shape)
+        size = self.group_size if group is None else group
+        return replace(self, bits=bits, group_size=size).grid(shape)
+
+    def overrides(self, name: str) -> bool:
+        """True where ``layer_bits`` says something of a layer."""
+        return self._override(name) is not None
+
+    def _override(self, name: str) -> tuple[int, int | None] | None:
+        return next((self.layer_bits[p] for p in reversed(list(self.layer_bits)) if fnmatchcase(name, p)), None)
 
     def reason_against(self, name: str, shape: tuple[int, ...], itemsize: int) -> str | None:
         """None when the layer is to be quantized, else why not."""
@@ -61,13 +87,15 @@ class Selection:
             return "not included"
         if any(fnmatchcase(name, p) for p in self.exclude):
             return "excluded"
+        if (self._override(name) or (0,))[0] == FLOAT:
+            return "left in floating point by --layer-bits"
         columns = math.prod(shape[1:])
-        if _row_bytes(self.grid(shape), columns) >= columns * itemsize:
+        if _row_bytes(self.grid_for(name, shape), columns) >= columns * itemsize:
             return f"would not get smaller ({columns} columns)"
         return None
 
 
 def _row_bytes(grid: Grid, columns: int) -> int:
     groups, _, nbytes = grid.layout(columns)
-    zeros = 0 if grid.symmetric else math.ceil(groups * grid.bits / 8)
-    return groups * (nbytes + _SCALE_BYTES) + zeros
+    zeros = 0 if grid.symmetric else packed_bytes(groups, grid.bits)
+    return groups * (nbytes + _SCALE_BYTES[grid.kind]) + zeros

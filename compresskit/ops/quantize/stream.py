@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, Packed
+from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes
 from compresskit.ops.quantize.rtn import quantize_rtn, stored_dtype
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import fact, named
@@ -74,7 +74,7 @@ def plan(tensors: Tensors, selection: Selection) -> Plan:
         elif reason := selection.reason_against(layer, shape, dtype.itemsize):
             skipped[layer] = reason
         else:
-            layers[layer] = selection.grid(shape)
+            layers[layer] = selection.grid_for(layer, shape)
     if not layers:
         raise InputError("there is no weight matrix here that could be quantized", "see: compresskit inspect MODEL")
     return Plan(layers, skipped)
@@ -131,7 +131,7 @@ class Quantizer:
         yield f"{layer}.codes", torch.uint8, (shape[0], groups, nbytes), partial(self._part, layer, "codes")
         yield f"{layer}.scales", dtype, (shape[0], groups), partial(self._part, layer, "scales")
         if not grid.symmetric:
-            zeros = (shape[0], math.ceil(groups * grid.bits / 8))
+            zeros = (shape[0], packed_bytes(groups, grid.bits))
             yield f"{layer}.zeros", torch.uint8, zeros, partial(self._part, layer, "zeros")
 
     def _part(self, layer: str, part: str) -> Tensor:

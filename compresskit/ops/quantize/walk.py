@@ -7,7 +7,8 @@ block, and what runs after. A model without such a chain is one segment.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +40,7 @@ class Segment:
         batches: Number of calibration batches.
         keep: For each batch, bool ``(batch, tokens)``, False for padding; None where there is none.
         original: The segment as it was before anything in it was quantized, if asked for.
+        calls: How often each layer is called in one pass.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Segment:
     batches: int
     keep: list[Tensor | None]
     original: nn.Module | None = None
+    calls: Mapping[str, int] = field(default_factory=dict)
     _run: Replay = field(default=lambda _module, _index: None, repr=False)
     _run_original: Replay | None = field(default=None, repr=False)
 
@@ -69,7 +72,10 @@ class Segment:
         return self.root.get_submodule(name)
 
     def replay(self, index: int) -> Any:
-        """Run the segment on batch ``index``, as the quantized model so far would; gives its output."""
+        """Run the segment on batch ``index``, as the quantized model so far would; gives its output.
+
+        What lies before the chain gives the stream in front of the first block, what lies after it the model's output.
+        """
         return self._run(self.module, index)
 
     def replay_original(self, index: int) -> Any:
@@ -91,8 +97,8 @@ class Segment:
         locals_ = {self.local(name): name for name in collectors}
         both = cross and self._run_original is not None
         for index in range(self.batches):
-            before = _inputs(self.original, locals_, partial(self.replay_original, index)) if both else {}
-            for name, found in _inputs(self.module, locals_, partial(self.replay, index)).items():
+            before = self._inputs(self.original, locals_, partial(self.replay_original, index)) if both else {}
+            for name, found in self._inputs(self.module, locals_, partial(self.replay, index)).items():
                 for call, x in enumerate(found):
                     original = before[name][call] if both else None
                     collectors[locals_[name]].add(x, self.keep[index], original)
@@ -103,6 +109,31 @@ class Segment:
                 result |= dict.fromkeys(group, moments)
         return result
 
+    def _inputs(
+        self, module: nn.Module | None, names: Mapping[str, str], run: Callable[[], Any]
+    ) -> dict[str, list[Tensor]]:
+        """The inputs that some layers (local name to full name) get in one run, which ends when all were called."""
+        found: dict[str, list[Tensor]] = {}
+        if module is None:
+            return found
+        left = sum(self.calls.get(name, 0) for name in names.values())
+
+        def hook(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal left
+            found.setdefault(name, []).append(next(tensors_in((args, kwargs))))
+            left -= 1
+            if not left:
+                raise _Stop
+
+        with ExitStack() as stack:
+            stack.enter_context(suppress(_Stop))
+            for name in names:
+                layer = module.get_submodule(name)
+                handle = layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+                stack.callback(handle.remove)
+            run()
+        return found
+
     def _shared(self, names: Sequence[str]) -> list[list[str]]:
         """The names by shared input; layers whose inputs are cut differently (convolutions) stay alone."""
         shared: list[list[str]] = []
@@ -112,25 +143,6 @@ class Segment:
             shared += [linear] if linear else []
             shared += [[n] for n in here if n not in linear]
         return shared
-
-
-def _inputs(module: nn.Module | None, names: Iterable[str], run: Callable[[], Any]) -> dict[str, list[Tensor]]:
-    """The inputs that some layers get in one run, which ends when all of them were called."""
-    found: dict[str, list[Tensor]] = {}
-    if module is None:
-        return found
-    wanted = list(names)
-
-    def hook(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.setdefault(name, []).append(next(tensors_in((args, kwargs))))
-
-    with ExitStack() as stack:
-        for name in wanted:
-            layer = module.get_submodule(name)
-            handle = layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
-            stack.callback(handle.remove)
-        run()
-    return found
 
 
 @torch.no_grad()
@@ -161,7 +173,8 @@ def walk(
     found = trace(module, partial(forward, module, batches[0])) if found is None else found
     blocks = chain(module, found)
     keep = [_mask(batch) for batch in batches]
-    whole = partial(Segment, batches=len(batches), keep=keep)
+    counts = Counter(call.name for call in found.calls)
+    whole = partial(Segment, batches=len(batches), keep=keep, calls=counts)
 
     def root(target: nn.Module, index: int) -> Any:
         return forward(target, batches[index])
@@ -177,10 +190,13 @@ def walk(
     stem = [g for g in groups if order.index(g[0]) < start]
     tail = [g for g in groups if order.index(g[0]) > end]
     line = _Line(module, forward, batches, blocks, found)
+    outside: nn.Module | None = None
     if original:
         line.start_original()
+        # The blocks are shared: outside of them the twin is what the model was.
+        outside = copy.deepcopy(module, {id(block): block for block in map(module.get_submodule, blocks)})
     if stem:
-        step(whole("", module, stem, _run=partial(line.before)))
+        step(whole("", module, stem, original=outside, _run=line.before, _run_original=outside and line.before))
     line.start()
     for name in blocks:
         block = module.get_submodule(name)
@@ -201,7 +217,7 @@ def walk(
         else:
             line.advance(name, block if original else None)
     if tail:
-        step(whole("", module, tail, _run=line.after))
+        step(whole("", module, tail, original=outside, _run=line.after, _run_original=outside and line.after_original))
 
 
 def _mask(batch: Batch) -> Tensor | None:
@@ -223,19 +239,23 @@ class _Line:
         self._others: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
         self._shape: dict[str, Any] = {}
 
-    def before(self, module: nn.Module, index: int) -> None:
-        """Run what lies before the first block."""
+    def before(self, module: nn.Module, index: int) -> Tensor:
+        """Run what lies before the first block; gives the stream in front of it."""
+        found: list[Tensor] = []
 
-        def stop(*_: Any) -> None:
+        def stop(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(_taken(args, kwargs, self._place[self._blocks[0]])[0])
             raise _Stop
 
-        handle = module.get_submodule(self._blocks[0]).register_forward_pre_hook(stop)
+        handle = module.get_submodule(self._blocks[0]).register_forward_pre_hook(stop, with_kwargs=True)
         try:
             self._forward(module, self._batches[index])
         except _Stop:
-            pass
+            if not found:
+                raise  # another hook's
         finally:
             handle.remove()
+        return found[0]
 
     def start(self) -> None:
         """Take the stream in front of the first block, and every block's other arguments."""
@@ -298,9 +318,14 @@ class _Line:
             self._others[index].pop(name)
 
     def after(self, module: nn.Module, index: int) -> Any:
-        """Run what lies after the last block, on the stream."""
-        stream = self._stream[index]
+        """Run what lies after the last block, on the quantized stream; gives the model's output."""
+        return self._ended(module, index, self._stream[index])
 
+    def after_original(self, module: nn.Module, index: int) -> Any:
+        """The same on the original stream."""
+        return self._ended(module, index, self._original[index])
+
+    def _ended(self, module: nn.Module, index: int, stream: Tensor) -> Any:
         def stub(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x = stream if name == self._blocks[-1] else _taken(args, kwargs, self._place[name])[0]
             return _filled(self._shape.get(name), x)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, Packed, sqnr
-from compresskit.ops.quantize.modules import PackedLayer, grid_of, packable, packed_twin, set_module
+from compresskit.errors import InputError, UsageError
+from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes, sqnr
+from compresskit.ops.quantize.modules import PackedLayer, PackedLinear, grid_of, packable, packed_twin, set_module
 from compresskit.ops.quantize.select import Selection
 
 Algorithm = Callable[[Tensor, Grid], Packed]
+T = TypeVar("T")
 
 
 def quantize_module(
@@ -35,40 +37,81 @@ def quantize_module(
         UsageError: A pattern matches nothing.
         InputError: There is no layer that could be quantized.
     """
+    chosen = plan_layers(module, selection)
+    facts: dict[str, Any] = {}
+    for done, (name, layer) in enumerate(chosen.layers.items(), 1):
+        owner = chosen.ties.get(name)
+        if owner is not None:
+            facts[name] = facts[owner]
+            set_module(module, name, packed_twin(layer, packed_at(module, owner)))
+        else:
+            weight = layer.get_parameter("weight")
+            packed = named(name, partial(algorithm, weight, chosen.grids[name]))
+            facts[name] = fact(type(layer).__name__, packed, weight)
+            set_module(module, name, packed_twin(layer, packed))
+        progress("quantize", done, len(chosen.layers))
+    return {"layers": facts, "ties": chosen.ties}, chosen.skipped
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which layers of a module are quantized.
+
+    Attributes:
+        layers: By name, in the module's order.
+        grids: What each becomes; tied layers have one grid.
+        ties: Layers whose weight is that of an earlier one, and which.
+        skipped: The others, with the reason.
+    """
+
+    layers: dict[str, nn.Module]
+    grids: dict[str, Grid]
+    ties: dict[str, str]
+    skipped: dict[str, str]
+
+
+def plan_layers(module: nn.Module, selection: Selection) -> Layers:
+    """Decide without changing anything.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+        InputError: There is no layer that could be quantized.
+    """
     layers = {name: layer for name, layer in module.named_modules(remove_duplicate=False) if _matrix(layer) is not None}
     selection.check(layers)
     skipped = _bare_parameters(module)
     skipped |= {name: "quantized already" for name, layer in module.named_modules() if isinstance(layer, PackedLayer)}
-    chosen: dict[str, nn.Module] = {}
+    plan = Layers({}, {}, {}, skipped)
+    first: dict[int, str] = {}
     for name, layer in layers.items():
         weight = _matrix(layer)
-        reason = packable(layer) or (
-            None if weight is None else selection.reason_against(name, tuple(weight.shape), weight.element_size())
-        )
+        if weight is None:
+            continue
+        reason = packable(layer) or selection.reason_against(name, tuple(weight.shape), weight.element_size())
         if reason:
             skipped[name] = reason
-        else:
-            chosen[name] = layer
-    if not chosen:
+            continue
+        owner = first.setdefault(weight.data_ptr(), name)
+        grid = selection.grid_for(name, tuple(weight.shape))
+        if owner != name:
+            if selection.overrides(name) and grid != plan.grids[owner]:
+                raise UsageError(f"'{name}' shares its weight with '{owner}'", "give that layer's name to --layer-bits")
+            plan.ties[name] = owner
+        plan.layers[name], plan.grids[name] = layer, plan.grids.get(owner, grid)
+    if not plan.layers:
         raise InputError(_nothing(layers, skipped), "what compresskit can do with a model: compresskit inspect MODEL")
-    facts: dict[str, Any] = {}
-    ties: dict[str, str] = {}
-    first: dict[int, tuple[str, Packed]] = {}
-    for done, (name, layer) in enumerate(chosen.items(), 1):
-        weight = layer.get_parameter("weight")
-        key = weight.data_ptr()
-        if key in first:
-            ties[name], packed = first[key]
-        else:
-            packed = named(name, partial(algorithm, weight, selection.grid(tuple(weight.shape))))
-            first[key] = (name, packed)
-        facts[name] = facts[ties[name]] if name in ties else fact(type(layer).__name__, packed, weight)
-        set_module(module, name, packed_twin(layer, packed))
-        progress("quantize", done, len(chosen))
-    return {"layers": facts, "ties": ties}, skipped
+    return plan
 
 
-def named(name: str, compute: Callable[[], Packed]) -> Packed:
+def packed_at(module: nn.Module, name: str) -> Packed:
+    """The packed weight of a layer that was quantized."""
+    layer = module.get_submodule(name)
+    if not isinstance(layer, PackedLayer):
+        raise TypeError(f"{name} is not packed")
+    return layer.packed
+
+
+def named(name: str, compute: Callable[[], T]) -> T:
     """Run one layer's quantization; its error names the layer."""
     try:
         return compute()
@@ -76,18 +119,40 @@ def named(name: str, compute: Callable[[], Packed]) -> Packed:
         raise InputError(f"layer '{name}': {error.message}", error.hint) from error
 
 
-def fact(kind: str, packed: Packed, weight: Tensor) -> dict[str, Any]:
-    """What the card records of one layer: enough to rebuild it empty, and the weight's SQNR in dB."""
+def fact(kind: str, packed: Packed, weight: Tensor, layer: PackedLayer | None = None) -> dict[str, Any]:
+    """What the card records of one layer: enough to rebuild it empty, and the weight's SQNR in dB.
+
+    ``layer`` is the packed layer where it may hold more than the packed weight.
+    """
     grid = packed.grid
     return {
         "kind": kind,
         "bits": grid.bits,
         "group_size": grid.group_size,
         "symmetric": grid.symmetric,
+        **({} if grid.kind == "linear" else {"grid": grid.kind}),
         "shape": list(packed.shape),
         "scales": str(packed.scales.dtype).removeprefix("torch."),
         "sqnr": round(sqnr(weight, packed), 1),
+        **_extras(layer),
     }
+
+
+def _extras(layer: PackedLayer | None) -> dict[str, Any]:
+    if not isinstance(layer, PackedLinear):
+        return {}
+    rank = {} if layer.repair_in is None else {"repair": layer.repair_in.shape[0]}
+    return rank | ({} if layer.input_scale is None else {"input_scale": True})
+
+
+def _add_extras(layer: PackedLayer, data: dict[str, Any]) -> None:
+    """Empty buffers for what a layer holds besides its packed weight."""
+    if isinstance(layer, PackedLinear):
+        if rank := int(data.get("repair", 0)):
+            layer.repair_in = torch.empty(rank, layer.in_features, dtype=torch.float16)
+            layer.repair_out = torch.empty(layer.out_features, rank, dtype=torch.float16)
+        if data.get("input_scale"):
+            layer.input_scale = torch.empty(layer.in_features)
 
 
 def replay(module: nn.Module, facts: dict[str, Any]) -> dict[str, Packed]:
@@ -114,6 +179,7 @@ def replay(module: nn.Module, facts: dict[str, Any]) -> dict[str, Packed]:
             continue
         tied = twins.get(facts["ties"].get(name, ""))
         twins[name] = packed_twin(layer, tied.packed if tied is not None else packed)
+        _add_extras(twins[name], data)
         set_module(module, name, twins[name])
     return plain
 
@@ -121,11 +187,10 @@ def replay(module: nn.Module, facts: dict[str, Any]) -> dict[str, Packed]:
 def _empty(data: dict[str, Any]) -> Packed:
     grid, shape = grid_of(data), tuple(int(n) for n in data["shape"])
     groups, _, nbytes = grid.layout(int(torch.Size(shape[1:]).numel()))
-    zero_bytes = (groups * grid.bits + 7) // 8
     return Packed(
         codes=torch.empty(shape[0], groups, nbytes, dtype=torch.uint8),
         scales=torch.empty(shape[0], groups, dtype=getattr(torch, data["scales"])),
-        zeros=None if grid.symmetric else torch.empty(shape[0], zero_bytes, dtype=torch.uint8),
+        zeros=None if grid.symmetric else torch.empty(shape[0], packed_bytes(groups, grid.bits), dtype=torch.uint8),
         shape=shape,
         grid=grid,
     )

@@ -1,0 +1,67 @@
+"""Which layers go into bitsandbytes' formats, and why the others stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from compresskit.ops.quantize.bnb import obstacle
+from compresskit.ops.quantize.grid import Grid
+from compresskit.ops.quantize.select import Selection
+
+
+@dataclass(frozen=True)
+class BnbSelection(Selection):
+    """A selection of linear layers, all on one grid.
+
+    Attributes:
+        only: The grid.
+        kept: What :func:`kept` found.
+    """
+
+    only: Grid = field(default_factory=lambda: Grid(8, 0, symmetric=True))
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    def grid(self, shape: tuple[int, ...]) -> Grid:
+        """The same for every layer."""
+        return self.only
+
+    def reason_against(self, name: str, shape: tuple[int, ...], itemsize: int) -> str | None:
+        """None when the layer is to be quantized, else why not."""
+        return self.kept.get(name) or super().reason_against(name, shape, itemsize)
+
+
+def kept(module: nn.Module, grid: Grid, *, transformers: bool) -> dict[str, str]:
+    """Layers that stay as they are whatever the user asks for, with the reason.
+
+    Args:
+        module: The original.
+        grid: What the others get.
+        transformers: The result is to be read by transformers, which only knows what the library itself can hold.
+    """
+    owners: dict[int, list[str]] = {}
+    layers = {n: m for n, m in module.named_modules(remove_duplicate=False) if "weight" in m._parameters}
+    for name, layer in layers.items():
+        if layer._parameters["weight"] is not None:
+            owners.setdefault(layer.get_parameter("weight").data_ptr(), []).append(name)
+    wide = list(getattr(module, "_keep_in_fp32_modules", None) or []) if transformers else []
+    found: dict[str, str] = {}
+    for names in owners.values():
+        for name in names:
+            layer = layers[name]
+            shape = tuple(layer.get_parameter("weight").shape)
+            reason = None
+            if type(layer) is not nn.Linear:
+                reason = "bitsandbytes has linear layers only"
+            elif len(names) > 1:
+                reason = f"shares its weight with '{next(other for other in names if other != name)}'"
+            elif transformers and any(re.search(rf"(?:^|\.){re.escape(w)}(?:\.|$)", name) for w in wide):
+                reason = "transformers keeps it in float32"
+            elif transformers:
+                reason = obstacle(shape, grid)
+            if reason:
+                found[name] = reason
+    return found

@@ -1,0 +1,255 @@
+"""Weight-only quantization with calibration data: block by block, each layer by what its inputs are by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.errors import listing
+from compresskit.ops.quantize.awq import scale_group
+from compresskit.ops.quantize.eora import Repair, repaired, term
+from compresskit.ops.quantize.gram import corrected
+from compresskit.ops.quantize.grid import Grid, Packed, dequantize
+from compresskit.ops.quantize.modules import PackedLinear, packed_twin, set_module
+from compresskit.ops.quantize.moments import Moments, collectable
+from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.trace import Trace, trace
+from compresskit.ops.quantize.walk import Batch, Forward, Segment, walk
+from compresskit.ops.quantize.weights import Layers, fact, named, packed_at, plan_layers
+
+Calibrated = Callable[[Tensor, Grid, Moments], Packed]
+DataFree = Callable[[Tensor, Grid], Packed]
+Learn = Callable[[Segment, Mapping[str, Packed]], Mapping[str, Packed]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How layers are quantized.
+
+    Attributes:
+        calibrated: For layers whose inputs are known.
+        free: For the others: embeddings, and what calibration never reached.
+        drift: How much of what earlier layers lost is made up for, 0 to 1; above 0 the original model's activations
+            are carried along.
+        repair: Rank of the low-rank repair; 0 for none.
+        scale: Scale each group of Linear layers that share an input, as AWQ does.
+        learn: Called with each segment and plainly rounded weights of its layers, by full name; gives better ones.
+            The original model's activations are carried along. Tied layers go without.
+        tune: The same, called with what ``calibrated`` gave.
+    """
+
+    calibrated: Calibrated
+    free: DataFree = quantize_rtn
+    drift: float = 0.0
+    repair: int = 0
+    scale: bool = False
+    learn: Learn | None = None
+    tune: Learn | None = None
+
+
+@dataclass
+class _Run:
+    """One quantization; collects what the card records."""
+
+    module: nn.Module
+    plan: Layers
+    method: Method
+    progress: Progress
+    found: Trace | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    free: list[str] = field(default_factory=list)
+
+    def step(self, segment: Segment) -> None:
+        """Quantize the layers of a segment, those that share an input together."""
+        if self.method.learn is not None:
+            self._learned(segment, self.method.learn)
+        for group in segment.groups:
+            names = [name for name in group if name not in self.facts and not self._waits(name)]
+            if not names:
+                continue
+            moments = segment.moments(names, cross=self.method.drift > 0)
+            input_scale: Tensor | None = None
+            known = [n for n in names if n in moments and isinstance(segment.layer(n), nn.Linear)]
+            if self.method.scale and self.found is not None and not any(map(self._tied, known)):
+                scaled = scale_group(segment, known, moments, self.plan.grids, self.found)
+                moments, input_scale = scaled.moments, scaled.input_scale
+            for name in names:
+                self.layer(name, moments.get(name), input_scale if name in known else None)
+        if self.method.tune is not None and segment.original is not None:
+            self._tuned(segment, self.method.tune)
+
+    def _tuned(self, segment: Segment, tune: Learn) -> None:
+        """Improve the layers of a segment together; those with a repair, an input scale or a tie stay as they are."""
+        start: dict[str, Packed] = {}
+        for name in (n for group in segment.groups for n in group if n in self.facts and not self._tied(n)):
+            data, plain = self.facts[name], collectable(self.plan.layers[name])
+            if plain and not data.get("repair") and not data.get("input_scale"):
+                start[name] = packed_at(self.module, name)
+                set_module(self.module, name, self.plan.layers[name])
+        if start:
+            for name, packed in tune(segment, start).items():
+                self._place(name, packed, self.plan.layers[name].get_parameter("weight"))
+
+    def _learned(self, segment: Segment, learn: Learn) -> None:
+        """Quantize the untied layers of a segment together."""
+        names = [n for group in segment.groups for n in group if n not in self.facts and not self._tied(n)]
+        weights = {n: self.plan.layers[n].get_parameter("weight") for n in names if n not in self.plan.ties}
+        weights = {n: w for n, w in weights.items() if not isinstance(self.plan.layers[n], nn.Embedding)}
+        if not weights:
+            return
+        start = {n: named(n, partial(self.method.free, w, self.plan.grids[n])) for n, w in weights.items()}
+        for name, packed in learn(segment, start).items():
+            self._place(name, packed, weights[name])
+        self._tell()
+
+    def layer(self, name: str, moments: Moments | None, input_scale: Tensor | None = None) -> None:
+        """Quantize one layer, and those that share its weight."""
+        tied = self._tied(name)
+        if not tied:
+            self._alone(name, moments, input_scale)
+            return
+        owner = self.plan.ties.get(name, name)
+        layer = self.plan.layers[owner]
+        weight, grid = layer.get_parameter("weight"), self.plan.grids[owner]
+        if moments is None:
+            packed = named(owner, partial(self.method.free, weight, grid))
+            self.free.append(owner)
+        else:
+            packed = named(owner, partial(self.method.calibrated, weight, grid, _shared(moments)))
+        self._place(owner, packed, weight)
+        for other in tied:
+            self.facts[other] = self.facts[owner]
+            set_module(self.module, other, packed_twin(self.plan.layers[other], packed_at(self.module, owner)))
+        self._tell()
+
+    def rest(self) -> list[str]:
+        """Quantize what the walk never came to; gives the names of those that calibration should have reached."""
+        missed = [name for name in self.plan.layers if name not in self.facts]
+        for name in missed:
+            if name not in self.facts:
+                self.layer(name, None)
+        return [name for name in missed if collectable(self.plan.layers[name])]
+
+    def _alone(self, name: str, moments: Moments | None, input_scale: Tensor | None) -> None:
+        layer, grid = self.plan.layers[name], self.plan.grids[name]
+        weight = layer.get_parameter("weight")
+        seen, target = moments, weight.detach()
+        if moments is None:
+            self.free.append(name)
+        else:
+            seen = moments.centred() if layer._parameters.get("bias") is not None else moments
+            target = named(name, partial(corrected, target.float(), seen, self.method.drift))
+
+        def rounded(part: Tensor) -> Packed:
+            round_ = partial(self.method.free, part, grid)
+            return named(name, round_ if seen is None else partial(self.method.calibrated, part, grid, seen))
+
+        repair: Repair | None = None
+        if self.method.repair and isinstance(layer, nn.Linear):
+            packed, repair = repaired(target.float(), self.method.repair, seen, rounded)
+        else:
+            packed = rounded(target)
+        if moments is not None:
+            found = dequantize(packed) if repair is None else dequantize(packed) + term(repair)
+            _correct_bias(layer, weight, found, moments, self.method.drift)
+        self._place(name, packed, weight, repair, input_scale)
+        self._tell()
+
+    def _place(
+        self, name: str, packed: Packed, weight: Tensor, repair: Repair | None = None, scale: Tensor | None = None
+    ) -> None:
+        layer = self.plan.layers[name]
+        twin = packed_twin(layer, packed)
+        if isinstance(twin, PackedLinear):
+            twin.repair_in, twin.repair_out = repair or (None, None)
+            twin.input_scale = scale
+        self.facts[name] = fact(type(layer).__name__, packed, weight, twin)
+        set_module(self.module, name, twin)
+
+    def _tied(self, name: str) -> list[str]:
+        """The layers that follow the owner of this layer's weight."""
+        owner = self.plan.ties.get(name, name)
+        return [other for other, first in self.plan.ties.items() if first == owner]
+
+    def _waits(self, name: str) -> bool:
+        """True for a layer without moments whose weight a later layer with moments shares."""
+        family = {self.plan.ties.get(name, name), *self._tied(name)}
+        return not collectable(self.plan.layers[name]) and any(collectable(self.plan.layers[n]) for n in family)
+
+    def _tell(self) -> None:
+        self.progress("quantize", len(self.facts), len(self.plan.layers))
+
+
+def _shared(moments: Moments) -> Moments:
+    """For a weight that is read by rows too (an embedding): half the weight goes to plain squared errors."""
+    gram = moments.gram
+    level = gram.diagonal(dim1=1, dim2=2).mean()
+    return Moments(gram + level * torch.eye(gram.shape[1]), moments.mean, moments.count)
+
+
+@torch.no_grad()
+def _correct_bias(layer: nn.Module, weight: Tensor, found: Tensor, moments: Moments, drift: float) -> None:
+    """Move the layer's bias by the mean error of its output, and by what earlier layers' errors add to it."""
+    bias = layer._parameters.get("bias")
+    if bias is None:
+        return
+    parts, columns = moments.mean.shape
+    original = weight.detach().float().reshape(parts, -1, columns)
+    error: Tensor = (original - found.float().reshape(original.shape)) @ moments.mean.unsqueeze(2)
+    if moments.drift is not None:
+        error = error + drift * (original @ moments.drift.unsqueeze(2))
+    bias.add_(error.reshape(-1).to(bias.dtype))
+
+
+def quantize_calibrated(
+    module: nn.Module,
+    selection: Selection,
+    method: Method,
+    batches: Sequence[Batch],
+    forward: Forward,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Replace the module's layers by packed ones, in place.
+
+    Args:
+        module: In eval mode.
+        selection: Which layers, and their grids.
+        method: How.
+        batches: Calibration inputs by name; without any, every layer is quantized data-free.
+        forward: Calls the module with a batch.
+        progress: Called after each layer.
+
+    Returns:
+        The facts, as those of :func:`~compresskit.ops.quantize.weights.quantize_module` with ``notes``, and the layers
+        left alone with the reason.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+        InputError: There is no layer that could be quantized, or its inputs hold NaN or Inf.
+    """
+    plan = plan_layers(module, selection)
+    run = _Run(module, plan, method, progress)
+    if batches:
+        with torch.no_grad():
+            run.found = trace(module, partial(forward, module, batches[0]))
+        original = method.drift > 0 or method.learn is not None or method.tune is not None
+        walk(module, batches, forward, list(plan.layers), run.step, original=original, found=run.found)
+    missed = run.rest()
+    ordered = {name: run.facts[name] for name in plan.layers}
+    notes = list(_notes(run, missed)) if batches else []
+    return {"layers": ordered, "ties": plan.ties, "notes": notes}, plan.skipped
+
+
+def _notes(run: _Run, missed: Sequence[str]) -> Iterable[str]:
+    others = [name for name in run.free if name not in missed]
+    if others:
+        yield f"rounded without calibration, since they only look rows up: {listing(others)}"
+    if missed:
+        yield f"rounded without calibration, since no sample reached them: {listing(list(missed))}"

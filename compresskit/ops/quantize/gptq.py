@@ -1,0 +1,81 @@
+"""GPTQ: rounding column by column, each error spread over the columns that are still to come.
+
+"GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (Frantar et al., 2022). The error
+of a column goes where the inputs' second moments say that it can be made up for. A group's range is searched when its
+turn comes, on the weights as corrected by then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from compresskit.ops.quantize.gram import damping_of, flat_weight, inverse_factor
+from compresskit.ops.quantize.grid import Grid, Packed
+from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.quantize.ranges import Codes, scale_dtype
+
+_PIECE = 128
+"""Columns rounded before the rest of the weight is updated."""
+
+
+def quantize_gptq(
+    weight: Tensor, grid: Grid, moments: Moments, *, damping: float | None = None, order: bool = False
+) -> Packed:
+    """Quantize a weight with the second moments of its inputs.
+
+    With a gram of ``c · I`` the result is that of :func:`~compresskit.ops.quantize.rtn.quantize_rtn`.
+
+    Args:
+        weight: ``(outputs, …)``; the outputs of a convolution lie group after group.
+        grid: Bits, group size and symmetry.
+        moments: Of the layer's inputs.
+        damping: Added to the gram's diagonal, as a fraction of its mean; None takes more the fewer positions
+            were seen for a column. Grows tenfold until the gram can be factored.
+        order: Round the columns with the largest inputs first. Ranges are then searched before anything is rounded,
+            since a group is made of neighbours in the stored order.
+
+    Returns:
+        The packed weight.
+
+    Raises:
+        InputError: The weight or the moments hold NaN or Inf.
+    """
+    target = flat_weight(weight, moments)
+    parts, rows, columns = target.shape
+    _, size, _ = grid.layout(columns)
+    diagonal = moments.gram.diagonal(dim1=1, dim2=2)
+    turns, gram, work = torch.arange(columns).expand(parts, -1), moments.gram, target.clone()
+    found = Codes.empty(target, grid, scale_dtype(target, grid))
+    if order:
+        for start in range(0, columns, size):
+            found.fit(target, start, diagonal)
+        turns = diagonal.argsort(dim=1, descending=True, stable=True)
+        gram = gram.gather(1, turns.unsqueeze(2).expand_as(gram)).gather(2, turns.unsqueeze(1).expand_as(gram))
+        work = target.gather(2, turns.unsqueeze(1).expand_as(target))
+    factor = inverse_factor(gram, damping_of(moments, damping))
+    for start, end in _pieces(columns, size):
+        errors = torch.empty(parts, rows, end - start)
+        for column in range(start, end):
+            if not order and column % size == 0:
+                found.fit(work, column, diagonal)
+            value = work[..., column]
+            error = (value - found.round(value, turns[:, column])) / factor[:, column, column, None]
+            errors[..., column - start] = error
+            work[..., column:end] -= error.unsqueeze(2) * factor[:, column, None, column:end]
+        if end < columns:
+            work[..., end:] -= errors @ factor[:, start:end, end:]
+    return found.packed(weight)
+
+
+def _pieces(columns: int, size: int) -> Iterator[tuple[int, int]]:
+    """Runs of columns of at most about ``_PIECE``; a group begins where a run begins, or within one it fits in."""
+    if size <= _PIECE:
+        step = size * (_PIECE // size)
+        yield from ((start, min(start + step, columns)) for start in range(0, columns, step))
+        return
+    for first in range(0, columns, size):
+        last = min(first + size, columns)
+        yield from ((start, min(start + _PIECE, last)) for start in range(first, last, _PIECE))

@@ -1,0 +1,187 @@
+"""Rounding by reconstruction: codes and scales of a block are learnt so that its output stays what it was.
+
+"Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound; Nagel et al., 2020) learns for each weight
+whether it is rounded up or down; "BRECQ" (Li et al., 2021) does so for all weights of a block at once, against the
+block's output; "Optimize Weight Rounding via Signed Gradient Descent" (SignRound; Cheng et al., 2023) learns a shift in
+front of the rounding instead of a soft decision, and scales along with it. The last is what is done here, with Adam:
+it needs a tenth of the steps, and what is learnt is at every step what is stored. Left out: BRECQ's Fisher weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.errors import InputError
+from compresskit.ops.quantize.fake import FakeWeight, faked
+from compresskit.ops.quantize.grid import Packed, unpack
+from compresskit.ops.quantize.trace import tensors_in
+from compresskit.ops.quantize.walk import Segment
+
+_INSIDE = 0.499
+"""How far from a code's middle a weight may start and still be rounded to it."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long and how fast a block is learnt.
+
+    Attributes:
+        steps: Of Adam, each on one batch.
+        lr: Of the shifts, in steps of the grid; falls to zero along a cosine.
+        scale_lr: Of the scales, as a fraction of what they are.
+        norm_lr: Of the affine parameters of normalization layers and of biases; 0 leaves them.
+        seed: Of the order of the batches.
+    """
+
+    steps: int = 300
+    lr: float = 1e-2
+    scale_lr: float = 1e-3
+    norm_lr: float = 1e-3
+    seed: int = 0
+
+
+class Shifted(FakeWeight):
+    """A weight whose rounding is learnt: a shift of at most half a step in front of it.
+
+    Args:
+        start: Where it begins: exactly these codes.
+        weight: The original weight.
+    """
+
+    at: Tensor
+
+    def __init__(self, start: Packed, weight: Tensor) -> None:
+        super().__init__(start)
+        codes = _codes(start)
+        place = self.grouped(weight.detach()) / start.scales.float().unsqueeze(-1) + self.zero
+        self.register_buffer("at", codes + (place - codes).clamp(-_INSIDE, _INSIDE))
+        self.shift = nn.Parameter(torch.zeros_like(self.at))
+
+    def place(self, weight: Tensor) -> Tensor:
+        """See :class:`FakeWeight`; the original weight has had its say."""
+        return self.at + self.shift.clamp(-0.5, 0.5)
+
+
+def reconstruct(
+    segment: Segment, start: Mapping[str, Packed], effort: Effort, progress: Callable[[int, int], None]
+) -> dict[str, Packed]:
+    """Learn the rounding of a segment's layers.
+
+    Args:
+        segment: Of a walk that carries the original stream; its layers still have their original weights. Affine
+            parameters of its normalization layers and biases are changed in place if ``effort`` says so.
+        start: Where each layer begins, by full name.
+        effort: How long.
+        progress: Called with the steps done and all steps.
+
+    Returns:
+        The weights as learnt; those of ``start`` where learning made the segment's output no better.
+
+    Raises:
+        InputError: The block's output isn't finite on the calibration data.
+    """
+    layers = {name: segment.layer(name) for name in start}
+    targets = [_output(segment.replay_original(index)) for index in range(segment.batches)]
+    power = torch.stack([t.float().square().mean() for t in targets]).mean()
+    if not power.isfinite():
+        raise InputError(f"'{segment.name or 'the model'}' gives NaN or Inf on the calibration data")
+    scale = 1 / power.clamp_min(1e-12)
+    fakes = {name: Shifted(packed, layers[name].get_parameter("weight")) for name, packed in start.items()}
+    with _frozen(segment.module), faked(layers, fakes):
+        others = _affine(segment.module, layers) if effort.norm_lr else []
+        before = [p.detach().clone() for p in others]
+        first = _error(segment, targets)
+        _learn(segment, targets, scale, list(fakes.values()), others, effort, progress)
+        better = _error(segment, targets) <= first
+        if not better:
+            for parameter, value in zip(others, before, strict=True):
+                parameter.data.copy_(value)
+        found = {name: fake.packed(fake.at) for name, fake in fakes.items()} if better else dict(start)
+    return found
+
+
+def _learn(
+    segment: Segment,
+    targets: Sequence[Tensor],
+    scale: Tensor,
+    fakes: Sequence[Shifted],
+    others: Sequence[nn.Parameter],
+    effort: Effort,
+    progress: Callable[[int, int], None],
+) -> None:
+    for parameter in (*others, *(p for fake in fakes for p in fake.parameters())):
+        parameter.requires_grad_(True)
+    groups = [{"params": [fake.shift for fake in fakes], "lr": effort.lr}]
+    groups += [{"params": [f.scale], "lr": effort.scale_lr * float(f.scale.detach().mean())} for f in fakes]
+    groups += [{"params": list(others), "lr": effort.norm_lr}] if others else []
+    optimizer = torch.optim.Adam(groups)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, effort.steps)
+    order = _order(segment.batches, effort)
+    with torch.enable_grad():
+        for step, index in enumerate(order, 1):
+            optimizer.zero_grad()
+            error = _squared(_output(segment.replay(index)), targets[index], segment.keep[index])
+            torch.autograd.backward(error * scale)
+            optimizer.step()
+            schedule.step()
+            progress(step, effort.steps)
+
+
+def _order(batches: int, effort: Effort) -> Iterator[int]:
+    """Batch numbers: all of them in a new order again and again."""
+    generator = torch.Generator().manual_seed(effort.seed)
+    done = 0
+    while done < effort.steps:
+        for index in torch.randperm(batches, generator=generator)[: effort.steps - done].tolist():
+            done += 1
+            yield index
+
+
+def _error(segment: Segment, targets: Sequence[Tensor]) -> float:
+    found = (_squared(_output(segment.replay(i)), target, segment.keep[i]).item() for i, target in enumerate(targets))
+    return sum(found) / len(targets)
+
+
+def _squared(found: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
+    error = (found - target).float().square()
+    return error[keep].mean() if keep is not None and error.shape[:2] == keep.shape else error.mean()
+
+
+def _output(value: object) -> Tensor:
+    return next(tensors_in(value))
+
+
+def _affine(module: nn.Module, layers: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """Biases of the layers that are quantized, and what normalization layers multiply by and add."""
+    quantized = {id(layer) for layer in layers.values()}
+    found: list[nn.Parameter] = []
+    for layer in module.modules():
+        named = dict(layer.named_parameters(recurse=False))
+        found += [p for key, p in named.items() if key == "bias" and id(layer) in quantized]
+        if "Norm" in type(layer).__name__:
+            found += [p for p in named.values() if p.dim() == 1]
+    return list(dict.fromkeys(found))
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of the module takes gradients; as before afterwards, without any left."""
+    before = [(p, p.requires_grad) for p in module.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = None
+
+
+def _codes(packed: Packed) -> Tensor:
+    _, size, _ = packed.grid.layout(torch.Size(packed.shape[1:]).numel())
+    return unpack(packed.codes, packed.grid.bits, size).float()

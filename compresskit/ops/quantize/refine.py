@@ -1,0 +1,100 @@
+"""What a rounded weight can still gain from the second moments of its inputs, whatever algorithm rounded it.
+
+Codes: one column after the other moves to the level that is best given all others, until a pass changes little:
+cyclic coordinate descent, as in "QuantEase: Optimization-based Quantization for Language Models" (Behdin et al.,
+2023). Scales: for given codes the best scales of a row are the solution of a small linear system. Neither step can
+raise the error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compresskit.ops.quantize.gram import damped, damping_of, flat_weight
+from compresskit.ops.quantize.grid import Packed
+from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.quantize.ranges import Codes, as_stored
+
+_PIECE = 64
+"""Columns moved before the gradient of all others is updated."""
+_MARGIN = 1e-3
+"""Of a level: a code changes only where the other level is nearer by more than this."""
+_RIDGE = 1e-3
+
+
+def refine(
+    weight: Tensor, packed: Packed, moments: Moments, *, rounds: int = 2, damping: float | None = None
+) -> Packed:
+    """Lower the output error of a rounded weight; its zero points and its layout stay.
+
+    Args:
+        weight: What the packed weight stands for, ``(outputs, …)``.
+        packed: The rounded weight.
+        moments: Of the layer's inputs.
+        rounds: Times that scales and codes take turns.
+        damping: As in :func:`~compresskit.ops.quantize.gptq.quantize_gptq`.
+    """
+    target, gram = flat_weight(weight, moments), damped(moments.gram, damping_of(moments, damping))
+    found = Codes.of(packed, len(target))
+    for _ in range(rounds):
+        found.scales = _scales(found, target, gram)
+        _descend(found, target, gram)
+    return found.packed(weight)
+
+
+def _scales(found: Codes, target: Tensor, gram: Tensor) -> Tensor:
+    """The least-squares scales of the codes; a row keeps its old ones where they would not be positive or better."""
+    parts, rows, groups = found.scales.shape
+    columns = target.shape[2]
+    centred = found.centred(columns)
+    size = found.codes.shape[2] // groups
+    normal = torch.empty(parts, rows, groups, groups)
+    for group in range(groups):
+        part = slice(group * size, min((group + 1) * size, columns))
+        felt = centred[..., part] @ gram[:, part]  # (parts, rows, columns)
+        normal[..., group, :] = _by_group(felt * centred, groups, size)
+    wanted = _by_group((target @ gram) * centred, groups, size)
+    level = normal.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None].clamp_min(1e-30)
+    ridge = _RIDGE * level * torch.eye(groups)
+    old = found.scales
+    pull = (ridge @ old.unsqueeze(-1)).squeeze(-1)  # towards the old scales
+    new = torch.linalg.solve(normal + ridge, wanted + pull)
+    usable = (new > 0.25 * old) & (new < 4 * old) & new.isfinite()
+    new = as_stored(torch.where(usable, new, old), found.dtype)
+
+    def loss(scales: Tensor) -> Tensor:
+        return ((normal @ scales.unsqueeze(-1)).squeeze(-1) * scales - 2 * wanted * scales).sum(-1, keepdim=True)
+
+    return torch.where(loss(new) < loss(old), new, old)
+
+
+def _by_group(values: Tensor, groups: int, size: int) -> Tensor:
+    """Sums over the columns of each group: ``(…, columns)`` to ``(…, groups)``."""
+    padded = torch.nn.functional.pad(values, (0, groups * size - values.shape[-1]))
+    return padded.reshape(*values.shape[:-1], groups, size).sum(-1)
+
+
+def _descend(found: Codes, target: Tensor, gram: Tensor) -> None:
+    """One pass over the columns; changes the codes in place."""
+    columns = target.shape[2]
+    size = found.codes.shape[2] // found.scales.shape[2]
+    codes = found.codes[..., :columns]
+    slope = (found.centred(columns) * found.spread(columns) - target) @ gram
+    curve = gram.diagonal(dim1=1, dim2=2)
+    for start in range(0, columns, _PIECE):
+        end = min(start + _PIECE, columns)
+        near = slope[..., start:end].clone()
+        moved = torch.zeros_like(near)
+        for column in range(start, end):
+            scale = found.scales[..., column // size]
+            step = near[..., column - start] / (curve[:, column, None] * scale)
+            wish = codes[..., column] - step
+            new = wish.round().clamp_(0, found.grid.levels)
+            stay = (wish - codes[..., column]).abs() <= (wish - new).abs() + _MARGIN
+            change = torch.where(stay, 0.0, new - codes[..., column])
+            codes[..., column] += change
+            shift = change * scale
+            moved[..., column - start] = shift
+            near += shift.unsqueeze(2) * gram[:, column, None, start:end]
+        slope += moved @ gram[:, start:end]

@@ -1,0 +1,69 @@
+"""Which runtime to take: every one that is installed and opens the models, timed, and the fastest of them named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from compresskit.bench.run import change, refusal
+from compresskit.errors import InputError
+from compresskit.report import Measurement
+from compresskit.runner.candidate import Candidate
+from compresskit.runtimes import get, names
+
+_ROUNDED = {"openvino-bf16": "it computes floats in bfloat16, so its outputs differ"}
+
+
+def everywhere() -> tuple[list[str], list[str]]:
+    """(names of the runtimes that are installed and keep the arithmetic, a note on each of the others)."""
+    found, notes = [], []
+    for name in names():
+        lack = get(name).missing()
+        if lack:
+            if name not in _ROUNDED:
+                notes.append(f"not tried: {lack}")
+        elif name in _ROUNDED:
+            notes.append(f"not tried: {name}, because {_ROUNDED[name]}; --runtime {name} times it")
+        else:
+            found.append(name)
+    return found, notes
+
+
+def able(models: Sequence[Candidate], *, batch: int, sequence: int) -> tuple[list[Candidate], list[str]]:
+    """(the models that their runtime opens and runs, a note on each of the others).
+
+    Args:
+        models: The baseline first.
+        batch: Samples in one call.
+        sequence: Length of the sequence axis where it may vary.
+
+    Raises:
+        InputError: None of them runs.
+    """
+    found, notes = [], []
+    for model in models:
+        reason = refusal(model.spec({"sequence": sequence}), batch=batch)
+        if reason is None:
+            found.append(model)
+        else:
+            notes.append(f"{model.name} does not run: {reason}")
+    if not found:
+        raise InputError(notes[0] if notes else "no runtime is installed", "; ".join(notes[1:]))
+    return found, notes
+
+
+def recommendation(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[str]:
+    """What to take: the fastest pair of model and runtime, where the measurements prove it faster than the first."""
+    latency = {m.model: m.value for m in timed if m.name == "latency_p50"}
+    known = [model for model in models if model.name in latency]
+    if len(known) < 2:
+        return [f"fastest here: {known[0].runtime}, the only one that runs the model"] if known else []
+    base = known[0]
+    best = min(known, key=lambda model: latency[model.name])
+    ratio = next((m for m in timed if m.name == "speedup" and m.model == best.name), None)
+    if ratio is None:
+        rivals = [m for m in timed if m.name == "speedup"]
+        proven = all(change(m) == "slower" for m in rivals)
+        return [f"fastest here: {base.name}" + ("" if proven else "; not every other one is proven slower")]
+    interval = f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})" if ratio.low and ratio.high else ""
+    text = f"{best.name} {ratio.value:.2f}× {base.name}{interval}"
+    return [f"fastest here: {text}" if change(ratio) == "faster" else f"fastest here, but not proven: {text}"]

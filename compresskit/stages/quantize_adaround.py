@@ -1,0 +1,96 @@
+"""``quantize --method adaround``: weight-only, the rounding of each block learnt against the block's output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.errors import listing
+from compresskit.model import Model
+from compresskit.stage import Context
+from compresskit.stages.weight_only import CalibratedWeightOnly
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from compresskit.ops.quantize.grid import Packed
+    from compresskit.ops.quantize.walk import Segment
+
+BATCH = 32
+
+
+class QuantizeAdaround(CalibratedWeightOnly):
+    """Learn which way each weight is rounded, block by block, so that the block's output on --data stays what it was.
+
+    The most exact method for convolutions at 4 bits and fewer; works on Linear layers too. No labels are used. Takes
+    minutes: see --steps. Scales, biases and the affine parameters of normalization layers are learnt along.
+    """
+
+    method: ClassVar[str] = "adaround"
+    repair: ClassVar[int] = 0  # type: ignore[misc]  # no option here: what is learnt leaves nothing to repair
+
+    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 1024
+    steps: Annotated[
+        int, Field(ge=1, description="Steps of 32 samples for each block: more are slower, and a little more exact.")
+    ] = 500
+    tune_norm: Annotated[
+        bool, Field(description="Learn normalization layers' affine parameters and layers' biases too.")
+    ] = True
+    edge_bits: Annotated[
+        Literal[2, 3, 4, 8] | None,
+        Field(
+            description="Bits of the first and the last layer. (8 where --bits is below 4 and they hold less than a "
+            "tenth of the weights)"
+        ),
+    ] = None
+    equalize: Annotated[
+        bool, Field(description="First even out the channels between convolutions; the float model stays the same.")
+    ] = False
+    recalibrate: Annotated[
+        bool, Field(description="At the end estimate the statistics of batch normalization anew.")
+    ] = False
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Quantize a module in place.
+
+        Raises:
+            UsageError: There are no calibration data.
+        """
+        from compresskit.ops.quantize.batchnorm import recalibrate
+        from compresskit.ops.quantize.calibrated import Method
+        from compresskit.ops.quantize.edges import edge_layers
+        from compresskit.ops.quantize.equalize import equalize
+        from compresskit.ops.quantize.gptq import quantize_gptq
+        from compresskit.ops.quantize.reconstruct import Effort, reconstruct
+        from compresskit.stages.batches import batches_of, forward_of
+
+        self.check_data(ctx)
+        if isinstance(model.body, Path) or ctx.data is None:
+            raise TypeError("a module is needed")
+        module, forward = model.body.eval(), forward_of(model.body, model.card.inputs)
+        first = batches_of(ctx.data, model.card.inputs, BATCH, BATCH)[0]
+        notes: list[str] = []
+        if self.equalize:
+            pairs = equalize(module, forward, first)
+            notes.append(f"{len(pairs)} pairs of layers equalized")
+        edges = edge_layers(module, forward, first, most=0.1 if self.edge_bits is None else 1.0)
+        bits = self.edge_bits or (8 if self.bits < 4 else self.bits)
+        effort = Effort(self.steps, norm_lr=1e-3 if self.tune_norm else 0.0, seed=ctx.seed)
+
+        def learn(segment: Segment, start: Mapping[str, Packed]) -> Mapping[str, Packed]:
+            what = f"reconstruct {segment.name or next(iter(start))}"
+            return reconstruct(segment, start, effort, lambda done, total: ctx.progress(what, done, total))
+
+        chosen = self.model_copy(
+            update={"layer_bits": (*(f"{n}={bits}" for n in edges if bits != self.bits), *self.layer_bits)}
+        )
+        done = chosen.calibrate(model, ctx, Method(quantize_gptq, learn=learn), samples=self.samples, batch=BATCH)
+        if self.recalibrate:
+            batches = batches_of(ctx.data, model.card.inputs, BATCH, min(self.samples, len(ctx.data)))
+            notes.append(f"statistics of {recalibrate(module, forward, batches)} batch normalizations estimated anew")
+        if edges and bits != self.bits:
+            notes.append(f"first and last layer at {bits} bit: {listing(edges)}")
+        done.card.history[-1].facts["notes"] += notes
+        return done

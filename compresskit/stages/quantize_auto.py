@@ -1,0 +1,232 @@
+"""``quantize`` without ``--method``: looks at the model and the data, and picks method, layers and bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from compresskit.errors import UsageError
+from compresskit.model import Model, portable
+from compresskit.stage import Chosen, Context, Stage
+from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
+from compresskit.stages.quantize_gptq import QuantizeGptq
+from compresskit.stages.quantize_int8_dynamic import QuantizeInt8Dynamic
+from compresskit.stages.quantize_int8_static import QuantizeInt8Static
+from compresskit.stages.quantize_rtn import QuantizeRtn
+from compresskit.stages.quantize_smoothquant import QuantizeSmoothquant
+from compresskit.stages.shared_int8 import TargetName
+from compresskit.stages.weight_only import known_group
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.ops.quantize.auto import Plan
+    from compresskit.ops.quantize.weights import Layers
+
+Preset = Literal["fast", "balanced", "best"]
+_OWN = ("target_bits", "preset")
+_EFFORT: dict[tuple[str, str], dict[str, Any]] = {
+    ("best", "gptq"): {"samples": 512, "refine": 6},
+    ("best", "adaround"): {"steps": 1500},
+}
+"""Options of a calibrated method that a preset changes."""
+_MEASURED = {"fast": 16, "balanced": 32, "best": 128}
+"""Samples on which the effect of each layer is measured."""
+_MADE_UP = 16
+_LIMITED = 512
+"""Samples on which a quality limit is checked."""
+
+
+class QuantizeAuto(Stage):
+    """Pick the method by model and data, and give fragile layers more bits.
+
+    Without --data weights are rounded. With it, 4 bits and fewer are calibrated: gptq for models of Linear layers,
+    adaround for convolutions; 8 bits quantize activations too. Each layer's effect on the output is measured first, and
+    bits go where they help most: within 2 % of the size of --bits, or within --target-bits, --max-size or --max-drop
+    where they are given. The report says what was chosen and why; the card has it as options of that method.
+    """
+
+    stage: ClassVar[str] = "quantize"
+    method: ClassVar[str] = "auto"
+    takes: ClassVar = ("torch", "onnx", "weights")
+    gives: ClassVar = "same"
+
+    bits: Annotated[
+        Literal[2, 3, 4, 8] | None, Field(description="Bits of a weight that isn't fragile. (4; 8 for an ONNX file)")
+    ] = None
+    target_bits: Annotated[
+        float | None,
+        Field(ge=2, le=8, description="Mean bits of a weight, scales included; each layer gets 2, 3, 4 or 8."),
+    ] = None
+    preset: Annotated[
+        Preset,
+        Field(description="Time spent: fast rounds without calibration, balanced calibrates, best takes longer."),
+    ] = "balanced"
+    target: Annotated[
+        TargetName | None, Field(description="What an 8-bit file with activations is made for. (this machine)")
+    ] = None
+    group_size: Annotated[
+        int | None,
+        Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),
+    ] = None
+    symmetric: Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")] = (
+        False
+    )
+    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
+    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
+    samples: Annotated[int | None, Field(ge=1, description="Calibration samples taken from --data. (the method's)")] = (
+        None
+    )
+
+    @field_validator("group_size")
+    @classmethod
+    def _known_group(cls, value: int | None) -> int | None:
+        return known_group(value)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Choose, and run what was chosen; a method for ONNX files needs an ONNX file here."""
+        for stage in self.choose(model, ctx).stages:
+            model = stage.run(model, ctx)
+        return model
+
+    def choose(self, model: Model, ctx: Context) -> Chosen:
+        """The method with explicit options.
+
+        Raises:
+            UsageError: An option was given that the chosen method doesn't have.
+            InputError: Nothing can be quantized, or the size that was asked for can't be kept.
+        """
+        if isinstance(model.body, Path):
+            return self._of_file(model.body, model.source, ctx)
+        if self.bits == 8 and self.target_bits is None and ctx.max_bytes is None:
+            return self._eight(model.body, ctx)
+        return self._few(model, model.body, ctx)
+
+    def _of_file(self, path: Path, source: Path, ctx: Context) -> Chosen:
+        """ONNX takes 8 bits only; bare tensors take rounding only."""
+        if path.suffix != ".onnx":
+            return self._as(QuantizeRtn, "there are tensors, but no architecture", bits=self.bits or 4)
+        if self.bits not in (None, 8):
+            raise UsageError(
+                f"--bits {self.bits}: {source} is an ONNX file, which is quantized to 8 bits",
+                "start from the checkpoint for fewer bits",
+            )
+        if ctx.data is None:
+            return self._as(QuantizeInt8Dynamic, "an ONNX file, and no --data to calibrate on", bits=8)
+        return self._as(QuantizeInt8Static, "an ONNX file, and data to calibrate on", bits=8)
+
+    def _eight(self, module: nn.Module, ctx: Context) -> Chosen:
+        from compresskit.ops.quantize.effort import work_of
+
+        if ctx.data is None or self.preset == "fast":
+            return self._as(QuantizeRtn, "no --data" if ctx.data is None else "preset fast")
+        if work_of(self._layers(module).layers).convolutions > 0.5:
+            return self._as(QuantizeInt8Static, "most weights are in convolutions")
+        return self._as(QuantizeSmoothquant, "most weights are in Linear layers, whose inputs often have outliers")
+
+    def _few(self, model: Model, module: nn.Module, ctx: Context) -> Chosen:
+        from compresskit.ops.quantize.effort import work_of
+
+        bits, layers = self.bits or 4, self._layers(module)
+        work = work_of(layers.layers)
+        cls: type[Stage] = QuantizeAdaround if work.convolutions > 0.5 else QuantizeGptq
+        why = f"{100 * work.convolutions:.0f} % of the weights are in convolutions"
+        if ctx.data is None or self.preset == "fast":
+            cls, why = QuantizeRtn, "no --data to calibrate on" if ctx.data is None else "preset fast"
+        options = {"bits": bits, **_EFFORT.get((self.preset, cls.method), {})}
+        if cls is not QuantizeRtn:
+            self._tell_cost(self._as(cls, why, **options).stages[0], layers, model, module, ctx)
+        plan = self._plan(layers, model, module, ctx)
+        if plan is not None:
+            sizes = {n: self._probe(n).selection().group_size for n in set(plan.bits.values())}
+            options["layer_bits"] = tuple(f"{name}={n}/{sizes[n]}" for name, n in plan.bits.items())
+            if cls is QuantizeAdaround and (self.target_bits or ctx.max_bytes):
+                options["edge_bits"] = bits
+        chosen = self._as(cls, why, **options)
+        return Chosen(chosen.stages, (*chosen.notes, *(plan.notes if plan else ())))
+
+    def _as(self, cls: type[Stage], why: str, **options: Any) -> Chosen:
+        """A method with what was asked for and what was chosen."""
+        fields = type(self).model_fields
+        asked = {n: getattr(self, n) for n in fields if n not in _OWN and getattr(self, n) != fields[n].default}
+        if foreign := [name for name in asked if name not in cls.model_fields]:
+            raise UsageError(
+                f"--{foreign[0].replace('_', '-')}: {cls.method}, which fits here ({why}), has no such option",
+                "name a method that has it with --method",
+            )
+        stage = cls(**{**options, **asked})
+        name = cls.method if str(getattr(stage, "bits", "")) in cls.method else f"{cls.method}, {stage.bits} bit"  # type: ignore[attr-defined]
+        return Chosen((stage,), (f"auto chose {name}: {why}",))
+
+    def _layers(self, module: nn.Module) -> Layers:
+        from compresskit.ops.quantize.weights import plan_layers
+
+        return plan_layers(module, self._probe().selection())
+
+    def _probe(self, bits: int | None = None) -> QuantizeRtn:
+        """The grids that weights will get."""
+        named = {n: getattr(self, n) for n in ("group_size", "symmetric", "include", "exclude")}
+        return QuantizeRtn(bits=bits or self.bits or 4, **named)  # type: ignore[arg-type]
+
+    def _plan(self, layers: Layers, model: Model, module: nn.Module, ctx: Context) -> Plan | None:
+        """Bits by layer; None where all have the same."""
+        from compresskit.ops.quantize.auto import Wanted, plan_bits
+        from compresskit.ops.quantize.heldout import limit_on
+        from compresskit.stages.batches import batches_of, forward_of, made_up
+
+        asked = self.target_bits is not None or ctx.max_bytes is not None or ctx.max_drop is not None
+        if not asked and (ctx.data is None or self.preset == "fast"):
+            return None
+        inputs, within, notes = model.card.inputs, None, []
+        if ctx.data is None:
+            batches = [made_up(inputs, _MADE_UP, ctx.seed)]
+            notes.append("the layers' effects were measured on made-up inputs: --data would tell more")
+        else:
+            count = min(_MEASURED[self.preset], len(ctx.data))
+            batches = batches_of(ctx.data, inputs, 16, count)
+            if ctx.max_drop is not None:
+                used = max(count, self.samples or 0, len(ctx.data) // 2 if len(ctx.data) < 2 * _LIMITED else 1024)
+                within = limit_on(
+                    module.eval(), inputs, ctx.data, skip=used, limit=_LIMITED, task=model.card.task,
+                    max_drop=ctx.max_drop,
+                )  # fmt: skip
+                if within is None:
+                    name = portable(ctx.data.name)
+                    notes.append(f"--max-drop could not guide the choice: {name} has too few samples, or no labels")
+        selections = {b: self._probe(b).selection() for b in (2, 3, 4, 8)}
+        plan = plan_bits(
+            module.eval(),
+            layers.layers,
+            lambda shape, bits: selections[bits].grid(shape),
+            Wanted(self.bits or 4, self.target_bits, ctx.max_bytes, within),
+            batches,
+            forward_of(module, inputs),
+            ctx.progress,
+        )
+        return type(plan)(plan.bits, plan.mean, (*plan.notes, *notes))
+
+    def _tell_cost(self, stage: Stage, layers: Layers, model: Model, module: nn.Module, ctx: Context) -> None:
+        """Say what it will take before it begins."""
+        from compresskit.ops.quantize import effort
+        from compresskit.stages.batches import batches_of, forward_of
+
+        if ctx.data is None:
+            return
+        batches = batches_of(ctx.data, model.card.inputs, 16, 16)
+        each = effort.seconds_a_sample(module.eval(), batches[0], forward_of(module, model.card.inputs))
+        work = effort.work_of(layers.layers)
+        if isinstance(stage, QuantizeAdaround):
+            samples = min(stage.samples, len(ctx.data))
+            seconds = effort.adaround_seconds(work, each, samples, stage.steps, BATCH)
+        elif isinstance(stage, QuantizeGptq):
+            samples = min(stage.samples, len(ctx.data))
+            seconds = effort.gptq_seconds(work, each, samples)
+        else:
+            return
+        quicker = "; --preset fast rounds without calibration" if self.preset != "fast" else ""
+        ctx.tell(
+            f"{stage.method} on {samples} samples: about {effort.duration(seconds)}, then export and measuring"
+            f" (preset {self.preset}{quicker})"
+        )

@@ -1,0 +1,69 @@
+"""What the methods in bitsandbytes' formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from compresskit.model import Applied, Model
+from compresskit.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.quantize.grid import Grid, Packed
+
+
+class BnbStage(Stage):
+    """Linear layers on one grid, which bitsandbytes knows too."""
+
+    stage: ClassVar[str] = "quantize"
+    takes: ClassVar = ("torch",)
+    gives: ClassVar = "torch"
+
+    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
+    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
+
+    def rounded(self, model: Model, ctx: Context, grid: Grid, algorithm: Callable[[Tensor, Grid], Packed]) -> Model:
+        """Quantize the linear layers of a module in place."""
+        from compresskit.ops.quantize.bnb import readable
+        from compresskit.ops.quantize.bnb_select import BnbSelection, kept
+        from compresskit.ops.quantize.weights import quantize_module
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        foreign = model.card.arch.kind == "transformers"
+        stay = kept(model.body, grid, transformers=foreign)
+        selection = BnbSelection(
+            grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.kind, grid, stay
+        )
+        facts, skipped = quantize_module(model.body, selection, algorithm, ctx.progress)
+        if foreign:
+            facts["stored"] = "bitsandbytes"
+            before = [a.facts["layers"] for a in model.card.history if a.facts.get("stored") == "bitsandbytes"]
+            if readable(model.body, {name for layers in (*before, facts["layers"]) for name in layers}):
+                facts["notes"] = ["transformers loads this folder: AutoModel.from_pretrained, with the extra hf"]
+            else:
+                facts["notes"] = ["transformers can't load this folder: its layers are in more than one format"]
+        applied = Applied(self.name(), self.options(), facts, skipped)
+        return replace(model, card=model.card.after(applied))
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Put empty packed layers in the place of the quantized ones."""
+        from compresskit.ops.quantize.bnb_tensors import BnbTensors
+        from compresskit.ops.quantize.modules import PackedLinear
+        from compresskit.ops.quantize.unpacked import Unpacked
+        from compresskit.ops.quantize.weights import replay
+
+        plain = replay(module, facts)
+        if facts.get("stored") == "bitsandbytes":
+            layers = {name: module.get_submodule(name) for name in facts["layers"] if name not in plain}
+            packed = {name: layer.packed for name, layer in layers.items() if isinstance(layer, PackedLinear)}
+            tensors = BnbTensors(tensors, packed | plain)
+        return Unpacked(tensors, plain) if plain else tensors

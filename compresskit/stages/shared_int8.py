@@ -1,0 +1,113 @@
+"""What the methods that quantize activations share: their target, their ranges, and what the card says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from compresskit.bench.target import Target
+
+TargetName = Literal["x86-vnni", "x86-avx2", "arm64", "gpu"]
+
+
+class Int8Stage(Stage):
+    """An ONNX graph whose matrix products run in 8 bit."""
+
+    stage: ClassVar[str] = "quantize"
+    gives: ClassVar = "onnx"
+
+    bits: Annotated[Literal[8], Field(description="Bits of a weight and of an activation.")] = 8
+    target: Annotated[
+        TargetName | None, Field(description="What the file is made for: it decides signedness. (this machine)")
+    ] = None
+    per_channel: Annotated[bool, Field(description="A scale for each output channel of a weight.")] = True
+
+    def made_for(self) -> Target:
+        """The target; this machine by default."""
+        from compresskit.bench.target import get
+
+        return get(self.target)
+
+    def place(self, ctx: Context) -> Path:
+        """Where the quantized file goes."""
+        from compresskit.checkpoint.bundle import ONNX_NAME
+
+        folder = ctx.work / "int8"
+        folder.mkdir()
+        return folder / ONNX_NAME
+
+    def finished(self, model: Model, out: Path, facts: dict[str, Any]) -> Model:
+        """The quantized file as a model, with one more entry in its history."""
+        skipped = facts.pop("skipped", {})
+        return Model(out, model.card.after(Applied(self.name(), self.options(), facts, skipped)), model.source)
+
+
+class StaticStage(Int8Stage):
+    """Activation ranges come from calibration data."""
+
+    needs: ClassVar = ("calibration",)
+
+    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 512
+    calibration: Annotated[
+        Literal["minmax", "percentile", "mse", "entropy"],
+        Field(
+            description="How a range follows from the values seen: all of them (minmax), nearly all (percentile), "
+            "the least squared error (mse) or the least loss of information (entropy)."
+        ),
+    ] = "minmax"
+    percentile: Annotated[
+        float, Field(ge=90, le=100, description="Of the values that a range holds, for --calibration percentile.")
+    ] = 99.999
+
+    def check_data(self, ctx: Context) -> None:
+        """Calibration needs data.
+
+        Raises:
+            UsageError: There are none.
+        """
+        if ctx.data is None:
+            raise UsageError(f"quantize --method {self.method} needs calibration data", "give --data FILE")
+
+    def quantized(self, source: Path, out: Path, ctx: Context) -> dict[str, Any]:
+        """Write ``source`` in 8 bit to ``out``, calibrated on the context's data; returns the facts.
+
+        Raises:
+            InputError: The data doesn't fit, or the graph can't be quantized.
+            UsageError: There is no calibration data.
+        """
+        from compresskit.export.int8 import quantize_static_int8
+
+        self.check_data(ctx)
+        if ctx.data is None:
+            raise TypeError("checked above")
+        target = self.made_for()
+        chosen = target.int8.options()
+        facts = quantize_static_int8(
+            source,
+            out,
+            (b.inputs for b in ctx.data.batches(32, min(self.samples, len(ctx.data)))),
+            per_channel=self.per_channel,
+            **chosen,
+            symmetric=target.name == "gpu",
+            method=self.calibration,
+            percentile=self.percentile,
+            threads=ctx.threads,
+            progress=ctx.progress,
+        )
+        samples, data = facts["samples"], portable(ctx.data.name)
+        weight = f"{chosen['weight']}{' of 7 bits' if chosen['reduce_range'] else ''}"
+        notes = [
+            f"made for {target.title}: activations {chosen['activation']}, weights {weight}; ranges "
+            f"({self.calibration}) from {samples} samples of {data}"
+        ]
+        if samples == 1:
+            notes.append("ranges come from one sample, which others will leave: give a few dozen or more with --data")
+        calibrated = {"data": data, "samples": samples, "sha256": ctx.data.fingerprint()}
+        return {**facts, "format": chosen, "target": target.name, "calibration": calibrated, "notes": notes}

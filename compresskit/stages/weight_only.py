@@ -1,0 +1,221 @@
+"""The options that all weight-only methods share, and what they do with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Context, Form, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.quantize.calibrated import Calibrated, DataFree, Method
+    from compresskit.ops.quantize.select import Selection
+
+GROUPS = (0, 16, 32, 64, 128, 256)
+BITS = (2, 3, 4, 8)
+FLOAT = 16
+_BATCH = 32
+_SAMPLES = 256
+_EMBEDDING_GROUP = 64
+
+
+class WeightOnly(Stage):
+    """Weights on a grid of few bits; activations stay floating point."""
+
+    stage: ClassVar[str] = "quantize"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+
+    bits: Annotated[Literal[2, 3, 4, 8], Field(description="Bits of a weight.")] = 4
+    group_size: Annotated[
+        int | None,
+        Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),
+    ] = None
+    symmetric: Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")] = (
+        False
+    )
+    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
+    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
+    layer_bits: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Other bits for some layers: GLOB=BITS or GLOB=BITS/GROUP, 16 bits leave them in float; "
+            "repeatable, the last that matches counts."
+        ),
+    ] = ()
+    repair: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Rank of a float16 term beside each Linear that makes up for rounding; best with --data.",
+        ),
+    ] = 0
+
+    @field_validator("group_size")
+    @classmethod
+    def _known_group(cls, value: int | None) -> int | None:
+        return known_group(value)
+
+    @field_validator("layer_bits")
+    @classmethod
+    def _known_layers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_layer_bits(text)
+        return value
+
+    def selection(self) -> Selection:
+        """The options as the algorithm takes them."""
+        from compresskit.ops.quantize.select import Selection
+
+        size = self.group_size if self.group_size is not None else (128 if self.bits == 8 else 32)
+        layers = {glob: (bits, group) for glob, bits, group in map(parse_layer_bits, self.layer_bits)}
+        return Selection(self.bits, size, self.symmetric, self.include, self.exclude, layer_bits=layers)
+
+    def calibrate(
+        self,
+        model: Model,
+        ctx: Context,
+        method: Method,
+        *,
+        samples: int,
+        embedding_group: bool = True,
+        batch: int = _BATCH,
+    ) -> Model:
+        """Quantize a module in place with the context's data.
+
+        Args:
+            model: Its body is a module.
+            ctx: With data; without it every layer is quantized data-free.
+            method: How.
+            samples: Most calibration samples.
+            embedding_group: Give embeddings a wider group where the user asked for none.
+            batch: Samples worked on at once.
+
+        Raises:
+            InputError: The data don't fit the model.
+        """
+        from compresskit.ops.quantize.calibrated import quantize_calibrated
+        from compresskit.stages.batches import batches_of, forward_of
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        module = model.body.eval()
+        selection = self.selection()
+        if embedding_group and self.group_size is None and self.bits < 8:
+            selection = _wider_embeddings(module, selection)
+        about: dict[str, Any] = {}
+        notes: list[str] = []
+        batches = []
+        if ctx.data is not None:
+            count = min(samples, len(ctx.data))
+            batches = batches_of(ctx.data, model.card.inputs, batch, count)
+            about = {"data": portable(ctx.data.name), "samples": count, "sha256": ctx.data.fingerprint()}
+            notes.append(f"calibrated on {count} sample{'s' if count > 1 else ''} of {about['data']}")
+            if count == 1:
+                notes.append("one calibration sample says little about the others: give more")
+        forward = forward_of(module, model.card.inputs)
+        facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress)
+        facts["notes"] = notes + facts["notes"]
+        if about:
+            facts["calibration"] = about
+        elif self.repair:
+            facts["notes"] = ["the repair is made without data, by plain SVD: with --data it makes up for more"]
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+
+    def round_free(self, model: Model, ctx: Context, free: DataFree, calibrated: Calibrated) -> Model:
+        """Quantize a module in place by an algorithm that needs no data; a repair takes data into account.
+
+        Args:
+            model: Its body is a module.
+            ctx: Its data are used for the repair only.
+            free: The algorithm.
+            calibrated: The same, as one that ignores its data.
+        """
+        from compresskit.ops.quantize.calibrated import Method
+        from compresskit.ops.quantize.weights import quantize_module
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        if self.repair:
+            method = Method(calibrated, free, repair=self.repair)
+            return self.calibrate(model, ctx, method, samples=_SAMPLES, embedding_group=False)
+        facts, skipped = quantize_module(model.body, self.selection(), free, ctx.progress)
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Put empty packed layers in the place of the quantized ones."""
+        from compresskit.ops.quantize.unpacked import Unpacked
+        from compresskit.ops.quantize.weights import replay
+
+        plain = replay(module, facts)
+        return Unpacked(tensors, plain) if plain else tensors
+
+
+class CalibratedWeightOnly(WeightOnly):
+    """Weight-only methods that need calibration data."""
+
+    needs: ClassVar = ("calibration",)
+
+    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = _SAMPLES
+
+    def check_data(self, ctx: Context) -> None:
+        """Refuse to run without data.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if ctx.data is None:
+            raise UsageError(
+                f"quantize --method {self.method} needs calibration data",
+                "give --data FILE; without data use --method hqq or rtn",
+            )
+
+
+def known_group(value: int | None) -> int | None:
+    """A group size that weights can have, as it is.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if value is not None and value not in GROUPS:
+        raise ValueError(f"must be one of {', '.join(map(str, GROUPS))}")
+    return value
+
+
+def parse_layer_bits(text: str) -> tuple[str, int, int | None]:
+    """``GLOB=BITS`` or ``GLOB=BITS/GROUP`` in parts; the group is None where none is given.
+
+    Raises:
+        ValueError: It is written otherwise.
+    """
+    glob, _, value = text.rpartition("=")
+    bits, slash, group = value.partition("/")
+    numbers = bits.isascii() and bits.isdigit() and (not slash or (group.isascii() and group.isdigit()))
+    if not glob or not numbers or int(bits) not in (*BITS, FLOAT) or (slash and int(group) not in GROUPS):
+        allowed = f"BITS one of 2, 3, 4, 8, 16 and GROUP one of {', '.join(map(str, GROUPS))}"
+        raise ValueError(f"'{text}' must be GLOB=BITS or GLOB=BITS/GROUP, {allowed}")
+    return glob, int(bits), int(group) if slash else None
+
+
+def _wider_embeddings(module: nn.Module, selection: Selection) -> Selection:
+    """Embeddings in wider groups: what they lose counts least, and they are often half of the file."""
+    from torch import nn
+
+    names = [n for n, layer in module.named_modules(remove_duplicate=False) if isinstance(layer, nn.Embedding)]
+    linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
+    own = {n: (selection.bits, _EMBEDDING_GROUP) for n in names if id(module.get_submodule(n).weight) not in linear}
+    from fnmatch import fnmatchcase
+
+    shadowed = [n for n in own if any(fnmatchcase(n, p) for p in selection.layer_bits)]
+    kept = {n: value for n, value in own.items() if n not in shadowed}
+    return replace(selection, layer_bits={**kept, **selection.layer_bits})

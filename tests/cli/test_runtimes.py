@@ -1,0 +1,171 @@
+"""Engines and targets on the command line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cli_material import ARCH, SHAPE, Cli
+from onnx import helper
+
+QUICK = ("--processes", "2", "--rounds", "1", "--json", "-")
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
+
+
+@pytest.fixture
+def int8(here: Path) -> Path:
+    """``int8.onnx``: the good model with weights of 8 full bits."""
+    from compresskit.export.int8 import quantize_static_int8
+
+    x = np.load("d.npz")["x"]
+    name = onnx.load("m.onnx").graph.input[0].name
+    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), [{name: x}], activation="uint8", weight="int8")
+    return here
+
+
+def report(outcome) -> dict:
+    assert outcome.code == 0, outcome
+    return json.loads(outcome.out)
+
+
+def values(found: dict, name: str) -> list[float]:
+    return [m["value"] for m in found["measurements"] if m["name"] == name]
+
+
+@needs_openvino
+def test_auto_times_every_engine_and_names_one(cli: Cli, here: Path) -> None:
+    found = report(cli("bench", "m.onnx", "--runtime", "auto", *QUICK))
+    assert [model["name"] for model in found["models"]] == ["m.onnx (onnxruntime)", "m.onnx (openvino)"]
+    assert len(values(found, "latency_p50")) == 2 and len(values(found, "speedup")) == 1
+    notes = "\n".join(found["notes"])
+    assert re.search(r"fastest here.* m\.onnx \((onnxruntime|openvino)\)", notes)
+    assert "openvino-bf16, because" in notes
+    assert "torch can't run m.onnx" in notes
+
+
+@needs_openvino
+def test_auto_takes_torch_where_the_class_is_given(cli: Cli, here: Path) -> None:
+    found = report(cli("bench", "m.pt", *ARCH, *SHAPE, "--runtime", "auto", *QUICK))
+    assert [m["runtime"] for m in found["measurements"] if m["name"] == "latency_p50"] == [
+        "onnxruntime", "openvino", "torch",
+    ]  # fmt: skip
+
+
+def test_auto_says_what_is_not_installed(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.runtimes.openvino import OpenVino
+
+    lack = "openvino is not installed: pip install 'compresskit[openvino]'"
+    monkeypatch.setattr(OpenVino, "missing", lambda self: lack)
+    found = report(cli("bench", "m.onnx", "--runtime", "auto", *QUICK))
+    assert f"not tried: {lack}" in found["notes"]
+    assert any(note.startswith("fastest here: onnxruntime, the only one") for note in found["notes"])
+
+
+@needs_openvino
+def test_auto_says_what_an_engine_cannot_open(cli: Cli, here: Path) -> None:
+    node = helper.make_node("CDist", ["x", "x"], ["y"], domain="com.microsoft", metric="euclidean")
+    x, y = (helper.make_tensor_value_info(name, 1, [4, 4]) for name in "xy")
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph([node], "g", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), "odd.onnx")
+    found = report(cli("bench", "odd.onnx", "--runtime", "auto", *QUICK))
+    assert any("odd.onnx (openvino) does not run" in note for note in found["notes"]), found["notes"]
+
+
+@needs_openvino
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_quality_is_measured_under_any_engine(cli: Cli, here: Path, runtime: str) -> None:
+    found = report(cli("evaluate", "m.onnx", "--data", "d.npz", "--runtime", runtime, "--json", "-"))
+    assert values(found, "accuracy") == [100.0]
+    assert {m["runtime"] for m in found["measurements"]} == {runtime}
+
+
+@needs_openvino
+def test_engines_are_compared_with_commas(cli: Cli, here: Path) -> None:
+    found = report(
+        cli("compare", "m.onnx", "bundle", "--data", "d.npz", "--runtime", "onnxruntime,openvino", "--no-bench",
+            "--json", "-")
+    )  # fmt: skip
+    assert [model["name"] for model in found["models"]] == [
+        f"{name} ({runtime})" for name in ("m.onnx", "bundle") for runtime in ("onnxruntime", "openvino")
+    ]
+    assert len(values(found, "accuracy")) == 4
+
+
+def test_a_target_without_vnni_is_emulated(cli: Cli, int8: Path) -> None:
+    from compresskit.bench import target
+
+    command = ("evaluate", "int8.onnx", "--data", "d.npz", "--json", "-")
+    exact, clipped = (report(cli(*command, "--target", name)) for name in ("x86-vnni", "x86-avx2"))
+    (note,) = (n for n in clipped["notes"] if "8-bit products" in n)
+    assert re.search(r"can saturate in [12] of 2 layers", note), note
+    if not target.here().saturates:
+        there, here = (f"{values(found, 'accuracy')[0]:.3f} %" for found in (clipped, exact))
+        assert note.endswith(f"accuracy there {there}, here {here}")
+
+
+def test_clipping_changes_what_is_computed(cli: Cli, int8: Path) -> None:
+    command = ("compare", "m.onnx", "int8.onnx", "--data", "d.npz", "--no-bench", "--max-size", "1MB", "--json", "-")
+    sqnr = {}
+    for name in ("x86-vnni", "x86-avx2", "arm64", "gpu"):
+        found = json.loads(cli(*command, "--target", name).out)
+        sqnr[name] = values(found, "sqnr")[0]
+    assert sqnr["x86-vnni"] == sqnr["arm64"] == sqnr["gpu"] > sqnr["x86-avx2"] + 1
+
+
+def test_speed_under_another_target_is_said_to_be_this_machines(cli: Cli, int8: Path) -> None:
+    from compresskit.bench import target
+
+    other = "arm64" if target.here().name != "arm64" else "x86-vnni"
+    found = json.loads(cli("compare", "m.onnx", "int8.onnx", "--target", other, "--json", "-").out)
+    assert any(note.startswith("speed is this machine's") for note in found["notes"])
+
+
+def test_a_file_of_seven_bit_weights_is_exact_everywhere(cli: Cli, here: Path) -> None:
+    from compresskit.export.int8 import quantize_static_int8
+
+    name = onnx.load("m.onnx").graph.input[0].name
+    quantize_static_int8(
+        Path("m.onnx"), Path("int8.onnx"), [{name: np.load("d.npz")["x"]}], activation="uint8", weight="int8",
+        reduce_range=True,
+    )  # fmt: skip
+    found = report(cli("evaluate", "int8.onnx", "--data", "d.npz", "--target", "x86-avx2", "--json", "-"))
+    assert any("exact on every CPU" in note for note in found["notes"])
+
+
+EVALUATE = ("evaluate", "m.onnx", "--data", "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*EVALUATE, "--target", "x86-avx"), ("x86-avx", "did you mean x86-avx2")),
+        ((*EVALUATE, "--target", "x86-avx2", "--runtime", "openvino"), ("onnxruntime only",)),
+        ((*EVALUATE, "--runtime", "auto"), ("bench", "onnxruntime")),
+        ((*EVALUATE, "--runtime", "openvin"), ("openvin", "did you mean openvino")),
+        (("bench", "m.onnx", "--runtime", "auto", "--runtime", "torch"), ("alone",)),
+    ],
+)
+def test_wrong_engines_and_targets_are_usage_errors(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("compresskit.bench.target.has_vnni", lambda: True)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    cli(*arguments).refused(2, *words)
+
+
+def test_a_missing_openvino_is_one_line(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.runtimes.openvino import OpenVino
+
+    monkeypatch.setattr(OpenVino, "missing", lambda self: "openvino is not installed: pip install it")
+    cli(*EVALUATE, "--runtime", "openvino").refused(4, "pip install")
+    outcome = cli("doctor", "--json", "-")
+    assert outcome.code == 0
+    found = json.loads(outcome.out)
+    assert "pip install" in found["runtimes"]["openvino"]
+    assert found["environment"]["target"] in ("x86-vnni", "x86-avx2", "arm64")

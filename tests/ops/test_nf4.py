@@ -1,0 +1,66 @@
+"""NF4 against the library that it comes from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from compresskit.errors import InputError
+from compresskit.ops.quantize.grid import NF4, Grid, dequantize, unpack
+from compresskit.ops.quantize.modules import grid_of
+from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.weights import quantize_module, replay
+
+
+def weight(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("shape", "block"), [((64, 256), 64), ((33, 640), 64), ((48, 128), 128), ((8, 16, 2, 2), 64)])
+def test_codes_and_values_are_those_of_bitsandbytes(shape: tuple[int, ...], block: int, seed: int) -> None:
+    theirs = pytest.importorskip("bitsandbytes").functional
+    w = weight(shape, seed)
+    w[1] = 0
+    data, state = theirs.quantize_4bit(w, quant_type="nf4", blocksize=block)
+    packed = quantize_nf4(w, nf4_grid(block))
+    codes = torch.stack([data.flatten() >> 4, data.flatten() & 15], -1).flatten()
+    assert torch.equal(state.code, NF4)
+    assert torch.equal(unpack(packed.codes, 4, block).flatten(), codes)
+    assert torch.equal(packed.scales.flatten(), state.absmax)
+    assert torch.equal(dequantize(packed), theirs.dequantize_4bit(data, state))
+
+
+def test_each_value_is_the_nearest_level() -> None:
+    w = weight((5, 70))
+    packed = quantize_nf4(w, nf4_grid())
+    scale = packed.scales.repeat_interleave(64, 1)[:, :70]
+    nearest = (w / scale).unsqueeze(-1).sub(NF4).abs().argmin(-1)
+    codes = unpack(packed.codes, 4, 64).reshape(5, -1)[:, :70]
+    assert torch.equal(NF4[codes.int()], NF4[nearest])
+    assert (dequantize(packed) == 0).sum() == (codes == packed.grid.middle).sum()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_inf_are_refused(bad: float) -> None:
+    w = weight((4, 64))
+    w[2, 3] = bad
+    with pytest.raises(InputError, match="NaN or Inf"):
+        quantize_nf4(w, nf4_grid())
+
+
+def test_facts_rebuild_every_grid() -> None:
+    module = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
+    facts, _ = quantize_module(module, Selection(4, 64, True, kind="nf4"), quantize_nf4, lambda *_: None)
+    fresh = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
+    replay(fresh, facts)
+    fresh.load_state_dict(module.state_dict())
+    x = weight((3, 64))
+    assert torch.equal(fresh(x), module(x))
+
+
+def test_a_fact_from_before_there_were_kinds_is_linear() -> None:
+    assert grid_of({"bits": 4, "group_size": 32, "symmetric": False}) == Grid(4, 32, False, "linear")
+    assert grid_of({"bits": 4, "group_size": 64, "symmetric": True, "grid": "nf4"}) == nf4_grid()
