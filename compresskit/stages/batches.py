@@ -48,6 +48,37 @@ def batches_of(source: Source, inputs: tuple[InputSpec, ...], size: int, limit: 
             found.append(tensors)
     if not found:
         raise InputError(f"{source.name} has no calibration sample", "give data with at least one")
+    free = not inputs or all(len(spec.shape) < 2 or isinstance(spec.shape[1], str) for spec in inputs)
+    return _by_length(found, size) if free else found
+
+
+def _by_length(batches: list[dict[str, Tensor]], size: int) -> list[dict[str, Tensor]]:
+    """Padded text in batches of about equal length, shortest first: often half of the positions are padding.
+
+    Batches hold as many tokens as ``size`` of the longest samples. Text that is padded on the left stays as it is.
+    """
+    import torch
+
+    masks = [batch.get("attention_mask") for batch in batches]
+    if any(m is None or m.dim() != 2 or not bool(m[:, 0].all()) for m in masks):
+        return batches
+    longest = max(int(tensor.shape[1]) for tensor in (m for m in masks if m is not None))
+    lengths = torch.cat([m.sum(1) for m in masks if m is not None]).tolist()
+    if any(t.dim() != 2 or t.shape != batch["attention_mask"].shape for batch in batches for t in batch.values()):
+        return batches
+    whole = {
+        name: torch.cat([torch.nn.functional.pad(b[name], (0, longest - b[name].shape[1])) for b in batches])
+        for name in batches[0]
+    }
+    order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
+    found: list[dict[str, Tensor]] = []
+    rows: list[int] = []
+    for row in [*order, -1]:
+        if rows and (row < 0 or (len(rows) + 1) * lengths[row] > size * longest):
+            wide = max(1, lengths[rows[-1]])
+            found.append({name: tensor[rows, :wide].contiguous() for name, tensor in whole.items()})
+            rows = []
+        rows.append(row)
     return found
 
 

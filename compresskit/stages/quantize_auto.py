@@ -32,7 +32,7 @@ _EFFORT: dict[tuple[str, str], dict[str, Any]] = {
     ("best", "adaround"): {"steps": 1500},
 }
 """Options of a calibrated method that a preset changes."""
-_MEASURED = {"fast": 16, "balanced": 32, "best": 128}
+_MEASURED = {"fast": 8, "balanced": 16, "best": 64}
 """Samples on which the effect of each layer is measured."""
 _MADE_UP = 16
 _LIMITED = 512

@@ -1,6 +1,6 @@
 """How much a model's output suffers when one layer alone is rounded, and how many bits each layer should get for it.
 
-Errors of single layers add up well as long as they are small (Dong et al., 2019, HAWQ; Frantar & Alistarh, 2022, Optimal
+Errors of single layers add up well while they are small (Dong et al., 2019, HAWQ; Frantar & Alistarh, 2022, Optimal
 Brain Compression, section 6): so the cheapest way to a size is found by giving bits where they lower the sum the most.
 """
 

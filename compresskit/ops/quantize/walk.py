@@ -25,6 +25,10 @@ Forward = Callable[[nn.Module, Batch], Any]
 Replay = Callable[[nn.Module, int], Any]
 
 
+_KEPT = 1 << 30
+"""Bytes of a block's original activations that are kept, rather than computed anew for each of its layers."""
+
+
 class _Stop(Exception):
     """Ends a forward pass when what was wanted has been seen."""
 
@@ -50,6 +54,7 @@ class Segment:
     keep: list[Tensor | None]
     original: nn.Module | None = None
     calls: Mapping[str, int] = field(default_factory=dict)
+    _kept: dict[int, dict[str, list[Tensor]]] = field(default_factory=dict, repr=False)
     _run: Replay = field(default=lambda _module, _index: None, repr=False)
     _run_original: Replay | None = field(default=None, repr=False)
 
@@ -97,7 +102,7 @@ class Segment:
         locals_ = {self.local(name): name for name in collectors}
         both = cross and self._run_original is not None
         for index in range(self.batches):
-            before = self._inputs(self.original, locals_, partial(self.replay_original, index)) if both else {}
+            before = self._originals(index) if both else {}
             for name, found in self._inputs(self.module, locals_, partial(self.replay, index)).items():
                 for call, x in enumerate(found):
                     original = before[name][call] if both else None
@@ -108,6 +113,17 @@ class Segment:
             if moments is not None:
                 result |= dict.fromkeys(group, moments)
         return result
+
+    def _originals(self, index: int) -> dict[str, list[Tensor]]:
+        """What the original segment's layers take in on one batch, by local name; kept while all of it is small."""
+        if index not in self._kept:
+            names = {self.local(n): n for group in self.groups for n in group if collectable(self.root.get_submodule(n))}
+            found = self._inputs(self.original, names, partial(self.replay_original, index))
+            size = sum({id(x): x.numel() * x.element_size() for xs in found.values() for x in xs}.values())
+            if size * self.batches > _KEPT:
+                return found
+            self._kept[index] = found
+        return self._kept[index]
 
     def _inputs(
         self, module: nn.Module | None, names: Mapping[str, str], run: Callable[[], Any]
