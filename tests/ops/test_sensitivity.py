@@ -108,3 +108,27 @@ def test_a_quality_limit_widens_until_it_is_kept() -> None:
 def test_planned_bytes_are_those_of_a_packed_weight(bits: int) -> None:
     grid = Grid(bits, 32)
     assert bytes_of(grid, (48, 96)) == quantize_rtn(torch.randn(48, 96), grid).nbytes()
+
+
+def test_known_blocks_are_passed_over_and_nothing_changes() -> None:
+    torch.manual_seed(0)
+    calls: list[int] = []
+
+    class Counted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return super().forward(x)
+
+    net = nn.Sequential(*(nn.Sequential(Counted(16, 16), nn.ReLU()) for _ in range(4)), Counted(16, 3)).eval()
+    x = torch.randn(8, 16)
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)]
+    found = distances(net, dict.fromkeys(names, lambda w: w * 1.1), [x], forward, silent)
+    assert len(calls) == 2 * 5 + (5 + 4 + 3 + 2 + 1)
+    before = net(x).detach()
+    for name in names:
+        weight = net.get_submodule(name).get_parameter("weight")
+        kept = weight.data
+        weight.data = kept * 1.1
+        error = (net(x).detach() - before).square().sum() / before.square().sum()
+        weight.data = kept
+        assert found[name] == pytest.approx(float(error), rel=1e-5)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-_GPTQ_PASSES = 10.0
+_GPTQ_PASSES = 5.0
 """Forward passes a sample costs: some for each block's groups of layers, in the original and the quantized stream."""
-_GPTQ_RATE = 4e9
+_GPTQ_RATE = 1e9
 """Multiplications a second of the column by column work, as measured on two cores."""
 _STEP_PASSES = 4.0
 """Forward passes that a learning step costs for each of its samples: forward, backward, and the update."""

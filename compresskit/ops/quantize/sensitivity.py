@@ -7,13 +7,16 @@ Brain Compression, section 6): so the cheapest way to a size is found by giving 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compresskit.ops.quantize.trace import tensors_in
+from compresskit.ops.quantize.trace import chain, tensors_in, trace
+from compresskit.ops.quantize.walk import replaced
 
 _PER_BIT = 4.0
 """One bit more halves the rounding error, and so quarters its square."""
@@ -55,19 +58,55 @@ def distances(
     Returns:
         Layer name to ``|changed − original|² / |original|²``, the mean over the tensors of the output.
     """
-    before = [_floats(forward(module, batch)) for batch in batches]
+    blocks = chain(module, trace(module, partial(forward, module, batches[0])))
+    before, outputs = _recorded(module, blocks, batches, forward)
     found: dict[str, float] = {}
     for done, (name, change) in enumerate(weights.items(), 1):
         weight = module.get_submodule(name).get_parameter("weight")
         kept = weight.data
+        passed = _passed(module, blocks, weight)
         try:
             weight.data = change(kept).to(kept.dtype)
-            after = [_floats(forward(module, batch)) for batch in batches]
+            after = []
+            for batch, known in zip(batches, outputs, strict=True):
+                with replaced(module, passed, lambda block, known=known: lambda *_a, **_k: known[block]):  # type: ignore[misc]
+                    after.append(_floats(forward(module, batch)))
         finally:
             weight.data = kept
         found[name] = _relative(before, after)
         progress("measure the layers", done, len(weights))
     return found
+
+
+def _recorded(
+    module: nn.Module, blocks: Sequence[str], batches: Sequence[Any], forward: Callable[[nn.Module, Any], Any]
+) -> tuple[list[list[Tensor]], list[dict[str, Any]]]:
+    """For each batch the model's output, and that of each block."""
+    results, outputs = [], []
+    for batch in batches:
+        seen: dict[str, Any] = {}
+        with ExitStack() as stack:
+            for name in blocks:
+                handle = module.get_submodule(name).register_forward_hook(partial(_keep, seen, name))
+                stack.callback(handle.remove)
+            results.append(_floats(forward(module, batch)))
+        outputs.append(seen)
+    return results, outputs
+
+
+def _keep(seen: dict[str, Any], name: str, _layer: nn.Module, _args: Any, out: Any) -> None:
+    seen[name] = out
+
+
+def _passed(module: nn.Module, blocks: Sequence[str], weight: Tensor) -> list[str]:
+    """The blocks before the first user of a weight: what they give is known. None where it is used before them all."""
+    users = [n for n, m in module.named_modules(remove_duplicate=False) if m._parameters.get("weight") is weight]
+    first = min((_place(blocks, user) for user in users), default=0)
+    return list(blocks[:first])
+
+
+def _place(blocks: Sequence[str], name: str) -> int:
+    return next((i for i, block in enumerate(blocks) if name == block or name.startswith(f"{block}.")), 0)
 
 
 def _floats(out: Any) -> list[Tensor]:

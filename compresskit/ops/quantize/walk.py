@@ -117,8 +117,10 @@ class Segment:
     def _originals(self, index: int) -> dict[str, list[Tensor]]:
         """What the original segment's layers take in on one batch, by local name; kept while all of it is small."""
         if index not in self._kept:
-            names = {self.local(n): n for group in self.groups for n in group if collectable(self.root.get_submodule(n))}
-            found = self._inputs(self.original, names, partial(self.replay_original, index))
+            names = {
+                self.local(n): n for group in self.groups for n in group if collectable(self.root.get_submodule(n))
+            }
+            found = self._inputs(self.original, names, partial(self.replay_original, index), whole=True)
             size = sum({id(x): x.numel() * x.element_size() for xs in found.values() for x in xs}.values())
             if size * self.batches > _KEPT:
                 return found
@@ -126,9 +128,9 @@ class Segment:
         return self._kept[index]
 
     def _inputs(
-        self, module: nn.Module | None, names: Mapping[str, str], run: Callable[[], Any]
+        self, module: nn.Module | None, names: Mapping[str, str], run: Callable[[], Any], *, whole: bool = False
     ) -> dict[str, list[Tensor]]:
-        """The inputs that some layers (local name to full name) get in one run, which ends when all were called."""
+        """The inputs that some layers (local name to full name) get in one run; without ``whole`` it ends there."""
         found: dict[str, list[Tensor]] = {}
         if module is None:
             return found
@@ -138,7 +140,7 @@ class Segment:
             nonlocal left
             found.setdefault(name, []).append(next(tensors_in((args, kwargs))))
             left -= 1
-            if not left:
+            if not left and not whole:
                 raise _Stop
 
         with ExitStack() as stack:
@@ -252,6 +254,7 @@ class _Line:
         self._place = {name: once[name].first for name in blocks}
         self._stream: list[Tensor] = []
         self._original: list[Tensor] = []
+        self._next: dict[int, Tensor] = {}
         self._others: list[dict[str, tuple[tuple[Any, ...], dict[str, Any]]]] = []
         self._shape: dict[str, Any] = {}
 
@@ -299,7 +302,7 @@ class _Line:
                 return _filled(self._shape.get(name), x)
 
             make = partial(_stub, stub, seen)
-            with suppress(_Stop), _forwards(self._module, self._blocks, make):
+            with suppress(_Stop), replaced(self._module, self._blocks, make):
                 self._forward(self._module, self._batches[index])
             others.append(seen)
         return stream, others
@@ -317,8 +320,10 @@ class _Line:
         return self._called(name, block, index, self._stream[index])
 
     def run_original(self, name: str, block: nn.Module, index: int) -> Any:
-        """Run one block on the original stream."""
-        return self._called(name, block, index, self._original[index])
+        """Run one block on the original stream; what it gives is where the stream goes next."""
+        out = self._called(name, block, index, self._original[index])
+        self._next[index] = next(tensors_in(out))
+        return out
 
     def _called(self, name: str, block: nn.Module, index: int, x: Tensor) -> Any:
         args, kwargs = _given(*self._others[index][name], self._place[name], x)
@@ -329,7 +334,9 @@ class _Line:
         block = self._module.get_submodule(name)
         for index in range(len(self._batches)):
             if original is not None:
-                self._original[index] = next(tensors_in(self.run_original(name, original, index)))
+                if index not in self._next:
+                    self.run_original(name, original, index)
+                self._original[index] = self._next.pop(index)
             self._stream[index] = next(tensors_in(self.run(name, block, index)))
             self._others[index].pop(name)
 
@@ -346,7 +353,7 @@ class _Line:
             x = stream if name == self._blocks[-1] else _taken(args, kwargs, self._place[name])[0]
             return _filled(self._shape.get(name), x)
 
-        with _forwards(module, self._blocks, partial(_stub, stub)):
+        with replaced(module, self._blocks, partial(_stub, stub)):
             return self._forward(module, self._batches[index])
 
 
@@ -356,7 +363,7 @@ def _stub(stub: Callable[..., Any], *lead: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def _forwards(module: nn.Module, blocks: Sequence[str], make: Callable[[str], Any]) -> Iterator[None]:
+def replaced(module: nn.Module, blocks: Sequence[str], make: Callable[[str], Any]) -> Iterator[None]:
     """The blocks with other forwards for a while."""
     layers = [(name, module.get_submodule(name)) for name in blocks]
     before = {name: layer.__dict__.get("forward") for name, layer in layers}
