@@ -20,21 +20,23 @@ MINILM = {
     "4 bit hqq": ("hqq", 4, ()),
     "4 bit awq": ("awq", 4, ()),
     "4 bit gptq": ("gptq", 4, ()),
+    "4 bit auto": ("auto", 4, ()),
     f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (
         "gptq", 3, ("--repair", REPAIR, "--layer-bits", "embeddings.*=4/64"),
     ),
 }  # fmt: skip
-BARS = {"4 bit gptq": (13.2, 0.990), f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (None, 0.965)}
+BARS = {"4 bit auto": (13.2, 0.990), f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (None, 0.965)}
 LEAST_SPEARMAN, MOST_SECONDS, MOST_PERPLEXITY = 81.9, 60, 4.80
 TIED = ("--layer-bits", "model.embed_tokens=8/64")
 WIDER = (*TIED, "--layer-bits", "*.v_proj=8/64", "--layer-bits", "*.o_proj=8/64")
 STORIES = {
     "4 bit rtn": ("rtn", ()),
     "4 bit gptq": ("gptq", ()),
+    "4 bit auto": ("auto", ()),
     "4 bit gptq, tied embedding 8 bit": ("gptq", TIED),
     "4 bit gptq, tied embedding, v and o 8 bit": ("gptq", WIDER),
 }
-CALIBRATED = ("gptq", "awq")
+CALIBRATED = ("gptq", "awq", "auto")
 
 
 def main() -> None:

@@ -204,6 +204,7 @@ class QuantizeAuto(Stage):
             batches,
             forward_of(module, inputs),
             ctx.progress,
+            scores=model.card.task in ("causal-lm", "classification"),
         )
         return type(plan)(plan.bits, plan.mean, (*plan.notes, *notes))
 

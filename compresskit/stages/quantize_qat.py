@@ -48,7 +48,8 @@ class QuantizeQat(WeightOnly):
     samples: Annotated[int | None, Field(ge=2, description="Training samples taken from --data. (all)")] = None
     batch_size: Annotated[int, Field(ge=2, description="Samples of a step.")] = 128
     optimizer: Annotated[
-        Literal["sgd", "adamw"] | None, Field(description="Of the training steps. (sgd for models with convolutions, else adamw)")
+        Literal["sgd", "adamw"] | None,
+        Field(description="Of the training steps. (sgd for models with convolutions, else adamw)"),
     ] = None
     lr: Annotated[
         float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.01, adamw: 1e-4)")

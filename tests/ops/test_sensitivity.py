@@ -132,3 +132,16 @@ def test_known_blocks_are_passed_over_and_nothing_changes() -> None:
         error = (net(x).detach() - before).square().sum() / before.square().sum()
         weight.data = kept
         assert found[name] == pytest.approx(float(error), rel=1e-5)
+
+
+def test_scores_are_compared_as_distributions() -> None:
+    """A constant added to all scores changes them, but nothing that is predicted."""
+    net, x = nn.Linear(8, 5), torch.randn(16, 8)
+    shift = {"": lambda w: w + torch.ones_like(w)}
+    plain = distances(net, shift, [x], forward, silent)
+    scored = distances(net, shift, [x], forward, silent, scores=True)
+    assert plain[""] > 0.1
+    assert scored[""] == pytest.approx(0, abs=1e-6)
+    before, after = net(x).detach().log_softmax(-1), (net(x) * 1.5 - 0.5 * net.bias).detach().log_softmax(-1)
+    found = distances(net, {"": lambda w: w * 1.5}, [x], forward, silent, scores=True)
+    assert found[""] == pytest.approx(float((before.exp() * (before - after)).sum(-1).mean()), rel=1e-4)

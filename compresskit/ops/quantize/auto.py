@@ -64,6 +64,8 @@ def plan_bits(
     batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], Any],
     progress: Callable[[str, int, int], None],
+    *,
+    scores: bool = False,
 ) -> Plan:
     """Choose the bits of each layer.
 
@@ -75,6 +77,7 @@ def plan_bits(
         batches: Inputs to measure with.
         forward: Calls the module with a batch.
         progress: Told of each layer.
+        scores: See :func:`~compresskit.ops.quantize.sensitivity.distances`.
 
     Raises:
         InputError: Not even the fewest bits keep the mean that was asked for.
@@ -82,7 +85,7 @@ def plan_bits(
     owners, ties = _owners(layers)
     shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
     changed = {name: partial(_rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
-    found = distances(module, changed, batches, forward, progress)
+    found = distances(module, changed, batches, forward, progress, scores=scores)
     sizes = {name: {b: bytes_of(grid(shape, b), shape) for b in CHOICES} for name, shape in shapes.items()}
     items = [Layer(name, found[name], sizes[name]) for name in owners]
     weights = sum(math.prod(shape) for shape in shapes.values())

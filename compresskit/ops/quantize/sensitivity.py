@@ -45,8 +45,10 @@ def distances(
     batches: Sequence[Any],
     forward: Callable[[nn.Module, Any], Any],
     progress: Callable[[str, int, int], None],
+    *,
+    scores: bool = False,
 ) -> dict[str, float]:
-    """The output's relative squared error for each layer, when its weight alone is changed.
+    """What becomes of the output for each layer, when its weight alone is changed.
 
     Args:
         module: In eval mode; is as before afterwards.
@@ -54,9 +56,11 @@ def distances(
         batches: Inputs.
         forward: Calls the module with a batch; all floating point tensors of its output count, each by its own size.
         progress: Called after each layer.
+        scores: The first output holds scores of classes or tokens, ``(…, classes)``: what counts is the distribution.
 
     Returns:
-        Layer name to ``|changed − original|² / |original|²``, the mean over the tensors of the output.
+        Layer name to ``|changed − original|² / |original|²``, the mean over the tensors of the output; with ``scores``
+        to the mean Kullback-Leibler divergence of the changed distribution from the original one.
     """
     blocks = chain(module, trace(module, partial(forward, module, batches[0])))
     before, outputs = _recorded(module, blocks, batches, forward)
@@ -73,7 +77,7 @@ def distances(
                     after.append(_floats(forward(module, batch)))
         finally:
             weight.data = kept
-        found[name] = _relative(before, after)
+        found[name] = (_divergence if scores else _relative)(before, after)
         progress("measure the layers", done, len(weights))
     return found
 
@@ -120,6 +124,15 @@ def _relative(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tenso
         error = sum(float((a - b).double().square().sum()) for a, b in zip(first, second, strict=True))
         ratios.append(error / size if size else 0.0)
     return sum(ratios) / len(ratios) if ratios else 0.0
+
+
+def _divergence(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:
+    total, count = 0.0, 0
+    for first, second in zip(before, after, strict=True):
+        known, found = (t[0].log_softmax(-1).flatten(0, -2) for t in (first, second))
+        total += float((known.exp() * (known - found)).double().sum())
+        count += len(known)
+    return max(0.0, total / max(1, count))
 
 
 def allocate(
