@@ -93,7 +93,11 @@ def _help(stage: str, cls: type[Stage]) -> str:
 
     body = inspect.cleandoc(cls.__doc__ or "")
     others = [m for m in registry.methods(stage) if m != cls.method]
-    more = "".join(f"\n\nOptions of another method: compresskit {stage} --method {m} --help" for m in others)
+    more = (
+        f"\n\nOther methods: {', '.join(others)}. Options of one: compresskit {stage} --method NAME --help"
+        if others
+        else ""
+    )
     return f"{COMMANDS[stage]}\n\nMethod {cls.method}: {body}{more}"
 
 

@@ -1,7 +1,7 @@
 """The commands by name; those that are not stages have a file here each."""
 
 COMMANDS = {
-    "quantize": "Store weights in 4 or 8 bit, or run in 8 bit with calibration data.",
+    "quantize": "Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
     "export": "Write a model as ONNX, proven equal to the original.",
     "bench": "Measure latency, throughput and memory of models against each other.",
     "evaluate": "Measure the quality of a model on data.",
