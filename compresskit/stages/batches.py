@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
     from compresskit.model import InputSpec
 
 
-def batches_of(source: Source, inputs: tuple[InputSpec, ...], size: int, limit: int) -> list[dict[str, Tensor]]:
+def batches_of(
+    source: Source, inputs: tuple[InputSpec, ...], size: int, limit: int, *, by_length: bool = True
+) -> list[dict[str, Tensor]]:
     """Batches by input name, helper inputs filled in.
 
     Args:
@@ -22,6 +25,8 @@ def batches_of(source: Source, inputs: tuple[InputSpec, ...], size: int, limit: 
         inputs: What the model takes; empty where that isn't known: then the data's names are kept.
         size: Samples in a batch.
         limit: Most samples.
+        by_length: Put padded text of about equal length together; else samples stay in the source's order, and padded
+            text has one length.
 
     Raises:
         InputError: The data are empty, hold NaN or Inf, lack an input or have another shape.
@@ -49,27 +54,39 @@ def batches_of(source: Source, inputs: tuple[InputSpec, ...], size: int, limit: 
     if not found:
         raise InputError(f"{source.name} has no calibration sample", "give data with at least one")
     free = not inputs or all(len(spec.shape) < 2 or isinstance(spec.shape[1], str) for spec in inputs)
-    return _by_length(found, size) if free else found
+    whole = _whole(found) if free else None
+    if whole is None:
+        return found
+    if by_length:
+        return _by_length(whole, size)
+    ends = list(accumulate(len(batch["attention_mask"]) for batch in found))
+    return [{name: tensor[a:b] for name, tensor in whole.items()} for a, b in pairwise([0, *ends])]
 
 
-def _by_length(batches: list[dict[str, Tensor]], size: int) -> list[dict[str, Tensor]]:
-    """Padded text in batches of about equal length, shortest first: often half of the positions are padding.
-
-    Batches hold as many tokens as ``size`` of the longest samples. Text that is padded on the left stays as it is.
-    """
+def _whole(batches: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    """All samples of padded text, filled up to one length; None for what isn't text padded at its end only."""
     import torch
 
     masks = [batch.get("attention_mask") for batch in batches]
-    if any(m is None or m.dim() != 2 or not bool(m[:, 0].all()) for m in masks):
-        return batches
-    longest = max(int(tensor.shape[1]) for tensor in (m for m in masks if m is not None))
-    lengths = torch.cat([m.sum(1) for m in masks if m is not None]).tolist()
+    known = [m.ne(0) for m in masks if m is not None and m.dim() == 2]
+    if len(known) < len(masks) or any(not bool(m[:, 0].all() and (m[:, 1:] <= m[:, :-1]).all()) for m in known):
+        return None
     if any(t.dim() != 2 or t.shape != batch["attention_mask"].shape for batch in batches for t in batch.values()):
-        return batches
-    whole = {
+        return None
+    longest = max(m.shape[1] for m in known)
+    return {
         name: torch.cat([torch.nn.functional.pad(b[name], (0, longest - b[name].shape[1])) for b in batches])
         for name in batches[0]
     }
+
+
+def _by_length(whole: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """Padded text in batches of about equal length, shortest first: often half of the positions are padding.
+
+    Batches hold as many tokens as ``size`` of the longest samples.
+    """
+    lengths = whole["attention_mask"].ne(0).sum(1).tolist()
+    longest = whole["attention_mask"].shape[1]
     order = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     found: list[dict[str, Tensor]] = []
     rows: list[int] = []

@@ -64,6 +64,7 @@ class QuantizeAdaround(CalibratedWeightOnly):
         from compresskit.ops.quantize.equalize import equalize
         from compresskit.ops.quantize.gptq import quantize_gptq
         from compresskit.ops.quantize.reconstruct import Effort, reconstruct
+        from compresskit.ops.quantize.weights import plan_layers
         from compresskit.stages.batches import batches_of, forward_of
 
         self.check_data(ctx)
@@ -75,7 +76,9 @@ class QuantizeAdaround(CalibratedWeightOnly):
         if self.equalize:
             pairs = equalize(module, forward, first)
             notes.append(f"{len(pairs)} pairs of layers equalized")
+        plan = plan_layers(module, self.selection())
         edges = edge_layers(module, forward, first, most=0.1 if self.edge_bits is None else 1.0)
+        edges = [name for name in edges if name in plan.layers and name not in plan.ties]
         bits = self.edge_bits or (8 if self.bits < 4 else self.bits)
         effort = Effort(self.steps, norm_lr=1e-3 if self.tune_norm else 0.0, seed=ctx.seed)
 
@@ -90,7 +93,10 @@ class QuantizeAdaround(CalibratedWeightOnly):
         if self.recalibrate:
             batches = batches_of(ctx.data, model.card.inputs, BATCH, min(self.samples, len(ctx.data)))
             notes.append(f"statistics of {recalibrate(module, forward, batches)} batch normalizations estimated anew")
-        if edges and bits != self.bits:
-            notes.append(f"first and last layer at {bits} bit: {listing(edges)}")
-        done.card.history[-1].facts["notes"] += notes
+        facts = done.card.history[-1].facts
+        found = {name: facts["layers"].get(name, {}).get("bits") for name in edges}
+        widened = [name for name in edges if found[name] == bits != self.bits]
+        if widened:
+            notes.append(f"first and last layer at {bits} bit: {listing(widened)}")
+        facts["notes"] += notes
         return done

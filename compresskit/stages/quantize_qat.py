@@ -145,7 +145,7 @@ class QuantizeQat(WeightOnly):
         if ctx.data is None or isinstance(model.body, Path):
             raise TypeError("data and a module are needed")
         count = min(self.samples or len(ctx.data), len(ctx.data))
-        batches = batches_of(ctx.data, model.card.inputs, _READ, count)
+        batches = batches_of(ctx.data, model.card.inputs, _READ, count, by_length=False)  # labels come in this order
         names = list(batches[0])
         if any(b[n].shape[1:] != batches[0][n].shape[1:] for b in batches for n in names):
             raise InputError(f"{ctx.data.name}: samples of unequal shapes can't be trained on", "give equal lengths")

@@ -7,9 +7,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from compresskit.errors import GateError
 from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.shared_int8 import StaticStage
+
+_MOST = 1e-3
+"""Relative L2 distance that smoothing, which should change nothing but float rounding, may put between outputs."""
 
 
 class QuantizeSmoothquant(StaticStage):
@@ -34,7 +38,7 @@ class QuantizeSmoothquant(StaticStage):
         Raises:
             UsageError: There is no calibration data.
             InputError: The data doesn't fit, or the model has no Linear layer.
-            GateError: The smoothed model's ONNX file computes something else than the module.
+            GateError: The smoothed module computes something else than the original one, or its ONNX file does.
         """
         from compresskit.export.call import evaluating
         from compresskit.export.checked import export_checked
@@ -49,6 +53,11 @@ class QuantizeSmoothquant(StaticStage):
         with evaluating(model.body):
             smoothed, left = smooth_module(
                 model.body, batches, forward_of(model.body, inputs), alpha=self.alpha, progress=ctx.progress
+            )
+        if smoothed["difference"] > _MOST:
+            raise GateError(
+                f"smoothing changed the float outputs by {smoothed['difference']:.1g} (at most {_MOST:g} is allowed)",
+                "use --method int8-static, which leaves the float model as it is",
             )
         smooth_onnx = ctx.work / "smooth.onnx"
         export_checked(model.body, inputs, smooth_onnx, seed=ctx.seed, threads=ctx.threads, progress=ctx.progress)

@@ -77,7 +77,10 @@ class WeightOnly(Stage):
         from compresskit.ops.quantize.select import Selection
 
         size = self.group_size if self.group_size is not None else (128 if self.bits == 8 else 32)
-        layers = {glob: (bits, group) for glob, bits, group in map(parse_layer_bits, self.layer_bits)}
+        layers: dict[str, tuple[int, int | None]] = {}
+        for glob, bits, group in map(parse_layer_bits, self.layer_bits):
+            layers.pop(glob, None)  # a glob given again counts where it stands last
+            layers[glob] = bits, group
         return Selection(self.bits, size, self.symmetric, self.include, self.exclude, layer_bits=layers)
 
     def calibrate(

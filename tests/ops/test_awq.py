@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from calibration_models import Blocks, batches, forward
 from torch import nn
 
-from compresskit.ops.quantize.awq import quantize_weighted, scale_group
+from compresskit.ops.quantize.awq import _fold, quantize_weighted, scale_group
 from compresskit.ops.quantize.grid import Grid, dequantize
 from compresskit.ops.quantize.moments import Moments, output_error
 from compresskit.ops.quantize.rtn import quantize_rtn
@@ -58,3 +59,13 @@ def test_the_weighted_range_search_lowers_the_weighted_error() -> None:
     assert ours < 0.9 * plain
     even = Moments(torch.eye(64)[None], torch.zeros(1, 64), 100)
     assert torch.equal(quantize_weighted(weight, GRID, even).codes, quantize_rtn(weight, GRID).codes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_norm_of_any_precision_takes_a_scale(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm, x, scale = nn.LayerNorm(32).to(dtype), torch.randn(4, 32).to(dtype), torch.logspace(-1, 1, 32)
+    before = norm(x).float()
+    assert _fold(norm, scale)
+    assert float((norm(x).float() * scale - before).norm() / before.norm()) < 1e-2

@@ -25,8 +25,10 @@ from compresskit.ops.quantize.modules import PackedLinear
 from compresskit.ops.quantize.moments import Moments
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.smooth import SmoothedLinear, smooth_module
 from compresskit.ops.quantize.weights import quantize_module, replay
 from compresskit.stage import silent
+from compresskit.stages.quantize_rtn import QuantizeRtn
 
 
 def rounded(weight: Tensor, grid: Grid, _moments: Moments) -> Packed:
@@ -99,8 +101,8 @@ def test_a_tied_weight_is_packed_once_and_calibrated_by_the_layer_with_moments()
 
 def test_what_no_sample_reached_is_named() -> None:
     facts, _ = quantized(Blocks(), METHODS["gptq"])
-    assert [note for note in facts["notes"] if "no sample reached" in note] == [
-        "rounded without calibration, since no sample reached them: 'unused'"
+    assert [note for note in facts["notes"] if "reach" in note] == [
+        "rounded without calibration, since the first batch didn't reach them: 'unused'"
     ]
 
 
@@ -180,3 +182,76 @@ def test_gptq_runs_the_same_twice() -> None:
         quantized(module, METHODS["gptq with repair"])
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+class Encoder(nn.Module):
+    """Torch's own encoder, whose fast path reads the weights of its layers instead of calling them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.body = nn.TransformerEncoder(layer, 2)
+        with torch.no_grad():
+            for part in self.body.layers:
+                part.norm1.weight.copy_(torch.logspace(-1, 1.3, 32))  # so that scaling pays
+        self.eval()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
+        return self.body(x, src_key_padding_mask=mask)
+
+
+def slow(module: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What the module gives where every layer is called."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        return module(x, mask)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["awq", "rtn with repair", "smoothquant"])
+def test_the_fast_path_of_torchs_encoder_leaves_no_correction_out(kind: str) -> None:
+    module, x = Encoder(), torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(7).expand(3, 7) > torch.tensor([[6], [3], [4]])
+    call = lambda m, b: m(b["x"])  # noqa: E731
+    if kind == "smoothquant":
+        smooth_module(module, [{"x": x}], call, alpha=0.5)
+        assert any(isinstance(m, SmoothedLinear) for m in module.modules())
+        torch.testing.assert_close(module(x), Encoder()(x), rtol=1e-4, atol=1e-5)
+        return
+    facts, _ = quantize_calibrated(module, Selection(3, 16), METHODS[kind], [{"x": x}], call, silent)
+    assert any(data.get("input_scale") or data.get("repair") for data in facts["layers"].values())
+    again = Encoder()
+    replay(again, facts)
+    again.load_state_dict(module.state_dict())
+    for net in (module, again):
+        torch.testing.assert_close(net(x), slow(module, x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(net(x, mask)[~mask], slow(module, x, mask)[~mask], rtol=1e-5, atol=1e-5)
+
+
+def test_a_repair_counts_in_the_recorded_sqnr() -> None:
+    plain, _ = quantized(Blocks(), Method(rounded))
+    module = Blocks()
+    facts, _ = quantized(module, METHODS["rtn with repair"])
+    name = "layers.0.q"
+    layer, weight = module.get_submodule(name), Blocks().get_submodule(name).get_parameter("weight").detach()
+    whole = layer.weight + layer.repair_out.float() @ layer.repair_in.float()
+    expected = 20 * float((weight.norm() / (weight - whole).norm()).log10())
+    assert facts["layers"][name]["sqnr"] == pytest.approx(expected, abs=0.06)
+    assert facts["layers"][name]["sqnr"] > plain["layers"][name]["sqnr"]
+
+
+@pytest.mark.parametrize(("texts", "bits"), [(("a*=4", "a.b=8", "a*=2"), 2), (("a*=4", "a.b=8"), 8)])
+def test_the_last_pattern_that_matches_counts_though_it_was_given_before(texts: tuple[str, ...], bits: int) -> None:
+    assert QuantizeRtn(layer_bits=texts).selection().grid_for("a.b", (64, 64)).bits == bits
+
+
+def test_layers_without_rows_are_named_for_what_they_are() -> None:
+    module = nn.Sequential(nn.Conv3d(2, 16, 3), nn.Flatten(), nn.Linear(16, 16)).eval()
+    data = [{"x": torch.randn(4, 2, 3, 3, 3)}]
+    found, _ = quantize_calibrated(
+        module, Selection(8, 0), METHODS["gptq"], data, lambda m, b: m(b["x"]), lambda *_: None
+    )
+    assert found["notes"] == ["rounded without calibration, since their inputs can't be written as rows: '0'"]

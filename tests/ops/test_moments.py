@@ -82,3 +82,29 @@ def test_what_the_original_stream_adds() -> None:
 def test_layers_without_rows_are_told_apart() -> None:
     assert not collectable(nn.Embedding(3, 4)) and not collectable(nn.Conv3d(1, 1, 1))
     assert Collector(nn.Linear(2, 2)).moments() is None
+
+
+def test_convolutions_are_unfolded_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, sizes = nn.Conv2d(2, 3, 3, padding=1), list[int]()
+    x = torch.randn(7, 2, 6, 5, generator=torch.Generator().manual_seed(0))
+    expected = collected(layer, x, original=2 * x)
+
+    def spied(layer: nn.Module, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        sizes.append(len(x))
+        return columns_of(layer, x, keep)
+
+    monkeypatch.setattr("compresskit.ops.quantize.moments.columns_of", spied)
+    monkeypatch.setattr("compresskit.ops.quantize.moments._UNFOLDED", 3 * columns_of(layer, x[:1]).numel() * 4)
+    found = collected(layer, x, original=2 * x)
+    assert max(sizes) == 3 and found.count == expected.count == 7 * 30
+    assert torch.allclose(found.gram, expected.gram, atol=1e-5)
+    assert found.cross is not None and expected.cross is not None
+    assert torch.allclose(found.cross, expected.cross, atol=1e-5)
+
+
+def test_an_original_of_another_shape_drops_cross_for_good() -> None:
+    collector, x = Collector(nn.Linear(6, 4)), torch.randn(5, 6)
+    for original in (x, x[:3], x):
+        collector.add(x, original=original)
+    found = collector.moments()
+    assert found is not None and found.count == 15 and found.cross is None and found.drift is None

@@ -15,8 +15,9 @@ from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.safetensors_writer import Entry, entry, write_safetensors
 from compresskit.checkpoint.tensors import open_tensors
 from compresskit.errors import InputError, UsageError
+from compresskit.ops.quantize import auto
 from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLinear
+from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLinear, set_module
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.stream import Quantizer, plan
@@ -225,3 +226,33 @@ def test_progress_counts_layers() -> None:
     quantize_module(Net(), Selection(4, 32), partial(quantize_rtn, clip=False), lambda *a: seen.append(a))
     assert seen[-1] == ("quantize", 6, 6)
     assert [done for _, done, _ in seen] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_model_that_is_one_layer_is_refused_and_cant_be_replaced() -> None:
+    for layer in (nn.Linear(64, 64), nn.Embedding(64, 64), nn.Conv2d(16, 16, 3)):
+        with pytest.raises(InputError, match="wrap it in a module"):
+            quantized(layer)
+    with pytest.raises(ValueError, match="root"):
+        set_module(nn.Linear(4, 4), "", nn.Linear(4, 4))
+
+
+def test_an_empty_weight_is_left_alone() -> None:
+    net = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+    for layer in net[1:]:
+        layer.weight, layer.bias, layer.out_features = nn.Parameter(torch.empty(0, 64)), None, 0
+    facts, skipped = quantized(net)
+    assert set(facts["layers"]) == {"0"} and not facts["ties"]
+    assert skipped == {"1": "its weight is empty", "2": "its weight is empty"}
+
+
+def test_a_view_that_only_starts_at_the_same_address_is_no_tie() -> None:
+    net = nn.Sequential(nn.Linear(64, 96, bias=False), nn.Linear(64, 32, bias=False), nn.Linear(64, 96, bias=False))
+    net[1].weight = nn.Parameter(net[0].weight.detach()[:32])
+    net[2].weight = nn.Parameter(net[0].weight.detach())  # another object, the same values read the same way
+    assert net[1].weight.data_ptr() == net[0].weight.data_ptr()
+    x, layers = torch.randn(2, 64), dict(net.named_children())
+    assert auto._owners(layers)[1] == {"2": "0"}
+    first = net[1](x).detach()
+    facts, _ = quantized(net, bits=8)
+    assert facts["ties"] == {"2": "0"} and facts["layers"]["1"]["shape"] == [32, 64]
+    torch.testing.assert_close(net[1](x), first, rtol=0.05, atol=0.05)

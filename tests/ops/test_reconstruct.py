@@ -211,3 +211,61 @@ def test_recalibrated_statistics_are_those_of_the_data(net: nn.Module) -> None:
 def test_edges_are_the_first_and_the_last_layer_called(net: nn.Module) -> None:
     assert edge_layers(net, forward, batches(1)[0], most=1.0) == ["stem", "head"]
     assert edge_layers(net, forward, batches(1)[0], most=0.01) == []
+
+
+def test_a_pair_whose_own_factors_change_the_output_is_left_alone(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    clipped = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 3)).eval()
+    with torch.no_grad():
+        clipped[2].weight.mul_(torch.logspace(-1, 1, 8).reshape(1, -1, 1, 1))
+    before = {k: v.clone() for k, v in clipped.state_dict().items()}
+    monkeypatch.setattr("compresskit.ops.quantize.equalize.pairs", lambda *_: [Pair("0", None, "2")])
+    data = {"x": batches(1)[0]["x"] * 5}
+    assert equalize(clipped, forward, data) == []
+    assert all(torch.equal(v, before[k]) for k, v in clipped.state_dict().items())
+
+
+def test_a_normalization_that_no_batch_reaches_keeps_its_statistics(net: nn.Module) -> None:
+    net.unused = nn.BatchNorm2d(4).eval()
+    net.unused.running_mean.fill_(3.0)
+    net.unused.running_var.fill_(7.0)
+    assert recalibrate(net, forward, batches(1, 32)) == 4
+    assert (net.unused.running_mean == 3).all() and (net.unused.running_var == 7).all()
+
+
+class Cut(nn.Module):
+    """Two outputs: whole numbers, and one that no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.layer(x)
+        return out.argmax(1), out.detach()
+
+
+def test_what_cannot_be_learnt_stays_as_it_was_rounded() -> None:
+    torch.manual_seed(0)
+    module = Cut().eval()
+    found: list[bool] = []
+
+    def learn(segment: Any, start: Any) -> Any:
+        learnt = reconstruct(segment, start, Effort(3), silent)
+        found.append(all(torch.equal(dequantize(learnt[n]), dequantize(start[n])) for n in start))
+        return learnt
+
+    data = [{"x": torch.randn(4, 8)}]
+    quantize_calibrated(module, Selection(8, 0), Method(quantize_gptq, learn=learn), data, forward, silent)
+    assert found == [True]
+
+
+def test_a_layer_with_two_names_is_faked_once() -> None:
+    layer = nn.Linear(8, 4)
+    weight = layer.weight
+    fake = FakeWeight(quantize_rtn(weight, Grid(4, 0, True)))
+    with faked({"a": layer, "b": layer}, {"a": fake, "b": fake}):
+        assert len(layer.parametrizations["weight"]) == 1
+    assert layer.weight is weight

@@ -145,3 +145,39 @@ def test_scores_are_compared_as_distributions() -> None:
     before, after = net(x).detach().log_softmax(-1), (net(x) * 1.5 - 0.5 * net.bias).detach().log_softmax(-1)
     found = distances(net, {"": lambda w: w * 1.5}, [x], forward, silent, scores=True)
     assert found[""] == pytest.approx(float((before.exp() * (before - after)).sum(-1).mean()), rel=1e-4)
+
+
+class Masked(nn.Linear):
+    """Scores of which one class is never allowed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).masked_fill(torch.arange(self.out_features) == 1, -torch.inf)
+
+
+def test_masked_scores_and_single_scores_have_a_distance() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    near, far = (
+        [
+            distances(net, {"": lambda w, gain=gain: w * gain}, [x], forward, silent, scores=scores)[""]
+            for gain in (1.1, 3.0)
+        ]
+        for net, scores in ((Masked(8, 5), True), (nn.Linear(8, 1), True))
+    )
+    assert 0 < near[0] < near[1] < 1e5 and 0 < far[0] < far[1] < 1e5
+    plain = distances(Masked(8, 5), {"": lambda w: w * 3}, [x], forward, silent)[""]
+    assert 0 < plain < 1e5
+
+    class Flat(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:, 0]
+
+    assert distances(Flat(8, 1), {"": lambda w: w * 3}, [x], forward, silent, scores=True)[""] > 0
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_a_layer_whose_rounding_breaks_the_model_gets_bits(scores: bool) -> None:
+    found = distances(
+        nn.Linear(8, 5), {"": lambda w: w * torch.nan}, [torch.randn(4, 8)], forward, silent, scores=scores
+    )
+    assert 1e3 < found[""] < float("inf")

@@ -127,3 +127,41 @@ def test_an_even_input_is_left_alone() -> None:
 def test_a_model_without_linear_layers_is_an_error() -> None:
     with pytest.raises(InputError, match="no Linear layer"):
         smooth_module(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), [{"input": torch.zeros(1, 3, 8, 8)}], call)
+
+
+def test_a_function_that_clips_takes_no_scale() -> None:
+    """Outputs stay small on the sample: only far factors, or the scale itself, show that ReLU6 clips."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 16), nn.ReLU6(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        module[0].weight *= torch.logspace(-3, 0, 16).unsqueeze(1)
+    batches = [{"input": torch.randn(8, 16)}]
+    before = outputs(nn.Sequential(*module), {"input": batches[0]["input"] * 3})
+    facts, _ = smooth_module(module, batches, call, alpha=0.9)
+    assert facts["layers"]["2"]["folded"] is None
+    after = outputs(module, {"input": batches[0]["input"] * 3})
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scale_that_changes_the_outputs_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the trial finds nothing, the scale itself is compared again."""
+    monkeypatch.setattr("compresskit.ops.quantize.smooth._PROBES", 0)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 16), nn.ReLU6(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        module[0].weight *= torch.logspace(-2, 2, 16).unsqueeze(1)
+    facts, _ = smooth_module(module, [{"input": torch.randn(8, 16)}], call, alpha=0.9)
+    assert facts["layers"]["2"]["folded"] is None
+    assert facts["difference"] < 1e-5
+
+
+def test_masked_outputs_are_no_difference() -> None:
+    class Masked(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            out: Tensor = super().forward(input)
+            return out.masked_fill(torch.arange(4) == 2, -torch.inf)
+
+    torch.manual_seed(0)
+    module = Masked(nn.LayerNorm(16), nn.Linear(16, 4)).eval()
+    facts, _ = smooth_module(module, [{"input": torch.randn(8, 16)}], call, alpha=0.5)
+    assert facts["layers"]["1"]["folded"] == "0" and facts["difference"] < 1e-5

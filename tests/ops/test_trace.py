@@ -49,3 +49,10 @@ def test_a_sequential_is_a_chain(nested: bool) -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(*inner)) if nested else nn.Sequential(*inner)
     found = trace(module, lambda: module(torch.randn(2, 4)))
     assert chain(module, found) == (["0", "1.0", "1.1", "1.2"] if nested else ["0", "1", "2"])
+
+
+def test_a_layer_that_hands_on_its_input_does_not_break_the_chain() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4))
+    with torch.no_grad():
+        found = trace(module.eval(), lambda: module(torch.randn(2, 4)))
+    assert chain(module, found) == ["0", "1", "2", "3", "4"]

@@ -109,3 +109,99 @@ def test_an_error_in_the_model_comes_out_and_leaves_it_as_it_was() -> None:
     with pytest.raises(KeyError, match=r"layers\.0"):
         walk(module, batches(), forward, linear(module), step)
     assert all("forward" not in layer.__dict__ and not layer._forward_pre_hooks for layer in module.modules())
+
+
+class Stages(nn.Module):
+    """Blocks whose outputs go elsewhere too: to a pyramid, to a concatenation, or beside a residual."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind = kind
+        self.stages = nn.ModuleList(Residual() if kind == "residual" else nn.Linear(4, 4) for _ in range(4))
+        self.sides = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.head = nn.Linear(16 if kind == "concatenation" else 4, 2)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        beside, found = torch.zeros_like(x), []
+        for stage in self.stages:
+            if self.kind == "residual":
+                x, beside = stage(x, beside)
+            else:
+                x = stage(x)
+            found.append(x)
+        if self.kind == "pyramid":
+            x = sum(side(part) for side, part in zip(self.sides, found, strict=True))
+        return self.head(torch.cat(found, 1) if self.kind == "concatenation" else x + beside)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x + beside), x + 2 * beside
+
+
+@pytest.mark.parametrize("kind", ["pyramid", "concatenation", "residual"])
+def test_outputs_that_go_elsewhere_too_give_the_moments_of_a_whole_pass(kind: str) -> None:
+    module, data = Stages(kind), [{"x": torch.randn(6, 4)} for _ in range(3)]
+    seen: list[str] = []
+
+    def call(m: nn.Module, b: dict[str, Tensor]) -> Tensor:
+        return m(b["x"])
+
+    def step(segment: Segment) -> None:
+        for name in (n for group in segment.groups for n in group):
+            whole = Collector(segment.layer(name))
+            handle = segment.layer(name).register_forward_pre_hook(lambda _m, args, to=whole: to.add(args[0]))
+            for batch in data:
+                call(module, batch)
+            handle.remove()
+            expected, found = whole.moments(), segment.moments([name])[name]
+            assert expected is not None and torch.allclose(expected.gram, found.gram, rtol=1e-4, atol=1e-5)
+            segment.layer(name).get_parameter("weight").mul_(1.5)
+            seen.append(name)
+
+    walk(module, data, call, linear(module), step)
+    assert len(seen) == (9 if kind == "pyramid" else 5)
+
+
+class Routed(nn.Module):
+    """Samples go to one of three experts by their first two values; one that gets none isn't called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(x)
+        chosen = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+        out = torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            if (chosen == index).any():
+                out[chosen == index] = expert(x[chosen == index])
+        return x + out
+
+
+def test_routing_that_depends_on_the_data_drops_the_cross_moments_alone() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(Routed(), Routed()).eval()
+    data = [{"x": torch.randn(count, 4)} for count in (1, 64, 64)]
+    counts: dict[str, int] = {}
+
+    def step(segment: Segment) -> None:
+        for group in segment.groups:
+            for name, found in segment.moments(group, cross=True).items():
+                counts[name] = found.count
+                assert (found.cross is None) == (found.drift is None) == ("experts" in name)
+            for name in group:
+                segment.layer(name).get_parameter("weight").neg_()
+
+    walk(module, data, lambda m, b: m(b["x"]), linear(module), step, original=True)
+    # The first batch reaches one expert of three: the others are found all the same.
+    for block in range(2):
+        assert counts[f"{block}.mix"] == sum(counts[f"{block}.experts.{i}"] for i in range(3)) == 129

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.data.opening import open_source
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import GateError, InputError, UsageError
 from compresskit.model import Arch, Card, InputSpec, Model
 from compresskit.registry import get
 from compresskit.runtimes.onnxruntime import OnnxRuntime
@@ -84,6 +84,18 @@ def test_smoothquant_loses_less_than_static(tmp_path: Path) -> None:
 def test_alpha_can_be_given(tmp_path: Path) -> None:
     result, _ = done("smoothquant", tmp_path, alpha=0.25)
     assert {layer["alpha"] for layer in result.card.history[-1].facts["smoothed"].values()} == {0.25}
+
+
+def test_smoothing_that_changes_the_float_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(module: nn.Module, name: str) -> nn.Module:
+        layer = module.get_submodule(name)
+        with torch.no_grad():
+            layer.weight.mul_(1.01)
+        return layer
+
+    monkeypatch.setattr("compresskit.ops.quantize.smooth._linear", broken)
+    with pytest.raises(GateError, match="changed the float outputs"):
+        done("smoothquant", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,39 @@ def test_edges_get_8_bits_below_4_when_they_weigh_little(context: Callable[..., 
     assert bits(bits=3, layer_bits=("head=4",))["head"] == 4
 
 
+@pytest.mark.parametrize(("exclude", "widened"), [((), ["first"]), (("first", "last"), []), (("stem",), [])])
+def test_edges_that_are_tied_or_left_out_stay_as_they_were(
+    exclude: tuple[str, ...], widened: list[str], context: Callable[..., Context]
+) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(192, 192) if "stem" in exclude else nn.Flatten()
+            self.first, self.middle, self.last = (nn.Linear(192, 192) for _ in range(3))
+            self.last.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(self.middle(self.first(self.stem(x.flatten(1))))))
+
+    model = Model(Tied().eval(), Card("torch", inputs=INPUTS), Path("net.pt"))
+    stage = QuantizeAdaround(steps=1, samples=32, bits=3, edge_bits=8, exclude=exclude)
+    facts = stage.run(model, context()).card.history[-1].facts
+    wide = [name for name, data in facts["layers"].items() if data["bits"] == 8 and name not in facts["ties"]]
+    notes = [note for note in facts["notes"] if note.startswith("first and last")]
+    # With a stem the first layer is left out, and the last one follows another.
+    assert wide == widened and len(notes) == len(widened)
+    assert all("first" in note.split(":")[1] and "last" not in note.split(":")[1] for note in notes)
+
+
+def test_qat_trains_a_layer_with_two_names_once(context: Callable[..., Context]) -> None:
+    module = fresh()
+    module.also = module.head
+    model = Model(module, Card("torch", inputs=INPUTS), Path("net.pt"))
+    done = QuantizeQat(**QUICK["qat"]).run(model, context())
+    assert done.card.history[-1].facts["ties"] == {"also": "head"}
+    assert torch.equal(done.body.also.packed.codes, done.body.head.packed.codes)
+
+
 def test_options_of_adaround_are_told(context: Callable[..., Context]) -> None:
     seen: list[str] = []
     ctx = context()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
 from compresskit.ops.quantize.grid import Grid, dequantize, packed_bytes
+from compresskit.ops.quantize.modules import same_tensor
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
@@ -124,11 +125,11 @@ def bytes_of(grid: Grid, shape: tuple[int, ...]) -> int:
 
 def _owners(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers with a weight of their own, and the others with whose weight it is."""
-    first: dict[int, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     owners: dict[str, nn.Module] = {}
     ties: dict[str, str] = {}
     for name, layer in layers.items():
-        key = layer.get_parameter("weight").data_ptr()
+        key = same_tensor(layer.get_parameter("weight"))
         if key in first:
             ties[name] = first[key]
         else:
@@ -142,8 +143,8 @@ def _rounded(weight: Tensor, grid: Grid) -> Tensor:
 
 def _bytes_of_others(module: nn.Module, owners: Mapping[str, nn.Module]) -> int:
     """Bytes of all tensors but the weights to quantize."""
-    taken = {layer.get_parameter("weight").data_ptr() for layer in owners.values()}
-    found = {t.data_ptr(): t.numel() * t.element_size() for t in module.state_dict().values()}
+    taken = {same_tensor(layer.get_parameter("weight")) for layer in owners.values()}
+    found = {same_tensor(t): t.numel() * t.element_size() for t in module.state_dict().values()}
     return sum(size for key, size in found.items() if key not in taken)
 
 

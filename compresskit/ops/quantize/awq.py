@@ -25,6 +25,8 @@ from compresskit.ops.quantize.walk import Segment
 _POWERS = [i / 20 for i in range(21)]
 _LEAST_GAIN = 0.1
 """Share of the output error that a scale must take away to be stored with a layer: it costs a product in each pass."""
+_EXACT = {torch.float16: (2e-3, 2e-3), torch.bfloat16: (2e-2, 2e-2)}
+"""Relative and absolute error that the rounding of a half-precision normalization may make; else that of float32."""
 _ROWS = 512
 """Outputs of a layer that the power is searched on."""
 
@@ -141,7 +143,8 @@ def _fold(norm: nn.Module, scale: Tensor) -> bool:
     before, old = norm(tried), [p.clone() for p in parts]
     for p in parts:
         p.div_(scale.to(p.dtype))
-    if torch.allclose(norm(tried) * scale, before, rtol=1e-4, atol=1e-5):
+    rtol, atol = _EXACT.get(parts[0].dtype, (1e-4, 1e-5))
+    if torch.allclose(norm(tried).float() * scale.float(), before.float(), rtol=rtol, atol=atol):
         return True
     for p, value in zip(parts, old, strict=True):
         p.copy_(value)

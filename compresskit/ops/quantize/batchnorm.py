@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compresskit.ops.quantize.walk import Batch, Forward
@@ -25,13 +25,15 @@ def recalibrate(module: nn.Module, forward: Forward, batches: Sequence[Batch]) -
         batches: All count alike; those of a single sample are left out, for they have no variance.
 
     Returns:
-        The layers touched.
+        The layers touched; one that no batch reaches keeps its statistics and isn't counted.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     usable = [batch for batch in batches if len(next(iter(batch.values()))) > 1]
     if not norms or not usable:
         return 0
     momentum = [norm.momentum for norm in norms]
+    statistics = [[t.clone() for t in _statistics(norm)] for norm in norms]
+    reached = 0
     counted = [None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms]
     try:
         for norm in norms:
@@ -41,9 +43,18 @@ def recalibrate(module: nn.Module, forward: Forward, batches: Sequence[Batch]) -
         for batch in usable:
             forward(module, batch)
     finally:
-        for norm, before, count in zip(norms, momentum, counted, strict=True):
+        for norm, before, count, old in zip(norms, momentum, counted, statistics, strict=True):
             norm.momentum = before
+            if norm.num_batches_tracked is not None and norm.num_batches_tracked > 0:
+                reached += 1
+            else:
+                for now, value in zip(_statistics(norm), old, strict=True):
+                    now.copy_(value)
             if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)
             norm.eval()
-    return len(norms)
+    return reached
+
+
+def _statistics(norm: _BatchNorm) -> list[Tensor]:
+    return [t for t in (norm.running_mean, norm.running_var) if t is not None]

@@ -248,8 +248,15 @@ def quantize_calibrated(
 
 
 def _notes(run: _Run, missed: Sequence[str]) -> Iterable[str]:
-    others = [name for name in run.free if name not in missed]
-    if others:
-        yield f"rounded without calibration, since they only look rows up: {listing(others)}"
-    if missed:
-        yield f"rounded without calibration, since no sample reached them: {listing(list(missed))}"
+    reasons: dict[str, list[str]] = {}
+    for name in [*run.free, *(n for n in missed if n not in run.free)]:
+        layer = run.plan.layers[name]
+        if isinstance(layer, nn.Embedding):
+            reason = "they only look rows up"
+        elif not collectable(layer):
+            reason = "their inputs can't be written as rows"
+        else:
+            reason = "the first batch didn't reach them" if name in missed else "no sample reached them"
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        yield f"rounded without calibration, since {reason}: {listing(names)}"

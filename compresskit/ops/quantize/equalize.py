@@ -50,10 +50,10 @@ def equalize(module: nn.Module, forward: Forward, batch: Batch) -> list[Pair]:
         batch: A few samples.
 
     Returns:
-        The pairs found.
+        The pairs scaled.
     """
-    found = pairs(module, forward, batch)
-    for pair in found:
+    kept: list[Pair] = []
+    for pair in pairs(module, forward, batch):
         first, second = module.get_submodule(pair.first), module.get_submodule(pair.second)
         inputs = _reach(second.get_parameter("weight"), 1)
         # Where a normalization takes the scale, the first layer's weight doesn't change: only the second is evened out.
@@ -61,8 +61,14 @@ def equalize(module: nn.Module, forward: Forward, batch: Batch) -> list[Pair]:
         factor = torch.sqrt(outputs / inputs)
         factor = (factor / factor.log().mean().exp()).clamp(2 / _LARGEST, _LARGEST / 2)
         usable = (outputs > 0) & (inputs > 0) & factor.isfinite()
+        before, saved = _output(forward(module, batch)), _saved(module, pair)
         scale(module, pair, torch.where(usable, factor, 1.0))
-    return found
+        # What the trial's factors didn't show, a clipping far out say, these may.
+        if (_output(forward(module, batch)) - before).norm() <= _SAME * before.norm():
+            kept.append(pair)
+        else:
+            _restore(saved)
+    return kept
 
 
 @torch.no_grad()
@@ -72,13 +78,12 @@ def pairs(module: nn.Module, forward: Forward, batch: Batch) -> list[Pair]:
     want = _output(forward(module, batch))
     generator = torch.Generator().manual_seed(0)
     for pair in _candidates(module, trace(module, partial(forward, module, batch))):
-        kept = [(t, t.detach().clone()) for t in _touched(module, pair)]
+        kept = _saved(module, pair)
         channels = len(kept[0][0])
         power = torch.rand(channels, generator=generator) * 2 - 1
         scale(module, pair, _LARGEST**power)
         error = (_output(forward(module, batch)) - want).norm()
-        for tensor, value in kept:
-            tensor.copy_(value)
+        _restore(kept)
         if error <= _SAME * want.norm():
             found.append(pair)
     return found
@@ -100,6 +105,15 @@ def _touched(module: nn.Module, pair: Pair) -> list[Tensor]:
     if bias is not None:
         given.append(bias)
     return [*given, module.get_submodule(pair.second).get_parameter("weight")]
+
+
+def _saved(module: nn.Module, pair: Pair) -> list[tuple[Tensor, Tensor]]:
+    return [(t, t.detach().clone()) for t in _touched(module, pair)]
+
+
+def _restore(saved: list[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in saved:
+        tensor.copy_(value)
 
 
 def _candidates(module: nn.Module, found: Trace) -> list[Pair]:

@@ -96,10 +96,15 @@ class FakeWeight(nn.Module):
 
 @contextmanager
 def faked(layers: Mapping[str, nn.Module], fakes: Mapping[str, FakeWeight]) -> Iterator[None]:
-    """Layers whose ``weight`` is what a fake makes of it; they are as before afterwards."""
+    """Layers whose ``weight`` is what a fake makes of it; they are as before afterwards.
+
+    A layer that has two names takes the fake of the first.
+    """
     done: list[nn.Module] = []
     try:
         for name, fake in fakes.items():
+            if any(layers[name] is layer for layer in done):
+                continue
             parametrize.register_parametrization(layers[name], "weight", fake, unsafe=True)
             done.append(layers[name])
         yield

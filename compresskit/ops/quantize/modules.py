@@ -157,9 +157,41 @@ def packed_twin(layer: nn.Module, packed: Packed) -> PackedLayer:
 
 
 def set_module(root: nn.Module, name: str, new: nn.Module) -> None:
-    """Replace the submodule called ``name`` (dotted)."""
+    """Replace the submodule called ``name`` (dotted).
+
+    ``nn.TransformerEncoderLayer`` reads its layers' weights without calling them where it can (its fast path). Where
+    the weight alone isn't all that ``new`` computes, the holders of that kind are told to call their layers.
+
+    Raises:
+        ValueError: ``name`` is empty: a module can't replace itself in itself.
+    """
+    if not name:
+        raise ValueError("the root module can't be replaced")
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, new)
+    if not _weight_says_all(new):
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            holder = root.get_submodule(".".join(parts[:depth]))
+            if isinstance(holder, nn.TransformerEncoderLayer):
+                holder.activation_relu_or_gelu = 0
+            elif isinstance(holder, nn.TransformerEncoder):
+                holder.use_nested_tensor = False  # nested tensors need the fast path in every layer
+
+
+def _weight_says_all(layer: nn.Module) -> bool:
+    """True where code that reads ``weight`` and ``bias`` instead of calling the layer computes the same."""
+    if isinstance(layer, PackedLinear):
+        return layer.input_scale is None and layer.repair_in is None
+    return isinstance(layer, PackedLayer) or type(layer).__module__.startswith("torch.nn.")
+
+
+def same_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common when they are the same values read the same way; an address alone may be a view.
+
+    Tensors without elements may all stand at address 0: callers leave them out.
+    """
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def grid_of(fact: dict[str, Any]) -> Grid:

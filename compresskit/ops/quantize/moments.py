@@ -6,6 +6,7 @@ to be kept.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 _ROWS = 1 << 16
 """Positions worked on at once."""
+
+_UNFOLDED = 1 << 26
+"""Bytes of a convolution's input that are unfolded at once, about; one sample may take more."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Collector:
         self._cross: Tensor | None = None
         self._sum: Tensor | None = None
         self._drift: Tensor | None = None
+        self._paired = True
         self._count = 0
 
     def add(self, x: Tensor, keep: Tensor | None = None, original: Tensor | None = None) -> None:
@@ -61,8 +66,18 @@ class Collector:
         Args:
             x: The layer's input.
             keep: bool ``(batch, tokens)``: False for padding, which isn't counted; ignored where it doesn't fit.
-            original: The same input in the original model.
+            original: The same input in the original model. If it is missing once, or of another shape (routing that
+                depends on the data), the result has no ``cross``.
         """
+        if original is None or original.shape != x.shape:
+            self._paired, self._cross, self._drift = False, None, None
+        original = original if self._paired else None
+        samples = _at_once(self._layer, x)
+        for start in range(0, len(x), samples):
+            part = slice(start, start + samples)
+            self._add(x[part], keep, None if original is None else original[part])
+
+    def _add(self, x: Tensor, keep: Tensor | None, original: Tensor | None) -> None:
         rows = columns_of(self._layer, x, keep)
         others = None if original is None else columns_of(self._layer, original, keep)
         for start in range(0, rows.shape[1], _ROWS):
@@ -84,6 +99,14 @@ class Collector:
         cross = None if self._cross is None else self._cross / self._count
         drift = None if self._drift is None else self._drift / self._count
         return Moments(self._gram / self._count, self._sum / self._count, self._count, cross, drift)
+
+
+def _at_once(layer: nn.Module, x: Tensor) -> int:
+    """How many samples are written as rows at once: a convolution's window copies each value many times."""
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)) or x.dim() != len(layer.kernel_size) + 2:
+        return max(1, len(x))
+    copies = math.prod(layer.kernel_size) / math.prod(layer.stride)
+    return max(1, int(_UNFOLDED / max(1.0, x[:1].numel() * copies * x.element_size())))
 
 
 def collectable(layer: nn.Module) -> bool:

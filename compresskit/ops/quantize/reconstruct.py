@@ -126,6 +126,8 @@ def _learn(
         for step, index in enumerate(order, 1):
             optimizer.zero_grad()
             error = _squared(_output(segment.replay(index)), targets[index], segment.keep[index])
+            if not error.requires_grad:
+                return  # the output doesn't depend on the layers in a way that can be learnt
             torch.autograd.backward(error * scale)
             optimizer.step()
             schedule.step()
@@ -153,7 +155,9 @@ def _squared(found: Tensor, target: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _output(value: object) -> Tensor:
-    return next(tensors_in(value))
+    """The first floating tensor; the first of all where none is."""
+    found = list(tensors_in(value))
+    return next((t for t in found if t.is_floating_point()), found[0])
 
 
 def _affine(module: nn.Module, layers: Mapping[str, nn.Module]) -> list[nn.Parameter]:

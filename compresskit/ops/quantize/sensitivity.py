@@ -6,6 +6,7 @@ Brain Compression, section 6): so the cheapest way to a size is found by giving 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from compresskit.ops.quantize.trace import chain, tensors_in, trace
 from compresskit.ops.quantize.walk import replaced
 
+_FAR = 1e6
+"""Taken for a distance that isn't finite: such a layer must get bits."""
 _PER_BIT = 4.0
 """One bit more halves the rounding error, and so quarters its square."""
 CHOICES = (2, 3, 4, 8)
@@ -57,10 +60,11 @@ def distances(
         forward: Calls the module with a batch; all floating point tensors of its output count, each by its own size.
         progress: Called after each layer.
         scores: The first output holds scores of classes or tokens, ``(…, classes)``: what counts is the distribution.
+            A single score, ``(…, 1)`` or ``(samples,)``, is no distribution and counts as any output does.
 
     Returns:
         Layer name to ``|changed − original|² / |original|²``, the mean over the tensors of the output; with ``scores``
-        to the mean Kullback-Leibler divergence of the changed distribution from the original one.
+        to the mean Kullback-Leibler divergence of the changed distribution from the original one. Always finite.
     """
     blocks = chain(module, trace(module, partial(forward, module, batches[0])))
     before, outputs = _recorded(module, blocks, batches, forward)
@@ -77,7 +81,8 @@ def distances(
                     after.append(_floats(forward(module, batch)))
         finally:
             weight.data = kept
-        found[name] = (_divergence if scores else _relative)(before, after)
+        distance = (_divergence if scores and _distributions(before) else _relative)(before, after)
+        found[name] = distance if math.isfinite(distance) else _FAR
         progress("measure the layers", done, len(weights))
     return found
 
@@ -120,19 +125,31 @@ def _floats(out: Any) -> list[Tensor]:
 def _relative(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:
     ratios = []
     for first, second in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
-        size = sum(float(t.double().square().sum()) for t in first)
-        error = sum(float((a - b).double().square().sum()) for a, b in zip(first, second, strict=True))
+        size = sum(float(t.double().where(t.isfinite(), 0.0).square().sum()) for t in first)
+        error = sum(float(_difference(a, b).square().sum()) for a, b in zip(first, second, strict=True))
         ratios.append(error / size if size else 0.0)
     return sum(ratios) / len(ratios) if ratios else 0.0
+
+
+def _difference(known: Tensor, found: Tensor) -> Tensor:
+    """``found - known`` in float64; 0 where both are the same infinity, and where the original is NaN."""
+    return (found.double() - known.double()).where((found != known) & ~known.isnan(), 0.0)
+
+
+def _distributions(outputs: Sequence[Sequence[Tensor]]) -> bool:
+    return all(bool(out) and out[0].dim() > 1 and out[0].shape[-1] > 1 for out in outputs)
 
 
 def _divergence(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:
     total, count = 0.0, 0
     for first, second in zip(before, after, strict=True):
         known, found = (t[0].log_softmax(-1).flatten(0, -2) for t in (first, second))
-        total += float((known.exp() * (known - found)).double().sum())
-        count += len(known)
-    return max(0.0, total / max(1, count))
+        valid = ~known.isnan().any(-1)  # a row of nothing but -inf has no distribution
+        apart = (known.exp() * (known - found)).where(known != -math.inf, 0.0)  # p log p is 0 at p = 0
+        total += float(apart[valid].double().sum())
+        count += int(valid.sum())
+    mean = total / max(1, count)
+    return max(0.0, mean) if math.isfinite(mean) else _FAR
 
 
 def allocate(

@@ -37,6 +37,11 @@ _BACK = 8
 """Linear layers before a layer that may be its producer."""
 _SAME = 1e-6
 """Relative distance of outputs up to which they are the same."""
+_STAYS = {torch.float16: 2e-3, torch.bfloat16: 2e-2}
+"""Relative distance that rounding may make when a scale that is no power of two moves; of float32 it is 1e-5."""
+_SAMPLES = 8
+_PROBES = 6
+"""Powers of two that a producer is tried with, either way: far enough that a clipped function (ReLU6) clips."""
 
 
 class SmoothedLinear(nn.Module):
@@ -97,7 +102,7 @@ def smooth_module(
     Raises:
         InputError: No Linear layer that could be smoothed.
     """
-    sample = {name: value[:1] for name, value in batches[0].items()}
+    sample = {name: value[:_SAMPLES] for name, value in batches[-1].items()}
     run = partial(forward, module, sample)
     before = _outputs(run())
     found = trace(module, run)
@@ -113,7 +118,7 @@ def smooth_module(
         if scale is None:
             skipped |= dict.fromkeys(group, "its input rounds as well without a scale")
         else:
-            folded = _fold(module, found, group, run, before, scale)
+            folded = _fold(module, found, group, run, scale)
             layers |= {name: {"alpha": best, "folded": folded} for name in group}
         progress("smooth", done, len(groups))
     ordered = {name: layers[name] for group in groups for name in group if name in layers}
@@ -220,20 +225,21 @@ def _fold(
     found: Trace,
     group: list[str],
     run: Callable[[], Any],
-    before: list[Tensor],
     scale: Tensor,
 ) -> str | None:
     """Divide the group's input by ``scale``, in its producer where that is exact; gives the producer's name."""
     weights = [_linear(module, name).weight for name in group]
+    before = _outputs(run())  # as the model is now, or what other groups' scales left would add up
     for name in _producers(module, found, group):
         rows = [p for leaf, p in module.get_submodule(name)._parameters.items() if p is not None and leaf in _ROW_WISE]
-        probe = 2.0 ** torch.randint(-1, 2, scale.shape, generator=torch.Generator().manual_seed(0))
-        with _Moved(rows, weights, probe.to(scale)) as moved:
+        powers = torch.randint(-_PROBES, _PROBES + 1, scale.shape, generator=torch.Generator().manual_seed(0))
+        with _Moved(rows, weights, (2.0**powers).to(scale)) as moved:
             if _distance(before, _outputs(run())) <= _SAME:
                 moved.undo()
                 moved.apply(scale)
-                moved.keep()
-                return name
+                if _distance(before, _outputs(run())) <= _STAYS.get(weights[0].dtype, 1e-5):
+                    moved.keep()
+                    return name
     factor = 1 / scale
     for name, weight in zip(group, weights, strict=True):
         weight.mul_(scale.to(weight))
@@ -306,6 +312,9 @@ def _outputs(out: Any) -> list[Tensor]:
 
 
 def _distance(before: list[Tensor], after: list[Tensor]) -> float:
-    """The largest relative L2 distance of an output."""
-    pairs = zip(before, after, strict=True)
-    return max((float((b - a).norm() / a.norm().clamp(min=1e-30)) for a, b in pairs), default=0.0)
+    """The largest relative L2 distance of an output; infinite where one isn't a number any more."""
+    found = [0.0]
+    for a, b in zip(before, after, strict=True):
+        error = (b - a).where((a != b) & ~a.isnan(), 0.0)  # masked places stay what they are, -inf say
+        found.append(float(error.norm() / a.where(a.isfinite(), 0.0).norm().clamp(min=1e-30)))
+    return max(found) if all(map(math.isfinite, found)) else math.inf

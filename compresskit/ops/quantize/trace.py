@@ -176,7 +176,8 @@ def chain(module: nn.Module, found: Trace) -> list[str]:
     """The blocks of a model: submodules that are called once each and hand their first output to the next.
 
     They are members of a ``ModuleList`` or ``Sequential`` (several in a row may join), outermost first; no layer with a
-    weight is called between them. The longest such run by parameters is taken.
+    weight is called between them, and nothing but the next block reads what a block gives. The longest such run by
+    parameters is taken.
 
     Returns:
         Dotted names in order; empty when there is no run of at least two.
@@ -188,10 +189,10 @@ def chain(module: nn.Module, found: Trace) -> list[str]:
             own = _members(holder, name)
             if own and all(n in once and n not in members for n in own):
                 members += own
-    ordered = sorted(members, key=lambda n: found.calls.index(once[n]))
+    ordered = sorted((n for n in members if _gives_one(found, once[n])), key=lambda n: found.calls.index(once[n]))
     runs: list[list[str]] = []
     for name in ordered:
-        if runs and _follows(module, found, once, runs[-1][-1], name):
+        if runs and _follows(module, found, once, runs[-1], name):
             runs[-1].append(name)
         else:
             runs.append([name])
@@ -208,10 +209,24 @@ def _members(holder: nn.Module, name: str) -> list[str]:
     return found
 
 
-def _follows(module: nn.Module, found: Trace, once: dict[str, Call], before: str, name: str) -> bool:
+def _gives_one(found: Trace, call: Call) -> bool:
+    """True where only the first output of a block is of use to others: a residual beside it, say, isn't carried."""
+    others = set(call.outputs[1:]) - {call.outputs[0]} if call.outputs else set[int]()
+    users = set().union(*(found.users.get(key, set()) for key in others))
+    given = (c.name for c in found.calls[found.calls.index(call) + 1 :] if not others.isdisjoint(c.inputs))
+    return all(_within(name, call.name) for name in (*users, *given))
+
+
+def _follows(module: nn.Module, found: Trace, once: dict[str, Call], run: list[str], name: str) -> bool:
+    before = run[-1]
     first, second = once[before], once[name]
     if not first.outputs or not second.inputs or first.outputs[0] != second.inputs[0]:
         return False
+    # What the next block hands on as it is (dropout) is judged at the join behind it.
+    if second.outputs[:1] != first.outputs[:1]:
+        users = found.users.get(first.outputs[0], set())
+        if any(not any(_within(user, block) for block in (*run, name)) for user in users):
+            return False
     start, end = found.calls.index(first), found.calls.index(second)
     between = [c.name for c in found.calls[start + 1 : end] if not _within(c.name, before)]
     return not any(module.get_submodule(n)._parameters for n in between)

@@ -104,9 +104,10 @@ class Segment:
         for index in range(self.batches):
             before = self._originals(index) if both else {}
             for name, found in self._inputs(self.module, locals_, partial(self.replay, index)).items():
+                originals = before.get(name, [])
+                same = len(originals) == len(found)  # not where routing depends on the data
                 for call, x in enumerate(found):
-                    original = before[name][call] if both else None
-                    collectors[locals_[name]].add(x, self.keep[index], original)
+                    collectors[locals_[name]].add(x, self.keep[index], originals[call] if same else None)
         result: dict[str, Moments] = {}
         for group in wanted:
             moments = collectors[group[0]].moments()
@@ -117,9 +118,7 @@ class Segment:
     def _originals(self, index: int) -> dict[str, list[Tensor]]:
         """What the original segment's layers take in on one batch, by local name; kept while all of it is small."""
         if index not in self._kept:
-            names = {
-                self.local(n): n for group in self.groups for n in group if collectable(self.root.get_submodule(n))
-            }
+            names = {self.local(n): n for group in self.groups for n in group if collectable(self.layer(n))}
             found = self._inputs(self.original, names, partial(self.replay_original, index), whole=True)
             size = sum({id(x): x.numel() * x.element_size() for xs in found.values() for x in xs}.values())
             if size * self.batches > _KEPT:
@@ -130,11 +129,12 @@ class Segment:
     def _inputs(
         self, module: nn.Module | None, names: Mapping[str, str], run: Callable[[], Any], *, whole: bool = False
     ) -> dict[str, list[Tensor]]:
-        """The inputs that some layers (local name to full name) get in one run; without ``whole`` it ends there."""
+        """The inputs that some layers (local name to full name) get in one run; without ``whole`` it may end there."""
         found: dict[str, list[Tensor]] = {}
         if module is None:
             return found
-        left = sum(self.calls.get(name, 0) for name in names.values())
+        left = len(names)
+        whole = whole or not self.is_block or any(self.calls.get(name, 0) != 1 for name in names.values())
 
         def hook(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal left
@@ -218,7 +218,9 @@ def walk(
     line.start()
     for name in blocks:
         block = module.get_submodule(name)
-        inside = found.groups(n for n in names if n == name or n.startswith(f"{name}."))
+        own = [n for n in names if n == name or n.startswith(f"{name}.")]
+        # Layers that the traced batch missed (experts) may be reached by another one.
+        inside = found.groups(own) + [[n] for n in own if n not in counts]
         if inside:
             twin = copy.deepcopy(block) if original else None
             step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
 from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes, sqnr
-from compresskit.ops.quantize.modules import PackedLayer, PackedLinear, grid_of, packable, packed_twin, set_module
+from compresskit.ops.quantize.modules import (
+    PackedLayer,
+    PackedLinear,
+    grid_of,
+    packable,
+    packed_twin,
+    same_tensor,
+    set_module,
+)
 from compresskit.ops.quantize.select import Selection
 
 Algorithm = Callable[[Tensor, Grid], Packed]
@@ -82,16 +91,16 @@ def plan_layers(module: nn.Module, selection: Selection) -> Layers:
     skipped = _bare_parameters(module)
     skipped |= {name: "quantized already" for name, layer in module.named_modules() if isinstance(layer, PackedLayer)}
     plan = Layers({}, {}, {}, skipped)
-    first: dict[int, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     for name, layer in layers.items():
         weight = _matrix(layer)
         if weight is None:
             continue
-        reason = packable(layer) or selection.reason_against(name, tuple(weight.shape), weight.element_size())
+        reason = _unfit(name, layer, weight, selection)
         if reason:
             skipped[name] = reason
             continue
-        owner = first.setdefault(weight.data_ptr(), name)
+        owner = first.setdefault(same_tensor(weight), name)
         grid = selection.grid_for(name, tuple(weight.shape))
         if owner != name:
             if selection.overrides(name) and grid != plan.grids[owner]:
@@ -101,6 +110,14 @@ def plan_layers(module: nn.Module, selection: Selection) -> Layers:
     if not plan.layers:
         raise InputError(_nothing(layers, skipped), "what compresskit can do with a model: compresskit inspect MODEL")
     return plan
+
+
+def _unfit(name: str, layer: nn.Module, weight: Tensor, selection: Selection) -> str | None:
+    """None when the layer is to be quantized, else why not."""
+    if weight.numel() == 0:
+        return "its weight is empty"
+    reason = packable(layer) or selection.reason_against(name, tuple(weight.shape), weight.element_size())
+    return reason or (None if name else "the model is this single layer: wrap it in a module")
 
 
 def packed_at(module: nn.Module, name: str) -> Packed:
@@ -122,7 +139,7 @@ def named(name: str, compute: Callable[[], T]) -> T:
 def fact(kind: str, packed: Packed, weight: Tensor, layer: PackedLayer | None = None) -> dict[str, Any]:
     """What the card records of one layer: enough to rebuild it empty, and the weight's SQNR in dB.
 
-    ``layer`` is the packed layer where it may hold more than the packed weight.
+    ``layer`` is the packed layer where it may hold more than the packed weight; a repair counts in the SQNR.
     """
     grid = packed.grid
     return {
@@ -133,9 +150,19 @@ def fact(kind: str, packed: Packed, weight: Tensor, layer: PackedLayer | None = 
         **({} if grid.kind == "linear" else {"grid": grid.kind}),
         "shape": list(packed.shape),
         "scales": str(packed.scales.dtype).removeprefix("torch."),
-        "sqnr": round(sqnr(weight, packed), 1),
+        "sqnr": round(_sqnr(weight, packed, layer), 1),
         **_extras(layer),
     }
+
+
+def _sqnr(weight: Tensor, packed: Packed, layer: PackedLayer | None) -> float:
+    if not isinstance(layer, PackedLinear) or layer.repair_in is None or layer.repair_out is None:
+        return sqnr(weight, packed)
+    # Codes and term against the weight is codes against what the term leaves of it, with the weight's own loudness.
+    original = weight.detach().float()
+    left = original - layer.repair_out.float() @ layer.repair_in.float()
+    louder = 20 * math.log10(max(float(original.norm()), 1e-30) / max(float(left.norm()), 1e-30))
+    return min(200.0, sqnr(left, packed) + louder)
 
 
 def _extras(layer: PackedLayer | None) -> dict[str, Any]:
