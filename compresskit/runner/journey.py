@@ -14,7 +14,7 @@ from compresskit.bench.machine import environment
 from compresskit.checkpoint.atomic import new_folder, refuse_same
 from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.errors import UsageError
-from compresskit.model import Card, Model, portable
+from compresskit.model import Applied, Card, Model, portable
 from compresskit.registry import get, methods
 from compresskit.report import Coverage, Gate, Measurement, Report, judge
 from compresskit.runner.candidate import Candidate, files_of
@@ -153,6 +153,9 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
     if now == "weights" and model.card.history:
         done = model.card.history[-1].name
         raise UsageError(f"{model.source} went through {done} already", "start from the original again")
+    before = [applied.name for applied in model.card.history if applied.name.startswith("quantize.")]
+    if now == "onnx" and before and any(stage.stage == "quantize" for stage in stages):
+        raise UsageError(f"{model.source} went through {before[-1]} already", "start from the original again")
     measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
     for stage in stages:
         exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
@@ -163,7 +166,8 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
             hint = ", or: ".join(hints)
             raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
         if "calibration" in stage.needs and data is None:
-            raise UsageError(f"{stage.name()} needs calibration data", "give --data")
+            kind = "training" if stage.method == "qat" else "calibration"
+            raise UsageError(f"{stage.stage} --method {stage.method} needs {kind} data", "give --data")
         if stage.gives == "onnx" and not measuring.export:
             raise UsageError(f"{stage.name()} gives an ONNX file", "leave --no-export away")
         now = now if stage.gives == "same" else stage.gives
@@ -201,6 +205,11 @@ class _Journey:
         report = self._report(model, baseline, new, result, original)
         (self.folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         return report, model.card
+
+    def _unused(self, last: Applied | None) -> list[str]:
+        """Calibration data that the method had no use for."""
+        data = self.ctx.data
+        return [_nothing_of(data, last)] if data is not None and last and "calibration" not in last.facts else []
 
     def _common(self, model: Model) -> dict[str, Any]:
         options = self.measuring
@@ -265,6 +274,7 @@ class _Journey:
             gates=found,
             notes=[
                 *self.reasons,
+                *self._unused(last),
                 *(last.facts.get("notes", []) if last else []),
                 *about,
                 *(result.notes if result else []),
@@ -275,6 +285,10 @@ class _Journey:
             environment=environment(options.threads),
             history=[asdict(applied) for applied in model.card.history],
         )
+
+
+def _nothing_of(data: Source, last: Applied) -> str:
+    return f"{portable(data.name)} was not used: {last.name.partition('.')[2]} needs no data here"
 
 
 def parity_gate(result: Prepared) -> Gate:

@@ -102,13 +102,23 @@ def _by_length(whole: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn.Module, dict[str, Tensor]], Any]:
     """Calls a module with a batch: by name where its ``forward`` knows the names, else by position."""
     from compresskit.export.call import Flat
+    from compresskit.export.quiet import first_line
 
     flat = Flat(module, inputs)
 
     def forward(target: nn.Module, batch: dict[str, Tensor]) -> Any:
-        if flat.by_name and inputs:
-            return target(**batch, **flat.extra)
-        return target(*batch.values())
+        try:
+            if flat.by_name and inputs:
+                return target(**batch, **flat.extra)
+            return target(*batch.values())
+        except Exception as error:  # a user's forward may raise anything
+            if type(error).__module__.startswith("compresskit"):
+                raise
+            given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
+            raise InputError(
+                f"the model failed on calibration data of {given}: {type(error).__name__}: {first_line(error)}",
+                "prepare the data as for inference; --input-shape tells what the model takes",
+            ) from error
 
     return forward
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -78,7 +79,12 @@ class QuantizeAdaround(CalibratedWeightOnly):
             notes.append(f"{len(pairs)} pairs of layers equalized")
         plan = plan_layers(module, self.selection())
         edges = edge_layers(module, forward, first, most=0.1 if self.edge_bits is None else 1.0)
-        edges = [name for name in edges if name in plan.layers and name not in plan.ties]
+        named = [text.rpartition("=")[0] for text in self.layer_bits]
+        edges = [
+            name
+            for name in edges
+            if name in plan.layers and name not in plan.ties and not any(fnmatchcase(name, glob) for glob in named)
+        ]
         bits = self.edge_bits or (8 if self.bits < 4 else self.bits)
         effort = Effort(self.steps, norm_lr=1e-3 if self.tune_norm else 0.0, seed=ctx.seed)
 

@@ -227,7 +227,8 @@ class QuantizeAuto(Stage):
         else:
             return
         quicker = "; --preset fast rounds without calibration" if self.preset != "fast" else ""
+        count = f"{samples} sample{'s' * (samples > 1)}"
         ctx.tell(
-            f"{stage.method} on {samples} samples: about {effort.duration(seconds)}, then export and measuring"
-            f" (preset {self.preset}{quicker})"
+            f"{stage.method} on {count}: about {effort.duration(seconds)}, then export and measuring (preset "
+            f"{self.preset}{quicker})"
         )

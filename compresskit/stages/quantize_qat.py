@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _PACKED_ONLY = ("group_size", "symmetric", "include", "exclude", "layer_bits")
 _READ = 256
+_SMALL = 24
+"""Pixels a side below which a picture is taken for something that must not be shifted or mirrored."""
 _FEW = 2000
 """Samples below which training is likely to overfit."""
 
@@ -64,7 +66,9 @@ class QuantizeQat(WeightOnly):
     temperature: Annotated[float, Field(gt=0, description="Of the teacher's logits.")] = 2.0
     augment: Annotated[
         Literal["auto", "none", "crop", "crop-flip"],
-        Field(description="What is done to images; auto is crop-flip for colour, crop for one channel."),
+        Field(
+            description="What is done to images; auto is crop-flip for colour images of 24 pixels or more, else none."
+        ),
     ] = "auto"
 
     @field_validator("activations")
@@ -110,6 +114,11 @@ class QuantizeQat(WeightOnly):
         name = portable(ctx.data.name)
         epochs = f"{self.epochs} epoch{'s' if self.epochs > 1 else ''}"
         notes = [f"trained for {epochs} on {count} samples of {name}, against {aim}"]
+        if augment is not None:
+            flipped = "" if self.augment == "crop" else " and flipped"
+            notes.append(
+                f"training images were shifted by up to an eighth{flipped} at random: --augment none leaves them"
+            )
         facts["notes"] = notes + facts.get("notes", [])
         if count < _FEW:
             facts["notes"].append(f"{count} samples are few for training: adaround needs less data")
@@ -174,9 +183,13 @@ class QuantizeQat(WeightOnly):
 
         from compresskit.train.loop import crop_and_flip
 
-        if self.augment == "none" or (self.augment == "auto" and (ctx.data is None or ctx.data.kind != "images")):
+        if self.augment == "none":
             return None
-        if images.dim() != 4:
+        if self.augment == "auto":
+            photos = ctx.data is not None and ctx.data.kind == "images" and images.dim() == 4 and images.shape[1] == 3
+            if not photos or min(images.shape[2:]) < _SMALL:
+                return None
+        elif images.dim() != 4:
             raise UsageError(f"--augment {self.augment} is for images, the samples are {tuple(images.shape[1:])}")
-        flip = self.augment == "crop-flip" or (self.augment == "auto" and images.shape[1] == 3)
+        flip = self.augment != "crop"
         return partial(crop_and_flip, margin=max(1, images.shape[2] // 8), flip=flip)

@@ -174,3 +174,27 @@ def test_a_size_that_no_bits_keep(tmp_path: Path) -> None:
     assert "no choice of bits keeps the size" in found.notes[-1]
     with pytest.raises(InputError, match="2 bits take"):
         chosen(model, data, tmp_path, target_bits=2)
+
+
+def test_data_of_a_shape_that_the_model_fails_on(tmp_path: Path) -> None:
+    model, _ = sample("convolutions", tmp_path)
+    wrong = tmp_path / "wrong.npz"
+    np.savez(wrong, x=np.zeros((8, 1, 8, 8), np.float32))
+    spec = InputSpec("x", "float32", ("batch", 1, 8, 8))
+    model = Model(model.body, Card("torch", inputs=(spec,)), model.source)
+    with pytest.raises(InputError, match=r"the model failed on calibration data of x \[8, 1, 8, 8\]"):
+        chosen(model, open_source(str(wrong), inputs=(spec,)), tmp_path)
+
+
+def test_data_that_nothing_reads_is_named(tmp_path: Path) -> None:
+    model, data = sample("linear", tmp_path)
+    report = run(model, [method("quantize.rtn")], tmp_path / "out", data=data, export=False)
+    assert any("data.npz was not used" in note for note in report.notes)
+
+
+def test_a_quantized_bundle_is_not_quantized_again(tmp_path: Path) -> None:
+    model, data = sample("linear", tmp_path)
+    run(model, [method("quantize.rtn")], tmp_path / "out", bench=False)
+    again = load(tmp_path / "out", shipped=True)
+    with pytest.raises(UsageError, match=r"went through quantize\.rtn already"):
+        run(again, [method("quantize.auto")], tmp_path / "again", data=data)
