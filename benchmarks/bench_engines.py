@@ -34,7 +34,7 @@ def main() -> None:
             runtimes = [word for engine in ENGINES for word in ("--runtime", engine)]
             report = cli(
                 "bench", folder / "fp32.onnx", out, *runtimes, "--batch", 8, "--sequence", TOKENS,
-                "--processes", 2 if bench.quick else 9,
+                "--processes", 2 if bench.quick else 5,
             )  # fmt: skip
             found = {m.model: m for m in report.measurements if m.name == "speedup"}
             for name, speedup in found.items():

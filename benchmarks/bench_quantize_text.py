@@ -16,14 +16,14 @@ from harness import Bench, cli, figure, interval, megabytes, minilm, workplace
 
 REPAIR = 16
 MINILM = {
-    "4 bit rtn": ("rtn", 4, ()),
-    "4 bit hqq": ("hqq", 4, ()),
-    "4 bit awq": ("awq", 4, ()),
-    "4 bit gptq": ("gptq", 4, ()),
     "4 bit auto": ("auto", 4, ()),
     f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (
         "gptq", 3, ("--repair", REPAIR, "--layer-bits", "embeddings.*=4/64"),
     ),
+    "4 bit gptq": ("gptq", 4, ()),
+    "4 bit awq": ("awq", 4, ()),
+    "4 bit hqq": ("hqq", 4, ()),
+    "4 bit rtn": ("rtn", 4, ()),
 }  # fmt: skip
 BARS = {"4 bit auto": (13.2, 0.990), f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (None, 0.965)}
 LEAST_SPEARMAN, MOST_SECONDS, MOST_PERPLEXITY = 81.9, 60, 4.80
@@ -42,8 +42,8 @@ CALIBRATED = ("gptq", "awq", "auto")
 def main() -> None:
     bench = Bench("calibrated text", __doc__ or "", data=True)
     with workplace() as folder:
-        embeddings(bench, folder)
         perplexity(bench, folder)
+        embeddings(bench, folder)
     bench.end()
 
 
