@@ -45,7 +45,7 @@ def speed(bench: Bench, folder: Path, batch: int) -> None:
     """One batch size under each engine; the fastest of them has a bar of its own."""
     engines = ["onnxruntime", *(["openvino"] if find_spec("openvino") else [])]
     runtimes = [word for engine in engines for word in ("--runtime", engine)]
-    processes = 2 if bench.quick else 9
+    processes = 2 if bench.quick else 5
     report = cli("bench", folder / "fp32.onnx", folder / "int8", *runtimes, "--batch", batch, "--processes", processes)
     found = {m.model: m for m in report.measurements if m.name == "speedup"}
     for name, speedup in found.items():
