@@ -12,12 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from compresskit.errors import InputError, MachineError
+from compresskit.errors import InputError
 from compresskit.export.embedding import quantize_embeddings
 from compresskit.export.graph import constant
-from compresskit.export.int8 import named, prepared
+from compresskit.export.int8 import explained, named, prepared
 from compresskit.export.qdq import is_weight, plain_name, weighs
-from compresskit.export.quiet import first_line, quiet
+from compresskit.export.quiet import quiet
 from compresskit.export.slim import DATA_ABOVE, save, slim
 from compresskit.stage import Progress, silent
 
@@ -61,20 +61,10 @@ def quantize_dynamic_int8(
     progress("quantize", 0, 2)
     with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         work = Path(folder)
-        try:
+        with explained(fp32_onnx, "try weight-only quantization"):
             ready = prepared(fp32_onnx, work)
             _dynamic(ready, per_channel, reduce_range, work / "int8.onnx")
             model = ir.load(work / "int8.onnx")
-        except (InputError, MachineError):
-            raise
-        except (MemoryError, OSError) as error:
-            raise MachineError(
-                f"int8 quantization stopped: {first_line(error)}", "free memory or disk space"
-            ) from error
-        except Exception as error:  # the quantizer raises whatever it likes
-            raise InputError(
-                f"{fp32_onnx.name} can't be quantized to int8: {first_line(error)}", "try weight-only quantization"
-            ) from error
         progress("quantize", 1, 2)
         tables, kept = quantize_embeddings(model)
         layers, skipped = _coverage(model)

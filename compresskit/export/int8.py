@@ -111,7 +111,7 @@ def quantize_static_int8(
         MachineError: Disk or memory ran out.
     """
     with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
-        try:
+        with explained(fp32_onnx, "try weight-only quantization, which needs no calibration data"):
             ready = prepared(fp32_onnx, Path(work))
             attention = _has_attention(ready)
             kinds = op_types or ((*_HEAVY, _EMBEDDING) if attention else (*_HEAVY, *_AROUND, _EMBEDDING))
@@ -122,17 +122,6 @@ def quantize_static_int8(
             )
             left = _place_pairs(graph, seen, form, method, percentile, Path(work) / "int8.onnx")
             model = ir.load(Path(work) / "int8.onnx")
-        except (InputError, MachineError):
-            raise
-        except (MemoryError, OSError) as error:
-            raise MachineError(
-                f"int8 quantization stopped: {first_line(error)}", "free memory or disk space"
-            ) from error
-        except Exception as error:  # the quantizer raises whatever it likes
-            raise InputError(
-                f"{fp32_onnx.name} can't be quantized to int8: {first_line(error)}",
-                "try weight-only quantization, which needs no calibration data",
-            ) from error
         after(model)
         tables, kept = quantize_embeddings(model) if _EMBEDDING in kinds else ({}, {})
         layers, skipped, tensors = coverage(model, kinds)
@@ -152,6 +141,24 @@ def quantize_static_int8(
         "weight": weight,
         "per_channel": per_channel,
     }
+
+
+@contextlib.contextmanager
+def explained(source: Path, hint: str) -> Iterator[None]:
+    """Whatever the quantizer raises as an error of ours.
+
+    Raises:
+        InputError: ``source`` can't be quantized.
+        MachineError: Disk or memory ran out.
+    """
+    try:
+        yield
+    except (InputError, MachineError):
+        raise
+    except (MemoryError, OSError) as error:
+        raise MachineError(f"int8 quantization stopped: {first_line(error)}", "free memory or disk space") from error
+    except Exception as error:
+        raise InputError(f"{source.name} can't be quantized to int8: {first_line(error)}", hint) from error
 
 
 def prepared(source: Path, work: Path) -> Path:

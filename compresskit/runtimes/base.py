@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from compresskit.errors import MachineError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -47,3 +49,13 @@ class Runtime(Protocol):
             MachineError: The engine isn't installed or lacks the device.
         """
         ...
+
+
+def require(runtime: Runtime) -> None:
+    """Go on only where the runtime is installed.
+
+    Raises:
+        MachineError: It isn't; says what to install.
+    """
+    if reason := runtime.missing():
+        raise MachineError(reason)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.model import InputSpec
+from compresskit.runtimes.base import require
 from compresskit.runtimes.onnxfile import folds_weights, index_limits, scan
 
 if TYPE_CHECKING:
@@ -48,9 +49,7 @@ class OnnxRuntime:
         Raises:
             MachineError: It isn't installed.
         """
-        reason = self.missing()
-        if reason:
-            raise MachineError(reason)
+        require(self)
         import onnxruntime
 
         return onnxruntime

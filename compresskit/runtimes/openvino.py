@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compresskit.errors import InputError, MachineError, UsageError
+from compresskit.runtimes.base import require
 from compresskit.runtimes.onnxfile import Graph, index_limits, scan
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class OpenVino:
         Raises:
             MachineError: It isn't installed, or doesn't load here.
         """
-        reason = self.missing()
-        if reason:
-            raise MachineError(reason)
+        require(self)
         before = sys.modules.get(_TELEMETRY, _ABSENT)
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # its import then fails, and OpenVINO takes a stub
         try:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
+from compresskit.runtimes.base import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,9 +43,7 @@ class TorchRuntime:
         Raises:
             MachineError: It isn't installed.
         """
-        reason = self.missing()
-        if reason:
-            raise MachineError(reason)
+        require(self)
         import torch
 
         return torch

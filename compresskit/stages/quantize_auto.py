@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Stage
+from compresskit.stages.fields import Exclude, GroupSize, Include, Symmetric
 from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
 from compresskit.stages.quantize_gptq import QuantizeGptq
 from compresskit.stages.quantize_int8_dynamic import QuantizeInt8Dynamic
@@ -17,7 +19,6 @@ from compresskit.stages.quantize_int8_static import QuantizeInt8Static
 from compresskit.stages.quantize_rtn import QuantizeRtn
 from compresskit.stages.quantize_smoothquant import QuantizeSmoothquant
 from compresskit.stages.shared_int8 import TargetName
-from compresskit.stages.weight_only import known_group
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,23 +68,13 @@ class QuantizeAuto(Stage):
     target: Annotated[
         TargetName | None, Field(description="What an 8-bit file with activations is made for. (this machine)")
     ] = None
-    group_size: Annotated[
-        int | None,
-        Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),
-    ] = None
-    symmetric: Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")] = (
-        False
-    )
-    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
-    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
+    group_size: GroupSize = None
+    symmetric: Symmetric = False
+    include: Include = ()
+    exclude: Exclude = ()
     samples: Annotated[int | None, Field(ge=1, description="Calibration samples taken from --data. (the method's)")] = (
         None
     )
-
-    @field_validator("group_size")
-    @classmethod
-    def _known_group(cls, value: int | None) -> int | None:
-        return known_group(value)
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Choose, and run what was chosen; a method for ONNX files needs an ONNX file here."""
@@ -204,9 +195,10 @@ class QuantizeAuto(Stage):
             batches,
             forward_of(module, inputs),
             ctx.progress,
+            ties=layers.ties,
             scores=model.card.task in ("causal-lm", "classification"),
         )
-        return type(plan)(plan.bits, plan.mean, (*plan.notes, *notes))
+        return replace(plan, notes=(*plan.notes, *notes))
 
     def _tell_cost(self, stage: Stage, layers: Layers, model: Model, module: nn.Module, ctx: Context) -> None:
         """Say what it will take before it begins."""

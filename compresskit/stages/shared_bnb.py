@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Stage
+from compresskit.stages.fields import Exclude, Include
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,8 +25,8 @@ class BnbStage(Stage):
     takes: ClassVar = ("torch",)
     gives: ClassVar = "torch"
 
-    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
-    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
+    include: Include = ()
+    exclude: Exclude = ()
 
     def rounded(self, model: Model, ctx: Context, grid: Grid, algorithm: Callable[[Tensor, Grid], Packed]) -> Model:
         """Quantize the linear layers of a module in place."""

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form, Stage
+from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Symmetric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.calibrated import Calibrated, DataFree, Method
     from compresskit.ops.quantize.select import Selection
 
-GROUPS = (0, 16, 32, 64, 128, 256)
 BITS = (2, 3, 4, 8)
 FLOAT = 16
 _BATCH = 32
@@ -35,15 +35,10 @@ class WeightOnly(Stage):
     gives: ClassVar = "same"
 
     bits: Annotated[Literal[2, 3, 4, 8], Field(description="Bits of a weight.")] = 4
-    group_size: Annotated[
-        int | None,
-        Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),
-    ] = None
-    symmetric: Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")] = (
-        False
-    )
-    include: Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")] = ()
-    exclude: Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")] = ()
+    group_size: GroupSize = None
+    symmetric: Symmetric = False
+    include: Include = ()
+    exclude: Exclude = ()
     layer_bits: Annotated[
         tuple[str, ...],
         Field(
@@ -59,11 +54,6 @@ class WeightOnly(Stage):
             description="Rank of a float16 term beside each Linear that makes up for rounding; best with --data.",
         ),
     ] = 0
-
-    @field_validator("group_size")
-    @classmethod
-    def _known_group(cls, value: int | None) -> int | None:
-        return known_group(value)
 
     @field_validator("layer_bits")
     @classmethod
@@ -182,17 +172,6 @@ class CalibratedWeightOnly(WeightOnly):
                 f"quantize --method {self.method} needs calibration data",
                 "give --data FILE; without data use --method hqq or rtn",
             )
-
-
-def known_group(value: int | None) -> int | None:
-    """A group size that weights can have, as it is.
-
-    Raises:
-        ValueError: It is another.
-    """
-    if value is not None and value not in GROUPS:
-        raise ValueError(f"must be one of {', '.join(map(str, GROUPS))}")
-    return value
 
 
 def parse_layer_bits(text: str) -> tuple[str, int, int | None]:

@@ -23,7 +23,7 @@ from compresskit.ops.quantize.moments import collectable
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.trace import tensors_in
-from compresskit.ops.quantize.weights import fact, named, plan_layers
+from compresskit.ops.quantize.weights import Layers, fact, named, plan_layers
 from compresskit.stage import Progress, silent
 from compresskit.train.distill import soft_cross_entropy
 from compresskit.train.loop import Augment, Loss, Optimizing, fit
@@ -114,10 +114,7 @@ def quantize_trained(
         UsageError: A pattern matches nothing.
         InputError: Nothing can be quantized, the data don't fit, or training diverged.
     """
-    module.eval()
-    plan = plan_layers(module, selection)
-    teacher = copy.deepcopy(module).requires_grad_(False)
-    _check(task, teacher, tensors)
+    plan, teacher = _begun(module, selection, tensors, task)
     weights = {name: layer.get_parameter("weight") for name, layer in plan.layers.items()}
     owners = {name: plan.ties.get(name, name) for name in plan.layers}
     fakes: dict[str, FakeWeight] = {}
@@ -164,13 +161,19 @@ def train_int8(
         UsageError: A pattern matches nothing.
         InputError: Nothing can be quantized, the data don't fit, or training diverged.
     """
+    plan, teacher = _begun(module, selection, tensors, task)
+    layers = [layer for name, layer in plan.layers.items() if collectable(layer) and name not in plan.ties]
+    with int8(layers, levels):
+        return training.fit(module, tensors, partial(task.loss, teacher))
+
+
+def _begun(module: nn.Module, selection: Selection, tensors: Sequence[Tensor], task: Task) -> tuple[Layers, nn.Module]:
+    """The layers that take part, and the module as it is now; refuses what would fail in the middle of an epoch."""
     module.eval()
     plan = plan_layers(module, selection)
     teacher = copy.deepcopy(module).requires_grad_(False)
     _check(task, teacher, tensors)
-    layers = [layer for name, layer in plan.layers.items() if collectable(layer) and name not in plan.ties]
-    with int8(layers, levels):
-        return training.fit(module, tensors, partial(task.loss, teacher))
+    return plan, teacher
 
 
 @torch.no_grad()

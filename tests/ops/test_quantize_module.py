@@ -15,14 +15,13 @@ from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.safetensors_writer import Entry, entry, write_safetensors
 from compresskit.checkpoint.tensors import open_tensors
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.quantize import auto
 from compresskit.ops.quantize.grid import Grid, dequantize
 from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLinear, set_module
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.stream import Quantizer, plan
 from compresskit.ops.quantize.unpacked import Unpacked
-from compresskit.ops.quantize.weights import quantize_module, replay
+from compresskit.ops.quantize.weights import plan_layers, quantize_module, replay
 from compresskit.stage import silent
 
 
@@ -250,8 +249,8 @@ def test_a_view_that_only_starts_at_the_same_address_is_no_tie() -> None:
     net[1].weight = nn.Parameter(net[0].weight.detach()[:32])
     net[2].weight = nn.Parameter(net[0].weight.detach())  # another object, the same values read the same way
     assert net[1].weight.data_ptr() == net[0].weight.data_ptr()
-    x, layers = torch.randn(2, 64), dict(net.named_children())
-    assert auto._owners(layers)[1] == {"2": "0"}
+    x = torch.randn(2, 64)
+    assert plan_layers(net, Selection(8, 32)).ties == {"2": "0"}
     first = net[1](x).detach()
     facts, _ = quantized(net, bits=8)
     assert facts["ties"] == {"2": "0"} and facts["layers"]["1"]["shape"] == [32, 64]

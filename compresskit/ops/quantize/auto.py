@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
-from compresskit.ops.quantize.grid import Grid, dequantize, packed_bytes
+from compresskit.ops.quantize.grid import Grid, dequantize
 from compresskit.ops.quantize.modules import same_tensor
 from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.select import row_bytes
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
 CHOICES = (2, 3, 4, 8)
@@ -66,24 +68,26 @@ def plan_bits(
     forward: Callable[[nn.Module, Any], Any],
     progress: Callable[[str, int, int], None],
     *,
+    ties: Mapping[str, str] = MappingProxyType({}),
     scores: bool = False,
 ) -> Plan:
     """Choose the bits of each layer.
 
     Args:
         module: In eval mode; is as before afterwards.
-        layers: The layers that will be quantized; those that share a weight get the same bits.
+        layers: The layers that will be quantized.
         grid: Shape and bits to the grid that the method will use.
         wanted: The limits.
         batches: Inputs to measure with.
         forward: Calls the module with a batch.
         progress: Told of each layer.
+        ties: Layers whose weight is that of another one, and which: they get its bits.
         scores: See :func:`~compresskit.ops.quantize.sensitivity.distances`.
 
     Raises:
         InputError: Not even the fewest bits keep the mean that was asked for.
     """
-    owners, ties = _owners(layers)
+    owners = {name: layer for name, layer in layers.items() if name not in ties}
     shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
     changed = {name: partial(_rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
     found = distances(module, changed, batches, forward, progress, scores=scores)
@@ -118,23 +122,7 @@ def plan_bits(
 
 def bytes_of(grid: Grid, shape: tuple[int, ...]) -> int:
     """Bytes of a packed weight with scales of two bytes."""
-    groups, _, nbytes = grid.layout(math.prod(shape[1:]))
-    zeros = 0 if grid.symmetric else packed_bytes(groups, grid.bits)
-    return shape[0] * (groups * (nbytes + 2) + zeros)
-
-
-def _owners(layers: Mapping[str, nn.Module]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """The layers with a weight of their own, and the others with whose weight it is."""
-    first: dict[tuple[Any, ...], str] = {}
-    owners: dict[str, nn.Module] = {}
-    ties: dict[str, str] = {}
-    for name, layer in layers.items():
-        key = same_tensor(layer.get_parameter("weight"))
-        if key in first:
-            ties[name] = first[key]
-        else:
-            first[key], owners[name] = name, layer
-    return owners, ties
+    return shape[0] * row_bytes(grid, math.prod(shape[1:]))
 
 
 def _rounded(weight: Tensor, grid: Grid) -> Tensor:

@@ -15,12 +15,13 @@ from compresskit.ops.quantize.awq import scale_group
 from compresskit.ops.quantize.eora import Repair, repaired, term
 from compresskit.ops.quantize.gram import corrected
 from compresskit.ops.quantize.grid import Grid, Packed, dequantize
+from compresskit.ops.quantize.line import Batch, Forward
 from compresskit.ops.quantize.modules import PackedLinear, packed_twin, set_module
 from compresskit.ops.quantize.moments import Moments, collectable
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.trace import Trace, trace
-from compresskit.ops.quantize.walk import Batch, Forward, Segment, walk
+from compresskit.ops.quantize.walk import Segment, walk
 from compresskit.ops.quantize.weights import Layers, fact, named, packed_at, plan_layers
 
 Calibrated = Callable[[Tensor, Grid, Moments], Packed]

@@ -64,7 +64,7 @@ class Selection:
         columns = math.prod(shape[1:])
         sizes = [size for size in _SIZES if size <= self.group_size]
         grids = [Grid(self.bits, size, self.symmetric, self.kind) for size in sizes]
-        return min(grids, key=lambda grid: (_row_bytes(grid, columns), -grid.group_size))
+        return min(grids, key=lambda grid: (row_bytes(grid, columns), -grid.group_size))
 
     def grid_for(self, name: str, shape: tuple[int, ...]) -> Grid:
         """The grid of one layer, with what ``layer_bits`` says of it."""
@@ -90,12 +90,13 @@ class Selection:
         if (self._override(name) or (0,))[0] == FLOAT:
             return "left in floating point by --layer-bits"
         columns = math.prod(shape[1:])
-        if _row_bytes(self.grid_for(name, shape), columns) >= columns * itemsize:
+        if row_bytes(self.grid_for(name, shape), columns) >= columns * itemsize:
             return f"would not get smaller ({columns} columns)"
         return None
 
 
-def _row_bytes(grid: Grid, columns: int) -> int:
+def row_bytes(grid: Grid, columns: int) -> int:
+    """Bytes of one packed row: codes, scales in the dtype they usually have, and zero points."""
     groups, _, nbytes = grid.layout(columns)
     zeros = 0 if grid.symmetric else packed_bytes(groups, grid.bits)
     return groups * (nbytes + _SCALE_BYTES[grid.kind]) + zeros

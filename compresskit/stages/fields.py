@@ -1,0 +1,30 @@
+"""Options that several methods have, each declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+GROUPS = (0, 16, 32, 64, 128, 256)
+
+
+def known_group(value: int | None) -> int | None:
+    """A group size that weights can have, as it is.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if value is not None and value not in GROUPS:
+        raise ValueError(f"must be one of {', '.join(map(str, GROUPS))}")
+    return value
+
+
+GroupSize = Annotated[
+    int | None,
+    Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),
+    AfterValidator(known_group),
+]
+Symmetric = Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")]
+Include = Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")]
+Exclude = Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")]
