@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import CompressKitError, InputError, MachineError
+from compresskit.export.attention import tidy_attention
 from compresskit.export.call import Flat, call, device_of
 from compresskit.export.expand import expand
 from compresskit.export.lower import lowered
 from compresskit.export.quiet import first_line, quiet
-from compresskit.export.slim import save, slim
+from compresskit.export.slim import merge, save, slim
 from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
 
@@ -84,6 +85,8 @@ def export_onnx(
         model = _translate(program, inputs, original.names)
         progress("export", 2, 3)
         operators = expand(model, accuracy_level)
+        merge(model)
+        tidy_attention(model)
         slim(model, inputs, limits)
         save(model, path, data_above=data_above)
     progress("export", 3, 3)

@@ -11,19 +11,14 @@ from onnx_ir.passes import common
 
 from compresskit.export.attention import tidy_attention
 from compresskit.export.graph import added, constant, replace
-from compresskit.export.slim import share
+from compresskit.export.slim import merge
 
 _NUMBERED = re.compile(r"v[0-9a-z]+(_transposed)?$")
 
 
 def before(model: ir.Model) -> None:
-    """On the float graph: join strided slices, write spatial means as int8 pooling wants them, tidy attention.
-
-    What is computed twice from the same input (a scale in front of several layers) is computed once.
-    """
-    common.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
-    share(model.graph)
-    common.CommonSubexpressionEliminationPass()(model)
+    """On the float graph: join strided slices, write spatial means as int8 pooling wants them, tidy attention."""
+    merge(model)
     tidy_attention(model)
     for node in list(model.graph):
         if node.op_type == "Slice":

@@ -76,6 +76,13 @@ def share(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
+def merge(model: ir.Model) -> None:
+    """Compute once what is computed twice from the same input (a scale in front of several layers); in place."""
+    common.LiftConstantsToInitializersPass(lift_all_constants=True)(model)
+    share(model.graph)
+    common.CommonSubexpressionEliminationPass()(model)
+
+
 def equal(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
     """Same bits, so that NaN equals itself and the zeros differ."""
     a, b = np.asarray(one.numpy()), np.asarray(other.numpy())

@@ -126,6 +126,24 @@ def test_it_says_what_it_does_to_activations_of_packed_weights(tmp_path):
     assert OpenVino().open(two_outputs(tmp_path / "float.onnx")).notes == ()
 
 
+@pytest.mark.parametrize(("blocks", "expected"), [((64, 64), 64), ((128, 64), 64), ((32, 32), 32), ((16, 64), None)])
+def test_activations_are_rounded_in_the_groups_of_the_weights(tmp_path, blocks, expected):
+    rng, nodes, weights, last = np.random.default_rng(0), [], {}, "x"
+    for i, block in enumerate(blocks):
+        weights[f"w{i}"] = rng.integers(0, 256, (128, 128 // block, block // 2), np.uint8)
+        weights[f"s{i}"] = rng.uniform(0.01, 0.02, 128 * 128 // block).astype(np.float32)
+        options = {"K": 128, "N": 128, "bits": 4, "block_size": block, "domain": "com.microsoft"}
+        nodes.append(helper.make_node("MatMulNBits", [last, f"w{i}", f"s{i}"], [f"y{i}"], **options))
+        last = f"y{i}"
+    path = save(tmp_path / "m.onnx", nodes, [value("x", FLOAT, ["n", 128])], [value(last, FLOAT, None)], weights)
+    session = OpenVino().open(path)
+    if expected and session.notes:  # other processors have no such kernels, and no such property
+        assert f"in groups of {expected} " in session.notes[0]
+    x = {"x": rng.standard_normal((4, 128)).astype(np.float32)}
+    found, wanted = session.run(x)[last], OnnxRuntime(exact=True).open(path).run(x)[last]
+    assert np.linalg.norm(found - wanted) < 0.03 * np.linalg.norm(wanted)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a model at all", b"\x1b[31mred\x1b[0m" * 20, bytes(1000)])
 def test_a_file_that_is_no_model_is_an_input_error_of_one_printable_line(tmp_path, content, capfd):
     path = tmp_path / "bad.onnx"
