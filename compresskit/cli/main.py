@@ -80,7 +80,7 @@ def explain(error: BaseException) -> int:
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)
         path = getattr(context, "command_path", "compresskit")
-        _say(printable(_wrong_value(error) or error.format_message()), f"see: {path} --help")
+        _say(printable(_wrong_value(error) or error.format_message()), _of_others(error, path) or f"see: {path} --help")
         return ExitCode.USAGE
     if isinstance(error, MemoryError):
         _say("not enough memory", "close other programs, or use a machine with more")
@@ -106,6 +106,17 @@ def _wrong_value(error: BaseException) -> str:
     first = error.__cause__.errors()[0]
     expected = str(first["msg"]).removeprefix("Input should be ").partition(", unable to parse")[0]
     return f"{option[-1]} {first['input']}: expected {expected}"
+
+
+def _of_others(error: BaseException, path: str) -> str:
+    """The methods of the stage at the end of ``path`` that have the option which was not found; empty for none."""
+    from compresskit import registry
+
+    stage, option = path.split()[-1], str(getattr(error, "option_name", ""))
+    name = option.removeprefix("--no-").removeprefix("--").replace("-", "_")
+    known = registry.methods(stage) if name else []
+    found = [method for method in known if name in registry.get(f"{stage}.{method}").model_fields]
+    return f"{option} is an option of --method {', '.join(found)}; see: {path} --method {found[0]} --help" if found else ""
 
 
 def _say(message: str, hint: str = "") -> None:

@@ -138,6 +138,11 @@ def test_a_file_of_seven_bit_weights_is_exact_everywhere(cli: Cli, here: Path) -
     assert any("exact on every CPU" in note for note in found["notes"])
 
 
+def test_a_target_that_changes_nothing_is_said(cli: Cli, here: Path) -> None:
+    found = report(cli("evaluate", "m.onnx", "--data", "d.npz", "--target", "x86-avx2", "--json", "-"))
+    assert any("--target x86-avx2 changes nothing" in note for note in found["notes"])
+
+
 EVALUATE = ("evaluate", "m.onnx", "--data", "d.npz")
 
 
