@@ -48,6 +48,8 @@ def run(arguments: list[str]) -> int:
 
     with terminating_as_exception():
         result = app()(args=arguments, prog_name="compresskit", standalone_mode=False)
+    if result == ExitCode.INTERRUPTED:  # typer makes a number of Ctrl-C, and says nothing
+        raise KeyboardInterrupt
     return int(result) if isinstance(result, int) else int(ExitCode.OK)
 
 

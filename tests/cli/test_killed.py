@@ -149,6 +149,7 @@ def test_no_worker_outlives_a_killed_bench(here: Path, number: signal.Signals) -
         out, err = process.communicate(timeout=30)
         assert process.returncode == CODES[number]
         assert out == "" and "Traceback" not in err and len(err.splitlines()) <= 2
+        assert ("interrupted" in err) == (number == signal.SIGINT)
         end = time.monotonic() + 20
         while alive(group) and time.monotonic() < end:
             time.sleep(0.05)
