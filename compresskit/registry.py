@@ -15,6 +15,12 @@ from compresskit.errors import UsageError
 from compresskit.stage import Stage
 
 BUILT_IN = {
+    "prune.structured": "compresskit.stages.prune_structured:PruneStructured",
+    "prune.depth": "compresskit.stages.prune_depth:PruneDepth",
+    "prune.width": "compresskit.stages.prune_width:PruneWidth",
+    "prune.magnitude": "compresskit.stages.prune_magnitude:PruneMagnitude",
+    "prune.wanda": "compresskit.stages.prune_wanda:PruneWanda",
+    "prune.sparsegpt": "compresskit.stages.prune_sparsegpt:PruneSparsegpt",
     "quantize.auto": "compresskit.stages.quantize_auto:QuantizeAuto",
     "quantize.rtn": "compresskit.stages.quantize_rtn:QuantizeRtn",
     "quantize.hqq": "compresskit.stages.quantize_hqq:QuantizeHqq",
@@ -27,6 +33,12 @@ BUILT_IN = {
     "quantize.smoothquant": "compresskit.stages.quantize_smoothquant:QuantizeSmoothquant",
     "quantize.nf4": "compresskit.stages.quantize_nf4:QuantizeNf4",
     "quantize.bnb-int8": "compresskit.stages.quantize_bnb_int8:QuantizeBnbInt8",
+    "distill.standardized": "compresskit.stages.distill_logits:DistillStandardized",
+    "distill.kd": "compresskit.stages.distill_logits:DistillKd",
+    "distill.dkd": "compresskit.stages.distill_dkd:DistillDkd",
+    "distill.features": "compresskit.stages.distill_features:DistillFeatures",
+    "distill.layers": "compresskit.stages.distill_features:DistillLayers",
+    "distill.gkd": "compresskit.stages.distill_gkd:DistillGkd",
 }
 
 

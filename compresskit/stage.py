@@ -36,6 +36,7 @@ class Context:
     Attributes:
         work: A folder for temporary files, on the output's disk; removed at the end.
         data: Calibration or training data, if given.
+        teacher: The model that a stage named as its ``teacher``, if one did; not changed by stages.
         seed: Seed of every random choice.
         threads: Intra-op threads; 0 is the library's choice.
         progress: Called as ``progress(what, done, total)``; cheap enough for every layer.
@@ -52,6 +53,7 @@ class Context:
     tell: Callable[[str], None] = field(default=_say_nothing)
     max_bytes: int | None = None
     max_drop: str | None = None
+    teacher: Model | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from compresskit.checkpoint.debris import clear, hold, release, sweep
 from compresskit.checkpoint.terminate import terminating_as_exception
 from compresskit.errors import UsageError
 
-__all__ = ["new_file", "new_folder", "refuse_same", "write_file", "writing"]
+__all__ = ["new_file", "new_folder", "refuse_same", "refuse_within", "write_file", "writing"]
 
 CARD_NAME = "compresskit.json"
 
@@ -104,6 +104,21 @@ def refuse_same(source: Path | str, output: Path | str) -> None:
         raise UsageError(f"the output {output} lies inside the input {source}; inputs are never changed", hint)
     if real_out in real_in.parents and real_out.exists():
         raise UsageError(f"the input {source} lies inside the output {output}, which would be replaced", hint)
+
+
+def refuse_within(folder: Path | str, output: Path | str) -> None:
+    """Refuse a folder that is written along the way and lies in the output, which is to appear whole at the end.
+
+    Raises:
+        UsageError: It does, or it is a file.
+    """
+    real_in, real_out = Path(os.path.realpath(folder)), Path(os.path.realpath(output))
+    if real_out in (real_in, *real_in.parents):
+        raise UsageError(
+            f"the folder {folder} lies in the output {output}, which is written at the end", "give another"
+        )
+    if real_in.exists() and not real_in.is_dir():
+        raise UsageError(f"{folder} is a file, a folder is to be written")
 
 
 def _target(path: Path | str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,14 @@ OWN_FORMAT = {"packed_by": "compresskit", "use": "model.onnx beside this file, o
 """What stands for a quantization that transformers doesn't know: without ``quant_method`` it refuses the folder."""
 
 
-def copy_config(source: Path, target: Path, told: dict[str, Any] | None) -> None:
+def copy_config(source: Path, target: Path, told: dict[str, Any] | None, changes: Mapping[str, Any] = {}) -> None:
     """Copy a folder's config.json with another ``quantization_config``, or with none.
 
     Args:
         source: Folder with the original config.json, which was read before and is sound.
         target: Folder to write into.
         told: What :func:`quantization_config` gave.
+        changes: Other entries: the sizes of a pruned model.
 
     Raises:
         MachineError: The disk is full or read-only.
@@ -31,6 +32,7 @@ def copy_config(source: Path, target: Path, told: dict[str, Any] | None) -> None
     config.pop("torch_dtype", None)
     config.pop("quantization_config", None)
     config["dtype"] = "float32"  # what isn't quantized is stored so
+    config.update(changes)
     if told is not None:
         config["quantization_config"] = told
     with writing(target / CONFIG):

@@ -19,7 +19,10 @@ _DELAY = 2.0
 
 
 class Bar:
-    """A progress bar that appears once the work has taken two seconds."""
+    """A progress bar with the time left, which appears once the work has taken two seconds.
+
+    What follows a colon in the name of the work may change as it goes on: ``training: epoch 2 of 5, loss 0.41``.
+    """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -38,11 +41,12 @@ class Bar:
             # The stream as it is now: exports silence sys.stderr while they run.
             self._bar = Rich(console=Console(file=sys.stderr), transient=True)
             self._bar.start()
-        if what != self._what:
+        name = what.partition(": ")[0]
+        if name != self._what:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._what, self._task = what, self._bar.add_task(what, total=None)
-        self._bar.update(self._task, completed=done, total=total or None)
+            self._what, self._task = name, self._bar.add_task(what, total=None)
+        self._bar.update(self._task, description=what, completed=done, total=total or None)
 
     def close(self) -> None:
         """Take the bar off the screen."""

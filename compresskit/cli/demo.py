@@ -136,12 +136,11 @@ def _train(target: Path, data: tuple[np.ndarray, np.ndarray], seed: int, progres
 
     from compresskit.train.digits_net import Net
     from compresskit.train.loop import fit
+    from compresskit.train.plan import Training
 
     torch.manual_seed(seed)
     module = Net()
     x, y = (torch.from_numpy(part[:_TRAIN]) for part in data)
-    fit(
-        module, [x, y], lambda net, batch: cross_entropy(net(batch[0]), batch[1]), epochs=_EPOCHS, seed=seed,
-        progress=progress,
-    )  # fmt: skip
+    training = Training(_EPOCHS, seed=seed)
+    fit(module, [x, y], lambda net, batch: cross_entropy(net(batch[0]), batch[1]), training=training, progress=progress)
     torch.save(module.state_dict(), target)

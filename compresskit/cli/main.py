@@ -118,7 +118,9 @@ def _of_others(error: BaseException, path: str) -> str:
     name = option.removeprefix("--no-").removeprefix("--").replace("-", "_")
     known = registry.methods(stage) if name else []
     found = [method for method in known if name in registry.get(f"{stage}.{method}").model_fields]
-    return f"{option} is an option of --method {', '.join(found)}; see: {path} --method {found[0]} --help" if found else ""
+    if not found:
+        return ""
+    return f"{option} is an option of --method {', '.join(found)}; see: {path} --method {found[0]} --help"
 
 
 def _say(message: str, hint: str = "") -> None:

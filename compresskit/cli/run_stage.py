@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -39,13 +41,14 @@ def run_stage(
 ) -> None:
     """Run one stage; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_json, check_output, finish, progressing, tell
+    from compresskit.cli.helpers import for_nobody, is_first
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options, opener
     from compresskit.errors import UsageError
     from compresskit.runner.gates import Limits
     from compresskit.runner.journey import Measuring, run
 
     target = output or default_output(model, _suffix(stage))
-    inputs = (model, data, eval_data, arch, metric)
+    inputs = (model, data, eval_data, arch, metric, *(getattr(stage, n, None) for n in ("teacher", "teacher_arch")))
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
     if metric is not None and eval_data is None:
@@ -63,11 +66,15 @@ def run_stage(
         device=device,
         seed=seed,
     )
-    with progressing(quiet) as progress:
+    first = is_first()
+    if not first:
+        measuring = replace(measuring, source=None, limits=Limits(), bench=False)
+        json, quiet = None, True
+    with progressing(quiet) as progress, nullcontext(target) if first else for_nobody(target) as place:
         report = run(
             loaded,
             [stage],
-            target,
+            place,
             data=open_(data),
             measuring=measuring,
             force=force,
@@ -75,7 +82,8 @@ def run_stage(
             progress=progress,
             tell=(lambda _text: None) if quiet else tell,
         )
-    raise typer.Exit(finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target)))
+    code = finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target))
+    raise typer.Exit(code if first else 0)
 
 
 def _suffix(stage: Stage) -> str:

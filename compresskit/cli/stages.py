@@ -15,8 +15,9 @@ from compresskit import registry
 from compresskit.cli import options as shared
 from compresskit.errors import UsageError
 from compresskit.stage import Stage
+from compresskit.stages.training import TrainingOptions
 
-_PANEL = "Method"
+_PANEL, _TRAINING = "Method", "Training"
 _QAT = "qat"
 """A method that a flag of its own name asks for too."""
 
@@ -50,13 +51,18 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=shared.ModelArg),
         _method_option(stage, method),
         *([_qat_option()] if _QAT in known else []),
-        *(_option(name, field) for name, field in cls.model_fields.items()),
+        *(_option(name, field) for name, field in _own_first(cls)),
         *_shared_options(),
     ]
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {p.name: p.annotation for p in parameters}
     callback.__doc__ = _help(stage, cls)
     return callback
+
+
+def _own_first(cls: type[Stage]) -> list[tuple[str, FieldInfo]]:
+    """A method's options in the order of the help: those that all training has come last."""
+    return sorted(cls.model_fields.items(), key=lambda item: item[0] in TrainingOptions.model_fields)
 
 
 def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
@@ -130,7 +136,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         declared,
         metavar=metavar,
         help=field.description,
-        rich_help_panel=_PANEL,
+        rich_help_panel=_TRAINING if name in TrainingOptions.model_fields else _PANEL,
         show_default=default not in (None, [], False),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

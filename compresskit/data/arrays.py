@@ -52,10 +52,17 @@ class ArraySource:
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """See :class:`~compresskit.data.source.Source`."""
         for span in spans(len(self), size, limit):
-            inputs = {p.name: p.apply(self._arrays[stored][span]) for stored, p in self._plans.items()}
-            if self._specs:
-                inputs = complete(inputs, self._specs)
-            yield Batch(inputs, None if self._targets is None else self._targets[span])
+            yield self._of(span)
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The samples of some rows, int64 ``(n,)``, in that order."""
+        return self._of(rows)
+
+    def _of(self, rows: slice | np.ndarray) -> Batch:
+        inputs = {p.name: p.apply(self._arrays[stored][rows]) for stored, p in self._plans.items()}
+        if self._specs:
+            inputs = complete(inputs, self._specs)
+        return Batch(inputs, None if self._targets is None else self._targets[rows])
 
     def fingerprint(self) -> str:
         """See :class:`~compresskit.data.source.Source`."""

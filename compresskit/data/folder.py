@@ -85,9 +85,15 @@ class ImageFolder:
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """See :class:`~compresskit.data.source.Source`."""
         for span in spans(len(self), size, limit):
-            files = self._files[span]
-            block = np.stack([read_image(path, self._mode, self._size) for path, _ in files])
-            yield Batch({self._plan.name: self._plan.apply(block)}, np.array([label for _, label in files], np.int64))
+            yield self._of(self._files[span])
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The images of some rows, int64 ``(n,)``, in that order."""
+        return self._of([self._files[row] for row in rows])
+
+    def _of(self, files: list[tuple[Path, int]]) -> Batch:
+        block = np.stack([read_image(path, self._mode, self._size) for path, _ in files])
+        return Batch({self._plan.name: self._plan.apply(block)}, np.array([label for _, label in files], np.int64))
 
     def fingerprint(self) -> str:
         """See :class:`~compresskit.data.source.Source`; of the files' bytes and the order of the classes."""

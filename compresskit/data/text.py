@@ -33,6 +33,11 @@ class TextSource:
         for span in spans(len(self), size, limit):
             yield Batch(self._encoder(self._texts[span]), None if self._targets is None else self._targets[span])
 
+    def take(self, rows: np.ndarray) -> Batch:
+        """The texts of some rows, int64 ``(n,)``, in that order."""
+        targets = None if self._targets is None else self._targets[rows]
+        return Batch(self._encoder([self._texts[row] for row in rows]), targets)
+
     def fingerprint(self) -> str:
         """See :class:`~compresskit.data.source.Source`; of the texts, the tokenizer and the cut."""
         return _fingerprint("texts", self._texts, self._targets, self._encoder)
@@ -55,6 +60,10 @@ class PairSource:
         """See :class:`~compresskit.data.source.Source`; ``size`` counts pairs."""
         for span in spans(len(self), size, limit):
             yield Batch(self._encoder(self._texts[2 * span.start : 2 * span.stop]), self._scores[span])
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Single texts by row, int64 ``(n,)``: ``2i`` and ``2i + 1`` are pair ``i``; without scores."""
+        return Batch(self._encoder([self._texts[row] for row in rows]))
 
     def fingerprint(self) -> str:
         """See :class:`~compresskit.data.source.Source`; of the texts, the scores, the tokenizer and the cut."""
@@ -100,6 +109,12 @@ class RunningText:
         for span in spans(self._available(limit), size, limit):
             ids = self._ids[span.start * length : span.stop * length].reshape(-1, length)
             yield Batch(self._encoder.rows(ids.astype(np.int64)))
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The pieces of some rows, int64 ``(n,)``, in that order."""
+        length = self._encoder.sequence
+        pieces = self._ids[: self._available(int(rows.max()) + 1) * length].reshape(-1, length)
+        return Batch(self._encoder.rows(pieces[rows].astype(np.int64)))
 
     def fingerprint(self) -> str:
         """See :class:`~compresskit.data.source.Source`; of the text, the tokenizer and the length of a piece."""

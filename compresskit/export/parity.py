@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from compresskit.stage import Progress, silent
 # float32 exports were measured at 1e-7 to 2e-6 relative (12 models, packed or not); a wrong operator gives 1e-3 and up.
 ABSOLUTE, RELATIVE = 1e-5, 1e-5
 SAMPLES = 32
+_NOISE, _FACTOR = 1e-4, 10.0
+"""Where float32 alone is that far off (a damaged model may amplify its rounding), a file may be off that many times."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,42 @@ def parity(
         InputError: onnxruntime refuses the file, or the module its inputs.
     """
     session = OnnxRuntime(exact=exact).open(path, threads)
-    flat, device = Flat(module, inputs), device_of(module)
+    flat, device, exactly = Flat(module, inputs), device_of(module), _Exactly(module, inputs)
     worst, where, largest, n, passed = -1.0, "", 0.0, 0, True
     for kind, feeds in samples(inputs, count=count, seed=seed, limits=limits):
         args = tuple(torch.from_numpy(feeds[spec.name]).to(device) for spec in inputs)
         expected = call(flat, args)
         found = _run(session, feeds)
-        for name, tensor in zip(flat.names, expected, strict=True):
+        for index, (name, tensor) in enumerate(zip(flat.names, expected, strict=True)):
             off, distance = difference(to_array(tensor), found.get(name))
             largest = max(largest, off)
-            passed = passed and off <= absolute and (distance <= relative or off <= absolute / 100)
+            close = off <= absolute and (distance <= relative or off <= absolute / 100)
+            if not close and passed and off <= _NOISE:
+                close = exactly.as_good(index, args, to_array(tensor), found.get(name))
+            passed = passed and close
             if distance > worst:
                 worst, where = distance, f"output '{name}' on {kind} input of {list(args[0].shape)}"
         n += args[0].shape[0] if args[0].dim() else 1
         progress("parity", min(n, count), count)
     return Parity(largest, max(worst, 0.0), n, passed, where)
+
+
+class _Exactly:
+    """The module in float64, made when it is first asked: a judge where float32 itself is not exact enough."""
+
+    def __init__(self, module: nn.Module, inputs: tuple[InputSpec, ...]) -> None:
+        self._module, self._inputs = module, inputs
+        self._flat: Flat | None = None
+
+    def as_good(self, index: int, args: tuple[torch.Tensor, ...], ours: np.ndarray, theirs: np.ndarray | None) -> bool:
+        """True where the file is about as near to the exact output as the module in float32."""
+        try:
+            self._flat = self._flat or Flat(copy.deepcopy(self._module).double(), self._inputs)
+            exact = to_array(call(self._flat, tuple(a.double() if a.is_floating_point() else a for a in args))[index])
+        except Exception:  # code that insists on float32, or memory
+            return False
+        module, file = difference(exact, ours), difference(exact, theirs)
+        return all(there <= _FACTOR * here for here, there in zip(module, file, strict=True))
 
 
 def _run(session: Session, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -126,7 +126,7 @@ def hold(
             )
         about_int8 = about_products(models, measured, source, progress=progress) if evaluated else []
         if evaluated and measuring.target is not None and not about_int8:
-            about_int8 = [f"--target {measuring.target} changes nothing: only 8-bit products of an int8 file depend on it"]
+            about_int8 = [f"--target {measuring.target} changes nothing: only the products of int8 files depend on it"]
     found = gates(entries, measured, timed, measuring.limits) if judged else []
     verified = measured is not None and bool(measured.scores)
     return Report(

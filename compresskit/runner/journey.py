@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compresskit.bench.machine import environment
-from compresskit.checkpoint.atomic import new_folder, refuse_same
+from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
 from compresskit.checkpoint.bundle import ONNX_NAME, REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Card, Model, portable
@@ -22,6 +22,7 @@ from compresskit.runner.gates import Limits, gates, parse_size
 from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
 from compresskit.runner.products import about_products, products_for
+from compresskit.runner.teacher import teacher_of
 from compresskit.stage import Context, Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -102,17 +103,23 @@ def run(
         MachineError: The disk is full or read-only, memory runs out.
     """
     refuse_same(model.source, output)
+    for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
+        refuse_within(state, output)
     _check(model, stages, data, measuring)
     known = data if data is not None else measuring.source
     model = with_inputs(model, known) if measuring.export else model
+    teacher = teacher_of(stages, model)
+    if teacher is not None:
+        refuse_same(teacher.source, output)
     whole = replace(measuring, export=False) if form(model) == "weights" else measuring
     with new_folder(output, force=force) as folder:
         with _workplace(folder) as work:
             limits = measuring.limits
             size = parse_size(limits.max_size) if limits.max_size else None
             ctx = Context(
-                work, data, measuring.seed, measuring.threads, progress, tell, max_bytes=size, max_drop=limits.max_drop
-            )
+                work, data, measuring.seed, measuring.threads, progress, tell, max_bytes=size,
+                max_drop=limits.max_drop, teacher=teacher,
+            )  # fmt: skip
             chosen = [stage.choose(model, ctx) for stage in stages]
             settled = [stage for choice in chosen for stage in choice.stages]
             _check(model, settled, data, measuring)
@@ -165,8 +172,9 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
             hints = ["give --arch FILE.py:NAME"] * (now == "weights") + [f"--method {m} can" for m in able]
             hint = ", or: ".join(hints)
             raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
-        if "calibration" in stage.needs and data is None:
-            kind = "training" if stage.method == "qat" else "calibration"
+        trains = "training" in stage.needs or getattr(stage, "epochs", 0) > 0
+        if data is None and (trains or "calibration" in stage.needs):
+            kind = "training" if trains else "calibration"
             raise UsageError(f"{stage.stage} --method {stage.method} needs {kind} data", "give --data")
         if stage.gives == "onnx" and not measuring.export:
             raise UsageError(f"{stage.name()} gives an ONNX file", "leave --no-export away")
@@ -186,17 +194,22 @@ class _Journey:
 
     def run(self, model: Model, stages: Sequence[Stage]) -> tuple[Report, Card]:
         counts = counted(model)
-        name = model.source.name or str(model.source)
-        original = self._original(model)
-        origin = model.source
+        given = model
+        first = self.ctx.teacher or model  # a student is held against its teacher
+        origin = first.source
+        name = origin.name or str(origin)
+        before = counted(first) if first is not model else counts
+        original = self._original(first)
+        common = self._common(first)
         for stage in stages:
             if original is not None and form(model) == "torch" and "torch" not in stage.takes:
-                model = replace(model, body=original.path)
+                start = original if model is first is given else self._original(model, f"{stage.method}.onnx")
+                model = replace(model, body=start.path if start else model.body)
             model = stage.run(model, self.ctx)
+            if stage.stage in ("prune", "distill"):  # the others leave parameters and products as they are
+                counts = counted(model)
         result = self._result(model)
-        baseline = Candidate(
-            name, original.path if original else origin, portable(origin), **self._common(model), **counts
-        )
+        baseline = Candidate(name, original.path if original else origin, portable(origin), **common, **before)
         new_path = result.path if result else self.folder / WEIGHTS_NAME
         shown = portable(self.output / new_path.name)
         new = Candidate(self.output.name, new_path, shown, **self._common(model), **counts)
@@ -207,9 +220,10 @@ class _Journey:
         return report, model.card
 
     def _unused(self, last: Applied | None) -> list[str]:
-        """Calibration data that the method had no use for."""
+        """Data that the method had no use for."""
         data = self.ctx.data
-        return [_nothing_of(data, last)] if data is not None and last and "calibration" not in last.facts else []
+        used = last is not None and not last.facts.keys().isdisjoint({"calibration", "training"})
+        return [_nothing_of(data, last)] if data is not None and last and not used else []
 
     def _common(self, model: Model) -> dict[str, Any]:
         options = self.measuring
@@ -221,10 +235,10 @@ class _Journey:
             "products": products_for(options.target),
         }
 
-    def _original(self, model: Model) -> Prepared | None:
+    def _original(self, model: Model, name: str = "original.onnx") -> Prepared | None:
         if not self.measuring.export:
             return None
-        return to_onnx(model, self.ctx.work / "original.onnx", seed=self.measuring.seed, progress=self.ctx.progress)
+        return to_onnx(model, self.ctx.work / name, seed=self.measuring.seed, progress=self.ctx.progress)
 
     def _result(self, model: Model) -> Prepared | None:
         """Write what ships: the ONNX file where there is one, the weights where they are the project's own."""
@@ -254,7 +268,8 @@ class _Journey:
                 [baseline, new], options.source, options.metric, seed=options.seed, progress=self.ctx.progress
             )
             if options.bench:
-                sequence, shorter = fitting([model.source], options.sequence)
+                sources = [model.source, *([self.ctx.teacher.source] if self.ctx.teacher else [])]
+                sequence, shorter = fitting(sources, options.sequence)
                 timed = speed([baseline, new], sequence=sequence, seed=options.seed, progress=self.ctx.progress)
         about_int8 = about_products([new], measured, options.source, progress=self.ctx.progress) if result else []
         last = model.card.history[-1] if model.card.history else None
@@ -330,7 +345,7 @@ def _described(layer: dict[str, Any]) -> str:
     group = layer.get("group_size")
     scope = f"group {group}" if group else "per tensor" if layer.get("scales") == 1 else "per channel"
     kind = f"{layer['kind']} " if layer.get("kind") else ""
-    return f"{kind}{layer['bits']} bit, {scope}" if "bits" in layer else str(layer)
+    return f"{kind}{layer['bits']} bit, {scope}" if "bits" in layer else str(layer.get("about", layer))
 
 
 def _moved(path: Path, target: Path) -> Path:

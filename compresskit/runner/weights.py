@@ -54,7 +54,9 @@ def write_weights(model: Model, path: Path) -> None:
 
 
 def write_config(model: Model, folder: Path) -> None:
-    """Write the config.json under which transformers reads quantized weights of a Hugging Face folder, or refuses them.
+    """Write the config.json under which transformers reads the weights of a Hugging Face folder, or refuses them.
+
+    Stages that changed sizes say so in it.
 
     It reads them where all are in bitsandbytes' format. Weights in a format of our own it would take for missing, and
     put random ones in their place with no more than a warning: a ``quantization_config`` without a method stops it.
@@ -65,9 +67,11 @@ def write_config(model: Model, folder: Path) -> None:
     from compresskit.ops.quantize.modules import PackedLayer
 
     foreign = _bitsandbytes(model, model.body)
+    changes = {key: value for applied in model.card.history for key, value in applied.facts.get("config", {}).items()}
     if not foreign:
-        if any(isinstance(layer, PackedLayer) for layer in model.body.modules()):
-            copy_config(model.source, folder, OWN_FORMAT)
+        own = any(isinstance(layer, PackedLayer) for layer in model.body.modules())
+        if own or changes:
+            copy_config(model.source, folder, OWN_FORMAT if own else None, changes)
         return
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -80,7 +84,7 @@ def write_config(model: Model, folder: Path) -> None:
         linear = [n for n, m in model.body.named_modules() if type(m) in (nn.Linear, Conv1D)]
         skip = skip_patterns(linear, foreign, str(getattr(model.body, "base_model_prefix", "")))
         told = quantization_config(4 if next(iter(foreign.values())).grid.bits == 4 else 8, THRESHOLD, skip)
-    copy_config(model.source, folder, told)
+    copy_config(model.source, folder, told, changes)
 
 
 def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:

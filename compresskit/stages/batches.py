@@ -33,22 +33,11 @@ def batches_of(
     """
     import torch
 
-    from compresskit.data.prepare import complete, fits, shape_text
+    from compresskit.data.checked import checked
 
     found = []
     for batch in source.batches(size, limit):
-        arrays = complete(batch.inputs, inputs) if inputs else batch.inputs
-        for spec in inputs:
-            if not fits(arrays[spec.name].shape, spec.shape):
-                found_shape, wanted = shape_text(arrays[spec.name].shape), shape_text(spec.shape)
-                raise InputError(
-                    f"{source.name}: '{spec.name}' is {found_shape}, the model takes {wanted}",
-                    "prepare the data as for inference",
-                )
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise InputError(f"{source.name}: '{name}' holds NaN or Inf", "remove those samples")
+        tensors = {name: torch.from_numpy(array) for name, array in checked(batch, source.name, inputs).items()}
         if all(tensor.numel() for tensor in tensors.values()):
             found.append(tensors)
     if not found:
@@ -123,11 +112,11 @@ def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn
     return forward
 
 
-def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int) -> dict[str, Tensor]:
-    """One batch of made-up samples, for what has to be measured without data."""
+def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: int = 64) -> dict[str, Tensor]:
+    """One batch of made-up samples, for what has to be measured without data; ``sequence`` is the length of text."""
     import torch
 
     from compresskit.bench.feeds import make_feeds
 
-    feeds = make_feeds(inputs, {"batch": count, "sequence": 64}, seed)
+    feeds = make_feeds(inputs, {"batch": count, "sequence": sequence}, seed)
     return {name: torch.from_numpy(array) for name, array in feeds.items()}

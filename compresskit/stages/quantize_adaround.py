@@ -59,7 +59,7 @@ class QuantizeAdaround(CalibratedWeightOnly):
         Raises:
             UsageError: There are no calibration data.
         """
-        from compresskit.ops.quantize.batchnorm import recalibrate
+        from compresskit.ops.batchnorm import recalibrate
         from compresskit.ops.quantize.calibrated import Method
         from compresskit.ops.quantize.edges import edge_layers
         from compresskit.ops.quantize.equalize import equalize

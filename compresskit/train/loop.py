@@ -1,157 +1,289 @@
-"""The training loop: SGD or AdamW under a falling learning rate, on samples that fit into memory."""
+"""The training loop: every stage that trains gives it a loss."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
+from compresskit.ops.batchnorm import recalibrate
 from compresskit.stage import Progress, silent
+from compresskit.train.augment import Augment
+from compresskit.train.average import Average
+from compresskit.train.material import Material, in_memory
+from compresskit.train.plan import Training
+from compresskit.train.processes import Team
+from compresskit.train.state import Keeper, State, optimizer_tensors, restore_optimizer, tensors_of
+from compresskit.train.task import Loss
+from compresskit.train.validate import Validation
 
-Loss = Callable[[nn.Module, Sequence[Tensor]], Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+_SETTLING = 2048
+"""Samples that statistics of batch normalizations are estimated from."""
 
 
 @dataclass(frozen=True)
-class Optimizing:
-    """How parameters move.
+class Fitted:
+    """What came of training.
 
     Attributes:
-        lr: Peak learning rate.
-        kind: ``sgd`` with Nesterov momentum 0.9, or ``adamw`` ("Decoupled Weight Decay Regularization", Loshchilov &
-            Hutter, 2019).
-        schedule: ``onecycle`` rises for the first 30 % of the steps (Smith & Topin, "Super-Convergence", 2019);
-            ``cosine`` falls to zero from the start on ("SGDR", Loshchilov & Hutter, 2017), after ``warmup``.
-        warmup: Share of the steps in which the rate rises from zero, for ``cosine``.
-        weight_decay: L2 penalty of parameters of two axes and more; for ``onecycle`` of all.
-        ema: Decay of a moving average of the weights and statistics, which is what remains at the end; 0 for none.
+        curve: One entry an epoch: ``epoch`` from 1 on, mean ``loss``, last learning rate ``lr``, and the validation's
+            figure under its name where there is one.
+        kept: The epoch whose weights remain.
     """
 
-    lr: float = 0.1
-    kind: Literal["sgd", "adamw"] = "sgd"
-    schedule: Literal["onecycle", "cosine"] = "onecycle"
-    warmup: float = 0.0
-    weight_decay: float = 5e-4
-    ema: float = 0.0
+    curve: list[dict[str, float]]
+    kept: int
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the last epoch."""
+        return self.curve[-1]["loss"]
 
 
 def fit(
     module: nn.Module,
-    tensors: Sequence[Tensor],
+    samples: Material | Sequence[Tensor],
     loss: Loss,
     *,
-    epochs: int,
-    batch: int = 64,
-    optimizing: Optimizing = Optimizing(),
+    training: Training,
     augment: Augment | None = None,
-    seed: int = 0,
+    validation: Validation | None = None,
+    keeper: Keeper | None = None,
+    after_step: Callable[[], None] | None = None,
     progress: Progress = silent,
-) -> float:
+) -> Fitted:
     """Train a module in place, and leave it in eval mode.
 
     Args:
-        module: Any module; parameters that don't require gradients stay as they are.
-        tensors: Equally long along the first axis; each step takes the same rows of all.
-        loss: From the module and one batch of ``tensors`` to a scalar.
-        epochs: Passes over the data, 1 or more.
-        batch: Rows of a step; the last incomplete batch of an epoch is left out.
-        optimizing: How parameters move.
+        module: Any module, on the device where it is to be trained; parameters that don't require gradients stay.
+        samples: Material, or tensors that are equally long along the first axis.
+        loss: From the module and one batch to a scalar, the mean over the samples.
+        training: How long and how. A last incomplete step of an epoch is left out.
         augment: Changes the first tensor of each batch; draws from the generator that it is given.
-        seed: Of the order of the samples, of ``augment``, and of what the module itself draws.
+        validation: Measured after each epoch; patience needs it.
+        keeper: Where the state of training is kept at each epoch's end; a run of the same key goes on from there.
+            Processes on several machines need a folder that all of them see.
+        after_step: Called when parameters have moved: to put back what has to stay as it is.
         progress: Called after each step.
 
-    Returns:
-        The mean loss of the last epoch.
-
     Raises:
-        InputError: The loss became NaN or Inf.
+        InputError: No parameter requires gradients, or the loss became NaN or Inf.
+        UsageError: A batch can't be shared equally by the processes that were launched together.
+        ValueError: Patience without a validation.
     """
-    rows = len(tensors[0])
-    batch = min(batch, rows)
-    total = epochs * (rows // batch)
-    optimizer = _optimizer(module, optimizing)
-    schedule = _schedule(optimizer, optimizing, total)
-    average = copy.deepcopy(module) if optimizing.ema else None
-    order = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    module.train()
-    losses: list[float] = []
-    for step, rows_of_step in enumerate(_steps(rows, batch, epochs, order), 1):
-        part = [t[rows_of_step] for t in tensors]
-        if augment is not None:
-            part[0] = augment(part[0], order)
-        optimizer.zero_grad()
-        value = loss(module, part)
-        losses.append(float(value.detach()))
-        if not math.isfinite(losses[-1]):
-            raise InputError(f"training diverged at step {step}: the loss is {losses[-1]}", "lower the learning rate")
+    if training.patience and validation is None:
+        raise ValueError("patience needs a validation")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError("there is nothing to train: the model has no parameter that takes gradients")
+    material = in_memory(samples) if isinstance(samples, Sequence) else samples
+    run = _Run(module, material, loss, training, augment, validation, keeper, after_step, progress)
+    run.resume()
+    while run.epoch < training.epochs and not run.stopped:
+        run.one_epoch()
+    return run.finish()
+
+
+class _Step(nn.Module):
+    """The loss as a module, so that what joins processes sees its forward pass, and the loss the bare module."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module = module
+        self.loss = (loss,)  # in a tuple: a loss that is a module isn't trained
+
+    def forward(self, *part: Tensor) -> Tensor:
+        return self.loss[0](self.module, part)
+
+
+@dataclass
+class _Run:
+    """One training: what is given, and where it stands."""
+
+    module: nn.Module
+    samples: Material
+    loss: Loss
+    training: Training
+    augment: Augment | None
+    validation: Validation | None
+    keeper: Keeper | None
+    after_step: Callable[[], None] | None
+    progress: Progress
+    epoch: int = 0
+    stopped: bool = False
+    curve: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+
+    def __post_init__(self) -> None:
+        how, rows = self.training, len(self.samples)
+        self.team = Team()
+        self.device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        if self.team.rank:
+            self.progress = silent
+        self.batch = min(how.batch, rows)
+        self.accumulate = min(how.accumulate, rows // self.batch)
+        self.steps = rows // (self.batch * self.accumulate)
+        self.optimizer = how.optimizing.optimizer(self.module)
+        self.schedule = how.optimizing.scheduler(self.optimizer, how.epochs * self.steps)
+        self.average = Average(self.module, how.ema) if how.ema else None
+        self.order = torch.Generator().manual_seed(how.seed)
+        torch.manual_seed(how.seed + self.team.rank)
+        self.step = self.team.joined(_Step(self.module, self.loss))
+
+    def resume(self) -> None:
+        """Go on from the state that was kept last, if there is one."""
+        found = self.keeper.load() if self.keeper is not None else None
+        if found is None:
+            return
+        facts = found.facts
+        self.module.load_state_dict(found.under("module"))
+        restore_optimizer(self.optimizer, found.under("optimizer"), facts["groups"])
+        self.schedule.load_state_dict(facts["schedule"])
+        if self.average is not None:
+            kept = found.under("average")
+            self.average.tensors = {name: tensor.to(self.device) for name, tensor in kept.items()}
+            self.average.steps = facts["steps"]
+        self.best, self.best_epoch = found.under("best"), facts["best_epoch"]
+        self.curve, self.epoch, self.stopped = facts["curve"], facts["epoch"], facts["stopped"]
+        self.order.set_state(found.tensors["random/order"])
+        torch.set_rng_state(found.tensors["random/cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(found.tensors["random/cuda"], self.device)
+
+    def _state(self) -> State:
+        tensors = {
+            **{f"module/{name}": tensor for name, tensor in tensors_of(self.module).items()},
+            **{f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizer)},
+            **{f"best/{name}": tensor for name, tensor in self.best.items()},
+            "random/order": self.order.get_state(),
+            "random/cpu": torch.get_rng_state(),
+        }
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.average.tensors.items()}
+        if self.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        facts = {
+            "groups": self.optimizer.state_dict()["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "steps": self.average.steps if self.average is not None else 0,
+            "best_epoch": self.best_epoch,
+            "curve": self.curve,
+            "epoch": self.epoch,
+            "stopped": self.stopped,
+        }
+        return State(tensors, facts)
+
+    def one_epoch(self) -> None:
+        """Train on all samples once, measure, and keep the state."""
+        self.module.train()
+        mean = self._train()
+        self.epoch += 1
+        point = {"epoch": self.epoch, "loss": round(mean, 6), "lr": float(f"{self.lr:.6g}")}
+        if self.validation is not None:
+            figure = self._measured(self.validation)
+            point[self.validation.metric] = round(figure, 6)
+            known = self.curve[self.best_epoch - 1][self.validation.metric] if self.best_epoch else None
+            if self.validation.better(point[self.validation.metric], known):
+                self._remember()
+        self.curve.append(point)
+        self.stopped = bool(self.training.patience) and self.epoch - self.best_epoch >= self.training.patience
+        if self.keeper is not None and self.team.rank == 0:
+            self.keeper.save(self._state())
+
+    def finish(self) -> Fitted:
+        """The weights that remain."""
+        kept = self.epoch
+        if self.training.patience and self.best:
+            self.module.load_state_dict(self.best)
+            kept = self.best_epoch
+        elif self.average is not None:
+            self.module.load_state_dict(self.average.tensors)
+        self.module.eval()
+        if self.training.recalibrate:
+            self._recalibrate()
+        self.team.agree(list(self.module.state_dict().values()))
+        self.module.zero_grad(set_to_none=True)
+        return Fitted(self.curve, kept)
+
+    def _train(self) -> float:
+        """One epoch of steps; the mean loss."""
+        total, taken, done = 0.0, 0.0, 0
+        for index, part in enumerate(islice(self._parts(), self.steps * self.accumulate), 1):
+            whole = index % self.accumulate == 0
+            with nullcontext() if whole else self.team.apart(self.step):
+                taken += self._backward(part)
+            if not whole:
+                continue
+            total, taken, done = total + taken, 0.0, done + 1
+            self._move()
+            what = f"training: epoch {self.epoch + 1} of {self.training.epochs}, loss {total / done:.4g}"
+            self.progress(what, self.epoch * self.steps + done, self.training.epochs * self.steps)
+        return self.team.mean(total / done)
+
+    def _parts(self) -> Iterator[list[Tensor]]:
+        """This process's samples of each batch, on the device."""
+        for whole in self.samples.epoch(self.batch, self.order):
+            part = list(whole)
+            if self.augment is not None:
+                part[0] = self.augment(part[0], self.order)
+            yield [tensor.to(self.device, non_blocking=True) for tensor in self.team.share(part)]
+
+    def _backward(self, part: list[Tensor]) -> float:
+        """Add one batch's gradient; its part of the step's loss."""
+        with self._autocast():
+            value = self.step(*part) / self.accumulate
+        found = float(value.detach())
+        if not math.isfinite(found):
+            raise InputError(
+                f"training diverged in epoch {self.epoch + 1}: the loss is {found}", "lower the learning rate"
+            )
         torch.autograd.backward(value)
-        optimizer.step()
-        schedule.step()
-        if average is not None:
-            _follow(average, module, min(optimizing.ema, step / (step + 9)))
-        progress("training", step, total)
-    if average is not None:
-        module.load_state_dict(average.state_dict())
-    module.eval()
-    module.zero_grad(set_to_none=True)
-    last = losses[-(total // epochs) :]
-    return sum(last) / len(last)
+        return found
 
+    def _move(self) -> None:
+        if self.training.clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.training.clip)
+        self.lr = float(self.optimizer.param_groups[0]["lr"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        if self.after_step is not None:
+            self.after_step()
+        if self.average is not None:
+            self.average.follow(self.module)
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, margin: int = 4, flip: bool = True) -> Tensor:
-    """Images ``(n, c, h, w)`` moved by up to ``margin`` pixels over zeros; with ``flip`` half of them mirrored."""
-    count, _, height, width = images.shape
-    padded = nn.functional.pad(images, (margin,) * 4)
-    down, right = torch.randint(2 * margin + 1, (2, count), generator=generator)
-    mirrored = torch.rand(count, generator=generator) < (0.5 if flip else 0.0)
-    rows = down[:, None] + torch.arange(height)
-    columns = right[:, None] + torch.arange(width)
-    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-    each = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.training.autocasts(self.device):
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """The module as it would be if training ended here."""
+        self.module.eval()
+        with self.average.instead(self.module) if self.average is not None else nullcontext():
+            yield
 
-def _steps(rows: int, batch: int, epochs: int, order: torch.Generator) -> Iterator[Tensor]:
-    for _ in range(epochs):
-        yield from torch.split(torch.randperm(rows, generator=order)[: rows // batch * batch], batch)
+    def _measured(self, validation: Validation) -> float:
+        with self._shown(), self._autocast():
+            return self.team.mean(validation(self.module))
 
+    def _remember(self) -> None:
+        """Keep the weights of this epoch as the best."""
+        self.best_epoch = self.epoch
+        if self.training.patience:
+            with self._shown():
+                self.best = {name: t.detach().clone() for name, t in self.module.state_dict().items()}
 
-def _optimizer(module: nn.Module, how: Optimizing) -> torch.optim.Optimizer:
-    found = [p for p in module.parameters() if p.requires_grad]
-    if how.schedule == "onecycle":
-        groups = [{"params": found, "weight_decay": how.weight_decay}]
-    else:
-        decayed, plain = [p for p in found if p.dim() > 1], [p for p in found if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": how.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if how.kind == "adamw":
-        return torch.optim.AdamW(groups, lr=how.lr)
-    return torch.optim.SGD(groups, lr=how.lr, momentum=0.9, nesterov=True)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, how: Optimizing, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if how.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, how.lr, total_steps=steps)
-    rising = max(1, int(how.warmup * steps))
-
-    def factor(step: int) -> float:
-        if step < rising and how.warmup:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, module: nn.Module, decay: float) -> None:
-    for old, new in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
-        if old.is_floating_point():
-            old.lerp_(new, 1 - decay)
-        else:
-            old.copy_(new)
+    def _recalibrate(self) -> None:
+        parts = self.samples.plain(self.batch, _SETTLING)
+        batches = [{str(i): tensor.to(self.device) for i, tensor in enumerate(part)} for part in parts]
+        with self._autocast():
+            recalibrate(self.module, lambda module, batch: self.loss(module, list(batch.values())), batches)

@@ -17,7 +17,8 @@ WRONG = {
     "two models": (("quantize", "m.pt", "n.pt"), ("n.pt",)),
     "unknown method": ((*Q, "--method", "rtm"), ("rtm", "rtn")),
     "method of another stage": ((*Q, "--method", "magnitude"), ("magnitude", "rtn", "int8-static")),
-    "option of another method": ((*Q, "--method", "int8-static", "--group-size", "32"), ("--group-size", "rtn, hqq, gptq")),
+    "option of another method": (
+        (*Q, "--method", "int8-static", "--group-size", "32"), ("--group-size", "rtn, hqq, gptq")),
     "option of rtn with auto": (
         (*QA, *SHAPE, "--bits", "8", "--data", "d.npz", "--exclude", "head"), ("--exclude", "--method")),
     "option of int8": ((*Q, "--bits", "4", "--samples", "3"), ("--samples",)),

@@ -274,9 +274,7 @@ class Masked(nn.Module):
 
 
 @pytest.mark.parametrize("infinite", [False, True])
-def test_tidy_attention_keeps_what_it_computes(
-    infinite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tidy_attention_keeps_what_it_computes(infinite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx_ir as ir
 
     from compresskit.export import onnx_export

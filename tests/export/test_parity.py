@@ -130,3 +130,27 @@ def test_samples_of_a_fixed_batch_and_their_seed() -> None:
     assert sum(f["x"].shape[0] for _, f in one) >= 32
     assert all(np.array_equal(a["x"], b["x"]) for (_, a), (_, b) in zip(one, two, strict=True))
     assert not np.array_equal(one[-1][1]["x"], other[-1][1]["x"])
+
+
+class Cancelling(nn.Module):
+    """Large terms that cancel: float32 leaves few digits of the sum, and other orders of adding leave other ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        half = 0.3 * torch.randn(16, 64, generator=generator)
+        self.inner = nn.Linear(128, 16)
+        with torch.no_grad():
+            self.inner.weight.copy_(torch.cat([half, 1e-3 * torch.randn(16, 64, generator=generator) - half], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(self.inner(torch.cat([x, x], -1)), dim=-1)
+
+
+def test_where_float32_itself_is_off_float64_judges(tmp_path: Path) -> None:
+    result = export_checked(Cancelling(), ROW, tmp_path / "m.onnx")
+    assert result.parity.passed and result.parity.rel_l2 > 1e-5
+    damaged = Cancelling()
+    with torch.no_grad():
+        damaged.inner.weight[3, 5] *= 1 + 1e-4
+    assert not parity(damaged, tmp_path / "m.onnx", ROW).passed

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.batchnorm import recalibrate
+from compresskit.ops.batchnorm import recalibrate
 from compresskit.ops.quantize.calibrated import Method, quantize_calibrated
 from compresskit.ops.quantize.edges import edge_layers
 from compresskit.ops.quantize.equalize import Pair, equalize, pairs

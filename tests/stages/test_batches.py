@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from compresskit.data.source import Batch
-from compresskit.model import Card, InputSpec, Model
-from compresskit.stage import Context
+from compresskit.model import InputSpec
 from compresskit.stages.batches import batches_of
-from compresskit.stages.quantize_qat import QuantizeQat
+from compresskit.train.reading import Reading
 
 TEXT = ("batch", "sequence")
 INPUTS = (InputSpec("input_ids", "int64", TEXT), InputSpec("attention_mask", "int64", TEXT))
@@ -64,9 +61,9 @@ def test_a_mask_with_holes_leaves_the_batches_as_they_are() -> None:
         assert all(np.array_equal(batch[name].numpy(), given.inputs[name]) for name in given.inputs)
 
 
-def test_qat_gives_each_padded_text_its_own_label(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compresskit.stages.quantize_qat._READ", 2)
-    model = Model(nn.Linear(1, 1), Card("torch", task="classification", inputs=INPUTS), Path("net.pt"))
-    tensors, task = QuantizeQat()._material(model, Context(Path(), Texts(ROWS)))
-    assert task.labelled
-    assert torch.equal(tensors[0][:, 0], tensors[-1]) and tensors[0].ne(0).sum(1).tolist() == [n for _, n in ROWS]
+def test_training_gives_each_padded_text_its_own_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compresskit.train.reading._READ", 2)
+    reading = Reading(Texts(ROWS), INPUTS, len(ROWS), labelled=True)
+    ids, mask, labels = next(reading.material().plain(6, 6))
+    assert reading.classes and torch.equal(reading.labels, labels)
+    assert torch.equal(ids[:, 0], labels) and ids.ne(0).sum(1).tolist() == mask.sum(1).tolist() == [n for _, n in ROWS]

@@ -1,168 +1,154 @@
-"""The training loop and quantization-aware training."""
+"""The training loop: what each way of optimizing does to weights, and what is told on the way."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from training_models import HELD, accuracy, data, equal, loss, net, task
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.fake_int8 import Int8Input
-from compresskit.ops.quantize.grid import dequantize
-from compresskit.ops.quantize.modules import PackedLinear
-from compresskit.ops.quantize.rtn import quantize_rtn
-from compresskit.ops.quantize.select import Selection
-from compresskit.train.distill import soft_cross_entropy
-from compresskit.train.loop import Optimizing, crop_and_flip, fit
-from compresskit.train.qat import Task, Training, quantize_trained, train_int8
+from compresskit.train.loop import Fitted, fit
+from compresskit.train.plan import Optimizing, Training
+from compresskit.train.validate import Validation
 
-
-def data(count: int = 256) -> list[Tensor]:
-    x = torch.randn(count, 8, generator=torch.Generator().manual_seed(0))
-    return [x, (x[:, :4].sum(1) > x[:, 4:].sum(1)).long()]
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2, bias=False))
-
-
-def loss(module: nn.Module, part: list[Tensor]) -> Tensor:
-    return cross_entropy(module(part[0]), part[1])
-
-
-def accuracy(module: nn.Module) -> float:
-    x, y = data()
-    return float((module(x).argmax(1) == y).float().mean())
+PLAIN = Optimizing(0.1, "sgd", "cosine")
 
 
 @pytest.mark.parametrize(
-    "how",
+    "training",
     [
-        Optimizing(),
-        Optimizing(0.1, "sgd", "cosine"),
-        Optimizing(1e-2, "adamw", "cosine", warmup=0.1),
-        Optimizing(1e-2, "adamw", "cosine", ema=0.9),
+        Training(12, 16),
+        Training(12, 16, PLAIN),
+        Training(12, 16, Optimizing(1e-2, "adamw", "cosine", warmup=0.1)),
+        Training(12, 16, Optimizing(1e-2, "adamw", "cosine"), ema=0.9),
+        Training(12, 16, PLAIN, precision="bfloat16"),
+        Training(12, 8, PLAIN, accumulate=2, clip=1.0),
     ],
 )
-def test_every_way_of_optimizing_learns(how: Optimizing) -> None:
+def test_every_way_of_optimizing_learns(training: Training) -> None:
     module = net()
-    last = fit(module, data(), loss, epochs=12, batch=16, optimizing=how)
-    assert accuracy(module) > 0.95
-    assert last < 0.2
-    assert not module.training and all(p.grad is None for p in module.parameters())
+    fitted = fit(module, data(), loss, training=training)
+    assert accuracy(module) > 0.95 and fitted.loss < 0.2
+    assert not module.training and all(p.grad is None and p.dtype == torch.float32 for p in module.parameters())
+    assert [point["epoch"] for point in fitted.curve] == list(range(1, 13)) and fitted.kept == 12
 
 
-def test_the_seed_decides_and_so_do_the_frozen() -> None:
+def test_the_seed_decides_and_what_is_frozen_stays() -> None:
     first, second, third = net(), net(), net()
     third[0].requires_grad_(False)
     before = third[0].weight.detach().clone()
     for module, seed in ((first, 1), (second, 1), (third, 2)):
-        fit(module, data(), loss, epochs=2, batch=16, seed=seed)
-    assert torch.equal(first[2].weight, second[2].weight)
-    assert not torch.equal(first[2].weight, third[2].weight)
+        fit(module, data(), loss, training=Training(2, 16, seed=seed))
+    assert equal(first, second) and not torch.equal(first[2].weight, third[2].weight)
     assert torch.equal(third[0].weight, before)
 
 
-def test_progress_counts_the_steps() -> None:
+def test_progress_counts_the_steps_and_tells_the_loss() -> None:
     seen: list[tuple[str, int, int]] = []
-    fit(net(), data(64), loss, epochs=2, batch=16, progress=lambda *step: seen.append(step))
-    assert seen == [("training", step, 8) for step in range(1, 9)]
+    fit(net(), data(64), loss, training=Training(2, 8, accumulate=2), progress=lambda *step: seen.append(step))
+    assert [step[1:] for step in seen] == [(step, 8) for step in range(1, 9)]
+    assert seen[0][0].startswith("training: epoch 1 of 2, loss 0.") and seen[-1][0].startswith("training: epoch 2 of 2")
 
 
 def test_divergence_is_an_error() -> None:
-    with pytest.raises(InputError, match="diverged at step"):
-        fit(net(), data(), lambda m, p: loss(m, p) * float("nan"), epochs=1)
+    with pytest.raises(InputError, match="diverged in epoch 1: the loss is nan") as found:
+        fit(net(), data(), lambda m, p: loss(m, p) * float("nan"), training=Training(1))
+    assert found.value.hint == "lower the learning rate"
 
 
-def test_crops_and_mirrors_hold_the_images_pixels() -> None:
-    images = torch.arange(1.0, 2 * 3 * 5 * 5 + 1).reshape(2, 3, 5, 5).repeat(20, 1, 1, 1)
-    found = crop_and_flip(images, torch.Generator().manual_seed(0), margin=1)
-    assert found.shape == images.shape
-    center = images[:, :, 1:-1, 1:-1]
-    for before, after in zip(center, found, strict=True):
-        windows = after.unfold(1, 3, 1).unfold(2, 3, 1)
-        same = [(windows == w[:, None, None]).all(-1).all(-1).all(0).any() for w in (before, before.flip(2))]
-        assert any(same)
-    still = crop_and_flip(images, torch.Generator().manual_seed(0), margin=0, flip=False)
-    assert torch.equal(still, images)
+def test_a_model_without_parameters_is_refused() -> None:
+    for module in (nn.Flatten(), net().requires_grad_(False)):
+        with pytest.raises(InputError, match="nothing to train"):
+            fit(module, data(), loss, training=Training(1))
 
 
-def test_a_teacher_agrees_with_itself_and_pulls_otherwise() -> None:
-    logits = torch.randn(6, 5)
-    assert float(soft_cross_entropy(logits, logits, 3.0)) == pytest.approx(0, abs=1e-6)
-    other = torch.zeros(6, 5, requires_grad=True)
-    torch.autograd.backward(soft_cross_entropy(other, logits))
-    torch.testing.assert_close(other.grad, (torch.full((6, 5), 0.2) - logits.softmax(1)) / 6)
+def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
+    large, small = net(), net()
+    fit(large, data(), loss, training=Training(2, 64, PLAIN))
+    fit(small, data(), loss, training=Training(2, 16, PLAIN, accumulate=4))
+    for a, b in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
-def quantized(module: nn.Module, *, labelled: bool = True, count: int = 256, epochs: int = 6) -> dict:
-    task = Task(["x"], lambda m, b: m(b["x"]), labelled, classes=True)
-    tensors = data(count)[: 2 if labelled else 1]
-    training = Training(epochs, 16, Optimizing(5e-3, "adamw", "cosine"))
-    return quantize_trained(module, Selection(2, 32), tensors, task, training)[0]
+def test_an_incomplete_step_of_accumulated_batches_is_left_out() -> None:
+    seen: list[int] = []
+    fit(net(), data(100), loss, training=Training(2, 16, accumulate=4), progress=lambda _w, done, _t: seen.append(done))
+    assert seen == [1, 2]
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_training_makes_up_for_two_bits(labelled: bool) -> None:
+def test_clipping_bounds_the_norm_of_a_step() -> None:
+    def moved(clip: float) -> float:
+        module = net()
+        before = nn.utils.parameters_to_vector(module.parameters()).detach().clone()
+        # The first step of SGD with Nesterov momentum 0.9 goes 1.9 times the gradient.
+        how = Optimizing(1.0, "sgd", "cosine", weight_decay=0.0)
+        fit(module, data(64), lambda m, p: 100 * loss(m, p), training=Training(1, 64, how, clip=clip))
+        return float((nn.utils.parameters_to_vector(module.parameters()).detach() - before).norm()) / 1.9
+
+    assert moved(0.5) == pytest.approx(0.5, rel=1e-4) and moved(0) > 1
+
+
+def test_the_average_of_weights_follows_and_is_what_remains() -> None:
+    weights: list[Tensor] = []
+    plain, averaged = net(), net()
+    fit(
+        plain, data(), loss, training=Training(1, 64, PLAIN), after_step=lambda: weights.append(plain[0].weight.clone())
+    )
+    fit(averaged, data(), loss, training=Training(1, 64, PLAIN, ema=0.15))
+    expected = net()[0].weight.detach()
+    for step, weight in enumerate(weights, 1):
+        expected = torch.lerp(expected, weight.detach(), 1 - min(0.15, step / (step + 9)))
+    torch.testing.assert_close(averaged[0].weight.detach(), expected)
+    assert not torch.equal(averaged[0].weight, plain[0].weight)
+
+
+def test_what_is_put_back_after_a_step_stays() -> None:
     module = net()
-    fit(module, data(), loss, epochs=12, batch=16)
-    original, plain = copy.deepcopy(module), copy.deepcopy(module)
-    for layer in (plain[0], plain[2]):
-        layer.weight.data = dequantize(quantize_rtn(layer.weight, Selection(2, 32).grid(tuple(layer.weight.shape))))
-    facts = quantized(module, labelled=labelled)
-    assert isinstance(module[0], PackedLinear) and facts["layers"]["0"]["bits"] == 2
-    x = data()[0]
-    with torch.no_grad():
-        assert mse_loss(module(x).softmax(1), original(x).softmax(1)) < mse_loss(
-            plain(x).softmax(1), original(x).softmax(1)
-        )
-    assert accuracy(module) >= accuracy(plain)
+    mask = torch.arange(32)[:, None] % 2 == 0
+
+    def cut() -> None:
+        module[0].weight.data *= mask
+
+    cut()
+    fit(module, data(), loss, training=Training(2, 16, PLAIN, ema=0.9), after_step=cut)
+    assert torch.equal(module[0].weight.ne(0).any(1, keepdim=True), mask) and accuracy(module) > 0.9
 
 
-def test_tied_layers_stay_tied() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
-            self.b.weight = self.a.weight
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.b(torch.relu(self.a(x))))
-
-    module = Tied()
-    facts = quantized(module)
-    assert facts["ties"] == {"b": "a"}
-    assert module.a.codes is module.b.codes
-
-
-def test_bad_training_data_are_refused_before_training() -> None:
-    task = Task(["x"], lambda m, b: m(b["x"]), True, classes=True)
-    x, y = data(8)
-    for tensors, said in (([x[:1], y[:1]], "two samples"), ([x, y + 7], "don't fit"), ([x * float("nan"), y], "NaN")):
-        with pytest.raises(InputError, match=said):
-            quantize_trained(net(), Selection(4, 32), tensors, task, Training(1, 4, Optimizing()))
-
-
-@pytest.mark.parametrize("levels", [63, 127])
-def test_weights_trained_on_8_bits_end_on_their_grids(levels: int) -> None:
+def validated(lr: float, **options: float) -> tuple[nn.Module, Fitted]:
     module = net()
-    task = Task(["x"], lambda m, b: m(b["x"]), True, classes=True)
-    train_int8(module, Selection(8, 0), data(), task, Training(4, 16, Optimizing(0.1, "sgd", "cosine")), levels=levels)
-    assert accuracy(module) > 0.9
-    for layer in (module[0], module[2]):
-        assert type(layer) is nn.Linear and not layer._forward_pre_hooks
-        codes = layer.weight / layer.weight.detach().abs().amax(1, keepdim=True) * levels
-        torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    train = [tensor[:192] for tensor in data()]
+    training = Training(30, 16, Optimizing(lr, "sgd", "cosine", weight_decay=0.0), **options)
+    fitted = fit(module, train, loss, training=training, validation=Validation(HELD, task(), loss))
+    return module, fitted
 
 
-def test_activations_of_8_bits_stay_within_half_a_step() -> None:
-    x = torch.randn(1000) * 3
-    fake = Int8Input()
-    found = fake(x)
-    assert float((found - x).abs().max()) <= float(x.max() - x.min()) / 255 * 0.51
-    assert len(found.unique()) <= 256 and float(fake(torch.zeros(1))) == 0
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_patience_ends_training_and_keeps_the_best_epoch(ema: float) -> None:
+    module, fitted = validated(0.3, patience=3, ema=ema)
+    figures = [point["accuracy"] for point in fitted.curve]
+    best = figures.index(max(figures)) + 1
+    assert fitted.kept == best == len(figures) - 3 and len(figures) < 30
+    held = next(HELD.plain(64, 64))
+    assert task().right(module, held)[0] / 64 == pytest.approx(max(figures), abs=1e-6)
+
+
+def test_without_patience_the_last_epoch_stays_and_is_measured() -> None:
+    module, fitted = validated(0.3)
+    assert fitted.kept == len(fitted.curve) == 30
+    assert task().right(module, next(HELD.plain(64, 64)))[0] / 64 == pytest.approx(
+        fitted.curve[-1]["accuracy"], abs=1e-6
+    )
+
+
+def test_the_learning_rate_of_the_curve_falls_along_the_cosine() -> None:
+    rates = [point["lr"] for point in fit(net(), data(64), loss, training=Training(4, 64, PLAIN)).curve]
+    assert rates == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447], rel=1e-5)
+
+
+def test_statistics_of_normalizations_are_estimated_anew_where_asked() -> None:
+    module = net(norm=True)
+    fit(module, data(), loss, training=Training(1, 64, PLAIN, recalibrate=True))
+    x = module[0](data()[0]).detach()
+    torch.testing.assert_close(module[1].running_mean, x.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(module[1].running_var, torch.stack([b.var(0) for b in x.split(64)]).mean(0))

@@ -1,7 +1,9 @@
 """The commands by name; those that are not stages have a file here each."""
 
 COMMANDS = {
+    "prune": "Take out of a model what it can do without: channels, blocks or single weights.",
     "quantize": "Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
+    "distill": "Train MODEL, the student, to say what a teacher says, with labels or without.",
     "export": "Write a model as ONNX, proven equal to the original.",
     "bench": "Measure latency, throughput and memory of models against each other.",
     "evaluate": "Measure the quality of a model on data.",

@@ -159,7 +159,7 @@ class _Run:
             packed = rounded(target)
         if moments is not None:
             found = dequantize(packed) if repair is None else dequantize(packed) + term(repair)
-            _correct_bias(layer, weight, found, moments, self.method.drift)
+            correct_bias(layer, weight, found, moments, self.method.drift)
         self._place(name, packed, weight, repair, input_scale)
         self._tell()
 
@@ -196,7 +196,7 @@ def _shared(moments: Moments) -> Moments:
 
 
 @torch.no_grad()
-def _correct_bias(layer: nn.Module, weight: Tensor, found: Tensor, moments: Moments, drift: float) -> None:
+def correct_bias(layer: nn.Module, weight: Tensor, found: Tensor, moments: Moments, drift: float) -> None:
     """Move the layer's bias by the mean error of its output, and by what earlier layers' errors add to it."""
     bias = layer._parameters.get("bias")
     if bias is None:

@@ -21,6 +21,7 @@ from compresskit.ops.quantize.fake import straight
 _SETTLE = 100
 """Steps after which an activation's range stays."""
 _MOVE = 0.1
+_INPUT = "compresskit_input"
 
 
 class Int8Weight(nn.Module):
@@ -80,10 +81,12 @@ def int8(layers: Iterable[nn.Module], levels: int = 127) -> Iterator[None]:
             parametrize.register_parametrization(layer, "weight", Int8Weight(levels), unsafe=True)
             stack.callback(parametrize.remove_parametrizations, layer, "weight", leave_parametrized=True)
             fake = Int8Input()
+            # A submodule for the while: its range is part of the layer's state, for who keeps or averages that.
+            layer.add_module(_INPUT, fake)
+            stack.callback(layer.__delattr__, _INPUT)
             stack.callback(layer.register_forward_pre_hook(partial(_through, fake)).remove)
         yield
 
 
 def _through(fake: Int8Input, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    fake.train(layer.training)
     return (fake(args[0]), *args[1:]) if args and args[0].is_floating_point() else args

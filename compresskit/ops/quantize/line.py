@@ -75,7 +75,7 @@ class Line:
                 seen[name] = (args, kwargs)
                 if name == self._blocks[-1]:
                     raise Stop
-                return _filled(self._shape.get(name), x)
+                return filled(self._shape.get(name), x)
 
             make = partial(_stub, stub, seen)
             with suppress(Stop), replaced(self._module, self._blocks, make):
@@ -127,7 +127,7 @@ class Line:
     def _ended(self, module: nn.Module, index: int, stream: Tensor) -> Any:
         def stub(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x = stream if name == self._blocks[-1] else _taken(args, kwargs, self._place[name])[0]
-            return _filled(self._shape.get(name), x)
+            return filled(self._shape.get(name), x)
 
         with replaced(module, self._blocks, partial(_stub, stub)):
             return self._forward(module, self._batches[index])
@@ -175,10 +175,10 @@ def _given(
     return args, {**kwargs, str(place): x}
 
 
-def _filled(shape: Any, x: Tensor) -> Any:
+def filled(shape: Any, x: Tensor) -> Any:
     """A value like ``shape`` whose first tensor is ``x``."""
     if isinstance(shape, tuple) and shape:
-        return (_filled(shape[0], x), *shape[1:])
+        return (filled(shape[0], x), *shape[1:])
     if isinstance(shape, list) and shape:
-        return [_filled(shape[0], x), *shape[1:]]
+        return [filled(shape[0], x), *shape[1:]]
     return x

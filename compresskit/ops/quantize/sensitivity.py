@@ -78,11 +78,10 @@ def distances(
             after = []
             for batch, known in zip(batches, outputs, strict=True):
                 with replaced(module, passed, lambda block, known=known: lambda *_a, **_k: known[block]):  # type: ignore[misc]
-                    after.append(_floats(forward(module, batch)))
+                    after.append(floats(forward(module, batch)))
         finally:
             weight.data = kept
-        distance = (_divergence if scores and _distributions(before) else _relative)(before, after)
-        found[name] = distance if math.isfinite(distance) else _FAR
+        found[name] = apart(before, after, scores=scores)
         progress("measure the layers", done, len(weights))
     return found
 
@@ -98,7 +97,7 @@ def _recorded(
             for name in blocks:
                 handle = module.get_submodule(name).register_forward_hook(partial(_keep, seen, name))
                 stack.callback(handle.remove)
-            results.append(_floats(forward(module, batch)))
+            results.append(floats(forward(module, batch)))
         outputs.append(seen)
     return results, outputs
 
@@ -118,8 +117,21 @@ def _place(blocks: Sequence[str], name: str) -> int:
     return next((i for i, block in enumerate(blocks) if name == block or name.startswith(f"{block}.")), 0)
 
 
-def _floats(out: Any) -> list[Tensor]:
+def floats(out: Any) -> list[Tensor]:
+    """The floating point tensors of an output."""
     return [t.float() for t in tensors_in(out) if t.is_floating_point()]
+
+
+def apart(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]], *, scores: bool) -> float:
+    """How far a model's outputs moved, as :func:`distances` says.
+
+    Args:
+        before: For each batch the tensors of the output.
+        after: The same of the changed model.
+        scores: The first output holds scores.
+    """
+    distance = (_divergence if scores and _distributions(before) else _relative)(before, after)
+    return distance if math.isfinite(distance) else _FAR
 
 
 def _relative(before: Sequence[Sequence[Tensor]], after: Sequence[Sequence[Tensor]]) -> float:

@@ -1,0 +1,1 @@
+"""Pruning: plain torch functions."""

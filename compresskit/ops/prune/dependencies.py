@@ -1,0 +1,265 @@
+"""Groups of channels, found by torch-pruning: "DepGraph: Towards Any Structural Pruning" (Fang et al., 2023).
+
+What it finds is taken over as plain data, and believed only after a cut has been tried: see
+:mod:`compresskit.ops.prune.trial`.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from compresskit.errors import InputError
+from compresskit.ops.prune.graph import Axis, Group, Member, axis_size
+from compresskit.ops.prune.limit import OutOfTime, time_limit
+from compresskit.ops.quantize.trace import tensors_in
+
+_OUTPUT = "it gives the model's output"
+_MIXED = "its channels are mixed by the normalization '{}'"
+_HEADS = "its channels belong to heads of attention: --method width prunes heads"
+_ELSEWHERE = "prune whole blocks (--method depth), or single weights (--method magnitude)"
+_ONE = 8
+"""A single layer may take this part of the time."""
+
+
+def find_groups(
+    module: nn.Module, run: Callable[[nn.Module], Any], *, limit_s: float = 120.0
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups of a module, and the layers whose outputs can't be cut with the reason.
+
+    Args:
+        module: In eval mode; not changed.
+        run: Calls the module with an example input.
+        limit_s: Longest time, seconds.
+
+    Returns:
+        Groups in the order of the model's layers. A layer's outputs are in one group at most.
+
+    Raises:
+        InputError: The graph can't be found, or not in time.
+    """
+    flags = [p.requires_grad for p in module.parameters()]
+    try:
+        with time_limit(limit_s), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for parameter in module.parameters():
+                parameter.requires_grad_(parameter.is_floating_point())
+            graph, ends = _graph(module, run)
+    except OutOfTime:
+        raise _late(limit_s) from None
+    except InputError:
+        raise
+    except Exception as error:  # a library on a user's model: anything may be raised
+        text = str(error).partition("\n")[0] or type(error).__name__
+        what = f"torch-pruning can't follow this model: {type(error).__name__}: {text}"
+        raise InputError(what, _ELSEWHERE) from error
+    finally:
+        for parameter, flag in zip(module.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    return _converted(module, graph, ends, limit_s)
+
+
+def _late(limit_s: float) -> InputError:
+    what = "torch-pruning did not find out which channels hang together"
+    return InputError(f"{what} within {limit_s:g} s", f"give --time-limit more, or {_ELSEWHERE}")
+
+
+def _graph(module: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Any, dict[Any, str]]:
+    """torch-pruning's graph, and for its ends what stands there.
+
+    The graph ends at normalizations that mix channels, and at the projections of attention: what they read or give
+    can't be cut anyway, and to follow a transformer's branches through them can take torch-pruning forever.
+    """
+    import torch_pruning as tp
+
+    ends: list[tuple[str, Tensor]] = []
+    known: dict[Any, str] = {}
+
+    def mixed(name: str) -> Any:
+        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+            ends.extend((_MIXED.format(name), t) for t in tensors_in((args, kwargs)))
+            return out.detach() if isinstance(out, Tensor) else out
+
+        return hook
+
+    def projected(_layer: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], out: Tensor) -> Tensor:
+        ends.append((_HEADS, out))
+        return out.detach()
+
+    def forward(model: nn.Module, _inputs: Any) -> Any:
+        heads = _of_attention(module)
+        with ExitStack() as stack:
+            # Here, behind torch-pruning's own hooks: they have to see what the layers themselves give.
+            for name, layer in module.named_modules():
+                if _mixes(layer) or layer in heads:
+                    hook = projected if layer in heads else mixed(name)
+                    stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
+            ends.extend((_OUTPUT, t) for t in tensors_in(run(model)))
+        # Times 1: else a layer whose result is an end would hide that anyone reads it.
+        found = [(why, t * 1) for why, t in ends if t.is_floating_point() and t.requires_grad]
+        known.update((t.grad_fn, why) for why, t in found)
+        return [t for _, t in found]
+
+    graph = tp.DependencyGraph()
+    graph.build_dependency(module, None, forward_fn=forward, verbose=False)
+    return graph, known
+
+
+def _mixes(layer: nn.Module) -> bool:
+    """True for normalizations over channels, those of transformers' own classes too."""
+    alone = isinstance(layer, (_BatchNorm, _InstanceNorm))
+    return type(layer).__name__.endswith("Norm") and not alone and not list(layer.children())
+
+
+def _of_attention(module: nn.Module) -> set[nn.Module]:
+    """The Linear layers directly inside of modules that call themselves attention."""
+    holders = [m for m in module.modules() if "attention" in type(m).__name__.lower()]
+    return {layer for holder in holders for layer in holder.children() if isinstance(layer, nn.Linear)}
+
+
+def _found(graph: Any, names: Mapping[nn.Module, str], limit_s: float) -> Iterator[tuple[str, Any]]:
+    """The first layer of each of torch-pruning's groups, and the group; where it finds none, the reason.
+
+    Raises:
+        InputError: All the time is up.
+    """
+    end = time.monotonic() + limit_s
+    seen: set[nn.Module] = set()
+    for layer in list(graph.module2node):
+        if layer in seen or not isinstance(layer, (_ConvNd, nn.Linear)):
+            continue
+        if time.monotonic() > end:
+            raise _late(limit_s)
+        pruner = graph.get_pruner_of_module(layer)
+        try:
+            with time_limit(limit_s / _ONE):
+                found = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(axis_size(layer, "out"))))
+        except OutOfTime:
+            found = f"torch-pruning did not find out within {limit_s / _ONE:g} s what hangs together with it"
+        except Exception as error:  # its own, of any kind
+            found = f"torch-pruning can't tell what hangs together with it ({type(error).__name__})"
+        seen.add(layer)
+        if not isinstance(found, str):
+            seen.update(item.dep.target.module for item in found if graph.is_out_channel_pruning_fn(item.dep.handler))
+        yield names[layer], found
+
+
+def _converted(
+    module: nn.Module, graph: Any, ends: Mapping[Any, str], limit_s: float
+) -> tuple[list[Group], dict[str, str]]:
+    names = {layer: name for name, layer in module.named_modules()}
+    tied = _tied(module)
+    groups: list[Group] = []
+    skipped: dict[str, str] = {}
+    for root, found in _found(graph, names, limit_s):
+        if isinstance(found, str):
+            skipped[root] = found
+            continue
+        members, reason = _members(found, graph, names, ends)
+        outs = [m.layer for m in members if m.axis in ("out", "both")] or [root]
+        shared = next((m.layer for m in members if m.layer in tied), None)
+        reason = reason or (f"'{shared}' shares its weight with '{tied[shared]}'" if shared else "")
+        group = None if reason else _united(module, members)
+        if group is None or group.units < 2:
+            reason = reason or "its channels can only be cut all at once"
+            skipped |= {name: reason for name in outs if name not in skipped}
+        else:
+            groups.append(group)
+    heads = _of_attention(module)
+    for layer, name in names.items():
+        if isinstance(layer, nn.Embedding):
+            skipped[name] = "embeddings are left alone"
+        elif isinstance(layer, (nn.Linear, _ConvNd)) and layer not in graph.module2node:
+            skipped[name] = _HEADS if layer in heads else "it was not seen at work on the example"
+    order = {name: i for i, name in enumerate(names.values())}
+    return sorted(groups, key=lambda group: order[group.name]), skipped
+
+
+def _members(
+    found: Any, graph: Any, names: Mapping[nn.Module, str], ends: Mapping[Any, str]
+) -> tuple[list[Member], str]:
+    """The layers of a torch-pruning group, and why it can't be cut; empty when it can."""
+    import torch_pruning as tp
+
+    width = len(found[0].idxs)
+    members: list[Member] = []
+    reason = ""
+    for item in found:
+        layer, handler = item.dep.target.module, item.dep.handler
+        if isinstance(layer, tp.ops._OutputOp):
+            reason = reason or ends.get(item.dep.target.grad_fn, _OUTPUT)
+        elif isinstance(layer, nn.Parameter):
+            reason = reason or f"it meets a parameter of shape {list(layer.shape)} that belongs to no layer"
+        elif layer in names:
+            out, into = graph.is_out_channel_pruning_fn(handler), graph.is_in_channel_pruning_fn(handler)
+            axis: Axis = "both" if out and into else "out" if out else "in"
+            try:
+                axis_size(layer, axis)
+            except TypeError:
+                reason = reason or f"it meets '{names[layer]}' ({type(layer).__name__})"
+                continue
+            if any(unit is None for unit in item.root_idxs):
+                reason = reason or f"torch-pruning can't tell which channels of '{names[layer]}' go with it"
+                continue
+            places: list[list[int]] = [[] for _ in range(width)]
+            for place, unit in zip(item.idxs, item.root_idxs, strict=True):
+                places[unit].append(place)
+            members.append(Member(names[layer], axis, tuple(tuple(sorted(p)) for p in places)))
+    return members, reason
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Layers that share a weight with another, and which."""
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for name, layer in module.named_modules():
+        for parameter in layer._parameters.values():
+            if parameter is not None:
+                owner = first.setdefault(id(parameter), name)
+                if owner != name:
+                    found |= {name: owner, owner: name}
+    return found
+
+
+def _united(module: nn.Module, members: Sequence[Member]) -> Group:
+    """The group with those channels made one unit that a grouped convolution can only lose together."""
+    owner = list(range(len(members[0].places)))
+
+    def top(unit: int) -> int:
+        while owner[unit] != unit:
+            unit = owner[unit]
+        return unit
+
+    for member in members:
+        layer = module.get_submodule(member.layer)
+        groups = layer.groups if isinstance(layer, _ConvNd) and member.axis != "both" else 1
+        if groups == 1:
+            continue
+        size = axis_size(layer, member.axis) // groups
+        first: dict[int, int] = {}
+        for unit, places in enumerate(member.places):
+            for place in places:
+                mate = top(first.setdefault(place % size, unit))
+                owner[top(unit)] = mate
+    units: dict[int, list[int]] = {}
+    for unit in range(len(owner)):
+        units.setdefault(top(unit), []).append(unit)
+
+    def merged(member: Member) -> Member:
+        places = (sorted(p for unit in part for p in member.places[unit]) for part in units.values())
+        return Member(member.layer, member.axis, tuple(tuple(part) for part in places))
+
+    # Named after the first layer of the model that gives these channels.
+    order = {name: i for i, (name, _) in enumerate(module.named_modules())}
+    given = sorted((m for m in members if m.axis == "out"), key=lambda m: order[m.layer])
+    rest = [m for m in members if m.axis != "out"]
+    return Group(given[0].layer, tuple(merged(member) for member in (*given, *rest)))

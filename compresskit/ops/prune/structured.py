@@ -1,0 +1,304 @@
+"""Channels cut out of a model: which, how many, and the layers behind them fitted again."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compresskit.errors import InputError, UsageError, listing
+from compresskit.ops.batchnorm import recalibrate
+from compresskit.ops.macs import count_macs, countable
+from compresskit.ops.prune.allocate import Ranked, by_loss, by_share, isomorphic, narrowest_share, taken_back, widths_of
+from compresskit.ops.prune.cost import Channels, Cost
+from compresskit.ops.prune.cut import cut, places
+from compresskit.ops.prune.dependencies import find_groups
+from compresskit.ops.prune.elimination import refitted
+from compresskit.ops.prune.graph import Group
+from compresskit.ops.prune.least_squares import refit
+from compresskit.ops.prune.score import FREE, Criterion, input_moments, losses, rank
+from compresskit.ops.prune.trial import proven
+from compresskit.ops.quantize.line import Batch, Forward
+from compresskit.ops.quantize.moments import Moments, collectable
+from compresskit.ops.quantize.sensitivity import apart, floats
+from compresskit.ops.quantize.trace import trace
+
+Ranking = Literal["measured", "global", "isomorphic", "uniform"]
+Unit = Literal["macs", "params", "channels"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """What the user asked for, apart from the target.
+
+    Attributes:
+        criterion: What a channel is worth.
+        ranking: How groups are held against each other.
+        multiple: Widths are multiples of this.
+        include: Globs of layers whose outputs may be cut; empty: all.
+        exclude: Globs of layers whose outputs may not; stronger.
+        refit: Fit the layers again that read what was cut; needs data.
+        limit_s: Longest time that torch-pruning may take, seconds.
+        seed: Of the trial's choice of channels.
+    """
+
+    criterion: Criterion = "reconstruction"
+    ranking: Ranking = "measured"
+    multiple: int = 8
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    refit: bool = True
+    limit_s: float = 120.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a model is run on.
+
+    Attributes:
+        example: Inputs of one small batch.
+        batches: Calibration data; empty without any.
+        labels: int64 class of each sample, by batch; None where there are none.
+        forward: Calls a module with a batch.
+        scores: The model's output holds scores of classes or tokens.
+    """
+
+    example: Batch
+    batches: Sequence[Batch]
+    labels: Sequence[Tensor] | None
+    forward: Forward
+    scores: bool = False
+
+    def run(self, module: nn.Module) -> Any:
+        """Call a module with the example."""
+        return self.forward(module, self.example)
+
+
+def amounts(module: nn.Module, seen: Seen) -> dict[str, float]:
+    """MACs of the example and parameters of a module."""
+    return {
+        "macs": float(sum(count_macs(module, seen.example).values())),
+        "params": float(sum(p.numel() for p in module.parameters())),
+    }
+
+
+@dataclass
+class Plan:
+    """What can be cut of a model, and what each cut costs; :meth:`at` gives the cut for a target.
+
+    Attributes:
+        ranked: The groups, with their channels in the order in which they go.
+        skipped: Layers whose outputs can't be cut, with the reason.
+        moments: Of the layers that read the groups.
+    """
+
+    module: nn.Module
+    how: How
+    ranked: list[Ranked]
+    skipped: dict[str, str]
+    moments: dict[str, Moments] = field(default_factory=dict)
+    losses: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Those that can be cut."""
+        return [r.group for r in self.ranked]
+
+    def at(self, target: float, cost: Cost) -> tuple[dict[str, list[int]], float]:
+        """The units that stay of each group, so that the cost is at most a share of the original's.
+
+        Raises:
+            UsageError: The target can't be met; says what can.
+        """
+        least = self.least(cost)
+        if least > target + 1e-9:
+            raise UsageError(
+                f"the target {target:g} can't be met: with the narrowest widths {least:.3f} is left",
+                f"give {least + 5e-4:.3f} or more"
+                + (f", or --round-to 1 in place of {self.how.multiple}" if self.how.multiple > 1 else ""),
+            )
+        if self.how.ranking == "measured":
+            widths, share = by_loss(self.ranked, self.losses, self.how.multiple, cost, target)
+        else:
+            narrower = partial(by_share, self.ranked, self._classes(), self.how.multiple)
+            widths, _ = narrowest_share(narrower, cost, target)
+            worth = {r.group.name: r.lost(self.how.multiple) for r in self.ranked}
+            widths, share = taken_back(widths, worth, cost, target)
+        return {r.group.name: r.kept(widths[r.group.name]) for r in self.ranked}, share
+
+    def least(self, cost: Cost) -> float:
+        """The share that the narrowest widths leave."""
+        return cost.share({r.group.name: widths_of(r.group, self.how.multiple)[-1] for r in self.ranked})
+
+    def _classes(self) -> dict[str, object]:
+        if self.how.ranking == "uniform":
+            return {group.name: group.name for group in self.groups}
+        if self.how.ranking == "isomorphic":
+            return {group.name: isomorphic(self.module, group) for group in self.groups}
+        return {group.name: "" for group in self.groups}
+
+    def cost(self, unit: Unit, base: Mapping[str, float], example: Batch) -> Cost:
+        """What a target is a share of.
+
+        Args:
+            unit: What is counted.
+            base: What the original has of it; what is missing is that of the module as it stands.
+            example: An input, to count MACs.
+        """
+        if unit == "channels":
+            return Channels(self.groups, base.get(unit))
+        macs = count_macs(self.module, example) if unit == "macs" else None
+        return Cost(self.module, self.groups, macs, base.get(unit))
+
+
+def plan(module: nn.Module, seen: Seen, how: How, progress: Progress) -> Plan:
+    """Find out what can be cut, and in which order.
+
+    Args:
+        module: In eval mode; not changed.
+        seen: What it is run on.
+        how: What the user asked for.
+        progress: Called now and then.
+
+    Raises:
+        UsageError: A glob matches nothing, or a criterion needs data.
+        InputError: Nothing can be cut.
+    """
+    if not seen.batches and (how.criterion not in FREE or how.ranking == "measured"):
+        raise UsageError("channels are ranked by data", "give --data FILE, or --importance l2 --ranking isomorphic")
+    found, skipped = find_groups(module, seen.run, limit_s=how.limit_s)
+    wanted, left = _wanted(module, found, how)
+    skipped |= left
+    groups, bad = proven(module, seen.run, wanted, how.seed)
+    names = {g.name: [m.layer for m in g.of("out")] for g in wanted}
+    skipped |= {layer: reason for name, reason in bad.items() for layer in names[name]}
+    for group in groups:
+        if len(widths_of(group, how.multiple)) == 1:
+            width = group.units * group.per_unit
+            reason = f"its {width} channels are too few for a multiple of {how.multiple}"
+            skipped |= dict.fromkeys(names[group.name], reason)
+    groups = [g for g in groups if len(widths_of(g, how.multiple)) > 1]
+    if not groups:
+        reasons = listing([f"{layer}: {reason}" for layer, reason in skipped.items()], 1) if skipped else "no layers"
+        raise InputError(
+            f"no channels of this model can be cut ({reasons})",
+            "prune whole blocks (--method depth), or single weights (--method magnitude)",
+        )
+    moments = input_moments(module, groups, seen.batches, seen.forward) if seen.batches else {}
+    ranked = rank(module, groups, how.criterion, seen.batches, seen.labels, seen.forward, moments, progress)
+    result = Plan(module, how, ranked, skipped, moments)
+    if how.ranking == "measured":
+        result.losses = losses(
+            module, ranked, how.multiple, seen.batches[: _FEW // _size(seen)], seen.forward, moments, progress,
+            scores=seen.scores,
+        )  # fmt: skip
+    return result
+
+
+_FEW = 256
+"""Samples that narrower groups are measured on."""
+
+
+def _size(seen: Seen) -> int:
+    return min(_FEW, len(next(iter(seen.batches[0].values()))))
+
+
+def _wanted(module: nn.Module, groups: Sequence[Group], how: How) -> tuple[list[Group], dict[str, str]]:
+    """The groups that the user's globs let through, and why not the others."""
+    names = [name for name, layer in module.named_modules() if name and countable(layer)]
+    idle = [p for p in (*how.include, *how.exclude) if not any(fnmatchcase(n, p) for n in names)]
+    if idle:
+        raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(names, 6)}")
+    wanted: list[Group] = []
+    left: dict[str, str] = {}
+    for group in groups:
+        given = [m.layer for m in group.of("out")]
+        shut = next((n for n in given if any(fnmatchcase(n, p) for p in how.exclude)), None)
+        if shut is not None:
+            left |= {n: "excluded" if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
+        elif how.include and not any(fnmatchcase(n, p) for n in given for p in how.include):
+            left |= dict.fromkeys(given, "not included")
+        else:
+            wanted.append(group)
+    return wanted, left
+
+
+@torch.no_grad()
+def carry_out(
+    module: nn.Module, chosen: Plan, kept: Mapping[str, list[int]], seen: Seen, progress: Progress
+) -> dict[str, Any]:
+    """Cut a module in place, and fit again what is left where there are data.
+
+    Args:
+        module: The plan's module.
+        chosen: The plan.
+        kept: Group name to the units that stay.
+        seen: What it is run on.
+        progress: Called now and then.
+
+    Returns:
+        Facts: the output's distance from the original's before and after the refit, on samples that it didn't use where
+        there are enough; and which was ``kept``: the bare cut, fitted layers, or those with batch normalizations
+        estimated anew too, whatever is nearest.
+    """
+    groups = [g for g in chosen.groups if len(kept[g.name]) < g.units]
+    fits = chosen.how.refit and bool(seen.batches) and bool(groups)
+    original = copy.deepcopy(module) if fits else module
+    stay = places(module, groups, kept)
+    cut(module, groups, kept)
+    if not fits:
+        return {}
+    used, apart_ = _split(seen.batches)
+    calls = _calls(original, seen)
+    wanted = [floats(seen.forward(original, batch)) for batch in apart_]
+    error = partial(_distance, wanted, apart_, seen)
+    before = error(module)
+    fitted = copy.deepcopy(original)
+    _make_up(fitted, groups, kept, chosen.moments)
+    cut(fitted, groups, kept)
+    refit(fitted, original, stay, calls, used, seen.forward, progress)
+    settled = copy.deepcopy(fitted)
+    recalibrate(settled, seen.forward, used)
+    tried = {"cut": (before, module), "fitted": (error(fitted), fitted), "recalibrated": (error(settled), settled)}
+    best = min(tried, key=lambda name: tried[name][0])
+    module.load_state_dict(tried[best][1].state_dict())
+    return {"before": round(before, 6), "after": round(tried[best][0], 6), "kept": best}
+
+
+def _make_up(
+    module: nn.Module, groups: Sequence[Group], kept: Mapping[str, list[int]], moments: dict[str, Moments]
+) -> None:
+    """Fit the layers that read one group each on the original's inputs: where the refit on the cut model's starts."""
+    readers = Counter(m.layer for group in groups for m in group.of("in"))
+    for group in groups:
+        for name, weight in refitted(module, group, moments, kept[group.name]).items():
+            if readers[name] == 1:
+                module.get_submodule(name).get_parameter("weight").copy_(weight)
+
+
+def _distance(wanted: Sequence[Sequence[Tensor]], batches: Sequence[Batch], seen: Seen, module: nn.Module) -> float:
+    return apart(wanted, [floats(seen.forward(module, batch)) for batch in batches], scores=seen.scores)
+
+
+def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Most of the batches for fitting, a few for looking at the result; all for both where there are few."""
+    held = len(batches) // 8
+    return (batches[:-held], batches[-held:]) if held else (batches, batches)
+
+
+def _calls(module: nn.Module, seen: Seen) -> dict[str, int]:
+    """The layers that can be fitted, in the order of their calls, and how often each is called."""
+    counts: dict[str, int] = {}
+    for call in trace(module, partial(seen.run, module)).calls:
+        if collectable(module.get_submodule(call.name)):
+            counts[call.name] = counts.get(call.name, 0) + 1
+    return counts

@@ -1,0 +1,45 @@
+"""The teacher that a stage names: any MODEL, read, with its inputs known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from compresskit.errors import UsageError
+from compresskit.model import Model
+from compresskit.runner.loading import load
+from compresskit.runner.prepare import forward_names
+from compresskit.stage import Stage
+
+
+def teacher_of(stages: Sequence[Stage], student: Model) -> Model | None:
+    """Read the teacher of the stage that has one; None where no stage names any.
+
+    Args:
+        stages: Those to be run; the first one with a teacher counts.
+        student: Its inputs are the teacher's where the teacher's own are not known.
+
+    Raises:
+        InputError: The file is damaged, hostile, or doesn't fit its architecture.
+        UsageError: Its architecture is needed and not given.
+    """
+    stage = next((s for s in stages if getattr(s, "teacher", None)), None)
+    if stage is None:
+        return None
+    path, arch, args = (getattr(stage, name, None) for name in ("teacher", "teacher_arch", "teacher_arch_args"))
+    if args and not arch:
+        raise UsageError("--teacher-arch-args is for --teacher-arch, which is not given")
+    model = load(str(path), arch=arch, arch_args=json.loads(args) if args else None)
+    if model.card.task == "unknown":
+        model = replace(model, card=replace(model.card, task=student.card.task))
+    if isinstance(model.body, Path) and model.body.suffix != ".onnx":
+        raise UsageError(f"the teacher {path} is tensors without an architecture", "give --teacher-arch FILE.py:NAME")
+    if model.card.inputs:
+        return model
+    names = forward_names(model)
+    specs = student.card.inputs
+    if any(spec.name not in names for spec in specs):
+        specs = tuple(replace(spec, name=name) for spec, name in zip(specs, names, strict=False))
+    return replace(model, card=replace(model.card, inputs=specs))

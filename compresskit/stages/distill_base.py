@@ -1,0 +1,263 @@
+"""The options that all ways of distillation share, and what they do with them."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Chosen, Context, Form
+from compresskit.stages.distill_student import kept_blocks, narrower, shallower
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compresskit.ops.distill.teacher import Stand
+    from compresskit.train.task import Loss, Task
+
+_WEIGHTS = (".safetensors", ".bin", ".onnx")
+_LOOK = 2
+"""Samples that student and teacher are first tried on."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a way of distillation trains.
+
+    Attributes:
+        student: The module to be trained; holds the student, and what is trained beside it.
+        teacher: Called as the student is.
+        loss: Makes the loss from the task.
+        facts: What was decided, as JSON.
+        notes: The same for people.
+    """
+
+    student: nn.Module
+    teacher: nn.Module
+    loss: Callable[[Task], Loss]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pupil:
+    """A student before its lesson.
+
+    Attributes:
+        module: In eval mode.
+        task: From its card.
+        inputs: What it takes, by name.
+        run: Calls a module on some samples as the student is called.
+        output: What the student says of them.
+        changing: The same sample is another one in each epoch.
+        origins: Its blocks, each with the name of the teacher's that it was made from; empty for another student.
+    """
+
+    module: nn.Module
+    task: str
+    inputs: tuple[str, ...]
+    run: Callable[[nn.Module], Any]
+    output: Tensor
+    changing: bool = False
+    origins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> int:
+        """How many classes the output tells apart; 0 where it is no class logits."""
+        logits = self.task == "causal-lm" or (self.task != "embedding" and self.output.dim() == 2)
+        return self.output.shape[-1] if logits and self.output.shape[-1] > 1 else 0
+
+
+class Distill(TrainingOptions):
+    """A way to train a student on what a teacher says."""
+
+    stage: ClassVar[str] = "distill"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+    needs: ClassVar[tuple[str, ...]] = ("training", "teacher")
+    rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4}
+    sees_layers: ClassVar[bool] = False
+    """Whether the teacher must be a module whose layers can be looked into."""
+
+    teacher: Annotated[
+        str | None,
+        Field(description="What to learn from: any MODEL, an .onnx file too. (after --student-depth or -width: MODEL)"),
+    ] = None
+    teacher_arch: Annotated[
+        str | None, Field(description="FILE.py:NAME of what builds the teacher; its code runs.")
+    ] = None
+    teacher_arch_args: Annotated[str | None, Field(description="Its keyword arguments, as JSON.")] = None
+    student_depth: Annotated[
+        int | None,
+        Field(ge=1, description="Make the student from MODEL first: so many of its blocks, those that matter most."),
+    ] = None
+    student_width: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Make the student from MODEL first: so large a share of its channels or heads."),
+    ] = None
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 20
+    batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 64
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.05, adamw: 3e-4)")
+    ] = None
+    teacher_share: Annotated[
+        float,
+        Field(ge=0, le=1, description="Of the loss that comes from the teacher, where there are labels; -1 is none."),
+    ] = 0.9
+
+    @field_validator("teacher_arch_args")
+    @classmethod
+    def _json_object(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and not isinstance(json.loads(value), dict):
+                raise ValueError
+        except ValueError:
+            raise ValueError("""a JSON object, for example '{"depth": 20}'""") from None
+        return value
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON; paths as an artefact may hold them."""
+        from compresskit.checkpoint.arch import portable_reference
+
+        arch = None if self.teacher_arch is None else portable_reference(self.teacher_arch)
+        return super().options() | {"teacher": self.teacher and portable(self.teacher), "teacher_arch": arch}
+
+    def choose(self, model: Model, ctx: Context) -> Chosen:
+        """This stage, once it is sure that teacher, student and data go together."""
+        self._check(ctx)
+        if ctx.teacher is not None:
+            self._meet(model, ctx.teacher, ctx)
+        return super().choose(model, ctx)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Train a student in place, made from the given module first where that is asked for.
+
+        Raises:
+            UsageError: There is no teacher or no data, or options that don't fit.
+            InputError: Teacher and student don't say the same things, the data don't fit, or training diverged.
+        """
+        import copy
+
+        import torch
+
+        self._check(ctx)
+        teacher = ctx.teacher or replace(model, body=copy.deepcopy(model.body))
+        origins: dict[str, str] = {}
+        made: list[str] = []
+        if self.student_depth is not None:
+            model = shallower(model, self.student_depth, ctx)
+            origins = kept_blocks(model) if ctx.teacher is None else {}
+            made += model.card.history[-1].facts["notes"][:1]
+        if self.student_width is not None:
+            model = narrower(model, self.student_width, ctx)
+            made += model.card.history[-1].facts["notes"][:1]
+        pupil, stand = self._meet(model, teacher, ctx)
+        torch.manual_seed(ctx.seed)  # a method may make layers that are trained beside the student
+        lesson = self.lesson(replace(pupil, origins=origins), stand)
+        facts = self.train(lesson.student, model.card, ctx, teacher=lesson.teacher, loss=lesson.loss)
+        facts |= lesson.facts | {"teacher": _about(teacher), "notes": made + facts["notes"] + lesson.notes}
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+
+    def _check(self, ctx: Context) -> None:
+        """Refuse what can be known to be missing."""
+        if ctx.data is None:
+            raise UsageError(f"distill --method {self.method} needs training data", "give --data FILE")
+        if ctx.teacher is None and self.student_depth is None and self.student_width is None:
+            raise UsageError(
+                "distill needs a teacher",
+                "give --teacher MODEL, or --student-depth or --student-width to make the student from MODEL",
+            )
+
+    @abstractmethod
+    def lesson(self, pupil: Pupil, teacher: Stand) -> Lesson:
+        """How the student learns.
+
+        Args:
+            pupil: The student.
+            teacher: In its place; what it says has the student's form.
+
+        Raises:
+            InputError: The method doesn't suit these models.
+            UsageError: Options that don't fit them.
+        """
+
+    def _meet(self, model: Model, teacher: Model, ctx: Context) -> tuple[Pupil, Stand]:
+        """The student, and a teacher that says what it does."""
+        import torch
+
+        from compresskit.ops.quantize.trace import tensors_in
+        from compresskit.stages.batches import batches_of, forward_of
+
+        if ctx.data is None or isinstance(model.body, Path):
+            raise TypeError("data and a module are needed")
+        inputs = batches_of(ctx.data, model.card.inputs, _LOOK, _LOOK)[0]
+        stand = self._stand(model, teacher, list(inputs))
+        run = partial(_called, forward_of(model.body, model.card.inputs), inputs)
+        with torch.no_grad():
+            found = next(tensors_in(run(model.body.eval())))
+            try:
+                wanted = next(tensors_in(run(stand)))
+            except InputError as error:
+                where = f"the teacher {teacher.source} can't read these data"
+                raise InputError(f"{where}: {error.message}", error.hint) from error
+        if found.shape != wanted.shape:
+            raise InputError(
+                f"the teacher {teacher.source} gives {list(wanted.shape[1:])} a sample, the student {model.source} "
+                f"{list(found.shape[1:])}",
+                "a teacher's classes or outputs must be those of the student",
+            )
+        changing = self._augment(ctx, next(iter(inputs.values()))) is not None
+        return Pupil(model.body, model.card.task, tuple(inputs), run, found, changing), stand
+
+    def _asked_once(self, pupil: Pupil, teacher: Stand) -> nn.Module:
+        """The teacher, remembering what it said where the same samples come again.
+
+        A training that goes on after a kill would begin without memory, and its last bits could differ.
+        """
+        from compresskit.ops.distill.remember import Remembering
+
+        again = self.epochs > 1 and self.checkpoint is None and not pupil.changing and pupil.output.dim() == 2
+        return Remembering(teacher) if again else teacher
+
+    def _stand(self, model: Model, teacher: Model, names: list[str]) -> Stand:
+        """The teacher in the student's place."""
+        from compresskit.ops.distill.teacher import SessionTeacher, Stand, places_of
+        from compresskit.runtimes import get
+        from compresskit.stages.batches import forward_of
+
+        if not isinstance(teacher.body, Path):
+            own = [spec.name for spec in teacher.card.inputs] or names
+            return Stand(teacher.body, forward_of(teacher.body, teacher.card.inputs), names, places_of(own, names))
+        if self.sees_layers:
+            raise UsageError(
+                f"distill --method {self.method} looks into the teacher's layers, which {teacher.source} doesn't show",
+                "give the teacher as a module, or take --method standardized",
+            )
+        session = get("onnxruntime").open(teacher.body)
+        places = places_of([spec.name for spec in session.inputs], names)
+        return Stand(SessionTeacher(session), lambda target, batch: target(**batch), names, places)
+
+
+def _called(
+    forward: Callable[[nn.Module, dict[str, Tensor]], Any], inputs: dict[str, Tensor], module: nn.Module
+) -> Any:
+    return forward(module, inputs)
+
+
+def _about(teacher: Model) -> dict[str, Any]:
+    """What the card records of a teacher: its name, and the hashes of its weights."""
+    from compresskit.checkpoint.bundle import sha256
+
+    source = teacher.source
+    inside = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [path for path in inside if path.is_file() and (path == source or path.suffix in _WEIGHTS)]
+    return {"model": portable(source), "sha256": {path.name: sha256(path) for path in files}}

@@ -1,0 +1,163 @@
+"""``prune --method depth``: whole blocks go."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.errors import UsageError, listing
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Context, Form
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.prune.depth import Block
+    from compresskit.ops.quantize.line import Batch, Forward
+
+_BATCH = 32
+_SEQUENCE = 8
+
+
+class PruneDepth(TrainingOptions):
+    """Drop whole blocks (layers of a transformer, residual blocks): those without which --data's outputs move least.
+
+    What is left is smaller and faster. A Hugging Face folder stays one that transformers loads. With --epochs
+    the rest is trained on --data, the whole model being its teacher.
+    """
+
+    stage: ClassVar[str] = "prune"
+    method: ClassVar[str] = "depth"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+
+    drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop.")] = None
+    blocks: Annotated[
+        tuple[str, ...],
+        Field(description="Drop the blocks whose name matches this glob, rather than those found by data; repeatable."),
+    ] = ()
+    ranking: Annotated[
+        Literal["output", "influence"],
+        Field(
+            description="How blocks are ranked: output leaves out one at a time, anew after a drop; influence compares "
+            "what goes into a block with what comes out, once: for models of many blocks."
+        ),
+    ] = "output"
+    samples: Annotated[int, Field(ge=1, description="Samples taken from --data for the ranking.")] = 128
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Drop blocks of a module in place.
+
+        Raises:
+            UsageError: Neither or both ways of saying which, no data to rank by, or nothing would be left.
+            InputError: The model has no blocks that can be dropped.
+        """
+        from compresskit.ops.prune.config import check_config, with_fewer_layers
+        from compresskit.ops.prune.depth import blocks_of, drop_proven
+        from compresskit.stages.batches import batches_of, forward_of, made_up
+
+        if (self.drop is None) == (not self.blocks):
+            raise UsageError("prune --method depth takes --drop N or --blocks GLOB", "give one of them")
+        if self.drop is not None and ctx.data is None:
+            raise UsageError("which blocks to drop is found by data", "give --data FILE, or --blocks GLOB")
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        module, forward = model.body.eval(), forward_of(model.body, model.card.inputs)
+        batches = [made_up(model.card.inputs, 2, ctx.seed, sequence=_SEQUENCE)]
+        facts: dict[str, Any] = {}
+        if ctx.data is not None and self.drop is not None:
+            count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)
+            batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
+            facts = {"calibration": {"data": name, "samples": count, "sha256": ctx.data.fingerprint()}}
+        blocks = blocks_of(module, batches[0], forward)
+        gone, known = self._chosen(module, blocks, batches, forward, model, ctx)
+        teacher = copy.deepcopy(module) if self.epochs else None
+        stacks = drop_proven(module, blocks, gone, batches[0], forward)
+        if model.card.arch.kind == "transformers":
+            facts["config"] = {}
+            for data in stacks.values():
+                facts["config"] |= with_fewer_layers(module, data["of"], [int(leaf) for leaf in data["kept"]])
+            check_config(module, lambda target: forward(target, batches[0]))
+        facts |= {"stacks": stacks, "layers": {name: {"about": "dropped", **known.get(name, {})} for name in gone}}
+        facts["notes"] = [
+            f"dropped {len(gone)} of {len(blocks)} blocks: {listing(gone, 12)}",
+            *_of_ranking(facts, known),
+        ]
+        trained = self.train(module, model.card, ctx, teacher=teacher)
+        facts["notes"] += trained.pop("notes", [])
+        facts |= trained
+        kept = {block.name: "kept" for block in blocks if block.name not in gone}
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, kept)))
+
+    def _chosen(
+        self,
+        module: nn.Module,
+        blocks: list[Block],
+        batches: list[Batch],
+        forward: Forward,
+        model: Model,
+        ctx: Context,
+    ) -> tuple[list[str], dict[str, dict[str, float]]]:
+        """The blocks to drop, and what was measured of each block."""
+        from fnmatch import fnmatchcase
+
+        from compresskit.ops.prune.depth import distances, influences
+        from compresskit.ops.prune.unstructured import check_globs
+
+        names = [block.name for block in blocks]
+        if self.drop is None:
+            check_globs(names, self.blocks)
+            gone = [name for name in names if any(fnmatchcase(name, glob) for glob in self.blocks)]
+            _check_left(len(gone), names)
+            return gone, {}
+        _check_left(self.drop, names)
+        if self.ranking == "influence":
+            found = influences(module, blocks, batches, forward, ctx.progress)
+            gone = sorted(names, key=found.__getitem__)[: self.drop]
+            return gone, {name: {"influence": _short(value)} for name, value in found.items()}
+        scores = model.card.task in ("classification", "causal-lm")
+        gone = []
+        known: dict[str, dict[str, float]] = {}
+        for _ in range(self.drop):
+            found = distances(module, blocks, gone, batches, forward, scores=scores, progress=ctx.progress)
+            known |= {name: {"distance": _short(value)} for name, value in found.items()}
+            gone.append(min(found, key=found.__getitem__))
+        return gone, known
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Take the dropped blocks out of a freshly built module."""
+        from compresskit.ops.prune.depth import replay
+
+        replay(module, facts)
+        return tensors
+
+
+def _check_left(count: int, names: list[str]) -> None:
+    """Some block must stay.
+
+    Raises:
+        UsageError: None would.
+    """
+    if count >= len(names):
+        raise UsageError(f"{count} blocks can't be dropped of {len(names)}: {listing(names)}", "leave at least one")
+
+
+def _of_ranking(facts: dict[str, Any], known: dict[str, dict[str, float]]) -> list[str]:
+    if "calibration" not in facts:
+        return []
+    what = next(iter(next(iter(known.values()))))
+    told = {"distance": "how far the output moves without a block", "influence": "influence of each block"}[what]
+    values = ", ".join(f"{name} {value[what]:g}" for name, value in known.items())
+    about = facts["calibration"]
+    return [f"{told}, on {about['samples']} samples of {about['data']}: {values}"]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -1,0 +1,60 @@
+"""``prune --method sparsegpt``: weights become zero, and the others make up for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from compresskit.model import Model
+from compresskit.stage import Context
+from compresskit.stages.shared_sparse import CalibratedSparse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compresskit.ops.quantize.moments import Moments
+
+
+class PruneSparsegpt(CalibratedSparse):
+    """Set weights to zero and move the others to make up for them, on --data. The most exact of these methods.
+
+    The model is walked block by block; each block is calibrated on what the pruned blocks before it give.
+    """
+
+    method: ClassVar[str] = "sparsegpt"
+
+    drift: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of what earlier layers lost that is made up for; 0 takes half the time."),
+    ] = 1.0
+    refine: Annotated[
+        int,
+        Field(ge=0, le=200, description="Steps of least squares on the weights that stay, once it is settled which."),
+    ] = 20
+    damping: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="Added to the diagonal of the moments, as a fraction of its mean. (less, the more samples)",
+        ),
+    ] = None
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Prune a module in place.
+
+        Raises:
+            UsageError: There are no calibration data, or a glob matches nothing.
+            InputError: The data don't fit the model.
+        """
+        from compresskit.ops.prune.refit import refit
+        from compresskit.ops.prune.sparsegpt import prune_sparsegpt
+
+        pattern = self.zeros()
+
+        def method(_weight: Tensor, target: Tensor, moments: Moments) -> Tensor:
+            found = prune_sparsegpt(target, pattern, moments, damping=self.damping)
+            return refit(found, target, moments, rounds=self.refine, damping=self.damping)
+
+        return self.prune(model, ctx, method, drift=self.drift)

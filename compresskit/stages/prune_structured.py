@@ -1,0 +1,288 @@
+"""``prune --method structured``: whole channels go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compresskit.errors import UsageError, listing
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Chosen, Context, Form
+from compresskit.stages.fields import Exclude, Include
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.prune.structured import How, Plan, Seen, Unit
+
+_BATCH = 64
+_TARGETS = ("target_macs", "target_params", "target_latency", "ratio")
+_MANY_KEPT = 20_000
+"""Kept channels above which they aren't recorded one by one."""
+
+
+_NAMES = {"macs": "multiply-accumulates", "params": "parameters"}
+
+
+class PruneStructured(TrainingOptions):
+    """Cut whole channels, so that the model is smaller and faster everywhere: give a target or a ratio.
+
+    With --data the channels are chosen by what the layers behind them can do without, these layers are fitted again by
+    least squares, and --epochs trains the result against the original.
+    """
+
+    stage: ClassVar[str] = "prune"
+    method: ClassVar[str] = "structured"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+
+    target_macs: Annotated[
+        float | None, Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay.")
+    ] = None
+    target_params: Annotated[float | None, Field(gt=0, lt=1, description="Share of the parameters that may stay.")] = (
+        None
+    )
+    target_latency: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),
+    ] = None
+    ratio: Annotated[float | None, Field(gt=0, lt=1, description="Share of the channels that go.")] = None
+    importance: Annotated[
+        Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"] | None,
+        Field(
+            description="What a channel is worth; reconstruction: what the layers behind it lose without it, after "
+            "the best refit. (with --data: reconstruction, else l2)"
+        ),
+    ] = None
+    ranking: Annotated[
+        Literal["measured", "global", "isomorphic", "uniform"] | None,
+        Field(
+            description="How layers are held against each other: by what the output loses when one alone gets "
+            "narrower, by importance in all or among layers of the same structure, or all alike. "
+            "(with --data: measured, else isomorphic)"
+        ),
+    ] = None
+    round_to: Annotated[
+        int, Field(ge=1, le=256, description="Widths are multiples of this: kernels are slow on others.")
+    ] = 8
+    include: Include = ()
+    exclude: Exclude = ()
+    refit: Annotated[
+        bool, Field(description="With --data: fit the layers of the cut model to what the original gave.")
+    ] = True
+    samples: Annotated[int, Field(ge=1, description="Samples taken from --data for ranking and refit.")] = 512
+    steps: Annotated[
+        int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of --epochs after each.")
+    ] = 1
+    time_limit: Annotated[
+        float, Field(gt=0, description="Seconds in which to find out which channels hang together.")
+    ] = 120.0
+
+    @model_validator(mode="after")
+    def _one_target(self) -> PruneStructured:
+        if len(given := self._given()) > 1:
+            raise UsageError(f"{' and '.join(given)}: prune takes one target", "give one of them")
+        if self.steps > 1 and self.epochs < self.steps:
+            raise UsageError(
+                f"--steps {self.steps} with --epochs {self.epochs}: training belongs between the steps",
+                f"give --epochs {self.steps} or more",
+            )
+        return self
+
+    def _given(self) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
+
+    def choose(self, model: Model, ctx: Context) -> Chosen:
+        """This stage itself.
+
+        Raises:
+            UsageError: Nothing says how much is to go.
+        """
+        if not self._given():
+            known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
+            raise UsageError(f"how much is to be cut? Give one of {known}", "for example --target-macs 0.5")
+        return super().choose(model, ctx)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Cut channels of a module in place.
+
+        Raises:
+            UsageError: A target can't be met, a glob matches nothing, or data are needed.
+            InputError: Nothing can be cut, or the data don't fit.
+        """
+        import copy
+
+        from compresskit.ops.prune.replay import facts_of, widths
+        from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d, rewrite_shortcuts
+        from compresskit.ops.prune.structured import amounts
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        if self.epochs and ctx.data is None:
+            raise UsageError("--epochs needs training data", "give --data FILE")
+        module, seen = model.body.eval(), self._seen(model, ctx)
+        original = copy.deepcopy(module) if self.epochs or self.target_latency else module
+        base = amounts(module, seen)
+        conv1d = conv1d_to_linear(module)
+        rewritten = rewrite_shortcuts(module, seen.run)
+        before = widths(module)
+        found = _Found(base)
+        for step in range(1, self.steps + 1):
+            self._step(step, module, original, seen, model, ctx, found)
+        facts: dict[str, Any] = {"layers": facts_of(module, before, conv1d), **found.facts}
+        if rewritten:
+            facts["rewritten"] = rewritten
+        if sum(map(len, found.kept.values())) <= _MANY_KEPT:
+            facts["kept"] = found.kept
+        now = amounts(module, seen)
+        linear_to_conv1d(module, conv1d)
+        facts["share"] = {unit: round(now[unit] / base[unit], 4) for unit in now if base[unit]}
+        facts["notes"] = [*self._notes(facts, ctx), *found.notes]
+        if model.card.arch.kind == "transformers":
+            facts["notes"].append(
+                "transformers alone can't load the result, whose layers differ in width: compresskit can; "
+                "--method width keeps one width for all layers"
+            )
+        if ctx.data is not None:
+            about = {"data": portable(ctx.data.name), "samples": min(self.samples, len(ctx.data))}
+            facts["calibration"] = {**about, "sha256": ctx.data.fingerprint()}
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, found.skipped)))
+
+    def _step(
+        self, step: int, module: nn.Module, original: nn.Module, seen: Seen, model: Model, ctx: Context, found: _Found
+    ) -> None:
+        """Cut once, fit, and train for this step's part of the epochs."""
+        from compresskit.ops.prune.structured import carry_out, plan
+
+        made = plan(module, seen, self.how(ctx), ctx.progress)
+        unit, target = self.aim()
+        share = target ** (step / self.steps)
+        if self.target_latency is not None:
+            from compresskit.stages.shared_latency import within_latency
+
+            kept, timed = within_latency(made, original, seen, found.base, model.card.inputs, share, ctx)
+            found.facts["timed"] = [[round(n, 4) for n in pair] for pair in timed]
+            found.notes.append(
+                f"one sample took {timed[-1][1]:.3f} of the original's time under onnxruntime when it was cut to "
+                f"{timed[-1][0]:.3f} of its MACs"
+            )
+        else:
+            if unit not in found.base:
+                found.base[unit] = made.cost(unit, {}, seen.example).base
+            kept = made.at(share, made.cost(unit, found.base, seen.example))[0]
+        found.skipped = made.skipped
+        found.cut(made, kept)
+        fitted = carry_out(module, made, kept, seen, ctx.progress)
+        if fitted:
+            found.facts["refit"] = fitted
+        epochs = self.epochs // self.steps + (self.epochs % self.steps if step == self.steps else 0)
+        if epochs:
+            folder = self.checkpoint / f"step-{step}" if self.checkpoint and self.steps > 1 else self.checkpoint
+            part = self.model_copy(update={"epochs": epochs, "checkpoint": folder})
+            told = part.train(module, model.card, ctx, teacher=original)
+            found.notes += told.pop("notes", [])
+            found.facts |= told
+
+    def _notes(self, facts: dict[str, Any], ctx: Context) -> list[str]:
+        share = facts["share"]
+        left = " and ".join(
+            f"{100 * share[unit]:.1f} % of the {name}" for unit, name in _NAMES.items() if unit in share
+        )
+        notes = [f"{left} are left; widths are multiples of {self.round_to}"]
+        if ctx.data is not None:
+            notes.append(
+                f"channels were chosen on {min(self.samples, len(ctx.data))} samples of {portable(ctx.data.name)}"
+            )
+        if "refit" in facts and not self.epochs:
+            fitted = facts["refit"]
+            again = ", batch normalizations estimated anew" if fitted["kept"] == "recalibrated" else ""
+            notes.append(
+                f"layers were fitted again by least squares{again}: the output's distance from the original fell from "
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: --epochs N trains the result"
+                if fitted["kept"] != "cut"
+                else "a least-squares refit brought the output no nearer, so it was left out: more --samples may help"
+            )
+        elif not self.epochs:
+            notes.append("nothing was trained or fitted: with --data the layers are fitted again, --epochs N trains")
+        if facts.get("rewritten"):
+            notes.append(
+                f"zero-filled shortcuts became 1×1 convolutions first, exactly: {listing(list(facts['rewritten']))}"
+            )
+        return notes
+
+    def how(self, ctx: Context) -> How:
+        """The options as the algorithm takes them."""
+        from compresskit.ops.prune.structured import How
+
+        known = ctx.data is not None
+        return How(
+            self.importance or ("reconstruction" if known else "l2"),
+            self.ranking or ("measured" if known else "isomorphic"),
+            self.round_to, self.include, self.exclude, self.refit, self.time_limit, ctx.seed,
+        )  # fmt: skip
+
+    def aim(self) -> tuple[Unit, float]:
+        """What is counted, and the share that may stay: of it, or of the latency."""
+        if self.target_params is not None:
+            return "params", self.target_params
+        if self.ratio is not None:
+            return "channels", 1 - self.ratio
+        return "macs", self.target_macs or self.target_latency or 1.0
+
+    def _seen(self, model: Model, ctx: Context) -> Seen:
+        import torch
+
+        from compresskit.ops.prune.structured import Seen
+        from compresskit.stages.batches import batches_of, forward_of, made_up
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        forward, inputs = forward_of(model.body, model.card.inputs), model.card.inputs
+        scores = model.card.task in ("classification", "causal-lm")
+        if ctx.data is None:
+            if not inputs:
+                raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
+            return Seen(made_up(inputs, 2, ctx.seed), (), None, forward, scores)
+        batches = batches_of(ctx.data, inputs, _BATCH, min(self.samples, len(ctx.data)), by_length=False)
+        labels = [b.targets for b in ctx.data.batches(_BATCH, self.samples)] if ctx.data.labelled else []
+        known = [torch.from_numpy(t) for t in labels if t is not None and t.ndim == 1 and t.dtype.kind == "i"]
+        whole = len(known) == len(batches) and ctx.data.kind != "pairs"
+        example = {name: tensor[:2] for name, tensor in batches[0].items()}
+        return Seen(example, batches, [k.long() for k in known] if whole else None, forward, scores or whole)
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Give the layers of a freshly built module their new widths."""
+        from compresskit.ops.prune.replay import replay
+
+        replay(module, facts)
+        return tensors
+
+
+@dataclass
+class _Found:
+    """What the steps came to so far.
+
+    Attributes:
+        base: What the original has: MACs, parameters, and channels that can be cut.
+        kept: First layer of a group to the original's channels that are left of it.
+    """
+
+    base: dict[str, float]
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, list[int]] = field(default_factory=dict)
+
+    def cut(self, made: Plan, kept: dict[str, list[int]]) -> None:
+        """Note which channels stay, by their numbers in the original."""
+        for group in made.groups:
+            places = [p for unit in kept[group.name] for p in group.members[0].places[unit]]
+            before = self.kept.get(group.name)
+            if before is not None or len(kept[group.name]) < group.units:
+                self.kept[group.name] = [before[p] for p in sorted(places)] if before else sorted(places)

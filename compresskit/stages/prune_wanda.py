@@ -1,0 +1,40 @@
+"""``prune --method wanda``: weights that matter least for what their layer takes in become zero."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from compresskit.model import Model
+from compresskit.stage import Context
+from compresskit.stages.shared_sparse import CalibratedSparse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compresskit.ops.quantize.moments import Moments
+
+
+class PruneWanda(CalibratedSparse):
+    """Set to zero what is small in magnitude times the norm of its input, on --data. Other weights keep their values.
+
+    Fast, and made for Linear layers: convolutions fare better with magnitude, and all with sparsegpt. Biases make up
+    for the mean of what is lost.
+    """
+
+    method: ClassVar[str] = "wanda"
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Prune a module in place.
+
+        Raises:
+            UsageError: There are no calibration data, or a glob matches nothing.
+            InputError: The data don't fit the model.
+        """
+        from compresskit.ops.prune.wanda import prune_wanda
+
+        pattern = self.zeros()
+
+        def method(weight: Tensor, _target: Tensor, moments: Moments) -> Tensor:
+            return prune_wanda(weight, pattern, moments)
+
+        return self.prune(model, ctx, method, drift=0.0, centred=False)

@@ -1,0 +1,109 @@
+"""``prune --method width``: neurons and attention heads of a transformer go, equally many from each layer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Context, Form
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from compresskit.ops.prune.width import Part
+
+_BATCH = 32
+_MULTIPLE = 8
+
+
+class PruneWidth(TrainingOptions):
+    """Cut feed-forward neurons and attention heads of a Hugging Face folder, which stays one that transformers loads.
+
+    Equally many go from each layer, those that --data miss least once the others have made up for them. With --epochs
+    the rest is trained on --data, the whole model being its teacher. For other models: --method structured.
+    """
+
+    stage: ClassVar[str] = "prune"
+    method: ClassVar[str] = "width"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+    needs: ClassVar = ("calibration",)
+
+    neurons: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the neurons between a layer's feed-forward matrices that go.")
+    ] = 0.25
+    heads: Annotated[
+        float,
+        Field(
+            ge=0, lt=1, description="Share of the attention heads that go; heads that share keys and values together."
+        ),
+    ] = 0.0
+    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 256
+    drift: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of what earlier layers lost that is made up for; 0 takes half the time."),
+    ] = 1.0
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Cut a module in place.
+
+        Raises:
+            UsageError: There are no calibration data, or the model isn't of transformers.
+            InputError: The data don't fit the model, or it has no such neurons or heads.
+        """
+        from compresskit.ops.prune.config import check_config, with_sizes
+        from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
+        from compresskit.ops.prune.width import heads, heads_left, neurons, prune_width
+        from compresskit.stages.batches import batches_of, forward_of
+
+        if ctx.data is None:
+            raise UsageError("prune --method width needs calibration data", "give --data FILE")
+        if not self.neurons and not self.heads:
+            raise UsageError("--neurons 0 and --heads 0 leave nothing to prune")
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        if model.card.arch.kind != "transformers":
+            raise UsageError("prune --method width is for Hugging Face folders", "--method structured takes any module")
+        module, forward = model.body.eval(), forward_of(model.body, model.card.inputs)
+        count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)
+        batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
+        teacher = copy.deepcopy(module) if self.epochs else None
+        turned = conv1d_to_linear(module)
+        parts: list[tuple[Part, int]] = []
+        sizes: dict[str, int] = {}
+        if self.neurons:
+            key, found = neurons(module, batches[0], forward)
+            sizes[key] = _rounded(found[0].units, self.neurons)
+            parts += [(part, sizes[key]) for part in found]
+        if self.heads:
+            found = heads(module, batches[0], forward)
+            changes = heads_left(module.config, self.heads)
+            sizes |= changes
+            parts += [(part, changes["num_key_value_heads"]) for part in found]
+        prune_width(module, parts, batches, forward, drift=self.drift, progress=ctx.progress)
+        linear_to_conv1d(module, turned)
+        facts: dict[str, Any] = {
+            "config": with_sizes(module, sizes),
+            "layers": {part.reader: {"about": f"with {keep} of {part.units} units"} for part, keep in parts},
+            "calibration": {"data": name, "samples": count, "sha256": ctx.data.fingerprint()},
+        }
+        check_config(module, lambda target: forward(target, batches[0]))
+        trained = self.train(module, model.card, ctx, teacher=teacher)
+        told = ", ".join(f"{key} {value}" for key, value in facts["config"].items())
+        facts["notes"] = [
+            f"calibrated on {count} sample{'s' if count > 1 else ''} of {name}",
+            f"config.json now says: {told}",
+            *trained.pop("notes", []),
+        ]
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), {**facts, **trained})))
+
+
+def _rounded(units: int, ratio: float) -> int:
+    """How many of some neurons stay: a multiple of 8, which kernels like, never none."""
+    step = _MULTIPLE if units % _MULTIPLE == 0 else 1
+    return max(step, round(units * (1 - ratio) / step) * step)

@@ -1,0 +1,275 @@
+"""The options of stages that train, and how they become a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Card, portable
+from compresskit.stage import Context, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compresskit.train.augment import Augment
+    from compresskit.train.course import Course
+    from compresskit.train.loop import Fitted
+    from compresskit.train.plan import Optimizing
+    from compresskit.train.task import Loss, Task
+
+_SMALL = 24
+"""Pixels a side below which a picture is taken for something that must not be shifted or mirrored."""
+_MANY = 10_000
+"""Samples from which on some are held out to be measured, though nothing depends on it."""
+_HELD, _LEAST_HELD, _MOST_HELD = 0.05, 100, 2000
+
+
+class TrainingOptions(Stage):
+    """Options of stages that train a module on --data; a stage gives another default by declaring a field again."""
+
+    learns_tokens: ClassVar[bool] = True
+    """Whether a language model learns from the tokens of its data besides its teacher."""
+    measures: ClassVar[bool] = True
+    """Whether samples are held out unasked where there are many."""
+
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-4}
+    """Learning rates where none is given: for a model that has learnt already."""
+
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over --data in training.")] = 0
+    train_samples: Annotated[int | None, Field(ge=2, description="Training samples taken from --data. (all)")] = None
+    batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 128
+    accumulate: Annotated[
+        int, Field(ge=1, description="Batches whose mean gradient makes a step: large steps in little memory.")
+    ] = 1
+    optimizer: Annotated[
+        Literal["sgd", "adamw"] | None,
+        Field(description="Of the training steps. (sgd for models with convolutions, else adamw)"),
+    ] = None
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.01, adamw: 1e-4)")
+    ] = None
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises from zero.")
+    ] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty of weights.")] = 1e-4
+    clip: Annotated[float, Field(ge=0, description="Largest norm of a step's gradient; 0: any.")] = 0.0
+    ema: Annotated[
+        float, Field(ge=0, lt=1, description="Decay of the moving average of weights that is kept; 0: none.")
+    ] = 0.0
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(
+            description="Of training's forward passes, weights stay as they are; auto: bfloat16 on GPUs, else float32."
+        ),
+    ] = "auto"
+    patience: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Epochs without a better result on held-out samples after which training ends; the best epoch "
+            "is kept. 0: train all epochs, keep the last.",
+        ),
+    ] = 0
+    held_out: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Samples of --data that are measured after each epoch, not trained on. (with --patience 5 %, "
+            "100 to 2000; prune and distill also from 10,000 samples on; else 0)",
+        ),
+    ] = None
+    augment: Annotated[
+        Literal["auto", "none", "crop", "crop-flip"],
+        Field(
+            description="What is done to images; auto is crop-flip for colour images of 24 pixels or more, else none."
+        ),
+    ] = "auto"
+    teacher_share: Annotated[
+        float, Field(ge=0, le=1, description="Of the loss that comes from the teacher, where there are labels.")
+    ] = 0.5
+    temperature: Annotated[float, Field(gt=0, description="Of the teacher's logits.")] = 2.0
+    recalibrate: Annotated[
+        bool, Field(description="At the end estimate the statistics of batch normalization anew.")
+    ] = False
+    checkpoint: Annotated[
+        Path | None,
+        Field(
+            exclude=True,  # where a state lay decides nothing
+            description="Folder where training keeps its state after each epoch; the same command goes on from there.",
+        ),
+    ] = None
+
+    def train(
+        self,
+        module: nn.Module,
+        card: Card,
+        ctx: Context,
+        *,
+        teacher: nn.Module | None = None,
+        loss: Callable[[Task], Loss] | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
+        """Train a module in place on the context's data, as the options say.
+
+        Args:
+            module: Left in eval mode, on the CPU.
+            card: Of the model: what goes in, and its task.
+            ctx: With data.
+            teacher: What to learn from besides labels; the uncompressed model, or another. Not changed.
+            loss: Makes the loss from the task, which knows what is in a batch; by default
+                :meth:`~compresskit.train.task.Task.loss`, against labels and the teacher as far as there are any.
+            after_step: Called when parameters have moved: to put back what has to stay as it is.
+
+        Returns:
+            Facts to merge into those of the stage: ``training`` with the curve, and ``notes``; empty for 0 epochs.
+
+        Raises:
+            UsageError: There is no data.
+            InputError: The data don't fit, there is nothing to learn from, or training diverged.
+        """
+        from compresskit.train.processes import Team, on_device
+
+        if not self.epochs:
+            return {}
+        course = self.course(module, card, ctx, teacher)
+        task = course.task
+        if loss is None and teacher is None and task.labels is None:
+            raise InputError("there is nothing to learn from: the data have no labels", "give labelled --data")
+        if teacher is not None:
+            teacher.eval()
+        with on_device(Team().device, module, teacher):
+            chosen = partial(task.loss, teacher) if loss is None else loss(task)
+            fitted = course.fit(module, chosen, after_step)
+        labels = {"classes": ["labels"], "tokens": ["the text's own tokens"], None: []}[task.labels]
+        taught = ["the teacher's outputs"] if teacher is not None else []
+        aim = " and ".join([*(labels if not taught or self.teacher_share < 1 else []), *taught])
+        return {"training": self.told(course, fitted, ctx), "notes": self.notes(course, fitted, ctx, aim)}
+
+    def course(self, module: nn.Module, card: Card, ctx: Context, teacher: nn.Module | None = None) -> Course:
+        """The samples, the aim and the length of a training.
+
+        Raises:
+            UsageError: There is no data, or too little to hold some out.
+            InputError: The data don't fit.
+        """
+        from compresskit.stages.batches import forward_of
+        from compresskit.train.course import Course
+        from compresskit.train.plan import Training
+        from compresskit.train.reading import Reading
+        from compresskit.train.task import Task
+
+        if ctx.data is None:
+            raise UsageError(f"training in {self.name()} needs data", "give --data")
+        count = min(self.train_samples or len(ctx.data), len(ctx.data))
+        classified = ctx.data.labelled and ctx.data.kind != "pairs" and card.task in ("classification", "unknown")
+        reading = Reading(ctx.data, card.inputs, count, labelled=classified, seed=ctx.seed)
+        samples = reading.material()
+        language = card.task == "causal-lm" and "input_ids" in reading.names and self.learns_tokens
+        calls = {id(known): forward_of(known, card.inputs) for known in (module, teacher) if known is not None}
+        task = Task(
+            reading.names,
+            lambda target, batch: calls.get(id(target), calls[id(module)])(target, batch),
+            "classes" if reading.classes else "tokens" if language else None,
+            reading.classes or classified or card.task in ("classification", "causal-lm"),
+            self.teacher_share,
+            self.temperature,
+        )
+        task.check(module.eval(), next(samples.plain(2, 2)), reading.labels)
+        held = self._held(len(samples))
+        rest, apart = samples.split(held, ctx.seed) if held else (samples, None)
+        how = Training(
+            self.epochs, self.batch_size, self._optimizing(module), self.accumulate, self.clip, self.precision,
+            self.ema, self.patience, self.recalibrate, ctx.seed,
+        )  # fmt: skip
+        return Course(
+            rest, task, how, apart, self._augment(ctx, next(samples.plain(1, 1))[0]), self.checkpoint,
+            self._origin(ctx, teacher), ctx.progress, ctx.tell,
+        )  # fmt: skip
+
+    def told(self, course: Course, fitted: Fitted, ctx: Context) -> dict[str, Any]:
+        """What the report says of a training: on what, how, and the curve."""
+        if ctx.data is None:
+            raise TypeError("data are needed")
+        about = {"data": portable(ctx.data.name), "sha256": ctx.data.fingerprint()}
+        return {**about, **course.facts(fitted)}
+
+    def notes(self, course: Course, fitted: Fitted, ctx: Context, aim: str) -> list[str]:
+        """The same for people.
+
+        Args:
+            course: What was settled.
+            fitted: What came of it.
+            ctx: With the data.
+            aim: What was learnt from: ``labels and the model's own outputs``.
+        """
+        count = len(fitted.curve)
+        epochs = f"{count} epoch{'s' if count > 1 else ''}"
+        name = portable(ctx.data.name) if ctx.data is not None else "nothing"
+        found = [f"trained for {epochs} on {len(course.samples)} samples of {name}, against {aim}"]
+        held = 0 if course.held is None else len(course.held)
+        if self.patience:
+            found.append(f"the weights are those of epoch {fitted.kept}, the best on {held} held-out samples")
+        elif held:
+            found.append(f"{held} more samples were held out, and measured after each epoch")
+        if course.augment is not None:
+            flipped = "" if self.augment == "crop" else " and flipped"
+            found.append(
+                f"training images were shifted by up to an eighth{flipped} at random: --augment none leaves them"
+            )
+        return found
+
+    def _held(self, count: int) -> int:
+        """How many of ``count`` samples are held out."""
+        if self.held_out is None and not self.patience and (count < _MANY or not self.measures):
+            return 0
+        held = min(max(int(_HELD * count), _LEAST_HELD), _MOST_HELD) if self.held_out is None else self.held_out
+        if self.patience and not held:
+            raise UsageError("--patience needs samples to measure on, and --held-out 0 leaves none")
+        if held > count // 2:
+            raise UsageError(
+                f"{held} samples can't be held out of {count}: at most half of them", "give more --data, or --held-out"
+            )
+        return held
+
+    def _optimizing(self, module: nn.Module) -> Optimizing:
+        from torch import nn
+
+        from compresskit.train.plan import Optimizing
+
+        convolves = any(isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for layer in module.modules())
+        kind = self.optimizer or ("sgd" if convolves else "adamw")
+        lr = self.lr or self.rates[kind]
+        return Optimizing(lr, kind, "cosine", self.warmup, self.weight_decay)
+
+    def _augment(self, ctx: Context, image: Tensor) -> Augment | None:
+        from compresskit.train.augment import crop_and_flip
+
+        if self.augment == "none":
+            return None
+        if self.augment == "auto":
+            photos = ctx.data is not None and ctx.data.kind == "images" and image.dim() == 4 and image.shape[1] == 3
+            if not photos or min(image.shape[2:]) < _SMALL:
+                return None
+        elif image.dim() != 4:
+            raise UsageError(f"--augment {self.augment} is for images, the samples are {tuple(image.shape[1:])}")
+        return partial(crop_and_flip, margin=max(1, image.shape[2] // 8), flip=self.augment != "crop")
+
+    def _origin(self, ctx: Context, teacher: nn.Module | None) -> dict[str, Any]:
+        """What decides the result of a training besides the module's weights; empty where no state is kept."""
+        from compresskit.train.state import key_of
+
+        if self.checkpoint is None or ctx.data is None:
+            return {}
+        taught = key_of({}, teacher) if teacher is not None else ""
+        return {
+            "stage": self.name(),
+            "options": self.options(),
+            "data": ctx.data.fingerprint(),
+            "teacher": taught,
+            "seed": ctx.seed,
+        }
