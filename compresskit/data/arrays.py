@@ -20,7 +20,7 @@ from compresskit.data.prepare import (
     shape_text,
 )
 from compresskit.data.source import Batch
-from compresskit.data.walking import Fingerprint, as_targets, blocks, spans
+from compresskit.data.walking import Fingerprint, as_targets, blocks, fair_order, spans
 from compresskit.errors import InputError, UsageError, listing, printable
 from compresskit.model import InputSpec
 
@@ -28,7 +28,10 @@ _LABELS = ("y", "labels")
 
 
 class ArraySource:
-    """Arrays kept as they are stored and prepared batch by batch; never a float copy of the whole set."""
+    """Arrays kept as they are stored and prepared batch by batch; never a float copy of the whole set.
+
+    Samples that lie class by class are walked in a shuffled order.
+    """
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class ArraySource:
     ) -> None:
         self.name, self.labelled = name, targets is not None
         self._arrays, self._targets, self._plans, self._specs = arrays, targets, plans, specs
+        self._order = fair_order(targets)
         first = next(iter(plans.values()))
         if "input_ids" in arrays or (np.dtype(first.dtype).kind in "ui" and len(first.shape) == 2):
             self.kind = "tokens"
@@ -52,11 +56,11 @@ class ArraySource:
     def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
         """See :class:`~compresskit.data.source.Source`."""
         for span in spans(len(self), size, limit):
-            yield self._of(span)
+            yield self._of(span if self._order is None else self._order[span])
 
     def take(self, rows: np.ndarray) -> Batch:
         """The samples of some rows, int64 ``(n,)``, in that order."""
-        return self._of(rows)
+        return self._of(rows if self._order is None else self._order[rows])
 
     def _of(self, rows: slice | np.ndarray) -> Batch:
         inputs = {p.name: p.apply(self._arrays[stored][rows]) for stored, p in self._plans.items()}

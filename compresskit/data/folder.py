@@ -11,7 +11,7 @@ import numpy as np
 
 from compresskit.data.prepare import Plan, make_plan, parse_normalize, primary, shape_text
 from compresskit.data.source import Batch
-from compresskit.data.walking import Fingerprint, spans
+from compresskit.data.walking import Fingerprint, fair_order, spans
 from compresskit.errors import InputError, missing_extra
 from compresskit.model import InputSpec
 
@@ -69,13 +69,15 @@ def _cover(image: Any, size: tuple[int, int], resample: Any) -> Any:
 
 
 class ImageFolder:
-    """Images read batch by batch, in the order of class and file name."""
+    """Images read batch by batch, in a shuffled order: by class and file name, the first would be of one class."""
 
     kind, labelled = "images", True
 
     def __init__(self, name: str, files: list[tuple[Path, int]], classes: list[str], mode: str, plan: Plan) -> None:
         self.name, self.classes = name, classes
-        self._files, self._mode, self._plan = files, mode, plan
+        order = fair_order(np.array([label for _, label in files], np.int64))
+        self._files = files if order is None else [files[index] for index in order]
+        self._mode, self._plan = mode, plan
         height, width = plan.shape[2:] if plan.axes == (0, 3, 1, 2) else plan.shape[1:3]
         self._size = (int(height), int(width))
 

@@ -125,7 +125,8 @@ def run(
             _check(model, settled, data, measuring)
             whole = replace(whole, target=whole.target or _aimed_at(settled))
             products_for(whole.target)  # an unknown name is refused before the work
-            journey = _Journey(ctx, whole, folder, output, command, [n for c in chosen for n in c.notes])
+            notes = [*_seen(data, measuring.source), *(n for c in chosen for n in c.notes)]
+            journey = _Journey(ctx, whole, folder, output, command, notes)
             report, card = journey.run(model, settled)
         # Sealed last: the hash of every file that ships, and nothing that doesn't.
         source = model.source
@@ -169,7 +170,8 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
         if now not in stage.takes and not exported:
             what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]
             able = [m for m in methods(stage.stage) if now in get(f"{stage.stage}.{m}").takes]
-            hints = ["give --arch FILE.py:NAME"] * (now == "weights") + [f"--method {m} can" for m in able]
+            bundled = now == "onnx" and model.source.is_dir()
+            hints = ["give --arch FILE.py:NAME"] * (now == "weights" or bundled) + [f"--method {m} can" for m in able]
             hint = ", or: ".join(hints)
             raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
         trains = "training" in stage.needs or getattr(stage, "epochs", 0) > 0
@@ -300,6 +302,18 @@ class _Journey:
             environment=environment(options.threads),
             history=[asdict(applied) for applied in model.card.history],
         )
+
+
+def _seen(data: Source | None, evaluated: Source | None) -> list[str]:
+    """What is to be said where a model is judged by samples that it was fitted to."""
+    if (
+        data is None
+        or evaluated is None
+        or len(data) != len(evaluated)
+        or data.fingerprint() != evaluated.fingerprint()
+    ):
+        return []
+    return ["the evaluation data are those of --data: the quality is of samples that the result was fitted to"]
 
 
 def _nothing_of(data: Source, last: Applied) -> str:

@@ -73,7 +73,7 @@ class Pupil:
     @property
     def classes(self) -> int:
         """How many classes the output tells apart; 0 where it is no class logits."""
-        logits = self.task == "causal-lm" or (self.task != "embedding" and self.output.dim() == 2)
+        logits = self.task == "causal-lm" or (self.task not in ("embedding", "values") and self.output.dim() == 2)
         return self.output.shape[-1] if logits and self.output.shape[-1] > 1 else 0
 
 
@@ -194,11 +194,14 @@ class Distill(TrainingOptions):
         """The student, and a teacher that says what it does."""
         import torch
 
+        from compresskit.ops.quantize.modules import PackedLayer
         from compresskit.ops.quantize.trace import tensors_in
         from compresskit.stages.batches import batches_of, forward_of
 
         if ctx.data is None or isinstance(model.body, Path):
             raise TypeError("data and a module are needed")
+        if any(isinstance(layer, PackedLayer) for layer in model.body.modules()):
+            raise UsageError(f"{model.source} is quantized: its codes can't be trained", "distill first, then quantize")
         inputs = batches_of(ctx.data, model.card.inputs, _LOOK, _LOOK)[0]
         stand = self._stand(model, teacher, list(inputs))
         run = partial(_called, forward_of(model.body, model.card.inputs), inputs)
@@ -216,7 +219,9 @@ class Distill(TrainingOptions):
                 "a teacher's classes or outputs must be those of the student",
             )
         changing = self._augment(ctx, next(iter(inputs.values()))) is not None
-        return Pupil(model.body, model.card.task, tuple(inputs), run, found, changing), stand
+        targets = next(ctx.data.batches(_LOOK, _LOOK)).targets
+        scored = model.card.task == "unknown" and targets is not None and targets.dtype.kind == "f"
+        return Pupil(model.body, "values" if scored else model.card.task, tuple(inputs), run, found, changing), stand
 
     def _asked_once(self, pupil: Pupil, teacher: Stand) -> nn.Module:
         """The teacher, remembering what it said where the same samples come again.

@@ -57,6 +57,6 @@ class DistillGkd(Distill):
         end = getattr(config, "eos_token_id", None)
         writing = Writing(
             self.on_policy, self.prompt, self.new_tokens, self.temperature, self.beta,
-            end if isinstance(end, int) else None,
+            (end,) if isinstance(end, int) else tuple(end or ()),
         )  # fmt: skip
         return Lesson(pupil.module, teacher, lambda task: writing.loss(task, teacher))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compresskit.errors import UsageError
+from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
 from compresskit.stage import Context
 
@@ -41,7 +41,10 @@ def narrower(model: Model, width: float, ctx: Context) -> Model:
 
     gone = round(1 - width, 6)
     if model.card.arch.kind == "transformers":
-        return PruneWidth(neurons=gone, heads=gone).run(model, ctx)
+        try:
+            return PruneWidth(neurons=gone, heads=gone).run(model, ctx)
+        except InputError:  # a config that can't say so, as BERT's
+            return PruneWidth(neurons=gone, heads=0).run(model, ctx)
     return PruneStructured(ratio=gone, ranking="uniform").run(model, ctx)
 
 

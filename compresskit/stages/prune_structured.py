@@ -185,8 +185,15 @@ class PruneStructured(TrainingOptions):
             folder = self.checkpoint / f"step-{step}" if self.checkpoint and self.steps > 1 else self.checkpoint
             part = self.model_copy(update={"epochs": epochs, "checkpoint": folder})
             told = part.train(module, model.card, ctx, teacher=original)
-            found.notes += told.pop("notes", [])
-            found.facts |= told
+            prefix = f"step {step}: " if self.steps > 1 else ""
+            found.notes += [prefix + note for note in told["notes"]]
+            # One curve over all steps: what the stage trained is what the last step left.
+            earlier = found.facts.get("training", {}).get("curve", [])
+            curve = [
+                *earlier,
+                *({**point, "epoch": point["epoch"] + len(earlier)} for point in told["training"]["curve"]),
+            ]
+            found.facts["training"] = told["training"] | {"curve": curve, "epochs": len(curve)}
 
     def _notes(self, facts: dict[str, Any], ctx: Context) -> list[str]:
         share = facts["share"]

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Card, portable
@@ -104,6 +104,14 @@ class TrainingOptions(Stage):
         ),
     ] = None
 
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> TrainingOptions:
+        own = type(self).model_fields
+        idle = [n for n in TrainingOptions.model_fields if n != "epochs" and getattr(self, n) != own[n].default]
+        if idle and not self.epochs:
+            raise UsageError(f"--{idle[0].replace('_', '-')} is for training, and --epochs is 0", "give --epochs N")
+        return self
+
     def train(
         self,
         module: nn.Module,
@@ -148,7 +156,10 @@ class TrainingOptions(Stage):
         labels = {"classes": ["labels"], "tokens": ["the text's own tokens"], None: []}[task.labels]
         taught = ["the teacher's outputs"] if teacher is not None else []
         aim = " and ".join([*(labels if not taught or self.teacher_share < 1 else []), *taught])
-        return {"training": self.told(course, fitted, ctx), "notes": self.notes(course, fitted, ctx, aim)}
+        notes = self.notes(course, fitted, ctx, aim)
+        if ctx.data is not None and ctx.data.labelled and task.labels is None:
+            notes.append(f"no sample of {portable(ctx.data.name)} has a class as its label: labels were not used")
+        return {"training": self.told(course, fitted, ctx), "notes": notes}
 
     def course(self, module: nn.Module, card: Card, ctx: Context, teacher: nn.Module | None = None) -> Course:
         """The samples, the aim and the length of a training.
@@ -171,11 +182,12 @@ class TrainingOptions(Stage):
         samples = reading.material()
         language = card.task == "causal-lm" and "input_ids" in reading.names and self.learns_tokens
         calls = {id(known): forward_of(known, card.inputs) for known in (module, teacher) if known is not None}
+        known = reading.classes and (reading.labels is None or bool((reading.labels >= 0).any()))
         task = Task(
             reading.names,
             lambda target, batch: calls.get(id(target), calls[id(module)])(target, batch),
-            "classes" if reading.classes else "tokens" if language else None,
-            reading.classes or classified or card.task in ("classification", "causal-lm"),
+            "classes" if known else "tokens" if language else None,
+            reading.classes or card.task in ("classification", "causal-lm"),
             self.teacher_share,
             self.temperature,
         )
@@ -261,10 +273,12 @@ class TrainingOptions(Stage):
 
     def _origin(self, ctx: Context, teacher: nn.Module | None) -> dict[str, Any]:
         """What decides the result of a training besides the module's weights; empty where no state is kept."""
+        from compresskit.train.processes import Team
         from compresskit.train.state import key_of
 
         if self.checkpoint is None or ctx.data is None:
             return {}
+        team = Team()
         taught = key_of({}, teacher) if teacher is not None else ""
         return {
             "stage": self.name(),
@@ -272,4 +286,6 @@ class TrainingOptions(Stage):
             "data": ctx.data.fingerprint(),
             "teacher": taught,
             "seed": ctx.seed,
+            "device": team.device.type,
+            "processes": team.size,
         }

@@ -69,7 +69,7 @@ class Course:
         how = self.training
         found = {
             "samples": len(self.samples),
-            "batch_size": how.batch,
+            "batch_size": min(how.batch, len(self.samples)),
             "optimizer": how.optimizing.kind,
             "lr": how.optimizing.lr,
             "epochs": len(fitted.curve),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import nn
 
-from compresskit.errors import InputError
 from compresskit.train.material import Material
-from compresskit.train.task import Loss, Task
+from compresskit.train.task import UNLABELLED, Loss, Task
 
 _BATCH = 256
 
@@ -34,8 +34,13 @@ class Validation:
 
     @property
     def metric(self) -> Literal["accuracy", "held_out_loss"]:
-        """Its name: ``accuracy`` in 0…1 where there are classes, else ``held_out_loss``."""
-        return "accuracy" if self.task.labels == "classes" else "held_out_loss"
+        """Its name: ``accuracy`` in 0…1 where a sample has a class, else ``held_out_loss``."""
+        return "accuracy" if self._labelled else "held_out_loss"
+
+    @cached_property
+    def _labelled(self) -> bool:
+        parts = self.samples.plain(self.batch, len(self.samples))
+        return self.task.labels == "classes" and any(bool((part[-1] != UNLABELLED).any()) for part in parts)
 
     def better(self, new: float, old: float | None) -> bool:
         """True when ``new`` is the better figure; NaN never is."""
@@ -45,11 +50,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, module: nn.Module) -> float:
-        """The figure of a module in eval mode.
-
-        Raises:
-            InputError: No held-out sample has a label.
-        """
+        """The figure of a module in eval mode."""
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         total, count = 0.0, 0
         for cpu in self.samples.plain(self.batch, len(self.samples)):
@@ -59,6 +60,4 @@ class Validation:
                 total, count = total + right, count + known
             else:
                 total, count = total + float(self.loss(module, part)) * len(part[0]), count + len(part[0])
-        if not count:
-            raise InputError("none of the held-out samples has a label", "hold out more: --held-out")
         return total / count

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compresskit.errors import InputError
 from compresskit.ops.distill.on_policy import continue_prompts, drawn_divergence, logits_of
 from compresskit.train.task import Loss, Task
 
@@ -22,7 +23,7 @@ class Writing:
         count: Tokens that the student adds, 1 or more.
         temperature: Of the distribution that they are drawn from, above 0.
         beta: See :func:`~compresskit.ops.distill.on_policy.jensen_shannon`.
-        end: The token that ends a text, if one does.
+        end: The tokens that end a text.
     """
 
     share: float
@@ -30,7 +31,7 @@ class Writing:
     count: int
     temperature: float
     beta: float
-    end: int | None = None
+    end: tuple[int, ...] = ()
 
     def loss(self, task: Task, teacher: nn.Module) -> Loss:
         """Of a step; a module in eval mode is measured on the data's own texts.
@@ -44,6 +45,8 @@ class Writing:
             given = task.inputs(part)
             tokens, mask = given["input_ids"], given.get("attention_mask")
             counts = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.ne(0)
+            if bool((counts[:, 1:] & ~counts[:, :-1]).any()):
+                raise InputError("gkd takes texts that are padded at their end only", "pad them on the right")
             own = module.training and float(torch.rand(())) < self.share
             if own:
                 tokens, counts = self._written(module, tokens, counts)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_material import ARCH, Cli
+from cli_material import ARCH, SHAPE, Cli
 
 STUDENT = ("--arch-args", '{"width": 8}')
 QUICK = ("--epochs", 2, "--no-bench", "--quiet", "--json", "-", "--threads", 1)
@@ -84,6 +84,15 @@ def test_what_does_not_go_together_is_refused(
     found = cli("distill", "s.pt", *ARCH, *STUDENT, *QUICK, *words, "-o", "out")
     found.refused(code, said)
     assert not (small / "out").exists()
+
+
+def test_a_quantized_student_is_refused(cli: Cli, small: Path) -> None:
+    assert (
+        cli("quantize", "s.pt", *ARCH, *SHAPE, *STUDENT, "--bits", "4", "-o", "packed", "--no-bench", "--quiet").code
+        == 0
+    )
+    found = cli("distill", "packed", *ARCH, *STUDENT, *QUICK, "--teacher", "m.onnx", "--data", "d.npz", "-o", "out")
+    found.refused(2, "quantized", "first")
 
 
 def test_the_teacher_is_never_written_over(cli: Cli, small: Path) -> None:

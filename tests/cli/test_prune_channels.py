@@ -109,8 +109,9 @@ def test_steps_with_training_between(conv: Path, cli: Cli) -> None:
     assert done.code == 0, done
     facts = json.loads((conv / "out" / "compresskit.json").read_text())["history"][0]["facts"]
     assert facts["share"]["macs"] <= 0.5
-    trained = [note for note in facts["notes"] if note.startswith("trained for")]
-    assert [note.split()[2] for note in trained] == ["1", "2"]
+    trained = [note.split()[:5] for note in facts["notes"] if ": trained for" in note]
+    assert trained == [["step", "1:", "trained", "for", "1"], ["step", "2:", "trained", "for", "2"]]
+    assert [point["epoch"] for point in facts["training"]["curve"]] == [1, 2, 3]
     for name, kept in facts["kept"].items():
         assert kept == sorted(set(kept)) and len(kept) == facts["layers"][name]["out"][1]
 
@@ -134,6 +135,7 @@ def test_the_same_command_gives_the_same_bytes(conv: Path, cli: Cli) -> None:
         (("--target-macs", "0.5", "--include", "nowhere*"), ("no layer matches 'nowhere*'", "stem")),
         (("--target-macs", "0.5", "--exclude", "conv9"), ("no layer matches 'conv9'",)),
         (("--target-macs", "0.5", "--epochs", "2"), ("--data",)),
+        (("--target-macs", "0.5", "--lr", "0.5"), ("--lr is for training", "--epochs")),
         (("--target-macs", "0.5", "--steps", "2"), ("--epochs",)),
         (("--target-macs", "0.5", "--importance", "taylor"), ("--data",)),
         (("--target-macs", "0.5", "--importance", "magic"), ("magic",)),
@@ -152,3 +154,18 @@ def test_a_bundle_with_damaged_facts_is_refused(conv: Path, cli: Cli) -> None:
     data["history"][0]["facts"]["layers"]["one.conv1"]["out"] = [16, 99]
     card.write_text(json.dumps(data))
     cli("export", "out", "--arch", "conv.py:Net", "-o", "no.onnx").refused(3, "one.conv1")
+
+
+def test_labels_that_are_unknown_or_no_class(conv: Path, cli: Cli) -> None:
+    arguments = ("--target-macs", "0.6", "--importance", "taylor", "-o", "out", *QUICK)
+    found = dict(np.load("conv.npz"))
+    np.savez("few.npz", x=found["x"], y=np.where(np.arange(128) % 2, found["y"], -1))
+    assert cli("prune", "conv.pt", *ARCH, "--data", "few.npz", *arguments).code == 0
+    np.savez("bad.npz", x=found["x"], y=np.full(128, 9))
+    cli("prune", "conv.pt", *ARCH, "--data", "bad.npz", *arguments, "--force").refused(3, "label 9", "4 classes")
+
+
+def test_fitting_to_the_evaluation_data_is_said(conv: Path, cli: Cli) -> None:
+    same = ("--data", "conv.npz", "--eval-data", "conv.npz", "--max-drop", "90pt", "--json", "-")
+    found = cli("prune", "conv.pt", *ARCH, "--target-macs", "0.8", *same, "-o", "out", *QUICK)
+    assert any("fitted to" in note for note in json.loads(found.out)["notes"])

@@ -16,6 +16,8 @@ from compresskit.ops.distill.on_policy import continue_prompts, drawn_divergence
 from compresskit.ops.distill.pairs import blocks_of, even_pairs, named_pairs
 from compresskit.ops.distill.remember import Remembering
 from compresskit.ops.distill.teacher import Stand, places_of
+from compresskit.train.task import Task
+from compresskit.train.writing import Writing
 
 
 class Stack(nn.Module):
@@ -162,10 +164,18 @@ class Output(dict[str, Any]):
 @pytest.mark.parametrize("caches", [False, True])
 def test_a_student_writes_on_until_its_end(caches: bool) -> None:
     module = Counting(caches)
-    tokens, counts = continue_prompts(module, torch.tensor([[3, 4], [6, 7]]), 4, end=9)
+    tokens, counts = continue_prompts(module, torch.tensor([[3, 4], [6, 7]]), 4, end=(9,))
     assert tokens.tolist() == [[3, 4, 5, 6, 7, 8], [6, 7, 8, 9, 9, 9]]
     assert counts.tolist() == [[False] * 2 + [True] * 4, [False] * 2 + [True] * 2 + [False] * 2]
     assert module.calls == ([2, 1, 1, 1] if caches else [2, 3, 4, 5])
+
+
+def test_texts_padded_in_front_are_refused() -> None:
+    task = Task(("input_ids", "attention_mask"), lambda module, batch: module(batch["input_ids"]), "tokens", True)
+    tokens, mask = torch.tensor([[0, 0, 3, 4]]), torch.tensor([[0, 0, 1, 1]])
+    loss = Writing(0.0, 2, 2, 1.0, 0.5).loss(task, nn.Embedding(10, 10))
+    with pytest.raises(InputError, match="padded at their end only"):
+        loss(nn.Embedding(10, 10), (tokens, mask))
 
 
 def test_the_loss_on_written_tokens_looks_at_where_they_were_drawn() -> None:

@@ -97,6 +97,31 @@ def test_a_teacher_is_learnt_from_without_labels(source: Callable[..., Source]) 
     assert "against labels and the teacher's outputs" in both["notes"][0]
 
 
+def test_scores_are_no_classes(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "scores.npz", x=x, y=x.mean((1, 2, 3)))
+    scores = open_source(str(tmp_path / "scores.npz"), inputs=INPUTS)
+    teacher = fresh()
+    with torch.no_grad():
+        teacher[-1].bias += 3.0  # a shift of all outputs, which a distance of classes wouldn't see
+    module, facts = train({"epochs": 8, "batch_size": 16, "lr": 0.05}, scores, teacher=teacher)
+    assert "against the teacher's outputs" in facts["notes"][0] and "labels were not used" in facts["notes"][-1]
+    inputs = torch.from_numpy(x)
+    with torch.no_grad():
+        assert (module(inputs) - teacher(inputs)).abs().mean() < 1.0
+    with pytest.raises(InputError, match="nothing to learn from"):
+        train({"epochs": 1}, scores)
+
+
+def test_labels_that_are_all_unknown_are_not_counted(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "unknown.npz", x=x, y=np.full(64, -1))
+    unknown = open_source(str(tmp_path / "unknown.npz"), inputs=INPUTS)
+    _, facts = train({"epochs": 1, "held_out": 16}, unknown, teacher=fresh())
+    assert "against the teacher's outputs" in facts["notes"][0]
+    assert "held_out_loss" in facts["training"]["curve"][0]
+
+
 def test_a_stage_brings_a_loss_of_its_own(source: Callable[..., Source]) -> None:
     seen: list[Task] = []
 

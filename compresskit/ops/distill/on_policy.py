@@ -8,6 +8,7 @@ its mixture with reinforcement learning.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def jensen_shannon(found: Tensor, wanted: Tensor, beta: float, mask: Tensor | No
 
 @torch.no_grad()
 def continue_prompts(
-    module: nn.Module, prompts: Tensor, count: int, *, temperature: float = 1.0, end: int | None = None
+    module: nn.Module, prompts: Tensor, count: int, *, temperature: float = 1.0, end: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
     """Let a causal language model write on, each token drawn from its own distribution.
 
@@ -49,7 +50,7 @@ def continue_prompts(
         prompts: int64 ``(n, L)``, without padding.
         count: Tokens to write, 1 or more.
         temperature: Of the distribution that is drawn from, above 0.
-        end: The token that ends a text; None: texts have no end.
+        end: The tokens that end a text; none: texts have no end.
 
     Returns:
         Prompts and what follows, int64 ``(n, L + count)``; and boolean ``(n, L + count)``, true at the written tokens
@@ -66,8 +67,8 @@ def continue_prompts(
         tokens, given = torch.cat([tokens, drawn], 1), drawn
         kept = out.past_key_values if caches else None
         written.append(running[:, None])
-        if end is not None:
-            running = running & (drawn[:, 0] != end)
+        for token in end:
+            running = running & (drawn[:, 0] != token)
     return tokens, torch.cat(written, 1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from compresskit.errors import UsageError
+from compresskit.errors import InputError, UsageError
 from compresskit.ops.prune.graph import Axis, Group, Member
 
 Moment = Callable[[str], Tensor]
@@ -108,11 +108,18 @@ def own_loss(outputs: Tensor, labels: Tensor | None) -> Tensor:
 
     Args:
         outputs: The model's first output.
-        labels: int64 ``(samples,)``, for outputs ``(samples, classes)``.
+        labels: int64 ``(samples,)``, for outputs ``(samples, classes)``; -1 where there is none.
+
+    Raises:
+        InputError: A label that the model has no class for.
     """
     if outputs.dim() > 1 and outputs.shape[-1] > 1:
         flat = outputs.flatten(0, -2)
-        known = flat.detach().argmax(-1) if labels is None else labels
+        known = flat.detach().argmax(-1)
+        if labels is not None:
+            if int(labels.max()) >= flat.shape[-1]:
+                raise InputError(f"label {int(labels.max())}, but the model has {flat.shape[-1]} classes")
+            known = torch.where(labels < 0, known, labels)
         return F.cross_entropy(flat, known)
     return 0.5 * outputs.square().mean()
 

@@ -14,7 +14,7 @@ from compresskit.ops.prune.graph import Group
 from compresskit.ops.quantize.trace import tensors_in
 
 TOLERANCE = 1e-5
-"""Largest difference between masked and cut, relative to the largest output (or absolute, where that is below 1)."""
+"""Largest difference between masked and cut, relative to the largest output."""
 
 
 def proven(
@@ -71,7 +71,7 @@ def apart(module: nn.Module, run: Callable[[nn.Module], Any], groups: Sequence[G
         return "the shape of the model's output depends on it"
     difference = max((float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True)), default=0.0)
     size = max((float(a.abs().max()) for a in wanted), default=0.0)
-    if difference <= TOLERANCE * max(1.0, size):
+    if difference <= TOLERANCE * size:
         return ""
     return f"its channels are mixed on the way: without some of them the others change (by {difference:.2g})"
 
