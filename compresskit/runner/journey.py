@@ -359,7 +359,8 @@ def _described(layer: dict[str, Any]) -> str:
     group = layer.get("group_size")
     scope = f"group {group}" if group else "per tensor" if layer.get("scales") == 1 else "per channel"
     kind = f"{layer['kind']} " if layer.get("kind") else ""
-    return f"{kind}{layer['bits']} bit, {scope}" if "bits" in layer else str(layer.get("about", layer))
+    repair = f", repair {layer['repair']}" if layer.get("repair") else ""
+    return f"{kind}{layer['bits']} bit, {scope}{repair}" if "bits" in layer else str(layer.get("about", layer))
 
 
 def _moved(path: Path, target: Path) -> Path:
