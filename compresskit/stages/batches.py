@@ -56,13 +56,14 @@ def _whole(batches: list[dict[str, Tensor]]) -> dict[str, Tensor] | None:
     """All samples of padded text, filled up to one length; None for what isn't text padded at its end only."""
     import torch
 
-    masks = [batch.get("attention_mask") for batch in batches]
-    known = [m.ne(0) for m in masks if m is not None and m.dim() == 2]
-    if len(known) < len(masks) or any(not bool(m[:, 0].all() and (m[:, 1:] <= m[:, :-1]).all()) for m in known):
+    from compresskit.train.reading import padded_at_end
+
+    masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
+    if len(masks) < len(batches) or not all(map(padded_at_end, masks)):
         return None
     if any(t.dim() != 2 or t.shape != batch["attention_mask"].shape for batch in batches for t in batch.values()):
         return None
-    longest = max(m.shape[1] for m in known)
+    longest = max(m.shape[1] for m in masks)
     return {
         name: torch.cat([torch.nn.functional.pad(b[name], (0, longest - b[name].shape[1])) for b in batches])
         for name in batches[0]

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.model import Model
 from compresskit.stage import Context
+from compresskit.stages.fields import Damping, Drift
 from compresskit.stages.shared_sparse import CalibratedSparse
 
 if TYPE_CHECKING:
@@ -24,22 +25,12 @@ class PruneSparsegpt(CalibratedSparse):
 
     method: ClassVar[str] = "sparsegpt"
 
-    drift: Annotated[
-        float,
-        Field(ge=0, le=1, description="Share of what earlier layers lost that is made up for; 0 takes half the time."),
-    ] = 1.0
+    drift: Drift = 1.0
     refine: Annotated[
         int,
         Field(ge=0, le=200, description="Steps of least squares on the weights that stay, once it is settled which."),
     ] = 20
-    damping: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1,
-            description="Added to the diagonal of the moments, as a fraction of its mean. (less, the more samples)",
-        ),
-    ] = None
+    damping: Damping = None
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Prune a module in place.

@@ -12,6 +12,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
+from compresskit.stages.fields import Drift, Samples
 from compresskit.stages.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -43,11 +44,8 @@ class PruneWidth(TrainingOptions):
             ge=0, lt=1, description="Share of the attention heads that go; heads that share keys and values together."
         ),
     ] = 0.0
-    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 256
-    drift: Annotated[
-        float,
-        Field(ge=0, le=1, description="Share of what earlier layers lost that is made up for; 0 takes half the time."),
-    ] = 1.0
+    samples: Samples = 256
+    drift: Drift = 1.0
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut a module in place.

@@ -11,6 +11,7 @@ from pydantic import Field
 from compresskit.errors import listing
 from compresskit.model import Model
 from compresskit.stage import Context
+from compresskit.stages.fields import Samples
 from compresskit.stages.weight_only import CalibratedWeightOnly
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class QuantizeAdaround(CalibratedWeightOnly):
     method: ClassVar[str] = "adaround"
     repair: ClassVar[int] = 0  # type: ignore[misc]  # no option here: what is learnt leaves nothing to repair
 
-    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 1024
+    samples: Samples = 1024
     steps: Annotated[
         int, Field(ge=1, description="Steps of 32 samples for each block: more are slower, and a little more exact.")
     ] = 500

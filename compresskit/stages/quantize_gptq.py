@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.model import Model
 from compresskit.stage import Context
+from compresskit.stages.fields import Damping
 from compresskit.stages.weight_only import CalibratedWeightOnly
 
 if TYPE_CHECKING:
@@ -38,14 +39,7 @@ class QuantizeGptq(CalibratedWeightOnly):
     refine: Annotated[
         int, Field(ge=0, le=20, description="Rounds of improving scales and codes after the rounding.")
     ] = 2
-    damping: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1,
-            description="Added to the diagonal of the moments, as a fraction of its mean. (less, the more samples)",
-        ),
-    ] = None
+    damping: Damping = None
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place.

@@ -10,6 +10,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Stage
+from compresskit.stages.fields import Samples
 
 if TYPE_CHECKING:
     from compresskit.bench.target import Target
@@ -54,7 +55,7 @@ class StaticStage(Int8Stage):
 
     needs: ClassVar = ("calibration",)
 
-    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 512
+    samples: Samples = 512
     calibration: Annotated[
         Literal["minmax", "percentile", "mse", "entropy"],
         Field(

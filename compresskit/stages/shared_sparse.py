@@ -13,7 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
-from compresskit.stages.fields import Exclude, Include
+from compresskit.stages.fields import Exclude, Include, Samples
 from compresskit.stages.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class CalibratedSparse(Sparse):
 
     needs: ClassVar = ("calibration",)
 
-    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = 256
+    samples: Samples = 256
 
     def prune(self, model: Model, ctx: Context, method: Calibrated, *, drift: float, centred: bool = True) -> Model:
         """Prune a module in place with the context's data.

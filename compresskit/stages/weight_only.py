@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form, Stage
-from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Symmetric
+from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric
 
 if TYPE_CHECKING:
     from torch import nn
@@ -159,7 +159,7 @@ class CalibratedWeightOnly(WeightOnly):
 
     needs: ClassVar = ("calibration",)
 
-    samples: Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")] = _SAMPLES
+    samples: Samples = _SAMPLES
 
     def check_data(self, ctx: Context) -> None:
         """Refuse to run without data.

@@ -92,7 +92,7 @@ class Reading:
         if masks:
             at, parts = self.names.index("attention_mask"), list(parts)
             alike = all(t.shape == part[at].shape for part in parts for t in part[:texts])
-            if alike and all(_padded_at_end(part[at]) for part in parts):
+            if alike and all(padded_at_end(part[at]) for part in parts):
                 longest = max(part[at].shape[1] for part in parts)
                 whole = filled((_wider(part, texts, longest) for part in parts), self.rows)
                 self.labels = whole[-1] if self.classes else None
@@ -119,7 +119,8 @@ def _free(inputs: tuple[InputSpec, ...]) -> bool:
     return not inputs or all(len(spec.shape) < 2 or isinstance(spec.shape[1], str) for spec in inputs)
 
 
-def _padded_at_end(mask: Tensor) -> bool:
+def padded_at_end(mask: Tensor) -> bool:
+    """True for an attention mask ``(n, length)`` whose rows begin with a token and have padding at their end only."""
     known = mask.ne(0)
     return mask.dim() == 2 and bool(known[:, 0].all() and (known[:, 1:] <= known[:, :-1]).all())
 
