@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+_SORTED = 16
+"""Batches whose worth of texts is sorted by length at a time."""
 Part = list[Tensor]
 """Tensors that are equally long along the first axis: a model's inputs in order, then labels where there are any."""
 
@@ -40,10 +42,12 @@ class Rows:
     Attributes:
         fetch: Gives the samples of some rows, int64 ``(n,)``.
         rows: Those that belong to this material, int64 ``(samples,)``.
+        lengths: Of the text in each row, int64: samples of like length then share a batch, so that little is padded.
     """
 
     fetch: Callable[[Tensor], Part]
     rows: Tensor
+    lengths: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,7 +55,10 @@ class Rows:
     def epoch(self, size: int, order: torch.Generator) -> Iterator[Part]:
         """See :class:`Material`."""
         shuffled = self.rows[torch.randperm(len(self), generator=order)[: len(self) // size * size]]
-        yield from map(self.fetch, torch.split(shuffled, size))
+        if self.lengths is None:
+            yield from map(self.fetch, torch.split(shuffled, size))
+        else:
+            yield from map(self.fetch, _of_like_length(shuffled, self.lengths, size, order))
 
     def plain(self, size: int, limit: int) -> Iterator[Part]:
         """See :class:`Material`."""
@@ -64,25 +71,34 @@ class Rows:
         return replace(self, rows=self.rows[rest]), replace(self, rows=self.rows[apart])
 
 
+def _of_like_length(rows: Tensor, lengths: Tensor, size: int, order: torch.Generator) -> list[Tensor]:
+    """Shuffled rows in batches: sorted by length among some batches' worth of them, and the batches shuffled."""
+    pieces = (piece[lengths[piece].argsort(stable=True)] for piece in torch.split(rows, _SORTED * size))
+    batches = [batch for piece in pieces for batch in torch.split(piece, size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=order).tolist()]
+
+
 def in_memory(tensors: Sequence[Tensor], *, mask: int | None = None, texts: int = 0) -> Rows:
     """Samples whose tensors are all there.
 
     Args:
         tensors: Equally long along the first axis.
         mask: Index of an attention mask ``(n, length)`` that is zero at the end of short texts only: each batch is
-            then cut to its longest text.
+            then of texts of like length, and cut to its longest.
         texts: How many of the first tensors are cut with it: those as wide as the mask.
     """
 
+    lengths = None if mask is None else tensors[mask].ne(0).sum(1)
+
     def fetch(rows: Tensor) -> Part:
         part = [tensor[rows] for tensor in tensors]
-        if mask is None:
+        if mask is None or lengths is None:
             return part
-        width, longest = part[mask].shape[1], int(part[mask].ne(0).sum(1).max().clamp_min(1))
+        width, longest = part[mask].shape[1], int(lengths[rows].max().clamp_min(1))
         shorter = (t[:, :longest] if t.dim() == 2 and t.shape[1] == width else t for t in part[:texts])
         return [*shorter, *part[texts:]]
 
-    return Rows(fetch, torch.arange(len(tensors[0])))
+    return Rows(fetch, torch.arange(len(tensors[0])), lengths)
 
 
 @dataclass(frozen=True)

@@ -152,3 +152,29 @@ def test_statistics_of_normalizations_are_estimated_anew_where_asked() -> None:
     x = module[0](data()[0]).detach()
     torch.testing.assert_close(module[1].running_mean, x.mean(0), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(module[1].running_var, torch.stack([b.var(0) for b in x.split(64)]).mean(0))
+
+
+class Seeing(nn.Module):
+    """A small net for images that flattens them by ``flatten``, and remembers how its inputs lay."""
+
+    def __init__(self, flatten: str) -> None:
+        super().__init__()
+        self.flatten, self.last = flatten, []
+        self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.last.append(x.is_contiguous(memory_format=torch.channels_last))
+        found = self.conv(x).relu()
+        return self.out(getattr(found, self.flatten)(len(x), -1))
+
+
+@pytest.mark.parametrize("flatten", ["reshape", "view"])
+def test_images_lie_channels_last_where_the_module_can_take_it(flatten: str) -> None:
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    module = Seeing(flatten)
+    fitted = fit(module, [x, (x[:, 0].mean((1, 2)) > 0).long()], loss, training=Training(8, 16, Optimizing(0.05)))
+    assert set(module.last) == {flatten == "reshape"}
+    assert fitted.curve[-1]["loss"] < 0.8 * fitted.curve[0]["loss"]
+    assert all(tensor.is_contiguous() for tensor in module.state_dict().values())

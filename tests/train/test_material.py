@@ -155,3 +155,18 @@ def test_batches_of_text_are_as_wide_as_their_longest(most: int, monkeypatch: py
         assert torch.equal(mask.sum(1), labels) and torch.equal(ids.amax(1), labels)
         seen += labels.tolist()
     assert sorted(seen) == sorted(lengths)
+
+
+def test_texts_of_like_length_share_a_batch() -> None:
+    lengths = torch.randint(1, 60, (203,), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(60) < lengths[:, None]).long()
+    material = in_memory([mask * lengths[:, None], mask, lengths], mask=1, texts=2)
+    first, again, other = (epoch(material, size=8, seed=seed) for seed in (0, 0, 1))
+    assert all(len(part[0]) == 8 for part in first) and len(first) == 25
+    assert [p[2].tolist() for p in first] == [p[2].tolist() for p in again] != [p[2].tolist() for p in other]
+    left = torch.bincount(lengths, minlength=60) - torch.bincount(torch.cat([p[2] for p in first]), minlength=60)
+    assert left.min() == 0 and left.sum() == 3  # each sample once but for an incomplete last batch
+    assert sum(p[0].numel() for p in first) < 1.2 * int(lengths.sum()) < 0.7 * 203 * 60
+    spans = [int(p[2].max() - p[2].min()) for p in first]
+    means = [float(p[2].float().mean()) for p in first]
+    assert max(spans) < 30 and means != sorted(means)
