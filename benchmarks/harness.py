@@ -42,10 +42,15 @@ class Bench:
                 "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real data"
             )
         parser.add_argument("--quick", action="store_true", help="few rounds, only to try the script: nothing recorded")
+        parser.add_argument("--only", default="", help="cases whose name holds this, where there are several")
         self.options = parser.parse_args()
         self.quick: bool = self.options.quick
         self.missed = 0
         print(f"{title}{' (quick: not recorded)' if self.quick else ''}", flush=True)
+
+    def wants(self, case: str) -> bool:
+        """Whether a case is to be run."""
+        return self.options.only in case
 
     def data(self, *parts: str) -> Path:
         """A file or folder of the data folder; ends the program where it isn't there."""

@@ -15,7 +15,7 @@ from compresskit import registry
 from compresskit.cli import options as shared
 from compresskit.errors import UsageError
 from compresskit.stage import Stage
-from compresskit.stages.training import TrainingOptions
+from compresskit.stages.recovery import Recovery
 
 _PANEL, _TRAINING = "Method", "Training"
 _QAT = "qat"
@@ -62,7 +62,7 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
 
 def _own_first(cls: type[Stage]) -> list[tuple[str, FieldInfo]]:
     """A method's options in the order of the help: those that all training has come last."""
-    return sorted(cls.model_fields.items(), key=lambda item: item[0] in TrainingOptions.model_fields)
+    return sorted(cls.model_fields.items(), key=lambda item: item[0] in Recovery.model_fields)
 
 
 def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
@@ -136,7 +136,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         declared,
         metavar=metavar,
         help=field.description,
-        rich_help_panel=_TRAINING if name in TrainingOptions.model_fields else _PANEL,
+        rich_help_panel=_TRAINING if name in Recovery.model_fields else _PANEL,
         show_default=default not in (None, [], False),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

@@ -12,7 +12,7 @@ from pydantic import Field
 from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
-from compresskit.stages.training import TrainingOptions
+from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ _BATCH = 32
 _SEQUENCE = 8
 
 
-class PruneDepth(TrainingOptions):
+class PruneDepth(Recovery):
     """Drop whole blocks (layers of a transformer, residual blocks): those without which --data's outputs move least.
 
     What is left is smaller and faster. A Hugging Face folder stays one that transformers loads. With --epochs

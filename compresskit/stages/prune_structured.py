@@ -12,7 +12,7 @@ from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Chosen, Context, Form
 from compresskit.stages.fields import Exclude, Include
-from compresskit.stages.training import TrainingOptions
+from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ _MANY_KEPT = 20_000
 _NAMES = {"macs": "multiply-accumulates", "params": "parameters"}
 
 
-class PruneStructured(TrainingOptions):
+class PruneStructured(Recovery):
     """Cut whole channels, so that the model is smaller and faster everywhere: give a target or a ratio.
 
     With --data the channels are chosen by what the layers behind them can do without, these layers are fitted again by

@@ -13,7 +13,7 @@ from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.fields import Drift, Samples
-from compresskit.stages.training import TrainingOptions
+from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
     from compresskit.ops.prune.width import Part
@@ -22,7 +22,7 @@ _BATCH = 32
 _MULTIPLE = 8
 
 
-class PruneWidth(TrainingOptions):
+class PruneWidth(Recovery):
     """Cut feed-forward neurons and attention heads of a Hugging Face folder, which stays one that transformers loads.
 
     Equally many go from each layer, those that --data miss least once the others have made up for them. With --epochs

@@ -31,7 +31,6 @@ class QuantizeAdaround(CalibratedWeightOnly):
     """
 
     method: ClassVar[str] = "adaround"
-    repair: ClassVar[int] = 0  # type: ignore[misc]  # no option here: what is learnt leaves nothing to repair
 
     samples: Samples = 1024
     steps: Annotated[

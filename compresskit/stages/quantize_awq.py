@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.model import Model
 from compresskit.stage import Context
+from compresskit.stages.repaired import Repaired
 from compresskit.stages.weight_only import CalibratedWeightOnly
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.moments import Moments
 
 
-class QuantizeAwq(CalibratedWeightOnly):
+class QuantizeAwq(Repaired, CalibratedWeightOnly):
     """Scale up the columns that meet large inputs before rounding (AWQ), by a power searched on --data.
 
     Overfits less than gptq on few samples, and is less exact on enough. Scales go into the normalization layer in
@@ -46,4 +47,4 @@ class QuantizeAwq(CalibratedWeightOnly):
             packed = quantize_weighted(weight, grid, moments)
             return refine(weight, packed, moments, rounds=self.refine) if self.refine else packed
 
-        return self.calibrate(model, ctx, Method(rounded, repair=self.repair, scale=True), samples=self.samples)
+        return self.calibrate(model, ctx, Method(rounded, scale=True), samples=self.samples)

@@ -9,6 +9,7 @@ from pydantic import Field
 from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.fields import Damping
+from compresskit.stages.repaired import Repaired
 from compresskit.stages.weight_only import CalibratedWeightOnly
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.moments import Moments
 
 
-class QuantizeGptq(CalibratedWeightOnly):
+class QuantizeGptq(Repaired, CalibratedWeightOnly):
     """Calibrate weights on --data: each rounding error is made up for by the weights not yet rounded.
 
     The most exact weight-only method for Linear layers. The model is walked block by block; each block is calibrated
@@ -59,5 +60,5 @@ class QuantizeGptq(CalibratedWeightOnly):
                 return packed
             return refine(weight, packed, moments, rounds=self.refine, damping=self.damping)
 
-        method = Method(rounded, drift=self.drift, repair=self.repair)
+        method = Method(rounded, drift=self.drift)
         return self.calibrate(model, ctx, method, samples=self.samples)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compresskit.model import Model
 from compresskit.stage import Context
-from compresskit.stages.weight_only import WeightOnly
+from compresskit.stages.repaired import Repaired
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.moments import Moments
 
 
-class QuantizeHqq(WeightOnly):
+class QuantizeHqq(Repaired):
     """Round weights with ranges fitted by half-quadratic splitting (HQQ): a few large errors are let be.
 
     Needs no data. Try it beside rtn where weights have outliers; with calibration data gptq is more exact.

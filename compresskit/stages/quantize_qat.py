@@ -35,7 +35,6 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     """
 
     method: ClassVar[str] = "qat"
-    repair: ClassVar[int] = 0  # type: ignore[misc]  # no option here: what is learnt leaves nothing to repair
     needs: ClassVar = ("calibration",)
     learns_tokens: ClassVar[bool] = False  # rounding is to change nothing: the model itself is the better teacher
     measures: ClassVar[bool] = False

@@ -13,7 +13,7 @@ from compresskit.checkpoint.bundle import weights_metadata
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Form
-from compresskit.stages.weight_only import WeightOnly
+from compresskit.stages.repaired import Repaired
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.moments import Moments
 
 
-class QuantizeRtn(WeightOnly):
+class QuantizeRtn(Repaired):
     """Round weights to 2, 3, 4 or 8 bits, each group's range clipped where that lowers the squared error.
 
     Linear and Embedding weights get a scale for each group, convolutions one for each output channel. Activations stay
@@ -51,8 +51,8 @@ class QuantizeRtn(WeightOnly):
                 return algorithm(weight, grid)
 
             return self.round_free(model, ctx, algorithm, calibrated)
-        if self.repair:
-            raise UsageError("--repair needs the architecture", "give --arch FILE.py:NAME")
+        if self.rank:
+            raise UsageError("--repair and --epochs need the architecture", "give --arch FILE.py:NAME")
         card = model.card.after(Applied(self.name(), self.options()))
         facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
         applied = Applied(self.name(), self.options(), facts, skipped)

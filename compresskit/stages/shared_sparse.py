@@ -14,7 +14,7 @@ from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.fields import Exclude, Include, Samples
-from compresskit.stages.training import TrainingOptions
+from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ _MOST = 32
 _BATCH = 32
 
 
-class Sparse(TrainingOptions):
+class Sparse(Recovery):
     """Single weights become zero; shapes and files stay as they are."""
 
     stage: ClassVar[str] = "prune"

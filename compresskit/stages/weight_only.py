@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.quantize.calibrated import Calibrated, DataFree, Method
+    from compresskit.ops.quantize.calibrated import Method
     from compresskit.ops.quantize.select import Selection
 
 BITS = (2, 3, 4, 8)
 FLOAT = 16
 _BATCH = 32
-_SAMPLES = 256
+SAMPLES = 256
 _EMBEDDING_GROUP = 64
 
 
@@ -46,14 +46,6 @@ class WeightOnly(Stage):
             "repeatable, the last that matches counts."
         ),
     ] = ()
-    repair: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=256,
-            description="Rank of a float16 term beside each Linear that makes up for rounding; best with --data.",
-        ),
-    ] = 0
 
     @field_validator("layer_bits")
     @classmethod
@@ -120,28 +112,8 @@ class WeightOnly(Stage):
         facts["notes"] = notes + facts["notes"]
         if about:
             facts["calibration"] = about
-        elif self.repair:
+        elif method.repair:
             facts["notes"] = ["the repair is made without data, by plain SVD: with --data it makes up for more"]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
-
-    def round_free(self, model: Model, ctx: Context, free: DataFree, calibrated: Calibrated) -> Model:
-        """Quantize a module in place by an algorithm that needs no data; a repair takes data into account.
-
-        Args:
-            model: Its body is a module.
-            ctx: Its data are used for the repair only.
-            free: The algorithm.
-            calibrated: The same, as one that ignores its data.
-        """
-        from compresskit.ops.quantize.calibrated import Method
-        from compresskit.ops.quantize.weights import quantize_module
-
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        if self.repair:
-            method = Method(calibrated, free, repair=self.repair)
-            return self.calibrate(model, ctx, method, samples=_SAMPLES, embedding_group=False)
-        facts, skipped = quantize_module(model.body, self.selection(), free, ctx.progress)
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
 
     @classmethod
@@ -159,7 +131,7 @@ class CalibratedWeightOnly(WeightOnly):
 
     needs: ClassVar = ("calibration",)
 
-    samples: Samples = _SAMPLES
+    samples: Samples = SAMPLES
 
     def check_data(self, ctx: Context) -> None:
         """Refuse to run without data.

@@ -1,0 +1,78 @@
+"""Training that brings back what a stage has cost: of all weights, or of low-rank terms beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from compresskit.errors import UsageError
+from compresskit.model import Card
+from compresskit.stage import Context
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.train.plan import Optimizing
+    from compresskit.train.task import Loss, Task
+
+LOW_RANK_LR = 1e-3
+
+
+class Recovery(TrainingOptions):
+    """Training after a stage that has changed weights."""
+
+    recover: Annotated[
+        Literal["weights", "lora"],
+        Field(
+            description="What training moves: all weights, or low-rank terms that are folded into them at the end "
+            "(adamw, lr 1e-3): less memory, and less is forgotten where --data is little."
+        ),
+    ] = "weights"
+    recover_rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the terms of --recover lora.")] = 16
+
+    @model_validator(mode="after")
+    def _recovers(self) -> Recovery:
+        if self.recover == "lora" and not self.epochs:
+            raise UsageError("--recover is for training, and --epochs is 0", "give --epochs N")
+        if self.recover != "lora" and self.recover_rank != Recovery.model_fields["recover_rank"].default:
+            raise UsageError("--recover-rank is for --recover lora", "give both")
+        return self
+
+    def train(
+        self,
+        module: nn.Module,
+        card: Card,
+        ctx: Context,
+        *,
+        teacher: nn.Module | None = None,
+        loss: Callable[[Task], Loss] | None = None,
+        after_step: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
+        """See :meth:`TrainingOptions.train`; low-rank terms leave zeros as they are, without ``after_step``."""
+        if self.recover != "lora" or not self.epochs:
+            return super().train(module, card, ctx, teacher=teacher, loss=loss, after_step=after_step)
+        from compresskit.train.low_rank import low_rank_terms
+
+        with low_rank_terms(module, self.recover_rank, ctx.seed) as names:
+            told = super().train(module, card, ctx, teacher=teacher, loss=loss)
+            moved = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        told["notes"].append(
+            f"only low-rank terms were trained, of rank {self.recover_rank} in {len(names)} layers, {moved:,} numbers; "
+            "they are folded into the weights"
+        )
+        return told
+
+    def _optimizing(self, module: nn.Module) -> Optimizing:
+        return low_rank_optimizing(self) if self.recover == "lora" else super()._optimizing(module)
+
+
+def low_rank_optimizing(options: TrainingOptions) -> Optimizing:
+    """How low-rank terms move where the options leave it open."""
+    from compresskit.train.plan import Optimizing
+
+    kind = options.optimizer or "adamw"
+    lr = options.lr or (LOW_RANK_LR if kind == "adamw" else options.rates[kind])
+    return Optimizing(lr, kind, "cosine", options.warmup, options.weight_decay)

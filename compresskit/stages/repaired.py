@@ -1,0 +1,117 @@
+"""A low-rank term beside each rounded weight: made by the rounding, and trained where that is asked for."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model
+from compresskit.stage import Context
+from compresskit.stages.recovery import low_rank_optimizing
+from compresskit.stages.training import TrainingOptions
+from compresskit.stages.weight_only import SAMPLES, WeightOnly
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.ops.quantize.calibrated import Calibrated, DataFree, Method
+    from compresskit.train.plan import Optimizing
+
+_TRAINED_RANK = 16
+
+
+class Repaired(TrainingOptions, WeightOnly):
+    """Methods whose layers may hold a low-rank term beside their codes."""
+
+    learns_tokens: ClassVar[bool] = False  # rounding is to change nothing: the model itself is the better teacher
+    measures: ClassVar[bool] = False
+
+    repair: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Rank of a float16 term beside each Linear that makes up for rounding; best with --data. "
+            f"(with --epochs: {_TRAINED_RANK}, else 0)",
+        ),
+    ] = 0
+    recover: Annotated[
+        Literal["lora"] | None,
+        Field(description="What --epochs trains: the terms of --repair; codes stay. (lora)"),
+    ] = None
+
+    @model_validator(mode="after")
+    def _recovers(self) -> Repaired:
+        if self.recover and not self.epochs:
+            raise UsageError("--recover is for training, and --epochs is 0", "give --epochs N")
+        return self
+
+    @property
+    def rank(self) -> int:
+        """Of the terms; 0 for none."""
+        return self.repair or (_TRAINED_RANK if self.epochs else 0)
+
+    def calibrate(
+        self,
+        model: Model,
+        ctx: Context,
+        method: Method,
+        *,
+        samples: int,
+        embedding_group: bool = True,
+        **more: Any,
+    ) -> Model:
+        """See :meth:`WeightOnly.calibrate`; the terms are trained then, against the model before."""
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        if self.epochs and ctx.data is None:
+            raise UsageError("--epochs needs training data", "give --data FILE")
+        teacher = copy.deepcopy(model.body) if self.epochs else None
+        method = replace(method, repair=self.rank)
+        model = super().calibrate(model, ctx, method, samples=samples, embedding_group=embedding_group, **more)
+        return model if teacher is None else self._trained(model, teacher, ctx)
+
+    def _trained(self, model: Model, teacher: nn.Module, ctx: Context) -> Model:
+        from compresskit.train.low_rank import trainable_repairs
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        with trainable_repairs(model.body) as names:
+            told = self.train(model.body, model.card, ctx, teacher=teacher)
+        *before, last = model.card.history
+        # The terms make up for the output now, no longer for their own weight.
+        layers = {
+            name: {k: v for k, v in data.items() if k != "sqnr"} if name in names else data
+            for name, data in last.facts["layers"].items()
+        }
+        notes = [*last.facts["notes"], *told["notes"], f"codes stayed: terms of rank {self.rank} were trained"]
+        facts = {**last.facts, "layers": layers, "training": told["training"], "notes": notes}
+        history = (*before, Applied(last.name, last.options, facts, last.skipped))
+        return replace(model, card=replace(model.card, history=history))
+
+    def _optimizing(self, module: nn.Module) -> Optimizing:
+        return low_rank_optimizing(self)
+
+    def round_free(self, model: Model, ctx: Context, free: DataFree, calibrated: Calibrated) -> Model:
+        """Quantize a module in place by an algorithm that needs no data; a repair takes data into account.
+
+        Args:
+            model: Its body is a module.
+            ctx: Its data are used for the repair only.
+            free: The algorithm.
+            calibrated: The same, as one that ignores its data.
+        """
+        from compresskit.ops.quantize.calibrated import Method
+        from compresskit.ops.quantize.weights import quantize_module
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        if self.rank:
+            return self.calibrate(model, ctx, Method(calibrated, free), samples=SAMPLES, embedding_group=False)
+        facts, skipped = quantize_module(model.body, self.selection(), free, ctx.progress)
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
