@@ -130,7 +130,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """One field as a typer option; ranges and choices stay pydantic's to check."""
     kind, metavar = _plain(field.annotation)
     flag = "--" + name.replace("_", "-")
-    declared = f"{flag}/--no-{name.replace('_', '-')}" if kind is bool else flag
+    declared = f"{flag}/--no-{name.replace('_', '-')}" if kind in (bool, bool | None) else flag
     default = list(field.default) if isinstance(field.default, tuple) else field.default
     option = typer.Option(
         declared,

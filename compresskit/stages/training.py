@@ -93,6 +93,10 @@ class TrainingOptions(Stage):
         float, Field(ge=0, le=1, description="Of the loss that comes from the teacher, where there are labels.")
     ] = 0.5
     temperature: Annotated[float, Field(gt=0, description="Of the teacher's logits.")] = 2.0
+    dropout: Annotated[
+        bool | None,
+        Field(description="Leave dropout on in training. (off where nothing but a teacher is learnt from)"),
+    ] = None
     recalibrate: Annotated[
         bool, Field(description="At the end estimate the statistics of batch normalization anew.")
     ] = False
@@ -194,9 +198,11 @@ class TrainingOptions(Stage):
         task.check(module.eval(), next(samples.plain(2, 2)), reading.labels)
         held = self._held(len(samples))
         rest, apart = samples.split(held, ctx.seed) if held else (samples, None)
+        learns = task.labels is not None and (teacher is None or self.teacher_share < 1)
         how = Training(
             self.epochs, self.batch_size, self._optimizing(module), self.accumulate, self.clip, self.precision,
-            self.ema, self.patience, self.recalibrate, ctx.seed,
+            self.ema, self.patience, learns if self.dropout is None else self.dropout, self.recalibrate,
+            ctx.seed,
         )  # fmt: skip
         return Course(
             rest, task, how, apart, self._augment(ctx, next(samples.plain(1, 1))[0]), self.checkpoint,

@@ -17,6 +17,7 @@ from compresskit.ops.batchnorm import recalibrate
 from compresskit.stage import Progress, silent
 from compresskit.train.augment import Augment
 from compresskit.train.average import Average
+from compresskit.train.dropout import without_dropout
 from compresskit.train.material import Material, in_memory
 from compresskit.train.plan import Training
 from compresskit.train.processes import Team
@@ -85,9 +86,10 @@ def fit(
     material = in_memory(samples) if isinstance(samples, Sequence) else samples
     run = _Run(module, material, loss, training, augment, validation, keeper, after_step, progress)
     run.resume()
-    while run.epoch < training.epochs and not run.stopped:
-        run.one_epoch()
-    return run.finish()
+    with nullcontext() if training.dropout else without_dropout(module):
+        while run.epoch < training.epochs and not run.stopped:
+            run.one_epoch()
+        return run.finish()
 
 
 class _Step(nn.Module):

@@ -71,6 +71,7 @@ class Training:
         precision: ``bfloat16`` runs the forward pass under autocast; ``auto`` does on GPUs, and not on CPUs.
         ema: Decay of a moving average of the weights and statistics, which is what remains at the end; 0 for none.
         patience: Epochs without a better validation after which training ends; the best epoch remains. 0: the last.
+        dropout: Leave dropout on.
         recalibrate: Estimate the statistics of batch normalizations anew at the end.
         seed: Of the order of the samples, of augmentation, and of what the module itself draws.
     """
@@ -83,6 +84,7 @@ class Training:
     precision: Precision = "auto"
     ema: float = 0.0
     patience: int = 0
+    dropout: bool = True
     recalibrate: bool = False
     seed: int = 0
 

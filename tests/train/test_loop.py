@@ -178,3 +178,31 @@ def test_images_lie_channels_last_where_the_module_can_take_it(flatten: str) -> 
     assert set(module.last) == {flatten == "reshape"}
     assert fitted.curve[-1]["loss"] < 0.8 * fitted.curve[0]["loss"]
     assert all(tensor.is_contiguous() for tensor in module.state_dict().values())
+
+
+def test_training_without_dropout_draws_nothing_and_leaves_the_rates() -> None:
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, dropout=0.4, batch_first=True)
+            self.recurrent = nn.GRU(8, 8, 2, dropout=0.3, batch_first=True)
+            self.last = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x[:, None].expand(-1, 3, -1)
+            return self.last(self.recurrent(self.attention(x, x, x)[0])[0][:, -1])
+
+    def trained(dropout: bool) -> tuple[nn.Module, list[float]]:
+        torch.manual_seed(0)
+        module, losses = Dropping(), []
+
+        def twice(net: nn.Module, part: list[Tensor]) -> Tensor:
+            losses.append(float((net(part[0]) - net(part[0])).detach().abs().max()))
+            return loss(net, part)
+
+        fit(module, data(64), twice, training=Training(1, 16, PLAIN, dropout=dropout))
+        return module, losses
+
+    module, differences = trained(dropout=False)
+    assert differences == [0.0] * 4 and min(trained(dropout=True)[1]) > 0
+    assert (module.attention.dropout, module.recurrent.dropout, module.last[0].p) == (0.4, 0.3, 0.5)
