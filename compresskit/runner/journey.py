@@ -208,7 +208,7 @@ class _Journey:
                 start = original if model is first is given else self._original(model, f"{stage.method}.onnx")
                 model = replace(model, body=start.path if start else model.body)
             model = stage.run(model, self.ctx)
-            if stage.stage in ("prune", "distill"):  # the others leave parameters and products as they are
+            if stage.stage in ("prune", "factorize", "distill"):  # the others leave parameters and products as they are
                 counts = counted(model)
         result = self._result(model)
         baseline = Candidate(name, original.path if original else origin, portable(origin), **common, **before)
