@@ -165,7 +165,9 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
     if now == "onnx" and before and any(stage.stage == "quantize" for stage in stages):
         raise UsageError(f"{model.source} went through {before[-1]} already", "start from the original again")
     measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
-    for stage in stages:
+    for place, stage in enumerate(stages):
+        if stage.stage == "factorize" and any(earlier.stage == "quantize" for earlier in stages[:place]):
+            raise UsageError(f"{stage.name()} comes after quantize", "factorize first, then quantize")
         exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
         if now not in stage.takes and not exported:
             what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]

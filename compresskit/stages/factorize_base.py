@@ -124,7 +124,8 @@ class Factorize(TrainingOptions):
         turned = conv1d_to_linear(module)
         seen = self._seen(model, ctx)
         with calling(module):
-            measured = self.budget is not None or self.target_latency is not None or len(self.kinds) > 1
+            kinds_differ = self.rank is not None and len(self.kinds) > 1
+            measured = self.budget is not None or self.target_latency is not None or kinds_differ
             made = plan(module, seen, self.how(ctx), ctx.progress, measured=measured)
             found = self._chosen(made, original, model, seen, ctx)
             if not found.choice:
@@ -175,8 +176,8 @@ class Factorize(TrainingOptions):
                 raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
             return Seen(made_up(inputs, 1, ctx.seed), (), forward, scores)
         batches = batches_of(ctx.data, inputs, _BATCH, min(self.samples, len(ctx.data)))
-        labelled = ctx.data.labelled and ctx.data.kind not in ("pairs", "text")
-        return Seen({name: t[:1] for name, t in batches[-1].items()}, batches, forward, scores or labelled)
+        classified = model.card.task == "unknown" and ctx.data.labelled and ctx.data.kind != "pairs"
+        return Seen({name: t[:1] for name, t in batches[-1].items()}, batches, forward, scores or classified)
 
     def _chosen(self, made: Plan, original: nn.Module, model: Model, seen: Seen, ctx: Context) -> _Found:
         """What is replaced, after the guard."""

@@ -76,6 +76,11 @@ class Factorized(nn.Sequential):
             total = product.reshape(outputs, inputs, a * c, b * d)
         return total.reshape(self._shape)
 
+    def whole(self) -> bool:
+        """False where a later stage cut inputs or outputs of the factors."""
+        first, last = (self[i].get_parameter("weight").shape for i in (0, -1))
+        return (last[0], first[1]) == tuple(self._shape[:2])
+
     def dense(self) -> Plain:
         """The one layer that computes the same."""
         last = self[-1]

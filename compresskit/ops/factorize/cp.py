@@ -6,6 +6,7 @@ alternating least squares, in the metric of the data along the channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -60,10 +61,13 @@ class Cp:
             import numpy as np
             from tensorly.decomposition import parafac
 
-            weights, factors = parafac(
-                self._scaled.numpy(), rank, n_iter_max=_ROUNDS, init="svd", tol=_TOLERANCE,
-                random_state=np.random.RandomState(self._seed),
-            )  # fmt: skip
+            with warnings.catch_warnings():
+                # A rank beyond the size of an axis is what is wanted; the start is filled up at random.
+                warnings.filterwarnings("ignore", "Trying to compute SVD")
+                weights, factors = parafac(
+                    self._scaled.numpy(), rank, n_iter_max=_ROUNDS, init="svd", tol=_TOLERANCE,
+                    random_state=np.random.RandomState(self._seed),
+                )  # fmt: skip
             vectors = [torch.from_numpy(np.array(f)) for f in factors]
             vectors[0] = vectors[0] * torch.from_numpy(np.array(weights))
             self._known[rank] = vectors

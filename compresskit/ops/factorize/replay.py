@@ -8,7 +8,7 @@ from typing import Any, get_args
 from torch import nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.factorize.chain import Factorized, Kind
+from compresskit.ops.factorize.chain import Factorized, Kind, blank
 from compresskit.ops.factorize.plan import Choice, Plan
 from compresskit.ops.prune.rewrite import conv1d_to_linear
 from compresskit.ops.quantize.modules import PackedLayer, set_module
@@ -65,8 +65,11 @@ def replay(module: nn.Module, facts: Mapping[str, Any]) -> None:
                 f"layer '{name}': a weight {shape} was factorized, the architecture has {type(layer).__name__}"
             )
         ranks = tuple(int(rank) for rank in fact["ranks"])
-        if kind not in get_args(Kind) or any(rank > layer.weight.numel() for rank in ranks):
-            raise InputError(f"layer '{name}': {kind} of ranks {list(ranks)} is not known", "the card is damaged")
+        if kind not in get_args(Kind):
+            raise InputError(f"layer '{name}': there is no way '{kind}' to factorize", "the card is damaged")
+        size = sum(p.numel() for p in Factorized(blank(layer)(bias=False, device="meta"), kind, ranks).parameters())
+        if size >= layer.weight.numel():
+            raise InputError(f"layer '{name}': factors of ranks {list(ranks)} take more than it", "the card is damaged")
         set_module(module, name, Factorized(layer, kind, ranks))
 
 
@@ -92,5 +95,7 @@ def merge(module: nn.Module) -> dict[str, Factorized]:
     for name, layer in found.items():
         if any(isinstance(part, PackedLayer) for part in layer):
             raise UsageError(f"the factors of '{name}' are quantized", "merge first, then quantize")
+        if not layer.whole():
+            raise UsageError(f"the factors of '{name}' were cut: their product is of another shape")
         set_module(module, name, layer.dense())
     return found
