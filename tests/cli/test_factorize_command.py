@@ -11,15 +11,15 @@ ARCH = ("--arch", "net.py:Net")
 
 
 def test_a_model_is_factorized_and_merged(cli: Cli, here: Path) -> None:
-    options = ("--rank", 1, "--round-to", 1, "--no-bench", "-q", "--input-shape", "1,4")
+    options = ("--rank", 1, "--round-to", 1, "--no-bench", "-q", "--input-shape", "1,32")
     done = cli("factorize", "m.pt", *ARCH, *options, "-o", "out", "--json", "out.json")
     assert done.code == 0, done.err
     report = json.loads((here / "out.json").read_text())
     assert report["history"][-1]["name"] == "factorize.auto"
     assert all("rank 1" in about for about in report["coverage"]["done"].values())
     assert cli("factorize", "out", *ARCH, "--merge", "--no-bench", "-q", "-o", "merged").code == 0
-    cli("factorize", "m.pt", *ARCH, "-o", "no").refused(2, "how much is to be kept?")
-    cli("factorize", "m.pt", *ARCH, "--input-shape", "1,4", "--rank", 99, "-o", "no").refused(2, "--rank 99 is above")
+    cli("factorize", "m.pt", *ARCH, "--input-shape", "1,32", "-o", "no").refused(2, "how much is to be kept?")
+    cli("factorize", "m.pt", *ARCH, "--input-shape", "1,32", "--rank", 99, "-o", "no").refused(2, "--rank 99 is above")
 
 
 def test_the_spectrum_is_shown_and_written(cli: Cli, here: Path) -> None:
