@@ -32,7 +32,7 @@ def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> d
     """
     counts: dict[str, int] = {}
     with ExitStack() as stack:
-        stack.enter_context(_evaluating(module))
+        stack.enter_context(calling(module))
         for name, layer in module.named_modules():
             if countable(layer):
                 handle = layer.register_forward_hook(_counter(counts, name), with_kwargs=True)
@@ -95,7 +95,7 @@ def _is_conv1d(layer: nn.Module) -> bool:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def calling(module: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, and without the fused attention kernels that call no submodule."""
     flags = [(layer, layer.training) for layer in module.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()

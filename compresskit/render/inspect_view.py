@@ -13,6 +13,10 @@ from compresskit.render import figures
 from compresskit.render.console import make_console
 
 ROWS = 40
+_SPECTRUM = (
+    "spectrum: effective rank; smallest ranks for 90, 95 and 99 % of the energy; break-even rank of two factors; and "
+    "the energy that they keep at 80, 60 and 40 % of the size"
+)
 
 
 def print_inspection(
@@ -35,6 +39,11 @@ def print_inspection(
     if hidden := len(layers) - len(ranked):
         rest = sum(layers[index]["bytes"] for index in set(range(len(layers))).difference(ranked))
         parts += [_indented(Text(f"and {hidden} smaller layers of {figures.size(rest)} in all: --json lists them"))]
+    if known := found.get("spectrum"):
+        parts += [Text(), _indented(Text(_SPECTRUM))]
+        parts += [Padding(_spectrum_table(known[:rows]), (0, 0, 0, 2), expand=False)]
+        if len(known) > rows:
+            parts.append(_indented(Text(f"and {len(known) - rows} more layers: --rows or --json")))
     if found["notes"]:
         parts += [Text(), *(_indented(Text(f"note: {figures.clean(note)}")) for note in found["notes"])]
     for part in parts:
@@ -82,6 +91,27 @@ def _table(layers: list[dict[str, Any]], found: dict[str, Any]) -> Table:
             figures.amount(layer["macs"]),
         )
         table.add_row(*(Text(cell) for cell, shown in zip(cells, columns.values(), strict=True) if shown))
+    return table
+
+
+def _spectrum_table(layers: list[dict[str, Any]]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    first = layers[0]
+    energies, budgets = list(first["rank_for"]), list(first["kept"])
+    table.add_column("layer", overflow="fold")
+    titles = ("matrix", "eff.", *(f"r{e}" for e in energies), "even", *(f"@{b} %" for b in budgets))
+    for title in titles:
+        table.add_column(title, justify="right")
+    for layer in layers:
+        cells = (
+            figures.clean(layer["name"]) or "(root)",
+            "×".join(map(str, layer["shape"])),
+            f"{layer['effective_rank']:.1f}",
+            *(str(layer["rank_for"][e]) for e in energies),
+            f"{layer['break_even']:.4g}",
+            *(figures.percent(layer["kept"][b]) for b in budgets),
+        )
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 

@@ -165,7 +165,9 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
     if now == "onnx" and before and any(stage.stage == "quantize" for stage in stages):
         raise UsageError(f"{model.source} went through {before[-1]} already", "start from the original again")
     measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
-    for stage in stages:
+    for place, stage in enumerate(stages):
+        if stage.stage == "factorize" and any(earlier.stage == "quantize" for earlier in stages[:place]):
+            raise UsageError(f"{stage.name()} comes after quantize", "factorize first, then quantize")
         exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
         if now not in stage.takes and not exported:
             what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]
@@ -208,7 +210,7 @@ class _Journey:
                 start = original if model is first is given else self._original(model, f"{stage.method}.onnx")
                 model = replace(model, body=start.path if start else model.body)
             model = stage.run(model, self.ctx)
-            if stage.stage in ("prune", "distill"):  # the others leave parameters and products as they are
+            if stage.stage in ("prune", "factorize", "distill"):  # the others leave parameters and products as they are
                 counts = counted(model)
         result = self._result(model)
         baseline = Candidate(name, original.path if original else origin, portable(origin), **common, **before)
@@ -277,6 +279,8 @@ class _Journey:
         last = model.card.history[-1] if model.card.history else None
         rounded, about = _rounding(last.facts if last and measured is None else {}, new.name)
         found = gates(entries, measured, timed, options.limits)
+        if last is not None and last.facts.get("merged"):  # dense layers were asked for: larger is what they are
+            found = [gate for gate in found if gate.asked or gate.name not in ("size", "speed")]
         # An ONNX stage starts from the export of the original: then that export's proof is the one there is.
         proven = next((p for p in (result, original) if p is not None and p.export is not None), None)
         if proven is not None:

@@ -157,15 +157,27 @@ class PruneStructured(Recovery):
         self, step: int, module: nn.Module, original: nn.Module, seen: Seen, model: Model, ctx: Context, found: _Found
     ) -> None:
         """Cut once, fit, and train for this step's part of the epochs."""
+        import copy
+
         from compresskit.ops.prune.structured import carry_out, plan
 
         made = plan(module, seen, self.how(ctx), ctx.progress)
         unit, target = self.aim()
         share = target ** (step / self.steps)
         if self.target_latency is not None:
+            from compresskit.ops.prune.cut import cut
             from compresskit.stages.shared_latency import within_latency
 
-            kept, timed = within_latency(made, original, seen, found.base, model.card.inputs, share, ctx)
+            def build(kept: dict[str, list[int]]) -> nn.Module:
+                smaller = copy.deepcopy(module)
+                cut(smaller, made.groups, kept)
+                return smaller
+
+            cost = made.cost("macs", found.base, seen.example)
+            kept, timed = within_latency(
+                original, model.card.inputs, share, ctx, least=made.least(cost), at=lambda s: made.at(s, cost),
+                build=build, smallest="narrowest widths",
+            )  # fmt: skip
             found.facts["timed"] = [[round(n, 4) for n in pair] for pair in timed]
             found.notes.append(
                 f"one sample took {timed[-1][1]:.3f} of the original's time under onnxruntime when it was cut to "

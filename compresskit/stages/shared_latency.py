@@ -1,9 +1,9 @@
-"""Widths that keep a share of the latency, measured: candidates are exported and timed against the original."""
+"""A share of the latency, measured: candidates are exported and timed against the original."""
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from compresskit.errors import UsageError
 from compresskit.model import InputSpec
@@ -14,81 +14,95 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from compresskit.ops.prune.structured import Plan, Seen
-
 _TRIES = 5
 _SEQUENCE = 128
+T = TypeVar("T")
 
 
 def within_latency(
-    made: Plan,
     original: nn.Module,
-    seen: Seen,
-    base: dict[str, float],
     inputs: tuple[InputSpec, ...],
     target: float,
     ctx: Context,
-) -> tuple[dict[str, list[int]], list[tuple[float, float]]]:
-    """The units to keep, so that one sample takes at most a share of the original's time under onnxruntime.
+    *,
+    least: float,
+    at: Callable[[float], tuple[T, float]],
+    build: Callable[[T], nn.Module],
+    smallest: str,
+) -> tuple[T, list[tuple[float, float]]]:
+    """The choice whose model takes at most a share of the original's time for one sample under onnxruntime.
 
     The share of multiply-accumulates is searched by halving, each time by timing what comes of it.
 
     Args:
-        made: What can be cut.
         original: The module that the share is of.
-        seen: What the module is run on.
-        base: What the original has.
         inputs: Of the model.
         target: Share of the original's median latency.
         ctx: Where to put the candidates.
+        least: The smallest share of multiply-accumulates there is.
+        at: From a share to the choice for it, and the share that it comes to.
+        build: From a choice to the module.
+        smallest: What the smallest share has: ``narrowest widths``.
 
     Returns:
-        Group name to the units that stay; and all that was timed, as shares of MACs and of the time, the chosen last.
+        The choice; and all that was timed, as shares of MACs and of the time, the chosen last.
 
     Raises:
-        UsageError: The narrowest widths take longer.
+        UsageError: The smallest share takes longer.
     """
     from compresskit.export.checked import export_checked
 
-    cost = made.cost("macs", base, seen.example)
     before = ctx.work / "latency-original.onnx"
     export_checked(original, inputs, before, seed=ctx.seed)
-    low, high = made.least(cost), 1.0
-    timed: dict[float, tuple[float, dict[str, list[int]]]] = {}
+    low, high = least, 1.0
+    timed: dict[float, tuple[float, T]] = {}
     for number in range(_TRIES + 1):
         share = low if number == 0 else (low + high) / 2
-        kept, reached = made.at(share, cost)
+        chosen, reached = at(share)
         if reached not in timed:
-            timed[reached] = _ratio(made, kept, before, inputs, ctx, number), kept
+            timed[reached] = _ratio(build(chosen), before, inputs, ctx, f"latency-{number}"), chosen
         ctx.progress("time candidates", number + 1, _TRIES + 1)
         ratio = timed[reached][0]
         if number == 0 and ratio > target:
             raise UsageError(
-                f"--target-latency {target:g} can't be met: {ratio:.2f} was measured at the narrowest widths",
+                f"--target-latency {target:g} can't be met: {ratio:.2f} was measured at the {smallest}",
                 "give more than that, or --round-to 1",
             )
         low, high = (share, high) if ratio <= target else (low, share)
-    chosen = max(reached for reached, (ratio, _) in timed.items() if ratio <= target)
-    order = [*(reached for reached in timed if reached != chosen), chosen]
-    return timed[chosen][1], [(reached, timed[reached][0]) for reached in order]
+    best = max(reached for reached, (ratio, _) in timed.items() if ratio <= target)
+    order = [*(reached for reached in timed if reached != best), best]
+    return timed[best][1], [(reached, timed[reached][0]) for reached in order]
 
 
-def _ratio(
-    made: Plan, kept: dict[str, list[int]], before: Path, inputs: tuple[InputSpec, ...], ctx: Context, number: int
-) -> float:
+def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ctx: Context, name: str) -> float:
+    """How long another module takes in the place of a layer, as a share of the layer's time.
+
+    Args:
+        layer: Takes one tensor.
+        other: Takes and gives the same.
+        shape: Of the tensor.
+        ctx: Where to put both.
+        name: Of the files.
+    """
+    from compresskit.export.checked import export_checked
+
+    inputs = (InputSpec("x", "float32", ("batch", *shape[1:])),)
+    before = ctx.work / f"{name}-layer.onnx"
+    export_checked(layer, inputs, before, seed=ctx.seed)
+    return _ratio(other, before, inputs, ctx, f"{name}-other")
+
+
+def _ratio(module: nn.Module, before: Path, inputs: tuple[InputSpec, ...], ctx: Context, name: str) -> float:
     from compresskit.bench.run import Plan as Timing
     from compresskit.bench.run import Spec, bench
     from compresskit.export.checked import export_checked
-    from compresskit.ops.prune.cut import cut
 
-    smaller = copy.deepcopy(made.module)
-    cut(smaller, made.groups, kept)
-    path = ctx.work / f"latency-{number}.onnx"
-    export_checked(smaller, inputs, path, seed=ctx.seed)
+    path = ctx.work / f"{name}.onnx"
+    export_checked(module, inputs, path, seed=ctx.seed)
     sizes = {"sequence": _SEQUENCE}
     specs = [
-        Spec(name, file, threads=ctx.threads, inputs=inputs, sizes=sizes)
-        for name, file in (("original", before), ("candidate", path))
+        Spec(title, file, threads=ctx.threads, inputs=inputs, sizes=sizes)
+        for title, file in (("original", before), ("candidate", path))
     ]
     measured = bench(specs, seed=ctx.seed, plan=Timing(rounds=5, processes=3, more=0))
     return 1 / next(m.value for m in measured if m.name == "speedup")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import UsageError
 from compresskit.model import InputSpec
+from compresskit.ops.prune.cut import cut
 from compresskit.ops.prune.structured import How, Seen, amounts, plan
 from compresskit.stage import Context, silent
 from compresskit.stages import shared_latency
@@ -35,11 +37,19 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: float) -> li
     made = plan(net, seen, How("l2", "uniform"), silent)
     cost = made.cost("macs", base, seen.example)
 
-    def ratio(_made: object, kept: dict[str, list[int]], *_: object) -> float:
-        return 0.2 + 0.8 * cost.share({name: len(units) for name, units in kept.items()})
+    def build(kept: dict[str, list[int]]) -> nn.Module:
+        smaller = copy.deepcopy(net)
+        cut(smaller, made.groups, kept)
+        return smaller
+
+    def ratio(module: nn.Module, *_: object) -> float:
+        return 0.2 + 0.8 * amounts(module, seen)["macs"] / base["macs"]
 
     monkeypatch.setattr(shared_latency, "_ratio", ratio)
-    kept, timed = shared_latency.within_latency(made, net, seen, base, INPUTS, target, Context(tmp_path))
+    kept, timed = shared_latency.within_latency(
+        net, INPUTS, target, Context(tmp_path), least=made.least(cost), at=lambda s: made.at(s, cost), build=build,
+        smallest="narrowest widths",
+    )  # fmt: skip
     assert timed[-1][0] == pytest.approx(cost.share({name: len(units) for name, units in kept.items()}))
     return timed
 

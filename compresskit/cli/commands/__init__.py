@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "prune": "Take out of a model what it can do without: channels, blocks or single weights.",
+    "factorize": "Write layers as products of smaller ones: matrices of low rank, smaller convolutions.",
     "quantize": "Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
     "distill": "Train MODEL, the student, to say what a teacher says, with labels or without.",
     "export": "Write a model as ONNX, proven equal to the original.",

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from compresskit.cli import options as shared
 
+if TYPE_CHECKING:
+    from compresskit.model import Model
+
 Rows = Annotated[int, typer.Option("--rows", min=1, help="Most layers to show; the largest are.")]
+Spectrum = Annotated[
+    bool,
+    typer.Option(
+        "--spectrum",
+        help="Show the rank of each Linear layer and convolution, and what energy a budget keeps; needs the "
+        "architecture.",
+    ),
+]
 
 
 def command(
@@ -18,6 +29,7 @@ def command(
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
     rows: Rows = 40,
+    spectrum: Spectrum = False,
     json: shared.Json = None,
     quiet: shared.Quiet = False,
 ) -> None:
@@ -46,9 +58,29 @@ def command(
         from compresskit.ops.inspect import inspect_tensors
 
         found = inspect_tensors(open_tensors(loaded.body, allow_nonfinite=True))
+    if spectrum:
+        found["spectrum"] = _spectrum(loaded)
     found["history"] = [applied.name for applied in loaded.card.history]
     write_json(jsonlib.dumps(found, indent=2, ensure_ascii=False) + "\n", json)
     if json != "-" and not quiet:
         from compresskit.render.inspect_view import print_inspection
 
         print_inspection(found, title=str(model), rows=rows)
+
+
+def _spectrum(loaded: Model) -> list[dict[str, Any]]:
+    """The singular values of a model's layers, in figures.
+
+    Raises:
+        UsageError: The architecture isn't known.
+        InputError: The model has no layer in floating point to look at.
+    """
+    from compresskit.errors import InputError, UsageError
+    from compresskit.ops.factorize.spectrum import spectrum
+
+    if isinstance(loaded.body, Path):
+        raise UsageError("--spectrum needs a module: which tensors are layers isn't known", "give --arch FILE.py:NAME")
+    found = spectrum(loaded.body)
+    if not found:
+        raise InputError("no Linear layer or convolution of this model has a weight in floating point")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 
@@ -125,8 +126,21 @@ def narrowest_share(
     return widths(high), cost.share(widths(high))
 
 
+class Shares(Protocol):
+    """What a model costs at some widths, as a share of what it cost before."""
+
+    def share(self, widths: Mapping[str, int], /) -> float:
+        """1 for the model as it was."""
+        ...
+
+
 def by_loss(
-    ranked: Sequence[Ranked], losses: Mapping[str, Mapping[int, float]], multiple: int, cost: Cost, target: float
+    allowed: Mapping[str, Sequence[int]],
+    losses: Mapping[str, Mapping[int, float]],
+    cost: Shares,
+    target: float,
+    *,
+    ahead: int = _AHEAD,
 ) -> tuple[dict[str, int], float]:
     """Widths that meet a target with a small sum of losses, and what they cost; the narrowest where none does.
 
@@ -134,19 +148,18 @@ def by_loss(
     needed is taken back, the dearest first.
 
     Args:
-        ranked: The groups.
+        allowed: Group name to its widths, from whole to narrowest.
         losses: Group name and width to what is lost at it, 0 for the whole group.
-        multiple: See :func:`widths_of`.
         cost: What is to be at most ``target``.
         target: Share of the original's.
+        ahead: Widths below the present one that are looked at.
     """
-    now = {r.group.name: r.group.units for r in ranked}
-    allowed = {r.group.name: widths_of(r.group, multiple) for r in ranked}
+    now = {name: max(widths) for name, widths in allowed.items()}
     share = cost.share(now)
     while share > target + _EPSILON:
         best: tuple[float, str, int, float] | None = None
         for name, width in now.items():
-            for narrower in [w for w in allowed[name] if w < width][:_AHEAD]:
+            for narrower in [w for w in allowed[name] if w < width][:ahead]:
                 after = cost.share({**now, name: narrower})
                 saved = share - max(after, target)
                 lost = max(0.0, losses[name][narrower] - losses[name][width]) + _EPSILON
@@ -159,7 +172,7 @@ def by_loss(
 
 
 def taken_back(
-    now: dict[str, int], losses: Mapping[str, Mapping[int, float]], cost: Cost, target: float
+    now: dict[str, int], losses: Mapping[str, Mapping[int, float]], cost: Shares, target: float
 ) -> tuple[dict[str, int], float]:
     """Widths with those cuts taken back that a target doesn't need, the dearest first, and what they cost.
 

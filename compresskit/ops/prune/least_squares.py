@@ -47,6 +47,7 @@ def refit(
     progress: Callable[[str, int, int], None],
     *,
     damping: float = 1e-3,
+    after: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Fit layers of a cut module in place, in the order in which they are called.
 
@@ -58,6 +59,7 @@ def refit(
         batches: Inputs.
         forward: Calls a module with a batch.
         progress: Called after each layer.
+        after: Layer to the one of the original model whose output it should give, where that has another name.
         damping: Share of the inputs' mean square that pulls a weight to where it was; more where few positions were
             seen for many columns.
 
@@ -69,7 +71,8 @@ def refit(
     for done, (name, times) in enumerate(calls.items(), 1):
         layer = module.get_submodule(name)
         if collectable(layer):
-            sums = _sums(module, original, name, stay.get(name, Places()).out, batches, forward, times)
+            out = stay.get(name, Places()).out
+            sums = _sums(module, original, name, (after or {}).get(name, name), out, batches, forward, times)
             if sums is not None:
                 found[name] = _fit(layer, sums, damping)
         progress("least-squares refit", done, len(calls))
@@ -80,6 +83,7 @@ def _sums(
     module: nn.Module,
     original: nn.Module,
     name: str,
+    like: str,
     out: Tensor | None,
     batches: Sequence[Batch],
     forward: Forward,
@@ -91,7 +95,7 @@ def _sums(
         keep = batch.get("attention_mask")
         keep = None if keep is None or keep.dim() != 2 else keep.bool()
         given = _seen(module, name, batch, forward, calls, before=True)
-        wanted = _seen(original, name, batch, forward, calls, before=False)
+        wanted = _seen(original, like, batch, forward, calls, before=False)
         for x, y in zip(given, wanted, strict=False):
             rows = columns_of(layer, x, keep).double()
             target = _rows(layer, y if out is None else y.index_select(_axis(layer), out), keep).double()

@@ -14,7 +14,7 @@ from compresskit.ops.prune.elimination import eliminate, refitted
 from compresskit.ops.prune.graph import Group
 from compresskit.ops.quantize.line import Batch, Forward
 from compresskit.ops.quantize.moments import Collector, Moments, collectable
-from compresskit.ops.quantize.sensitivity import apart, floats
+from compresskit.ops.quantize.sensitivity import Trial
 from compresskit.ops.quantize.trace import tensors_in
 
 Criterion = Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"]
@@ -24,12 +24,29 @@ _MEASURED = 4
 """Widths of a group that are measured; those between are taken from their neighbours."""
 
 
-@torch.no_grad()
 def input_moments(
     module: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], forward: Forward
 ) -> dict[str, Moments]:
     """Second moments of what the layers that read a group take in."""
     names = {m.layer for group in groups for m in group.of("in") if collectable(module.get_submodule(m.layer))}
+    return moments_of(module, sorted(names), batches, forward)
+
+
+@torch.no_grad()
+def moments_of(
+    module: nn.Module, names: Sequence[str], batches: Sequence[Batch], forward: Forward
+) -> dict[str, Moments]:
+    """Second moments of what layers take in, padding left out.
+
+    Args:
+        module: In eval mode.
+        names: Layers that are :func:`~compresskit.ops.quantize.moments.collectable`.
+        batches: Inputs.
+        forward: Calls the module with a batch.
+
+    Returns:
+        By name; layers that weren't called are missing.
+    """
     collectors = {name: Collector(module.get_submodule(name)) for name in names}
     mask: list[Tensor | None] = [None]
 
@@ -37,8 +54,7 @@ def input_moments(
         return lambda _layer, args, kwargs: collectors[name].add(next(tensors_in((args, kwargs))), mask[0])
 
     handles = [
-        module.get_submodule(name).register_forward_pre_hook(collecting(name), with_kwargs=True)
-        for name in sorted(names)
+        module.get_submodule(name).register_forward_pre_hook(collecting(name), with_kwargs=True) for name in names
     ]
     try:
         for batch in batches:
@@ -156,7 +172,7 @@ def losses(
     Returns:
         Group name and width to the distance, 0 for whole groups.
     """
-    before = [floats(forward(module, batch)) for batch in batches]
+    trial = Trial(module, batches, forward, scores=scores)
     plan = {r.group.name: _some(widths_of(r.group, multiple)) for r in ranked}
     total, done = sum(map(len, plan.values())), 0
     found: dict[str, dict[int, float]] = {}
@@ -164,17 +180,7 @@ def losses(
         name = r.group.name
         known: dict[int, float] = {r.group.units: 0.0}
         for width in plan[name]:
-            weights = refitted(module, r.group, moments, r.kept(width))
-            kept = {layer: module.get_submodule(layer).get_parameter("weight") for layer in weights}
-            saved = {layer: weight.data for layer, weight in kept.items()}
-            try:
-                for layer, weight in weights.items():
-                    kept[layer].data = weight
-                after = [floats(forward(module, batch)) for batch in batches]
-            finally:
-                for layer, weight in saved.items():
-                    kept[layer].data = weight
-            known[width] = apart(before, after, scores=scores)
+            known[width] = trial.distance(refitted(module, r.group, moments, r.kept(width)))
             done += 1
             progress("measure narrower groups", done, total)
         found[name] = _between(known, widths_of(r.group, multiple))

@@ -27,8 +27,8 @@ from compresskit.ops.prune.score import FREE, Criterion, input_moments, losses, 
 from compresskit.ops.prune.trial import proven
 from compresskit.ops.quantize.line import Batch, Forward
 from compresskit.ops.quantize.moments import Moments, collectable
-from compresskit.ops.quantize.sensitivity import apart, floats
 from compresskit.ops.quantize.trace import trace
+from compresskit.ops.trials import Away, split
 
 Ranking = Literal["measured", "global", "isomorphic", "uniform"]
 Unit = Literal["macs", "params", "channels"]
@@ -127,7 +127,8 @@ class Plan:
                 + (f", or --round-to 1 in place of {self.how.multiple}" if self.how.multiple > 1 else ""),
             )
         if self.how.ranking == "measured":
-            widths, share = by_loss(self.ranked, self.losses, self.how.multiple, cost, target)
+            allowed = {group.name: widths_of(group, self.how.multiple) for group in self.groups}
+            widths, share = by_loss(allowed, self.losses, cost, target)
         else:
             narrower = partial(by_share, self.ranked, self._classes(), self.how.multiple)
             widths, _ = narrowest_share(narrower, cost, target)
@@ -257,10 +258,9 @@ def carry_out(
     cut(module, groups, kept)
     if not fits:
         return {}
-    used, apart_ = _split(seen.batches)
+    used, apart = split(seen.batches)
     calls = _calls(original, seen)
-    wanted = [floats(seen.forward(original, batch)) for batch in apart_]
-    error = partial(_distance, wanted, apart_, seen)
+    error = Away(original, apart, seen.forward, scores=seen.scores)
     before = error(module)
     fitted = copy.deepcopy(original)
     _make_up(fitted, groups, kept, chosen.moments)
@@ -283,16 +283,6 @@ def _make_up(
         for name, weight in refitted(module, group, moments, kept[group.name]).items():
             if readers[name] == 1:
                 module.get_submodule(name).get_parameter("weight").copy_(weight)
-
-
-def _distance(wanted: Sequence[Sequence[Tensor]], batches: Sequence[Batch], seen: Seen, module: nn.Module) -> float:
-    return apart(wanted, [floats(seen.forward(module, batch)) for batch in batches], scores=seen.scores)
-
-
-def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
-    """Most of the batches for fitting, a few for looking at the result; all for both where there are few."""
-    held = len(batches) // 8
-    return (batches[:-held], batches[-held:]) if held else (batches, batches)
 
 
 def _calls(module: nn.Module, seen: Seen) -> dict[str, int]:

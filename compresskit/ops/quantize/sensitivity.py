@@ -66,24 +66,58 @@ def distances(
         Layer name to ``|changed − original|² / |original|²``, the mean over the tensors of the output; with ``scores``
         to the mean Kullback-Leibler divergence of the changed distribution from the original one. Always finite.
     """
-    blocks = chain(module, trace(module, partial(forward, module, batches[0])))
-    before, outputs = _recorded(module, blocks, batches, forward)
+    trial = Trial(module, batches, forward, scores=scores)
     found: dict[str, float] = {}
     for done, (name, change) in enumerate(weights.items(), 1):
-        weight = module.get_submodule(name).get_parameter("weight")
-        kept = weight.data
-        passed = _passed(module, blocks, weight)
-        try:
-            weight.data = change(kept).to(kept.dtype)
-            after = []
-            for batch, known in zip(batches, outputs, strict=True):
-                with replaced(module, passed, lambda block, known=known: lambda *_a, **_k: known[block]):  # type: ignore[misc]
-                    after.append(floats(forward(module, batch)))
-        finally:
-            weight.data = kept
-        found[name] = apart(before, after, scores=scores)
+        found[name] = trial.distance({name: change(module.get_submodule(name).get_parameter("weight").data)})
         progress("measure the layers", done, len(weights))
     return found
+
+
+class Trial:
+    """Measures what other weights do to a module's outputs; the module is as before after each measurement.
+
+    Args:
+        module: In eval mode.
+        batches: Inputs; what the module and its blocks give for them is kept.
+        forward: Calls the module with a batch.
+        scores: See :func:`distances`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        module: nn.Module,
+        batches: Sequence[Any],
+        forward: Callable[[nn.Module, Any], Any],
+        *,
+        scores: bool = False,
+    ) -> None:
+        self._module, self._batches, self._forward, self._scores = module, batches, forward, scores
+        self._blocks = chain(module, trace(module, partial(forward, module, batches[0])))
+        self._before, self._outputs = _recorded(module, self._blocks, batches, forward)
+
+    @torch.no_grad()
+    def distance(self, weights: Mapping[str, Tensor]) -> float:
+        """How far the outputs move, as :func:`distances` says.
+
+        Args:
+            weights: Layer name to what its weight is to be, same shape.
+        """
+        kept = {name: self._module.get_submodule(name).get_parameter("weight") for name in weights}
+        saved = {name: weight.data for name, weight in kept.items()}
+        passed = min((_passed(self._module, self._blocks, w) for w in kept.values()), key=len, default=[])
+        try:
+            for name, weight in kept.items():
+                weight.data = weights[name].to(saved[name].dtype)
+            after = []
+            for batch, known in zip(self._batches, self._outputs, strict=True):
+                with replaced(self._module, passed, lambda block, known=known: lambda *_a, **_k: known[block]):  # type: ignore[misc]
+                    after.append(floats(self._forward(self._module, batch)))
+        finally:
+            for name, weight in kept.items():
+                weight.data = saved[name]
+        return apart(self._before, after, scores=self._scores)
 
 
 def _recorded(

@@ -1,0 +1,324 @@
+"""What all ways to factorize share: targets, the plan, the guard, and what is said of the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compresskit.errors import InputError, UsageError, listing
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Chosen, Context, Form
+from compresskit.stages.fields import Exclude, Include, Samples
+from compresskit.stages.recovery import Recovery
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.factorize.candidates import Unit
+    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.plan import Choice, How, Plan, Seen, Weighting
+
+_BATCH = 32
+_TARGETS = ("energy", "budget", "rank", "target_latency")
+_NAMES = {"params": "weights", "macs": "multiply-accumulates"}
+_ROUNDS = 5
+"""How often a budget is split anew because some factors turned out to be no faster."""
+
+
+class Factorize(Recovery):
+    """Layers become products of smaller ones."""
+
+    stage: ClassVar[str] = "factorize"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+    kinds: ClassVar[tuple[Kind, ...]]
+    weighting: ClassVar[Weighting] = "both"
+    """How errors count where there are data."""
+
+    energy: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="Share of each layer's squared singular values to keep, as the data weigh them."),
+    ] = None
+    budget: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Share of the weights of Linear layers and convolutions that may stay."),
+    ] = None
+    budget_of: Annotated[
+        Literal["params", "macs"] | None,
+        Field(description="What --budget is a share of: weights or multiply-accumulates. (params)"),
+    ] = None
+    rank: Annotated[int | None, Field(ge=1, description="The rank of every layer.")] = None
+    target_latency: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),
+    ] = None
+    guard: Annotated[
+        Literal["size", "latency"] | None,
+        Field(
+            description="What factors must have less of than their layer: weights and multiply-accumulates, or also "
+            "time, measured layer by layer on this machine. (size; latency with --target-latency)"
+        ),
+    ] = None
+    round_to: Annotated[
+        int, Field(ge=1, le=256, description="Ranks are multiples of this: kernels are slow on others.")
+    ] = 8
+    include: Include = ()
+    exclude: Exclude = ()
+    refit: Annotated[
+        bool, Field(description="With --data: fit the layers of the factorized model to what the original gave.")
+    ] = True
+    samples: Samples = 256
+    merge: Annotated[
+        bool, Field(description="The way back: multiply the factors of a factorized MODEL to dense layers again.")
+    ] = False
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Factorize:
+        given = [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)}: factorize takes one target", "give one of them")
+        if self.merge and (given or self.epochs):
+            raise UsageError(f"--merge with {(given or ['--epochs'])[0]}: factors are multiplied out, nothing else")
+        if self.budget_of is not None and self.budget is None:
+            raise UsageError("--budget-of says what --budget is a share of, and there is no --budget")
+        return self
+
+    def choose(self, model: Model, ctx: Context) -> Chosen:
+        """This stage itself.
+
+        Raises:
+            UsageError: Nothing says how much is to be kept.
+        """
+        if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
+            known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
+            raise UsageError(f"how much is to be kept? Give one of {known}", "for example --budget 0.6")
+        return super().choose(model, ctx)
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Factorize layers of a module in place, or merge them.
+
+        Raises:
+            UsageError: The target can't be met, a glob matches nothing, a rank is above a matrix's, or the model is
+                quantized already.
+            InputError: The model has nothing to factorize, or the data don't fit.
+        """
+        import copy
+
+        from compresskit.ops.factorize.carry_out import carry_out
+        from compresskit.ops.factorize.plan import plan
+        from compresskit.ops.factorize.replay import facts_of
+        from compresskit.ops.macs import calling
+        from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        module = model.body.eval()
+        if self.merge:
+            return self._merged(model, module)
+        self._check(model, ctx)
+        original = copy.deepcopy(module) if self.epochs or self.target_latency else module
+        turned = conv1d_to_linear(module)
+        seen = self._seen(model, ctx)
+        with calling(module):
+            kinds_differ = self.rank is not None and len(self.kinds) > 1
+            measured = self.budget is not None or self.target_latency is not None or kinds_differ
+            made = plan(module, seen, self.how(ctx), ctx.progress, measured=measured)
+            found = self._chosen(made, original, model, seen, ctx)
+            if not found.choice:
+                why = listing([f"{name}: {reason}" for name, reason in made.found.skipped.items()], 1)
+                raise InputError(f"no layer of this model can be factorized that way ({why})")
+            facts: dict[str, Any] = {"layers": facts_of(made, found.choice, turned)}
+            share = {unit: round(made.share_of(found.choice, unit), 4) for unit in _units()}
+            fitted = carry_out(module, made, found.choice, seen, ctx.progress)
+        linear_to_conv1d(module, [name for name in turned if name not in found.choice])
+        facts |= {"share": share, **({"refit": fitted} if fitted else {}), **found.facts}
+        trained = self.train(module, model.card, ctx, teacher=original)
+        facts["notes"] = [*self._notes(facts, model, ctx), *made.notes, *found.notes, *trained.pop("notes", [])]
+        facts |= trained
+        if ctx.data is not None:
+            about = {"data": portable(ctx.data.name), "samples": min(self.samples, len(ctx.data))}
+            facts["calibration"] = {**about, "sha256": ctx.data.fingerprint()}
+        skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+
+    def how(self, ctx: Context) -> How:
+        """The options as the algorithm takes them."""
+        from compresskit.ops.factorize.plan import How
+
+        weighting = self.weighting if ctx.data is not None else "plain"
+        return How(
+            self.kinds, weighting, self.round_to, self.include, self.exclude, self.rank, self.refit, ctx.seed
+        )  # fmt: skip
+
+    def _check(self, model: Model, ctx: Context) -> None:
+        done = [applied.name for applied in model.card.history if applied.name.startswith("quantize.")]
+        if done:
+            raise UsageError(
+                f"{portable(model.source)} went through {done[-1]} already", "factorize first, then quantize"
+            )
+        if self.epochs and ctx.data is None:
+            raise UsageError("--epochs needs training data", "give --data FILE")
+
+    def _seen(self, model: Model, ctx: Context) -> Seen:
+        from compresskit.ops.factorize.plan import Seen
+        from compresskit.stages.batches import batches_of, forward_of, made_up
+
+        if isinstance(model.body, Path):
+            raise TypeError("a module is needed")
+        forward, inputs = forward_of(model.body, model.card.inputs), model.card.inputs
+        scores = model.card.task in ("classification", "causal-lm")
+        if ctx.data is None:
+            if not inputs:
+                raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
+            return Seen(made_up(inputs, 1, ctx.seed), (), forward, scores)
+        batches = batches_of(ctx.data, inputs, _BATCH, min(self.samples, len(ctx.data)))
+        classified = model.card.task == "unknown" and ctx.data.labelled and ctx.data.kind != "pairs"
+        return Seen({name: t[:1] for name, t in batches[-1].items()}, batches, forward, scores or classified)
+
+    def _chosen(self, made: Plan, original: nn.Module, model: Model, seen: Seen, ctx: Context) -> _Found:
+        """What is replaced, after the guard."""
+        times = _Times(made, seen, ctx)
+        timing = (self.guard or ("latency" if self.target_latency else "size")) == "latency"
+        if self.target_latency is not None:
+            return self._in_time(made, original, model, ctx, times if timing else None)
+        found = _Found(self._aim(made))
+        if timing:
+            for _ in range(_ROUNDS):
+                slow = times.slow(found.choice)
+                if not slow:
+                    break
+                made.without(slow)
+                found.choice = self._aim(made)
+            found.choice = {n: o for n, o in found.choice.items() if n not in times.slow(found.choice)}
+        if self.budget is not None:
+            self._tell_rest(made, found.choice)
+        return found
+
+    def _aim(self, made: Plan) -> Choice:
+        if self.energy is not None:
+            return made.keeping(self.energy)
+        if self.budget is not None:
+            return made.within(self.budget, self.budget_of or "params")
+        return made.at_rank()
+
+    def _tell_rest(self, made: Plan, choice: Choice) -> None:
+        for c in made.found.candidates:
+            if c.name not in choice:
+                made.found.skipped[c.name] = "the target is met at less loss by other layers"
+
+    def _in_time(self, made: Plan, original: nn.Module, model: Model, ctx: Context, times: _Times | None) -> _Found:
+        import copy
+
+        from compresskit.ops.factorize.carry_out import replace as put
+        from compresskit.stages.shared_latency import within_latency
+
+        def at(share: float) -> tuple[Choice, float]:
+            choice = made.within(share, "macs", "--target-latency")
+            return choice, made.share_of(choice, "macs")
+
+        def build(choice: Choice) -> nn.Module:
+            smaller = copy.deepcopy(made.module)
+            put(smaller, made, choice)
+            return smaller
+
+        choice, timed = within_latency(
+            original, model.card.inputs, self.target_latency or 1.0, ctx, least=made.least("macs"), at=at, build=build,
+            smallest="smallest ranks",
+        )  # fmt: skip
+        share, ratio = timed[-1]
+        if times is not None and (slow := times.slow(choice)):
+            made.without(slow)
+            choice = {name: option for name, option in choice.items() if name not in slow}
+        self._tell_rest(made, choice)
+        note = (
+            f"one sample took {ratio:.3f} of the original's time under onnxruntime with {share:.3f} of the MACs of its "
+            "Linear layers and convolutions"
+        )
+        return _Found(choice, {"timed": [[round(n, 4) for n in pair] for pair in timed]}, [note])
+
+    def _notes(self, facts: dict[str, Any], model: Model, ctx: Context) -> list[str]:
+        left = " and ".join(f"{100 * facts['share'][unit]:.1f} % of the {_NAMES[unit]}" for unit in _units())
+        notes = [f"{left} of all Linear layers and convolutions are left"]
+        if ctx.data is None:
+            why = "with --data they are chosen and fitted by what the model's outputs lose"
+            notes.append(f"ranks go by the weights' own singular values, nothing was fitted: {why}")
+        else:
+            count = min(self.samples, len(ctx.data))
+            notes.append(f"calibrated on {count} sample{'s' if count > 1 else ''} of {portable(ctx.data.name)}")
+        if "refit" in facts and not self.epochs:
+            fitted = facts["refit"]
+            notes.append(
+                "a least-squares refit brought the output no nearer, so it was left out: more --samples may help"
+                if fitted["kept"] == "factors"
+                else f"layers were {fitted['kept']}: the output's distance from the original fell from "
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: --epochs N trains the result"
+            )
+        if model.card.arch.kind == "transformers":
+            notes.append("transformers alone can't load the result, whose layers are pairs: compresskit can")
+        return notes
+
+    def _merged(self, model: Model, module: nn.Module) -> Model:
+        from compresskit.ops.factorize.replay import merge
+
+        found = merge(module)
+        layers = {
+            name: {"about": f"{layer.kind} of rank {' and '.join(map(str, layer.ranks))}, merged"}
+            for name, layer in found.items()
+        }
+        facts = {
+            "merged": True,
+            "layers": layers,
+            "notes": [f"the factors of {len(layers)} layers were multiplied out"],
+        }
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Put empty factors in the place of layers, or layers in the place of factors."""
+        from compresskit.ops.factorize.replay import replay
+
+        replay(module, facts)
+        return tensors
+
+
+def _units() -> tuple[Unit, ...]:
+    return "params", "macs"
+
+
+@dataclass
+class _Found:
+    """What was chosen, and what is told of it."""
+
+    choice: Choice
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class _Times:
+    """Times of factors against their layers, each pair of shapes measured once."""
+
+    def __init__(self, made: Plan, seen: Seen, ctx: Context) -> None:
+        self._made, self._ctx = made, ctx
+        self._shapes = made.found.shapes
+        self._known: dict[Any, float] = {}
+
+    def slow(self, choice: Choice) -> dict[str, str]:
+        """The layers whose factors aren't faster, with what was measured."""
+        from compresskit.stages.shared_latency import share_of_time
+
+        found = {}
+        layers = {c.name: c.layer for c in self._made.found.candidates}
+        for done, (name, option) in enumerate(choice.items(), 1):
+            shape, layer = self._shapes[name], layers[name]
+            key = (shape, tuple(layer.weight.shape), str(layer), option.kind, option.ranks)
+            if key not in self._known:
+                other = self._made.replacement(name, option)
+                self._known[key] = share_of_time(layer, other, shape, self._ctx, f"guard-{len(self._known)}")
+            if self._known[key] >= 1:
+                found[name] = f"its factors are no faster: {self._known[key]:.2f} of its time under onnxruntime"
+            self._ctx.progress("time layers", done, len(choice))
+        return found
