@@ -149,7 +149,8 @@ def attach(module: nn.Module, terms: Mapping[str, Term]) -> None:
 
 
 def _with(layer: nn.Module, adapter: Adapter) -> nn.Module:
-    kind = _adapted_class(type(layer))
+    own: Any = type(layer)
+    kind = _adapted_class(own)
     found: nn.Module = kind.__new__(kind)
     found.__dict__.update(layer.__dict__)
     found.__dict__["_modules"] = dict(layer._modules)

@@ -1,7 +1,8 @@
 """An adapter on disk, in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
 Files are read as data: the config's values are checked one by one, tensors come through this project's own reader, and
-neither PEFT nor pickle is needed. What a config asks for beyond the adapters known here is refused, not dropped. The hash of the base that an adapter was trained on stands in the metadata of its tensors, where PEFT doesn't mind it.
+neither PEFT nor pickle is needed. What a config asks for beyond the adapters known here is refused, not dropped. The
+hash of the base that an adapter was trained on stands in the metadata of its tensors, where PEFT doesn't mind it.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ class Prompted(nn.Module):
         mask = torch.cat([mask.new_ones(size, count), mask], 1)
         if token_type_ids is not None:
             others["token_type_ids"] = torch.cat([token_type_ids.new_zeros(size, count), token_type_ids], 1)
-        found = super().forward(  # type: ignore[misc]
-            inputs_embeds=torch.cat([prompt, text], 1), attention_mask=mask, **others
-        )
+        found = super().forward(inputs_embeds=torch.cat([prompt, text], 1), attention_mask=mask, **others)
         for key in ("last_hidden_state", "logits"):
             value = found.get(key) if hasattr(found, "get") else None
             if value is not None and value.dim() == 3:
@@ -92,7 +90,8 @@ def add_prompt(module: nn.Module, values: Tensor) -> None:
         raise InputError(f"the prompt is {list(values.shape)}, the model's embeddings are {width} wide")
     for parameter in module.parameters():
         parameter.requires_grad_(False)
-    module.__class__ = _prompted_class(type(module))
+    own: Any = type(module)
+    module.__class__ = _prompted_class(own)
     module.prompt_embeddings = nn.Parameter(values)
 
 
@@ -133,7 +132,7 @@ def first_prompt(module: nn.Module, count: int, seed: int) -> Tensor:
     most = getattr(module.config, "max_position_embeddings", None)
     if isinstance(most, int) and count >= most:
         raise InputError(f"a prompt of {count} tokens leaves no room in the model's {most} positions")
-    weight = module.get_input_embeddings().weight.detach()  # type: ignore[operator]
+    weight: Tensor = module.get_input_embeddings().weight.detach()  # type: ignore[operator]
     rows = torch.randint(weight.shape[0], (count,), generator=torch.Generator().manual_seed(seed))
     return weight[rows].float().clone()
 
