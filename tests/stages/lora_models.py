@@ -34,7 +34,9 @@ def mlp() -> nn.Module:
 def convnet() -> nn.Module:
     torch.manual_seed(0)
     body = (nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
-    return nn.Sequential(*body, nn.Conv2d(8, 12, 1), nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    return nn.Sequential(
+        *body, nn.Conv2d(8, 12, 1), nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 4)
+    ).eval()
 
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[InputSpec, ...]]] = {
@@ -52,12 +54,12 @@ def source(folder: Path, inputs: tuple[InputSpec, ...], count: int = 64) -> Sour
     return open_source(str(path), inputs=inputs)
 
 
-def train(
-    name: str, net: str, folder: Path, module: nn.Module | None = None, **options: Any
-) -> tuple[Model, Path]:
+def train(name: str, net: str, folder: Path, module: nn.Module | None = None, **options: Any) -> tuple[Model, Path]:
     """A net with trained adapters, and the folder of the adapter that ships."""
     make, inputs = NETS[net]
-    model = Model(make() if module is None else module, Card("torch", Arch("python"), inputs, "classification"), Path("net.pt"))
+    model = Model(
+        make() if module is None else module, Card("torch", Arch("python"), inputs, "classification"), Path("net.pt")
+    )
     options = {"epochs": 2, **SMALL.get(name, {}), **options}
     if options["epochs"]:
         options = {"lr": 0.02, "batch_size": 16, **options}

@@ -46,9 +46,15 @@ def test_merged_is_unmerged_is_what_peft_computes(name: str, net: str, tmp_path:
     assert (wanted - said(NETS[net][0](), x)).abs().max() > 1e-3
     merged, same = train(name, net, tmp_path, merge=True)
     assert not adapted(merged.body)  # type: ignore[arg-type]
-    assert same.joinpath("adapter_model.safetensors").read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
+    assert (
+        same.joinpath("adapter_model.safetensors").read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
+    )
     assert same.joinpath("adapter_config.json").read_bytes() == (adapter / "adapter_config.json").read_bytes()
-    for other in (merged.body, again(net, adapter, tmp_path).body, peft.PeftModel.from_pretrained(NETS[net][0](), adapter)):
+    for other in (
+        merged.body,
+        again(net, adapter, tmp_path).body,
+        peft.PeftModel.from_pretrained(NETS[net][0](), adapter),
+    ):
         torch.testing.assert_close(said(other, x), wanted, atol=1e-6, rtol=0)
 
 
@@ -109,9 +115,11 @@ def test_layers_that_the_loss_does_not_see_are_left_out(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return self.used(x), self.aside(x)
 
-    found, adapter = train("lora", "mlp", tmp_path, Aside().eval())
+    found, _ = train("lora", "mlp", tmp_path, Aside().eval())
     applied = found.card.history[-1]
-    assert applied.skipped == {"aside": "nothing of the loss passes through it"} and set(applied.facts["layers"]) == {"used"}
+    assert applied.skipped == {"aside": "nothing of the loss passes through it"} and set(applied.facts["layers"]) == {
+        "used"
+    }
     assert set(adapted(found.body)) == {"used"}  # type: ignore[arg-type]
 
 
@@ -213,7 +221,7 @@ def test_a_shared_weight_is_not_merged(tmp_path: Path) -> None:
     found, _ = train("lora", "mlp", tmp_path, tied())
     assert set(found.card.history[-1].facts["layers"]) == {"3"}
     assert found.card.history[-1].skipped["0"] == "it shares its weight with '2': --targets takes it in"
-    beside, adapter = train("lora", "mlp", tmp_path, tied(), targets=("2",))
+    beside, _ = train("lora", "mlp", tmp_path, tied(), targets=("2",))
     assert set(adapted(beside.body)) == {"2"}  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="shares its weight with '0': merging would change both"):
         train("lora", "mlp", tmp_path, tied(), targets=("2",), merge=True)

@@ -85,8 +85,8 @@ def test_adapters_learn_beside_codes(name: str, options: dict, tmp_path: Path) -
     x = inputs_for("mlp")
     codes = {n: t.clone() for n, t in before.body.state_dict().items() if n.endswith("codes")}  # type: ignore[union-attr]
     first = said(before.body, x)
-    run(before, [method("lora.lora", rank=3, epochs=2, lr=0.05, batch_size=16)], tmp_path / "out", data=source(tmp_path, ROWS),
-        bench=False)  # fmt: skip
+    stage = method("lora.lora", rank=3, epochs=2, lr=0.05, batch_size=16)
+    run(before, [stage], tmp_path / "out", data=source(tmp_path, ROWS), bench=False)
     found = load(tmp_path / "out", arch=ARCH)
     assert isinstance(found.body, nn.Module)
     after = {n: t for n, t in found.body.state_dict().items() if n.endswith("codes")}
@@ -212,7 +212,9 @@ def test_scored_pairs_are_learnt_by_adapters_of_a_transformer(name: str, bert: P
     with pytest.raises(Exception, match="quant"):  # without its adapters it would be another model
         transformers.AutoModel.from_pretrained(tmp_path / "out")
     if name == "prompt":
-        theirs = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(bert), tmp_path / "out" / "adapter")
+        theirs = peft.PeftModel.from_pretrained(
+            transformers.AutoModel.from_pretrained(bert), tmp_path / "out" / "adapter"
+        )
         assert torch.equal(theirs.prompt_encoder["default"].embedding.weight, found.body.prompt_embeddings)
         return
     assert report.history[-1]["skipped"]["pooler.dense"] == "nothing of the loss passes through it"
@@ -248,7 +250,9 @@ def test_a_language_model_learns_its_own_tokens(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", input_ids=ids, attention_mask=np.ones_like(ids))
     model = load(tmp_path / "llama")
     data = open_source(str(tmp_path / "d.npz"), inputs=model.card.inputs, task=model.card.task)
-    report = run(model, [method("lora.lora", epochs=6, batch_size=8, lr=0.02)], tmp_path / "out", data=data, export=False)
+    report = run(
+        model, [method("lora.lora", epochs=6, batch_size=8, lr=0.02)], tmp_path / "out", data=data, export=False
+    )
     facts = report.history[-1]["facts"]
     assert facts["training"]["curve"][-1]["loss"] < facts["training"]["curve"][0]["loss"] - 0.2
     assert report.history[-1]["skipped"] == {
@@ -278,7 +282,10 @@ def test_the_pick_of_pairs_keeps_their_scores(bert: Path) -> None:
     def rows(material: Any) -> set[tuple[Any, ...]]:
         part = next(material.plain(100, 100))
         assert len(part) == 7
-        return {tuple(tuple(map(int, t[i][t[i] != 0])) if t.dim() == 2 else float(t[i]) for t in part) for i in range(len(part[0]))}
+        return {
+            tuple(tuple(map(int, t[i][t[i] != 0])) if t.dim() == 2 else float(t[i]) for t in part)
+            for i in range(len(part[0]))
+        }
 
     assert len(rows(some)) == 7 and rows(some) <= rows(whole) and len(whole) == len(data)
 
