@@ -1,9 +1,9 @@
 """MiniLM fine-tuned on the training part of STS-B: all weights, LoRA of rank 8, and QLoRA on an NF4 base.
 
-Spearman ×100 on the test part, both models ONNX under onnxruntime. Learning rates and epochs were chosen on the
-development part. Memory is the growth of a process' resident bytes from before training to the peak in it, both
-ways with the same batches: eight pairs at a time, four batches a step. The bars are the issue's: LoRA within .5 points of full
-fine-tuning with 2 % of the parameters, QLoRA within .7 with 40 % of the memory.
+Spearman ×100 on the test part, both models ONNX under onnxruntime. Learning rates were chosen on the development part.
+Memory is the growth of a process' resident bytes from before training to the peak in it, both ways with the same
+batches: eight pairs at a time, four batches a step. The bars are the issue's: LoRA within .5 points of full fine-tuning
+with 2 % of the parameters, QLoRA within .7 with 40 % of the memory.
 """
 
 from __future__ import annotations

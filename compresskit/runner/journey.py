@@ -171,8 +171,9 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
     if now == "onnx" and before and any(stage.stage == "quantize" for stage in stages):
         raise UsageError(f"{model.source} went through {before[-1]} already", "start from the original again")
     measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
-    beside = any(applied.facts.get("beside") for applied in model.card.history) and form(model) == "torch"
-    beside = beside and model.card.history[-1].name != _MERGE
+    beside = False
+    for applied in model.card.history if now == "torch" else ():
+        beside = (beside or bool(applied.facts.get("beside"))) and applied.name != _MERGE
     for stage in stages:
         if beside and stage.name() != _MERGE:
             raise UsageError(

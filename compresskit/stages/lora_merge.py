@@ -48,12 +48,18 @@ class LoraMerge(Stage):
         from compresskit.ops.lora.adapter import adapted, detach, merge
         from compresskit.ops.lora.folder import base_hash, check_base, packed_layers, read_adapter, terms_of
 
+        from compresskit.ops.lora.prompt import is_prompted
+
         module = _module(model).eval()
         beside = any(applied.facts.get("beside") for applied in model.card.history) and bool(adapted(module))
         if packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: merging needs requantization",
                 "merge into the unquantized model, then quantize",
+            )
+        if is_prompted(module):
+            raise UsageError(
+                f"{model.source} has a prompt before its text, which no weight can take in", "it stays beside"
             )
         notes = []
         if self.adapter is None:

@@ -101,8 +101,8 @@ def test_adapters_learn_beside_codes(name: str, options: dict, tmp_path: Path) -
         run(load(base, arch=ARCH), [method("lora.merge", adapter=tmp_path / "out")], tmp_path / "no")
     with pytest.raises(UsageError, match="merging needs requantization"):
         run(load(base, arch=ARCH), [method("lora.lora", epochs=0, merge=True)], tmp_path / "no")
-    with pytest.raises(InputError, match="its weight is quantized"):
-        run(load(base, arch=ARCH), [method("lora.dora", epochs=0, rank=3)], tmp_path / "no")
+    with pytest.raises(UsageError, match="'0' can't be adapted: its weight is quantized"):
+        run(load(base, arch=ARCH), [method("lora.dora", epochs=0, rank=3, targets=("0",))], tmp_path / "no")
     with pytest.raises(UsageError, match="its codes can't be trained"):
         run(load(base, arch=ARCH), [method("lora.full", epochs=1)], tmp_path / "no", data=source(tmp_path, ROWS))
 

@@ -140,7 +140,7 @@ def attach(module: nn.Module, terms: Mapping[str, Term]) -> None:
         InputError: A layer isn't there, or its adapter has another shape.
     """
     for name, term in terms.items():
-        layer = layer_at(module, name)
+        layer = adaptable(module, name)
         _check_shape(name, layer, term)
         if isinstance(layer, PackedLinear):
             _repair(layer, term)
@@ -181,6 +181,18 @@ def layer_at(module: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
+def adaptable(module: nn.Module, name: str) -> nn.Module:
+    """The layer of a name, which an adapter fits.
+
+    Raises:
+        InputError: There is none, or it is of another kind.
+    """
+    layer = layer_at(module, name)
+    if not _plain(layer):
+        raise InputError(f"'{name}' is a {type(layer).__name__}, which takes no adapter", "is it for this model?")
+    return layer
+
+
 def adapted(module: nn.Module) -> dict[str, Adapted]:
     """The layers with an adapter beside a floating-point weight, by name."""
     return {name: layer for name, layer in module.named_modules() if isinstance(layer, Adapted)}
@@ -218,7 +230,7 @@ def merge(module: nn.Module, terms: Mapping[str, Term]) -> None:
             raise UsageError(
                 f"the adapter of '{name}' is a bottleneck, which is not linear: it can't be merged", "keep it beside"
             )
-        _check_shape(name, layer, term)
+        _check_shape(name, adaptable(module, name), term)
         shared = tied_with(module, name)
         if shared:
             raise UsageError(
@@ -279,8 +291,6 @@ def tied_with(module: nn.Module, name: str) -> list[str]:
 
 
 def _check_shape(name: str, layer: nn.Module, term: Term) -> None:
-    if not _plain(layer):
-        raise InputError(f"'{name}' is a {type(layer).__name__}, which takes no adapter")
     inputs, outputs = sizes(layer)
     kernel = tuple(layer.kernel_size) if isinstance(layer, _CONVOLUTIONS) else ()
     rank = term.rank

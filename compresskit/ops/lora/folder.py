@@ -23,7 +23,7 @@ from compresskit.checkpoint.files import contained, head, regular_file
 from compresskit.checkpoint.safetensors_writer import entry, write_safetensors
 from compresskit.checkpoint.tensors import Tensors, open_tensors
 from compresskit.errors import InputError, listing
-from compresskit.ops.lora.adapter import Term, layer_at, sizes, turns
+from compresskit.ops.lora.adapter import Term, adaptable, sizes, turns
 from compresskit.ops.quantize.modules import PackedLayer
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -133,8 +133,9 @@ def read_adapter(path: Path, *, allow_nonfinite: bool = False) -> AdapterFile:
         raise InputError(f"{file} holds tensors that no adapter known here has: {listing(strange)}")
     tensors = {name.removeprefix("base_model."): tensor for name, tensor in tensors.items()}
     wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    wrong += [name for name, tensor in tensors.items() if not tensor.dim() or not tensor.numel()]
     if wrong:
-        raise InputError(f"{file}: {listing(wrong)} should be floating point")
+        raise InputError(f"{file}: {listing(wrong)} should be floating point, and hold something")
     return AdapterFile(config, {n: t.float() for n, t in tensors.items()}, _base_of(opened), folder)
 
 
@@ -216,10 +217,10 @@ def terms_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], module: n
     if make is None:
         raise InputError(f"an adapter of the kind {config['peft_type']} has no part in a layer")
     try:
-        found = {name: make(config, tensors, name, layer_at(module, name)) for name in layers_of(tensors)}
+        found = {name: make(config, tensors, name, adaptable(module, name)) for name in layers_of(tensors)}
     except KeyError as error:
         raise InputError(f"the adapter is damaged: it has no tensor {error}") from None
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise InputError(f"the adapter does not fit this model: {error}", "it was made for another one") from error
     if not found:
         raise InputError("the adapter holds no layer")
