@@ -46,6 +46,17 @@ BUILT_IN = {
     "distill.features": "compresskit.stages.distill_features:DistillFeatures",
     "distill.layers": "compresskit.stages.distill_features:DistillLayers",
     "distill.gkd": "compresskit.stages.distill_gkd:DistillGkd",
+    "lora.lora": "compresskit.stages.lora_peft:LoraLora",
+    "lora.rslora": "compresskit.stages.lora_peft:LoraRslora",
+    "lora.dora": "compresskit.stages.lora_peft:LoraDora",
+    "lora.pissa": "compresskit.stages.lora_peft:LoraPissa",
+    "lora.vera": "compresskit.stages.lora_peft:LoraVera",
+    "lora.ia3": "compresskit.stages.lora_peft:LoraIa3",
+    "lora.loftq": "compresskit.stages.lora_loftq:LoraLoftq",
+    "lora.bottleneck": "compresskit.stages.lora_own:LoraBottleneck",
+    "lora.prompt": "compresskit.stages.lora_own:LoraPrompt",
+    "lora.full": "compresskit.stages.lora_own:LoraFull",
+    "lora.merge": "compresskit.stages.lora_merge:LoraMerge",
 }
 
 

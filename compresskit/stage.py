@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from compresskit.data.source import Source
     from compresskit.model import Model
 
+BESIDE = "beside"
+"""Folder in a context's ``work``: what a stage puts there goes into the bundle, beside the model."""
 Form = Literal["torch", "onnx", "weights"]
 Progress = Callable[[str, int, int], None]
 
@@ -83,6 +85,11 @@ class Stage(BaseModel, ABC):
     takes: ClassVar[tuple[Form, ...]]
     gives: ClassVar[Form | Literal["same"]]
     needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def beside(self) -> bool:
+        """Whether it leaves adapters beside the weights, which must be merged before a further stage."""
+        return False
 
     @classmethod
     def name(cls) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from compresskit.cli.commands import COMMANDS
+from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
 from compresskit.errors import UsageError
 
 
@@ -35,14 +35,24 @@ class Group(TyperGroup):
             hint = f"did you mean '{near[0]}'?" if near else "see: compresskit --help"
             raise UsageError(f"there is no command '{args[0]}'", hint)
         name, stub, rest = super().resolve_command(ctx, args)
-        return name, build(name, rest) if stub is not None and name else stub, rest
+        if stub is None or not name:
+            return name, stub, rest
+        if rest and rest[0] in SUBCOMMANDS.get(name, ()):
+            return f"{name} {rest[0]}", build(name, rest), rest[1:]
+        return name, build(name, rest), rest
 
 
 def build(name: str, arguments: list[str]) -> Any:
-    """The command called ``name``; that of a stage has the options of the method that the arguments ask for."""
+    """The command called ``name``; that of a stage has the options of the method that the arguments ask for.
+
+    Where the first argument is one of the command's own subcommands, it is that one.
+    """
     from compresskit import registry
 
-    if name in registry.stages():
+    if arguments and arguments[0] in SUBCOMMANDS.get(name, ()):
+        function = import_module(f"compresskit.cli.commands.{name}_{arguments[0]}").command
+        name = f"{name} {arguments[0]}"
+    elif name in registry.stages():
         from compresskit.cli.stages import stage_command
 
         function = stage_command(name, arguments)

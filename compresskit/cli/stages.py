@@ -95,7 +95,7 @@ def _value(arguments: list[str], option: str) -> str | None:
 
 
 def _help(stage: str, cls: type[Stage]) -> str:
-    from compresskit.cli.commands import COMMANDS
+    from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
 
     body = inspect.cleandoc(cls.__doc__ or "")
     others = [m for m in registry.methods(stage) if m != cls.method]
@@ -104,7 +104,8 @@ def _help(stage: str, cls: type[Stage]) -> str:
         if others
         else ""
     )
-    return f"{COMMANDS[stage]}\n\nMethod {cls.method}: {body}{more}"
+    below = "".join(f"\n\ncompresskit {stage} {name}: {line}" for name, line in SUBCOMMANDS.get(stage, {}).items())
+    return f"{COMMANDS[stage]}\n\nMethod {cls.method}: {body}{more}{below}"
 
 
 def _method_option(stage: str, method: str) -> inspect.Parameter:

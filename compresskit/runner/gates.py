@@ -25,11 +25,13 @@ class Limits:
         max_drop: ``0.5pt`` or ``1%``. Default: 1 % of the original's figure.
         max_size: ``20MB``. Default: not larger than the original.
         min_speedup: 1.2 is 20 % faster. Default: not slower than the original.
+        may_grow: Size and speed have no default limit.
     """
 
     max_drop: str | None = None
     max_size: str | None = None
     min_speedup: float | None = None
+    may_grow: bool = False
 
     def check(self, *, evaluated: bool, benched: bool, data_option: str = "--eval-data") -> None:
         """Refuse limits that can't be understood, or that nothing will be measured for.
@@ -88,8 +90,9 @@ def gates(models: list[ModelEntry], quality: Quality | None, speed: list[Measure
             found.append(Gate(name=f"{prefix}finite outputs", limit="all", value=None, passed=False, reason=reason))
         elif quality is not None and quality.metric is not None:
             found.append(_quality_gate(quality, quality.metric, models[0].name, entry.name, limits, prefix))
-        found.append(_size_gate(models[0], entry, limits, prefix))
-        if entry.name in speedups:
+        if limits.max_size is not None or not limits.may_grow:
+            found.append(_size_gate(models[0], entry, limits, prefix))
+        if entry.name in speedups and (limits.min_speedup is not None or not limits.may_grow):
             found.append(_speed_gate(speedups[entry.name], limits, prefix))
     return found
 

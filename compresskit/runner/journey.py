@@ -23,12 +23,14 @@ from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
 from compresskit.runner.products import about_products, products_for
 from compresskit.runner.teacher import teacher_of
-from compresskit.stage import Context, Progress, Stage, silent
+from compresskit.stage import BESIDE, Context, Progress, Stage, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
 
 _WORK = ".work"
+_MERGE = "lora.merge"
+_CHANGE_SIZE = ("prune", "factorize", "distill", "lora")
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,14 @@ def run(
             settled = [stage for choice in chosen for stage in choice.stages]
             _check(model, settled, data, measuring)
             whole = replace(whole, target=whole.target or _aimed_at(settled))
+            if all(stage.stage == "lora" for stage in settled):  # fine-tuning makes nothing smaller or faster
+                whole = replace(whole, limits=replace(whole.limits, may_grow=True))
             products_for(whole.target)  # an unknown name is refused before the work
             notes = [*_seen(data, measuring.source), *(n for c in chosen for n in c.notes)]
             journey = _Journey(ctx, whole, folder, output, command, notes)
             report, card = journey.run(model, settled)
+            for path in sorted((work / BESIDE).iterdir()) if (work / BESIDE).is_dir() else ():
+                path.rename(folder / path.name)
         # Sealed last: the hash of every file that ships, and nothing that doesn't.
         source = model.source
         extras = [name for name in extras_of(source) if not (folder / name).exists()] if source.is_dir() else []
@@ -165,9 +171,18 @@ def _check(model: Model, stages: Sequence[Stage], data: Source | None, measuring
     if now == "onnx" and before and any(stage.stage == "quantize" for stage in stages):
         raise UsageError(f"{model.source} went through {before[-1]} already", "start from the original again")
     measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
+    beside = False
+    for applied in model.card.history if now == "torch" else ():
+        beside = (beside or bool(applied.facts.get("beside"))) and applied.name != _MERGE
     for place, stage in enumerate(stages):
         if stage.stage == "factorize" and any(earlier.stage == "quantize" for earlier in stages[:place]):
             raise UsageError(f"{stage.name()} comes after quantize", "factorize first, then quantize")
+        if beside and stage.name() != _MERGE:
+            raise UsageError(
+                f"{stage.name()} can't work on adapters that lie beside the weights: they merge before",
+                "merge them first: compresskit lora merge MODEL -o MERGED (lora's own --merge does it at once)",
+            )
+        beside = stage.beside
         exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
         if now not in stage.takes and not exported:
             what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]
@@ -210,7 +225,7 @@ class _Journey:
                 start = original if model is first is given else self._original(model, f"{stage.method}.onnx")
                 model = replace(model, body=start.path if start else model.body)
             model = stage.run(model, self.ctx)
-            if stage.stage in ("prune", "factorize", "distill"):  # the others leave parameters and products as they are
+            if stage.stage in _CHANGE_SIZE:  # the others leave parameters and products as they are
                 counts = counted(model)
         result = self._result(model)
         baseline = Candidate(name, original.path if original else origin, portable(origin), **common, **before)

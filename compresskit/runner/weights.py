@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.bundle import weights_metadata
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.ops.quantize.grid import Packed
+
+
+_CODES = ("codes", "scales", "zeros")
 
 
 def write_weights(model: Model, path: Path) -> None:
@@ -42,7 +45,7 @@ def write_weights(model: Model, path: Path) -> None:
                 f"{model.source}: '{name}' in the module's state is not a tensor", "give it up, or store it as a buffer"
             )
         layer, _, leaf = name.rpartition(".")
-        if layer in foreign and leaf != "bias":
+        if layer in foreign and leaf in _CODES:
             entries += _as_stored(layer, foreign[layer]) if leaf == "codes" else []
             continue
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -64,12 +67,19 @@ def write_config(model: Model, folder: Path) -> None:
     if isinstance(model.body, Path) or model.card.arch.kind != "transformers":
         return
     from compresskit.checkpoint.huggingface_bnb import OWN_FORMAT, copy_config
-    from compresskit.ops.quantize.modules import PackedLayer
+    from compresskit.ops.lora.adapter import adapted
+    from compresskit.ops.lora.prompt import is_prompted
+    from compresskit.ops.quantize.modules import PackedLayer, PackedLinear
 
+    layers = list(model.body.modules())
+    repaired = any(isinstance(layer, PackedLinear) and layer.repair_in is not None for layer in layers)
+    if repaired or adapted(model.body) or is_prompted(model.body):
+        copy_config(model.source, folder, OWN_FORMAT, _changes(model))  # transformers would leave the adapters out
+        return
     foreign = _bitsandbytes(model, model.body)
-    changes = {key: value for applied in model.card.history for key, value in applied.facts.get("config", {}).items()}
+    changes = _changes(model)
     if not foreign:
-        own = any(isinstance(layer, PackedLayer) for layer in model.body.modules())
+        own = any(isinstance(layer, PackedLayer) for layer in layers)
         if own or changes:
             copy_config(model.source, folder, OWN_FORMAT if own else None, changes)
         return
@@ -85,6 +95,11 @@ def write_config(model: Model, folder: Path) -> None:
         skip = skip_patterns(linear, foreign, str(getattr(model.body, "base_model_prefix", "")))
         told = quantization_config(4 if next(iter(foreign.values())).grid.bits == 4 else 8, THRESHOLD, skip)
     copy_config(model.source, folder, told, changes)
+
+
+def _changes(model: Model) -> dict[str, Any]:
+    """What stages changed in the config."""
+    return {key: value for applied in model.card.history for key, value in applied.facts.get("config", {}).items()}
 
 
 def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:

@@ -34,6 +34,8 @@ class TrainingOptions(Stage):
 
     learns_tokens: ClassVar[bool] = True
     """Whether a language model learns from the tokens of its data besides its teacher."""
+    learns_scores: ClassVar[bool] = False
+    """Whether the scores of sentence pairs are learnt; else their single texts are, from a teacher."""
     measures: ClassVar[bool] = True
     """Whether samples are held out unasked where there are many."""
 
@@ -157,7 +159,9 @@ class TrainingOptions(Stage):
         with on_device(Team().device, module, teacher):
             chosen = partial(task.loss, teacher) if loss is None else loss(task)
             fitted = course.fit(module, chosen, after_step)
-        labels = {"classes": ["labels"], "tokens": ["the text's own tokens"], None: []}[task.labels]
+        labels = {
+            "classes": ["labels"], "tokens": ["the text's own tokens"], "scores": ["the scores of pairs"], None: []
+        }[task.labels]  # fmt: skip
         taught = ["the teacher's outputs"] if teacher is not None else []
         aim = " and ".join([*(labels if not taught or self.teacher_share < 1 else []), *taught])
         notes = self.notes(course, fitted, ctx, aim)
@@ -182,7 +186,7 @@ class TrainingOptions(Stage):
             raise UsageError(f"training in {self.name()} needs data", "give --data")
         count = min(self.train_samples or len(ctx.data), len(ctx.data))
         classified = ctx.data.labelled and ctx.data.kind != "pairs" and card.task in ("classification", "unknown")
-        reading = Reading(ctx.data, card.inputs, count, labelled=classified, seed=ctx.seed)
+        reading = Reading(ctx.data, card.inputs, count, labelled=classified, seed=ctx.seed, scored=self.learns_scores)
         samples = reading.material()
         language = card.task == "causal-lm" and "input_ids" in reading.names and self.learns_tokens
         calls = {id(known): forward_of(known, card.inputs) for known in (module, teacher) if known is not None}
@@ -190,10 +194,11 @@ class TrainingOptions(Stage):
         task = Task(
             reading.names,
             lambda target, batch: calls.get(id(target), calls[id(module)])(target, batch),
-            "classes" if known else "tokens" if language else None,
+            "scores" if reading.scored else "classes" if known else "tokens" if language else None,
             reading.classes or card.task in ("classification", "causal-lm"),
             self.teacher_share,
             self.temperature,
+            _reach(reading.labels) if reading.scored else (0.0, 1.0),
         )
         task.check(module.eval(), next(samples.plain(2, 2)), reading.labels)
         held = self._held(len(samples))
@@ -295,3 +300,17 @@ class TrainingOptions(Stage):
             "device": team.device.type,
             "processes": team.size,
         }
+
+
+def _reach(scores: Tensor | None) -> tuple[float, float]:
+    """The least and the greatest score, which stand for cosines of 0 and 1.
+
+    Raises:
+        InputError: All scores are one, or they aren't in memory.
+    """
+    if scores is None:
+        raise InputError("scored pairs of more than a gigabyte can't be trained on", "give fewer: --train-samples")
+    low, high = (float(value) for value in scores.aminmax())
+    if not low < high:
+        raise InputError(f"every pair has the score {low:g}: there is nothing to learn", "give pairs of several scores")
+    return low, high

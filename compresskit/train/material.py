@@ -78,23 +78,23 @@ def _of_like_length(rows: Tensor, lengths: Tensor, size: int, order: torch.Gener
     return [batches[i] for i in torch.randperm(len(batches), generator=order).tolist()]
 
 
-def in_memory(tensors: Sequence[Tensor], *, mask: int | None = None, texts: int = 0) -> Rows:
+def in_memory(tensors: Sequence[Tensor], *, masks: Sequence[int] = (), texts: int = 0) -> Rows:
     """Samples whose tensors are all there.
 
     Args:
         tensors: Equally long along the first axis.
-        mask: Index of an attention mask ``(n, length)`` that is zero at the end of short texts only: each batch is
-            then of texts of like length, and cut to its longest.
-        texts: How many of the first tensors are cut with it: those as wide as the mask.
+        masks: Indices of attention masks ``(n, length)`` that are zero at the end of short texts only: each batch is
+            then of texts of like length, and cut to its longest. Those of a sample's several texts are equally wide.
+        texts: How many of the first tensors are cut with them: those as wide as the masks.
     """
 
-    lengths = None if mask is None else tensors[mask].ne(0).sum(1)
+    lengths = torch.stack([tensors[mask].ne(0).sum(1) for mask in masks]).amax(0) if masks else None
 
     def fetch(rows: Tensor) -> Part:
         part = [tensor[rows] for tensor in tensors]
-        if mask is None or lengths is None:
+        if lengths is None:
             return part
-        width, longest = part[mask].shape[1], int(lengths[rows].max().clamp_min(1))
+        width, longest = part[masks[0]].shape[1], int(lengths[rows].max().clamp_min(1))
         shorter = (t[:, :longest] if t.dim() == 2 and t.shape[1] == width else t for t in part[:texts])
         return [*shorter, *part[texts:]]
 

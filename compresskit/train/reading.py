@@ -39,10 +39,12 @@ class Reading:
         count: How many samples; the first where the source can only be walked, else any, picked by ``seed``.
         labelled: Whether class labels are wanted; there may be none.
         seed: Of the pick.
+        scored: Of kind ``pairs``, a sample is a pair with its score, not a single text.
 
     Attributes:
         names: Of the inputs, in the order of each part's tensors.
         classes: True where the last tensor of each part holds class labels, int64 ``(n,)``.
+        scored: True where it holds scores, float32 ``(n,)``; the second texts' inputs then follow those of the first.
         labels: All of them, once they are in memory.
         sample_bytes: Of one sample of the first batch.
 
@@ -51,9 +53,17 @@ class Reading:
     """
 
     def __init__(
-        self, source: Source, inputs: tuple[InputSpec, ...], count: int, *, labelled: bool, seed: int = 0
+        self,
+        source: Source,
+        inputs: tuple[InputSpec, ...],
+        count: int,
+        *,
+        labelled: bool,
+        seed: int = 0,
+        scored: bool = False,
     ) -> None:
         self._source, self._inputs, self._count = source, inputs, count
+        self.scored = scored and source.kind == "pairs"
         first = next(source.batches(min(_READ, count), count), None)
         if first is None:
             raise InputError(f"{source.name} has no sample", "give data with at least two")
@@ -64,7 +74,7 @@ class Reading:
         self.names = list(checked(first, source.name, inputs))
         part = self._part(first)
         self.sample_bytes = max(1, sum(t[:1].nbytes for t in part))
-        texts = 2 if source.kind == "pairs" else 1
+        texts = 2 if source.kind == "pairs" and not self.scored else 1
         self.rows = texts * count
         picked = torch.randperm(texts * len(source), generator=torch.Generator().manual_seed(seed))[: self.rows]
         self._picked = picked.sort().values
@@ -74,32 +84,44 @@ class Reading:
         if self.sample_bytes * self.rows <= most:
             return self._held()
         source = self._source
-        if isinstance(source, Indexed):
+        if isinstance(source, Indexed) and not self.scored:
             return Rows(lambda rows: self._part(source.take(rows.numpy())), self._picked)
         return Walked(self._walk, self.rows, max(1, most // self.sample_bytes))
 
     def _walk(self) -> Iterator[Part]:
         source = self._source
-        if isinstance(source, Indexed) and self._count < len(source):
+        if self.scored:
+            yield from self._pairs()
+        elif isinstance(source, Indexed) and self._count < len(source):
             # Often the classes lie one behind the other: the first samples would be of one class.
             yield from (self._part(source.take(rows.numpy())) for rows in torch.split(self._picked, _READ))
         else:
             yield from map(self._part, source.batches(_READ, self._count))
 
+    def _pairs(self) -> Iterator[Part]:
+        """The picked pairs; their scores come with the walk only."""
+        at = 0
+        for batch in self._source.batches(_READ):
+            part = self._part(batch)
+            rows = self._picked[(self._picked >= at) & (self._picked < at + len(part[0]))] - at
+            at += len(part[0])
+            if len(rows):
+                yield [tensor[rows] for tensor in part]
+
     def _held(self) -> Rows:
-        texts, masks = len(self.names), "attention_mask" in self.names and _free(self._inputs)
+        texts = len(self.names) * (2 if self.scored else 1)
         parts: Iterable[Part] = self._walk()
-        if masks:
-            at, parts = self.names.index("attention_mask"), list(parts)
-            alike = all(t.shape == part[at].shape for part in parts for t in part[:texts])
-            if alike and all(padded_at_end(part[at]) for part in parts):
-                longest = max(part[at].shape[1] for part in parts)
+        if "attention_mask" in self.names and _free(self._inputs):
+            masks, parts = range(self.names.index("attention_mask"), texts, len(self.names)), list(parts)
+            alike = all(t.shape == part[masks[0]].shape for part in parts for t in part[:texts])
+            if alike and all(padded_at_end(part[at]) for part in parts for at in masks):
+                longest = max(part[masks[0]].shape[1] for part in parts)
                 whole = filled((_wider(part, texts, longest) for part in parts), self.rows)
-                self.labels = whole[-1] if self.classes else None
-                return in_memory(whole, mask=at, texts=texts)
+                self.labels = whole[-1] if self.classes or self.scored else None
+                return in_memory(whole, masks=masks, texts=texts)
         try:
             whole = filled(parts, self.rows)
-            self.labels = whole[-1] if self.classes else None
+            self.labels = whole[-1] if self.classes or self.scored else None
             return in_memory(whole)
         except ValueError:
             raise InputError(
@@ -109,6 +131,9 @@ class Reading:
     def _part(self, batch: Batch) -> Part:
         arrays = checked(batch, self._source.name, self._inputs)
         tensors = [torch.from_numpy(arrays[name]) for name in self.names]
+        if self.scored and batch.targets is not None:
+            scores = torch.from_numpy(batch.targets).float()
+            return [*(tensor[0::2] for tensor in tensors), *(tensor[1::2] for tensor in tensors), scores]
         if self.classes and batch.targets is not None:
             tensors.append(torch.from_numpy(batch.targets))
         return tensors

@@ -23,25 +23,33 @@ UNLABELLED = -1
 class Task:
     """What training aims at. A *part* is one batch: the inputs in the order of ``names``, then labels if there are any.
 
+    Of scored pairs a part holds the inputs of the first texts, those of the second ones, and the scores.
+
     Attributes:
         names: Input names of the tensors, in order.
         forward: Calls a module with inputs by name.
         labels: ``classes`` are the last tensor of a part, int64 ``(n,)``, :data:`UNLABELLED` where a sample has none;
-            ``tokens`` are the inputs themselves, each the label of the position before; None is none.
+            ``tokens`` are the inputs themselves, each the label of the position before; ``scores`` are the last tensor,
+            float32 ``(n,)``: what the cosine of two texts' embeddings should be, as ``reach`` says; None is none.
         classes: Outputs are logits along the last axis; else the distance to the teacher is squared.
         share: Of the loss that comes from the teacher where there are labels and a teacher, 0 to 1.
         temperature: Of the teacher's logits.
+        reach: The scores that stand for a cosine of 0 and of 1.
     """
 
     names: Sequence[str]
     forward: Callable[[nn.Module, dict[str, Tensor]], Any]
-    labels: Literal["classes", "tokens"] | None
+    labels: Literal["classes", "tokens", "scores"] | None
     classes: bool
     share: float = 0.5
     temperature: float = 2.0
+    reach: tuple[float, float] = (0.0, 1.0)
 
     def inputs(self, part: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The inputs of a part by name."""
+        """The inputs of a part by name; of pairs the first texts, then the second ones."""
+        if self.labels == "scores":
+            count = len(self.names)
+            return {n: torch.cat([part[i], part[i + count]]) for i, n in enumerate(self.names)}
         return dict(zip(self.names, part, strict=False))
 
     def output(self, module: nn.Module, part: Sequence[Tensor]) -> Tensor:
@@ -61,10 +69,13 @@ class Task:
         return mask.ne(0)
 
     def against_labels(self, found: Tensor, part: Sequence[Tensor]) -> Tensor:
-        """Cross-entropy of logits against the labels of a part.
+        """Cross-entropy of logits against the labels of a part; of scored pairs the squared error of their cosines.
+
+        The latter is the regression objective of "Sentence-BERT" (Reimers & Gurevych, 2019, arXiv:1908.10084).
 
         Args:
-            found: ``(n, classes)``; for tokens ``(n, length, vocabulary)``.
+            found: ``(n, classes)``; for tokens ``(n, length, vocabulary)``; for pairs ``(2n, width)``, or
+                ``(2n, length, width)``, which is averaged over the tokens.
             part: With labels.
 
         Raises:
@@ -74,6 +85,10 @@ class Task:
             _check_labels(part[-1], found)
             each = F.cross_entropy(found, part[-1], ignore_index=UNLABELLED, reduction="none")
             return masked_mean(each, part[-1] != UNLABELLED)
+        if self.labels == "scores":
+            low, high = self.reach
+            first, second = _pooled(found, self.mask(part, found)).float().chunk(2)
+            return F.mse_loss(F.cosine_similarity(first, second), (part[-1] - low) / (high - low))
         ids, mask = self.inputs(part)["input_ids"][:, 1:], self.mask(part, found)
         each = F.cross_entropy(found[:, :-1].transpose(1, 2), ids, reduction="none")
         return masked_mean(each, None if mask is None else mask[:, 1:])
@@ -130,6 +145,20 @@ class Task:
             )
         if self.labels == "classes" and labels is not None and self.share < 1:
             _check_labels(labels, found)
+        if self.labels == "scores" and found.dim() not in (2, 3):
+            raise InputError(
+                f"the model gives {list(found.shape[1:])} a text, an embedding was expected", "scores need embeddings"
+            )
+
+
+def _pooled(found: Tensor, mask: Tensor | None) -> Tensor:
+    """Embeddings ``(n, width)``: the mean over the real tokens where there is one vector a token."""
+    if found.dim() == 2:
+        return found
+    if mask is None:
+        return found.mean(1)
+    weights = mask.to(found.dtype).unsqueeze(-1)
+    return (found * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
 def _check_labels(labels: Tensor, found: Tensor) -> None:

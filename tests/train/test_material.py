@@ -160,7 +160,7 @@ def test_batches_of_text_are_as_wide_as_their_longest(most: int, monkeypatch: py
 def test_texts_of_like_length_share_a_batch() -> None:
     lengths = torch.randint(1, 60, (203,), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(60) < lengths[:, None]).long()
-    material = in_memory([mask * lengths[:, None], mask, lengths], mask=1, texts=2)
+    material = in_memory([mask * lengths[:, None], mask, lengths], masks=(1,), texts=2)
     first, again, other = (epoch(material, size=8, seed=seed) for seed in (0, 0, 1))
     assert all(len(part[0]) == 8 for part in first) and len(first) == 25
     assert [p[2].tolist() for p in first] == [p[2].tolist() for p in again] != [p[2].tolist() for p in other]

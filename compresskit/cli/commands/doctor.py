@@ -9,7 +9,7 @@ import typer
 from compresskit.cli import options as shared
 
 _NEEDED = ("onnxruntime", "torch")
-_OPTIONAL = {"transformers": "hf", "tokenizers": "hf", "accelerate": "hf", "sklearn": "demo"}
+_OPTIONAL = {"transformers": "hf", "peft": "lora", "tokenizers": "hf", "accelerate": "hf", "sklearn": "demo"}
 
 
 def command(json: shared.Json = None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,29 @@ class PackedLayer(nn.Module):
     def weight(self) -> Tensor:
         """The dequantized weight, in the original shape."""
         return dequantize(self.packed, self.dtype)
+
+    @contextmanager
+    def unpacked(self, x: Tensor) -> Iterator[Tensor]:
+        """The weight for a product with ``x``; gradients don't hold on to it, it is dequantized again for them."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            yield self.weight
+            return
+        dtype = self.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)  # cast here: a copy made by autocast would be kept
+        weight = self.weight.to(dtype)
+        place = weight.untyped_storage().data_ptr()
+
+        def pack(saved: Tensor) -> Any:
+            if saved.untyped_storage().data_ptr() != place:
+                return saved
+            return tuple(saved.shape), saved.stride(), saved.storage_offset()
+
+        def unpack(saved: Any) -> Tensor:
+            return saved if isinstance(saved, Tensor) else self.weight.to(dtype).as_strided(*saved)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield weight
 
     def extra_repr(self) -> str:
         """Shape and grid, for ``print(model)``."""
@@ -79,7 +103,8 @@ class PackedLinear(PackedLayer):
 
     def product(self, x: Tensor) -> Tensor:
         """``x`` times the weight, dequantized now; ``fast.py`` has kernels that don't unpack it."""
-        return F.linear(x, self.weight)
+        with self.unpacked(x) as weight:
+            return F.linear(x, weight)
 
 
 class PackedEmbedding(PackedLayer):
@@ -116,7 +141,8 @@ class PackedConv(PackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Dequantize and convolve."""
-        return self.convolve(x, self.weight)
+        with self.unpacked(x) as weight:
+            return self.convolve(x, weight)
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         """The convolution with a given weight."""

@@ -1,0 +1,256 @@
+"""What all ways of training adapters share: their options, the base's hash, the folder, and the replay."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import BESIDE, Context, Form
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.lora.adapter import Term
+
+Targets = Annotated[
+    tuple[str, ...],
+    Field(description="Adapt the layers whose name matches this glob; repeatable. (all but a language model's output)"),
+]
+Rank = Annotated[int, Field(ge=1, le=4096, description="Rank of an adapter.")]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of training an adapter.
+
+    Attributes:
+        config: PEFT's, for the adapter's folder.
+        tensors: By PEFT's names.
+        terms: What they mean for each layer.
+        trained: Numbers that training moved.
+        facts: Of training, and what the method adds.
+        skipped: Layers left alone, with the reason.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    terms: dict[str, Term]
+    trained: int
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class FineTuning(TrainingOptions):
+    """Training on labels, scored pairs, or a language model's own text."""
+
+    stage: ClassVar[str] = "lora"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+    learns_scores: ClassVar[bool] = True
+    measures: ClassVar[bool] = False
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 5e-4}
+
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over --data in training; 0 leaves it fresh.")] = 3
+    batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 32
+    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Of the training steps.")] = "adamw"
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 5e-4, sgd: 0.01)")
+    ] = None
+    warmup: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises from zero.")
+    ] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty of weights.")] = 0.0
+
+    @model_validator(mode="after")
+    def _no_teacher(self) -> FineTuning:
+        own = type(self).model_fields
+        for name in ("teacher_share", "temperature"):
+            if getattr(self, name) != own[name].default:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for a teacher, and lora has none", "to learn from one: distill"
+                )
+        return self
+
+
+class Adapting(FineTuning):
+    """A way to train adapters; the weights of the model stay as they are."""
+
+    targets: Targets = ()
+    merge: Annotated[bool, Field(description="Fold the adapters into the weights, in float64.")] = False
+
+    @property
+    def beside(self) -> bool:
+        """Whether what it gives holds adapters beside the weights."""
+        return not self.merge
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Train adapters for a module, and leave them beside its weights or in them.
+
+        Raises:
+            UsageError: Options that don't fit the model.
+            InputError: There is nothing to adapt, the data don't fit, or training diverged.
+            MachineError: PEFT isn't installed.
+        """
+        from compresskit.ops.lora.adapter import facts_of, merge
+        from compresskit.ops.lora.folder import FOLDER, base_hash, packed_layers, write_adapter
+
+        module = _module(model).eval()
+        if self.merge and packed_layers(module):
+            raise UsageError(
+                f"{model.source} is quantized: merging needs requantization",
+                "leave --merge away: the adapters stay beside the codes; or merge into the unquantized model",
+            )
+        whole = sum(p.numel() for p in module.parameters()) + _packed_weights(module)
+        made = self.adapt(model, ctx)
+        base = base_hash(module)
+        write_adapter(ctx.work / BESIDE / FOLDER, made.config, made.tensors, base)
+        if self.merge:
+            merge(module, made.terms)
+        else:
+            self.attach(module, made)
+        rank = max((term.rank for term in made.terms.values()), default=0)
+        about = {n: {"about": _about(self.method, t), "rank": t.rank} for n, t in made.terms.items()}
+        facts = {
+            "layers": about,
+            "beside": not self.merge,
+            "base_sha256": base,
+            "parameters": made.trained,
+            **made.facts,
+        }
+        if not self.merge:
+            facts["adapters"] = facts_of(made.terms)
+        share = made.trained / max(1, whole)
+        facts["share"] = round(share, 6)
+        notes = [
+            f"{made.trained:,} numbers were trained, {100 * share:.2g} % of the model's {whole:,}{_in(made, rank)}"
+        ]
+        where = "merged into the weights" if self.merge else "beside the weights"
+        notes.append(f"the adapters are {where}; {FOLDER}/ holds them in PEFT's format")
+        facts["notes"] = [*made.facts.get("notes", []), *notes]
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, made.skipped)))
+
+    @abstractmethod
+    def adapt(self, model: Model, ctx: Context) -> Made:
+        """Train; afterwards the module is as it was before (LoftQ: with packed layers in it)."""
+
+    def attach(self, module: nn.Module, made: Made) -> None:
+        """Put what was trained beside the weights."""
+        from compresskit.ops.lora.adapter import attach
+
+        attach(module, made.terms)
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Put empty adapters beside the layers of a freshly built module."""
+        from compresskit.ops.lora.adapter import replay
+
+        if facts.get("beside"):
+            replay(module, facts["adapters"])
+        return tensors
+
+
+class WithPeft(Adapting):
+    """Adapters that PEFT trains."""
+
+    kind: ClassVar[Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]]
+
+    def adapt(self, model: Model, ctx: Context) -> Made:
+        """See :class:`Adapting`."""
+        module = _module(model)
+        names, skipped = self.find(module)
+        return self.trained(model, ctx, names, skipped)
+
+    def trained(
+        self,
+        model: Model,
+        ctx: Context,
+        names: list[str],
+        skipped: dict[str, str],
+        factors: dict[str, tuple[Tensor, Tensor]] | None = None,
+    ) -> Made:
+        """Train adapters of some layers.
+
+        Args:
+            model: Its body is a module.
+            ctx: With data, unless there is nothing to train.
+            names: Of the layers.
+            skipped: The others, with the reason.
+            factors: What the adapters begin as; else what PEFT begins with.
+        """
+        from compresskit.ops.lora.folder import terms_of
+        from compresskit.ops.lora.injected import inject, start_from, still
+
+        module = _module(model)
+        injected = inject(module, self.kind, names, seed=ctx.seed, **self.sizes())
+        try:
+            if factors:
+                start_from(injected, factors)
+            start, trained = injected.tensors(), injected.trainable()
+            with still(module):
+                facts = self.train(module, model.card, ctx)
+            found, config = injected.stored_tensors(), injected.stored_config(portable(model.source))
+            moved = injected.tensors()
+        finally:
+            injected.remove()
+        if self.epochs:
+            idle = _unmoved(start, moved)
+            skipped = {**skipped, **dict.fromkeys(idle, "nothing of the loss passes through it")}
+            found = {name: t for name, t in found.items() if not any(name.startswith(f"{layer}.") for layer in idle)}
+        terms = terms_of(config, found, module)
+        return Made(config, found, terms, trained, facts, skipped)
+
+    @abstractmethod
+    def sizes(self) -> dict[str, Any]:
+        """The keyword arguments of :func:`~compresskit.ops.lora.injected.inject`."""
+
+    @abstractmethod
+    def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
+        """The layers to adapt, and the others with the reason."""
+
+
+def _unmoved(start: dict[str, Tensor], end: dict[str, Tensor]) -> list[str]:
+    """Layers none of whose tensors changed in training."""
+    import torch
+
+    from compresskit.ops.lora.folder import layers_of
+
+    layers = layers_of(start)
+    still = [
+        layer
+        for layer in layers
+        if all(torch.equal(t, end[name]) for name, t in start.items() if name.startswith(f"{layer}."))
+    ]
+    return still if len(still) < len(layers) else []
+
+
+def _module(model: Model) -> nn.Module:
+    if isinstance(model.body, Path):
+        raise TypeError("a module is needed")
+    return model.body
+
+
+def _packed_weights(module: nn.Module) -> int:
+    """Weights that are packed, and so no parameters."""
+    import math
+
+    from compresskit.ops.quantize.modules import PackedLayer
+
+    return sum(math.prod(layer.shape) for layer in module.modules() if isinstance(layer, PackedLayer))
+
+
+def _about(method: str, term: Term) -> str:
+    return f"{method}, rank {term.rank}" if term.rank else method
+
+
+def _in(made: Made, rank: int) -> str:
+    if not made.terms:
+        return ""
+    return f", in {len(made.terms)} layer{'s' * (len(made.terms) > 1)}" + (f" of rank {rank}" if rank else "")

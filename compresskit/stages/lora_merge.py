@@ -1,0 +1,92 @@
+"""``lora merge MODEL [ADAPTER]``: fold adapters into weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Context, Form, Stage
+from compresskit.stages.lora_base import _about, _module
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+
+
+class LoraMerge(Stage):
+    """Fold an adapter into the weights, in float64: the one that lies beside them, or one in PEFT's format.
+
+    Needs no data and no PEFT. An adapter that was trained on other weights is refused by its hash.
+    """
+
+    stage: ClassVar[str] = "lora"
+    method: ClassVar[str] = "merge"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+
+    adapter: Annotated[
+        Path | None, Field(description="Folder of an adapter, in PEFT's format. (what lies beside the weights)")
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON; paths as an artefact may hold them."""
+        return {"adapter": self.adapter and portable(self.adapter)}
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Merge into a module in place.
+
+        Raises:
+            UsageError: There is no adapter or there are two, weights are packed or shared, or it is not linear.
+            InputError: The adapter is damaged, hostile, or for another base.
+        """
+        from compresskit.ops.lora.adapter import adapted, detach, merge
+        from compresskit.ops.lora.folder import base_hash, check_base, packed_layers, read_adapter, terms_of
+        from compresskit.ops.lora.prompt import is_prompted
+
+        module = _module(model).eval()
+        beside = any(applied.facts.get("beside") for applied in model.card.history) and bool(adapted(module))
+        if packed_layers(module):
+            raise UsageError(
+                f"{model.source} is quantized: merging needs requantization",
+                "merge into the unquantized model, then quantize",
+            )
+        if is_prompted(module):
+            raise UsageError(
+                f"{model.source} has a prompt before its text, which no weight can take in", "it stays beside"
+            )
+        notes = []
+        if self.adapter is None:
+            if not beside:
+                raise UsageError(f"{model.source} has no adapter beside its weights", "give --adapter FOLDER")
+            terms, base = detach(module), None
+        else:
+            if beside:
+                raise UsageError(f"{model.source} has adapters beside its weights already", "merge those first")
+            found, base = read_adapter(self.adapter), base_hash(module)
+            if found.kind == "PROMPT_TUNING":
+                raise UsageError(f"{self.adapter} is a prompt, which no weight can take in", "it stays beside")
+            check_base(found, base)
+            if found.base is None:
+                notes.append(
+                    "the adapter doesn't say which weights it was trained on: only names and shapes were checked"
+                )
+            terms = terms_of(found.config, found.tensors, module)
+        merge(module, terms)
+        layers = {name: {"about": _about("merged", term), "rank": term.rank} for name, term in terms.items()}
+        notes.insert(0, f"{len(layers)} layers took in their adapters")
+        facts = {"layers": layers, "beside": False, "base_sha256": base, "notes": notes}
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Take off what an earlier stage put beside the weights."""
+        from compresskit.ops.lora.adapter import detach
+
+        detach(module)
+        return tensors

@@ -1,0 +1,135 @@
+"""What PEFT has not: ``lora --method bottleneck``, ``prompt`` and ``full``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from compresskit.errors import UsageError
+from compresskit.model import Applied, Model, portable
+from compresskit.stage import Context
+from compresskit.stages.lora_base import Adapting, FineTuning, Made, _module
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+
+
+class LoraBottleneck(Adapting):
+    """A narrow two-layer net after Linear layers, added to what they give (bottleneck adapters).
+
+    By default after those that bring a wide part back to the model's width. It is not linear, so it stays beside the
+    weights; PEFT doesn't know this kind.
+    """
+
+    method: ClassVar[str] = "bottleneck"
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-3}
+
+    rank: Annotated[int, Field(ge=1, le=4096, description="Numbers in the narrow part.")] = 16
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 1e-3, sgd: 0.01)")
+    ] = None
+
+    def adapt(self, model: Model, ctx: Context) -> Made:
+        """See :class:`Adapting`."""
+        from compresskit.ops.lora.adapter import adapted, detach
+        from compresskit.ops.lora.bottleneck import add_bottlenecks, bottleneck_config, bottleneck_tensors, narrowing
+        from compresskit.ops.lora.injected import still
+        from compresskit.ops.lora.targets import find_targets, plain_linear
+
+        if self.merge:
+            raise UsageError(
+                "a bottleneck is not linear: it can't be merged", "leave --merge away, or take --method lora"
+            )
+        module = _module(model)
+        names, skipped = find_targets(module, self.targets, plain_linear)
+        chosen = names if self.targets else narrowing(module, names)
+        skipped |= {name: "it does not narrow: --targets takes it in" for name in names if name not in chosen}
+        add_bottlenecks(module, chosen, self.rank, ctx.seed)
+        trained = sum(layer.adapter.term.numel() for layer in adapted(module).values())
+        with still(module):
+            facts = self.train(module, model.card, ctx)
+        terms = detach(module)
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
+        config = bottleneck_config(chosen, self.rank, portable(model.source))
+        return Made(config, bottleneck_tensors(terms), terms, trained, facts, skipped)
+
+
+class LoraPrompt(Adapting):
+    """Trained vectors before the text (prompt tuning), for text models of transformers."""
+
+    method: ClassVar[str] = "prompt"
+    rates: ClassVar[dict[str, float]] = {"sgd": 3e-1, "adamw": 1e-2}
+
+    tokens: Annotated[int, Field(ge=1, le=1024, description="How many vectors.")] = 16
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 0.01, sgd: 0.3)")
+    ] = None
+
+    def adapt(self, model: Model, ctx: Context) -> Made:
+        """See :class:`Adapting`."""
+        from compresskit.ops.lora.prompt import NAME, add_prompt, first_prompt, prompt_config, remove_prompt
+
+        if self.merge or self.targets:
+            which = "merge" if self.merge else "targets"
+            raise UsageError(f"--{which} is for adapters of layers, and a prompt has none", f"leave --{which} away")
+        module = _module(model)
+        values = first_prompt(module, self.tokens, ctx.seed)
+        config = prompt_config(module, self.tokens, portable(model.source))
+        add_prompt(module, values)
+        try:
+            facts = self.train(module, model.card, ctx)
+        finally:
+            found = remove_prompt(module)
+        facts |= {"prompt": list(found.shape)}
+        return Made(config, {NAME: found}, {}, found.numel(), facts)
+
+    def attach(self, module: nn.Module, made: Made) -> None:
+        """See :class:`Adapting`."""
+        from compresskit.ops.lora.prompt import NAME, add_prompt
+
+        add_prompt(module, made.tensors[NAME])
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+        """Put an empty prompt before a freshly built model's text."""
+        from compresskit.ops.lora.prompt import replay
+
+        replay(module, facts["prompt"])
+        return tensors
+
+
+class LoraFull(FineTuning):
+    """Train all weights: what adapters are held against."""
+
+    method: ClassVar[str] = "full"
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-5}
+
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 3
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 2e-5, sgd: 0.01)")
+    ] = None
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Train a module in place.
+
+        Raises:
+            UsageError: There is no data, or the weights are packed.
+            InputError: The data don't fit, or training diverged.
+        """
+        from compresskit.ops.lora.folder import packed_layers
+
+        module = _module(model)
+        if packed_layers(module):
+            raise UsageError(
+                f"{model.source} is quantized: its codes can't be trained",
+                "take --method lora, or train before quantize",
+            )
+        facts = self.train(module, model.card, ctx)
+        count = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        facts |= {"parameters": count, "share": 1.0, "beside": False}
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))

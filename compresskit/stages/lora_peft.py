@@ -1,0 +1,151 @@
+"""The adapters that PEFT trains: ``lora --method lora``, ``rslora``, ``dora``, ``pissa``, ``vera`` and ``ia3``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.stages.lora_base import Rank, WithPeft
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Dropout = Annotated[float, Field(ge=0, lt=1, description="Of what goes into an adapter, in training.")]
+
+
+class _LowRank(WithPeft):
+    """Two thin matrices beside each layer."""
+
+    rank: Rank = 8
+    alpha: Annotated[
+        float | None, Field(gt=0, description="The product is scaled by alpha / rank. (twice the rank)")
+    ] = None
+    adapter_dropout: Dropout = 0.0
+
+    def sizes(self) -> dict[str, Any]:
+        """See :class:`WithPeft`."""
+        return {"rank": self.rank, "alpha": self.alpha or 2 * self.rank, "dropout": self.adapter_dropout}
+
+    def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
+        """See :class:`WithPeft`."""
+        from compresskit.ops.lora.targets import find_targets, low_rank
+
+        return find_targets(module, self.targets, low_rank, rank=self.rank)
+
+
+class LoraLora(_LowRank):
+    """Train two thin matrices beside each Linear and Conv layer (LoRA); the weights stay as they are.
+
+    Learns labels, scored sentence pairs, or a language model's own text. On a model that quantize packed, the codes
+    stay as they are and the adapters learn beside them (QLoRA). The adapters stay beside the weights, or are folded
+    in with --merge.
+    """
+
+    method: ClassVar[str] = "lora"
+    kind: ClassVar = "lora"
+
+    init: Annotated[
+        Literal["kaiming", "gaussian"], Field(description="How the first matrix begins; the second one is zero.")
+    ] = "kaiming"
+
+    def sizes(self) -> dict[str, Any]:
+        """See :class:`WithPeft`."""
+        return {**super().sizes(), "init": self.init}
+
+
+class LoraRslora(_LowRank):
+    """LoRA scaled by alpha / √rank (rsLoRA): for high ranks, which plain LoRA trains too slowly."""
+
+    method: ClassVar[str] = "rslora"
+    kind: ClassVar = "rslora"
+
+    rank: Rank = 32
+    alpha: Annotated[
+        float | None, Field(gt=0, description="The product is scaled by alpha / √rank. (twice the root)")
+    ] = None
+
+    def sizes(self) -> dict[str, Any]:
+        """See :class:`WithPeft`."""
+        return {**super().sizes(), "alpha": self.alpha or 2 * self.rank**0.5}
+
+
+class LoraDora(_LowRank):
+    """LoRA that learns the length of each row of the weights apart from its direction (DoRA): slower, often better."""
+
+    method: ClassVar[str] = "dora"
+    kind: ClassVar = "dora"
+
+    def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
+        """See :class:`WithPeft`."""
+        from compresskit.ops.lora.targets import find_targets, floats_only
+
+        return find_targets(module, self.targets, floats_only, rank=self.rank)
+
+
+class LoraPissa(_LowRank):
+    """LoRA that begins with the largest singular values of each Linear (PiSSA), and so learns faster.
+
+    What is stored is an adapter of twice the rank for the unchanged weights.
+    """
+
+    method: ClassVar[str] = "pissa"
+    kind: ClassVar = "pissa"
+
+    alpha: Annotated[float | None, Field(gt=0, description="The product is scaled by alpha / rank. (the rank)")] = None
+
+    def sizes(self) -> dict[str, Any]:
+        """See :class:`WithPeft`."""
+        return {**super().sizes(), "alpha": self.alpha or self.rank}
+
+    def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
+        """See :class:`WithPeft`."""
+        from compresskit.ops.lora.targets import find_targets, linear_only
+
+        return find_targets(module, self.targets, linear_only, rank=self.rank)
+
+
+class LoraVera(WithPeft):
+    """Two vectors for each Linear, between random matrices that all layers share (VeRA): the fewest numbers trained."""
+
+    method: ClassVar[str] = "vera"
+    kind: ClassVar = "vera"
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-1, "adamw": 5e-3}
+
+    rank: Annotated[int, Field(ge=1, le=4096, description="Of the random matrices.")] = 64
+    adapter_dropout: Dropout = 0.0
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 5e-3, sgd: 0.1)")
+    ] = None
+
+    def sizes(self) -> dict[str, Any]:
+        """See :class:`WithPeft`."""
+        return {"rank": self.rank, "dropout": self.adapter_dropout}
+
+    def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
+        """See :class:`WithPeft`."""
+        from compresskit.ops.lora.targets import find_targets, linear_only
+
+        return find_targets(module, self.targets, linear_only)
+
+
+class LoraIa3(WithPeft):
+    """A factor for each output of each layer (IA³): merged, it costs nothing."""
+
+    method: ClassVar[str] = "ia3"
+    kind: ClassVar = "ia3"
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-1, "adamw": 5e-3}
+
+    lr: Annotated[
+        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 5e-3, sgd: 0.1)")
+    ] = None
+
+    def sizes(self) -> dict[str, Any]:
+        """See :class:`WithPeft`."""
+        return {}
+
+    def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
+        """See :class:`WithPeft`."""
+        from compresskit.ops.lora.targets import find_targets, no_conv1d
+
+        return find_targets(module, self.targets, no_conv1d)
