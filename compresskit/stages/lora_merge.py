@@ -47,7 +47,6 @@ class LoraMerge(Stage):
         """
         from compresskit.ops.lora.adapter import adapted, detach, merge
         from compresskit.ops.lora.folder import base_hash, check_base, packed_layers, read_adapter, terms_of
-
         from compresskit.ops.lora.prompt import is_prompted
 
         module = _module(model).eval()
