@@ -186,7 +186,7 @@ class WithPeft(Adapting):
             factors: What the adapters begin as; else what PEFT begins with.
         """
         from compresskit.ops.lora.folder import terms_of
-        from compresskit.ops.lora.injected import inject, start_from, still
+        from compresskit.ops.lora.injected import inject, start_from, still, target_modules
 
         module = _module(model)
         injected = inject(module, self.kind, names, seed=ctx.seed, **self.sizes())
@@ -204,6 +204,7 @@ class WithPeft(Adapting):
             idle = _unmoved(start, moved)
             skipped = {**skipped, **dict.fromkeys(idle, "nothing of the loss passes through it")}
             found = {name: t for name, t in found.items() if not any(name.startswith(f"{layer}.") for layer in idle)}
+            config["target_modules"] = target_modules(module, [name for name in names if name not in idle])
         terms = terms_of(config, found, module)
         return Made(config, found, terms, trained, facts, skipped)
 

@@ -52,11 +52,10 @@ def packed(folder: Path, name: str = "quantize.nf4", **options: Any) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "ia3", "bottleneck"])
+@pytest.mark.parametrize("name", ["dora", "bottleneck"])
 def test_a_bundle_is_rebuilt_without_peft(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {} if name == "ia3" else {"rank": 3}
     report = run(
-        plain(tmp_path), [method(f"lora.{name}", epochs=1, lr=0.05, **options)], tmp_path / "out",
+        plain(tmp_path), [method(f"lora.{name}", epochs=1, lr=0.05, rank=3)], tmp_path / "out",
         data=source(tmp_path, ROWS), bench=False,
     )  # fmt: skip
     assert report.gates[0].name == "ONNX parity" and report.gates[0].passed
@@ -86,7 +85,7 @@ def test_adapters_learn_beside_codes(name: str, options: dict, tmp_path: Path) -
     codes = {n: t.clone() for n, t in before.body.state_dict().items() if n.endswith("codes")}  # type: ignore[union-attr]
     first = said(before.body, x)
     stage = method("lora.lora", rank=3, epochs=2, lr=0.05, batch_size=16)
-    run(before, [stage], tmp_path / "out", data=source(tmp_path, ROWS), bench=False)
+    run(before, [stage], tmp_path / "out", data=source(tmp_path, ROWS), export=False)
     found = load(tmp_path / "out", arch=ARCH)
     assert isinstance(found.body, nn.Module)
     after = {n: t for n, t in found.body.state_dict().items() if n.endswith("codes")}
@@ -165,8 +164,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32,
+        vocab_size=len(words), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64,
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(folder)
     rows = [(a, b, 5.0 if a.split()[-1][:3] == b.split()[-1][:3] or {"bird", "birds"} & set(a.split()) & set(b.split())
@@ -196,7 +195,8 @@ def hidden(module: object) -> torch.Tensor:
         return module(**{k: torch.from_numpy(v) for k, v in FEEDS.items()})[0]
 
 
-@pytest.mark.parametrize("name", ["lora", "vera", "prompt"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
+@pytest.mark.parametrize("name", ["lora", "prompt"])
 def test_scored_pairs_are_learnt_by_adapters_of_a_transformer(name: str, bert: Path, tmp_path: Path) -> None:
     model, data = opened(bert)
     before = hidden(model.body)

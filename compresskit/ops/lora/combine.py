@@ -7,6 +7,7 @@ Models are Super Mario" (Yu et al., 2024, arXiv:2311.03099), both by PEFT's func
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,9 @@ def _one(
     from peft.utils import merge_utils
 
     settle = merge_utils.ties if method == "ties" else merge_utils.dare_linear
-    change = settle(changes, torch.tensor(amounts), density)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it finds a density of 1 worth telling
+        change = settle(changes, torch.tensor(amounts), density)
     u, s, vh = torch.linalg.svd(change, full_matrices=False)
     return _factors(u, s, vh, rank or max(len(d) for d, _ in found), first_down, first_up)
 

@@ -147,7 +147,7 @@ def inject(
         MachineError: PEFT isn't installed.
     """
     peft = peft_library()
-    names = _patterns(module, layers)
+    names = target_modules(module, layers)
     common: dict[str, Any] = {"target_modules": names}
     if any(_is_conv1d(module.get_submodule(name)) for name in layers):
         common["fan_in_fan_out"] = True
@@ -207,8 +207,11 @@ def still(module: nn.Module) -> Iterator[None]:
             del layer.train
 
 
-def _patterns(module: nn.Module, layers: Sequence[str]) -> list[str] | str:
-    """The last parts of names where they mean just these layers, as PEFT's own configs have them; else a pattern."""
+def target_modules(module: nn.Module, layers: Sequence[str]) -> list[str] | str:
+    """How PEFT's config names layers of a module without PEFT's own.
+
+    The last parts of names where they mean just these layers, as most configs have them; else a pattern.
+    """
     known = [name for name, layer in module.named_modules() if _adaptable(layer)]
     leaves = sorted({name.rpartition(".")[2] for name in layers})
     meant = {name for name in known if any(name == leaf or name.endswith(f".{leaf}") for leaf in leaves)}
