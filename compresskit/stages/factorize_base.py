@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Chosen, Context, Form
-from compresskit.stages.fields import Exclude, Include, Samples
+from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ class Factorize(Recovery):
         Field(description="What --budget is a share of: weights or multiply-accumulates. (params)"),
     ] = None
     rank: Annotated[int | None, Field(ge=1, description="The rank of every layer.")] = None
-    target_latency: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),
-    ] = None
+    target_latency: TargetLatency = None
     guard: Annotated[
         Literal["size", "latency"] | None,
         Field(
@@ -68,9 +65,7 @@ class Factorize(Recovery):
     ] = 8
     include: Include = ()
     exclude: Exclude = ()
-    refit: Annotated[
-        bool, Field(description="With --data: fit the layers of the factorized model to what the original gave.")
-    ] = True
+    refit: Refit = True
     samples: Samples = 256
     merge: Annotated[
         bool, Field(description="The way back: multiply the factors of a factorized MODEL to dense layers again.")

@@ -41,3 +41,8 @@ Damping = Annotated[
         description="Added to the diagonal of the moments, as a fraction of its mean. (less, the more samples)",
     ),
 ]
+Refit = Annotated[bool, Field(description="With --data: fit the layers of the result to what the original gave.")]
+TargetLatency = Annotated[
+    float | None,
+    Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),
+]

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Chosen, Context, Form
-from compresskit.stages.fields import Exclude, Include
+from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
 from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ class PruneStructured(Recovery):
     target_params: Annotated[float | None, Field(gt=0, lt=1, description="Share of the parameters that may stay.")] = (
         None
     )
-    target_latency: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),
-    ] = None
+    target_latency: TargetLatency = None
     ratio: Annotated[float | None, Field(gt=0, lt=1, description="Share of the channels that go.")] = None
     importance: Annotated[
         Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"] | None,
@@ -72,9 +69,7 @@ class PruneStructured(Recovery):
     ] = 8
     include: Include = ()
     exclude: Exclude = ()
-    refit: Annotated[
-        bool, Field(description="With --data: fit the layers of the cut model to what the original gave.")
-    ] = True
+    refit: Refit = True
     samples: Annotated[int, Field(ge=1, description="Samples taken from --data for ranking and refit.")] = 512
     steps: Annotated[
         int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of --epochs after each.")
