@@ -171,7 +171,9 @@ class Factorize(Recovery):
                 raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
             return Seen(made_up(inputs, 1, ctx.seed), (), forward, scores)
         batches = batches_of(ctx.data, inputs, _BATCH, min(self.samples, len(ctx.data)))
-        classified = model.card.task == "unknown" and ctx.data.labelled and ctx.data.kind != "pairs"
+        targets = next(ctx.data.batches(1, 1)).targets
+        classes = targets is not None and targets.ndim == 1 and targets.dtype.kind == "i"
+        classified = model.card.task == "unknown" and classes and ctx.data.kind != "pairs"
         return Seen({name: t[:1] for name, t in batches[-1].items()}, batches, forward, scores or classified)
 
     def _chosen(self, made: Plan, original: nn.Module, model: Model, seen: Seen, ctx: Context) -> _Found:
@@ -225,13 +227,15 @@ class Factorize(Recovery):
             smallest="smallest ranks",
         )  # fmt: skip
         share, ratio = timed[-1]
-        if times is not None and (slow := times.slow(choice)):
+        slow = times.slow(choice) if times is not None else {}
+        if slow:
             made.without(slow)
             choice = {name: option for name, option in choice.items() if name not in slow}
+        put_back = f"; then {len(slow)} layers were put back, whose factors are no faster" if slow else ""
         self._tell_rest(made, choice)
         note = (
             f"one sample took {ratio:.3f} of the original's time under onnxruntime with {share:.3f} of the MACs of its "
-            "Linear layers and convolutions"
+            f"Linear layers and convolutions{put_back}"
         )
         return _Found(choice, {"timed": [[round(n, 4) for n in pair] for pair in timed]}, [note])
 
@@ -259,9 +263,16 @@ class Factorize(Recovery):
     def _merged(self, model: Model, module: nn.Module) -> Model:
         from compresskit.ops.factorize.replay import merge
 
-        found = merge(module)
+        done = [
+            applied.facts.get("layers", {}) for applied in model.card.history if applied.name.startswith("factorize.")
+        ]
+        turned = {name for layers in done for name, fact in layers.items() if fact.get("conv1d")}
+        found = merge(module, turned)
         layers = {
-            name: {"about": f"{layer.kind} of rank {' and '.join(map(str, layer.ranks))}, merged"}
+            name: {
+                "about": f"{layer.kind} of rank {' and '.join(map(str, layer.ranks))}, merged",
+                **({"conv1d": True} if name in turned else {}),
+            }
             for name, layer in found.items()
         }
         facts = {

@@ -200,7 +200,7 @@ class WithPeft(Adapting):
             moved = injected.tensors()
         finally:
             injected.remove()
-        if self.epochs:
+        if self.epochs and not factors:  # given factors change the model from the start
             idle = _unmoved(start, moved)
             skipped = {**skipped, **dict.fromkeys(idle, "nothing of the loss passes through it")}
             found = {name: t for name, t in found.items() if not any(name.startswith(f"{layer}.") for layer in idle)}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from compresskit.errors import UsageError, listing
 from compresskit.stages.lora_base import Rank, WithPeft
 
 if TYPE_CHECKING:
@@ -100,9 +101,14 @@ class LoraPissa(_LowRank):
 
     def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
         """See :class:`WithPeft`."""
+        from compresskit.ops.lora.adapter import tied_with
         from compresskit.ops.lora.targets import find_targets, linear_only
 
-        return find_targets(module, self.targets, linear_only, rank=self.rank)
+        names, skipped = find_targets(module, self.targets, linear_only, rank=self.rank)
+        for name in names:
+            if shared := tied_with(module, name):
+                raise UsageError(f"'{name}' shares its weight with {listing(shared)}: pissa would change both")
+        return names, skipped
 
 
 class LoraVera(WithPeft):

@@ -86,7 +86,8 @@ def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ct
     """
     from compresskit.export.checked import export_checked
 
-    inputs = (InputSpec("x", "float32", ("batch", *shape[1:])),)
+    dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
+    inputs = (InputSpec("x", dtype, ("batch", *shape[1:])),)
     before = ctx.work / f"{name}-layer.onnx"
     export_checked(layer, inputs, before, seed=ctx.seed)
     return _ratio(other, before, inputs, ctx, f"{name}-other")

@@ -62,7 +62,8 @@ def low_rank_terms(module: nn.Module, rank: int, seed: int) -> Iterator[list[str
     uses: dict[int, int] = {}
     for layer in module.modules():
         for parameter in layer._parameters.values():
-            uses[id(parameter)] = uses.get(id(parameter), 0) + 1
+            if parameter is not None:
+                uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     layers = {
         name: layer
         for name, layer in module.named_modules()

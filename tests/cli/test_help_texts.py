@@ -50,7 +50,8 @@ def test_every_option_is_described(variant: tuple[str, tuple[str, ...]]) -> None
 
 def test_an_option_means_the_same_everywhere() -> None:
     """The same name, the same help and kind; the options of a method may differ from those of another method."""
-    own = {f"--{n.replace('_', '-')}" for row in registry.rows() for n in registry.get(row).model_fields}
+    fields = {n.replace("_", "-") for row in registry.rows() for n in registry.get(row).model_fields}
+    own = {f"--{no}{name}" for name in fields for no in ("", "no-")}
     seen: dict[str, tuple[str, str, str]] = {}
     for name, arguments in VARIANTS:
         for option in options(name, arguments):

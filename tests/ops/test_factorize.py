@@ -305,3 +305,22 @@ def test_the_spectrum_of_known_matrices() -> None:
     assert one["kept"] == {"80": 1, "60": 1, "40": 1}
     values = torch.tensor([3.0, 1.0, 0.0])
     assert effective_rank(values) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+
+
+def test_a_transposed_convolution_is_counted_by_its_input() -> None:
+    module = nn.Sequential(nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.Conv2d(32, 32, 1))
+    found = find(module, lambda m: m(torch.zeros(1, 32, 8, 8)), ("svd",), 8, (), (), None)
+    assert found.total["macs"] == 32 * 32 * 16 * 64 + 32 * 32 * 256
+
+
+def test_what_rounding_leaves_says_nothing_of_other_ranks() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64)
+    with torch.no_grad():
+        layer.weight[20:] = 0
+    module = nn.Sequential(layer, nn.Linear(64, 8))
+    batches = [{"input": torch.randn(64, 64)}]
+    seen = Seen(batches[0], batches, lambda m, b: m(b["input"]))
+    made = plan(module, seen, How(("svd",), multiple=4), silent)
+    lost = [made.lost["0"][o] for o in sorted(made.lost["0"], key=lambda o: o.ranks)]
+    assert lost == sorted(lost, reverse=True) and lost[0] < 2 and lost[-1] < 1e-6

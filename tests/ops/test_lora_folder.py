@@ -105,7 +105,7 @@ def test_only_whole_safetensors_are_read(tmp_path: Path) -> None:
     [
         ({"0.lora_A.weight": torch.ones(2, 6)}, "has no tensor '0.lora_B.weight'"),
         ({"0.lora_A.weight": torch.ones(2, 7), "0.lora_B.weight": torch.ones(5, 2)}, r"is \[2, 7\] \(down\)"),
-        ({"0.lora_A.weight": torch.ones(2, 6), "0.lora_B.weight": torch.ones(5, 3)}, r"is \[5, 3\] \(up\)"),
+        ({"0.lora_A.weight": torch.ones(2, 6), "0.lora_B.weight": torch.ones(5, 3)}, r"its other factor \[5, 3\]"),
         ({"9.lora_A.weight": torch.ones(2, 6), "9.lora_B.weight": torch.ones(5, 2)}, "no layer '9'"),
         ({"1.lora_A.weight": torch.ones(2, 6), "1.lora_B.weight": torch.ones(5, 2)}, "'1' is a Sequential"),
         ({"0.lora_A.weight": torch.ones(()), "0.lora_B.weight": torch.ones(5, 2)}, "hold something"),
@@ -171,3 +171,40 @@ def test_what_can_not_be_combined_is_refused(tmp_path: Path) -> None:
     write_adapter(tmp_path / "i", {"peft_type": "IA3"}, {"0.ia3_l": torch.ones(5, 1)}, None)
     with pytest.raises(InputError, match="no plain LoRA"):
         combine([first, read_adapter(tmp_path / "i")], (1, 1), "cat")
+
+
+def test_adapters_of_layers_whose_names_end_alike_keep_their_scales(tmp_path: Path) -> None:
+    def of(folder: str, ranks: dict[str, int]) -> Path:
+        draws = torch.Generator().manual_seed(len(ranks))
+        tensors = {}
+        for layer, rank in ranks.items():
+            tensors[f"{layer}.lora_A.weight"] = torch.randn(rank, 6, generator=draws)
+            tensors[f"{layer}.lora_B.weight"] = torch.randn(5, rank, generator=draws)
+        rank = max(ranks.values())
+        config = {
+            **CONFIG,
+            "r": rank,
+            "lora_alpha": rank,
+            "target_modules": sorted(ranks),
+            "exclude_modules": ["other"],
+        }
+        write_adapter(tmp_path / folder, config, tensors, None)
+        return tmp_path / folder
+
+    module = nn.ModuleDict({"out": nn.Linear(6, 5), "b": nn.ModuleDict({"out": nn.Linear(6, 5)})})
+    first, second = read_adapter(of("a", {"out": 8, "b.out": 8})), read_adapter(of("b", {"b.out": 4}))
+    config, tensors, _ = combine([first, second], (0.5, 2.0), "cat")
+    assert config["target_modules"] == r"(?:b\.out|out)" and not {"rank_pattern", "exclude_modules"} & set(config)
+    terms = terms_of(config, tensors, module)
+    parts = [terms_of(each.config, each.tensors, module) for each in (first, second)]
+    change = {name: term.up @ term.down for name, term in terms.items()}
+    torch.testing.assert_close(change["out"], 0.5 * parts[0]["out"].up @ parts[0]["out"].down)
+    both = 0.5 * parts[0]["b.out"].up @ parts[0]["b.out"].down + 2 * parts[1]["b.out"].up @ parts[1]["b.out"].down
+    torch.testing.assert_close(change["b.out"], both)
+
+
+def test_what_cannot_be_combined_is_refused(tmp_path: Path) -> None:
+    known = read_adapter(written(tmp_path / "a"))
+    for method in METHODS:
+        with pytest.raises(UsageError, match="finite"):
+            combine([known, known], (math.nan, 1), method)

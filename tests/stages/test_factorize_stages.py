@@ -244,3 +244,10 @@ def test_layers_the_other_way_round_come_back_from_the_bundle(tmp_path: Path) ->
     stored, body = load_file(tmp_path / "out" / "model.safetensors"), load(tmp_path / "out").body
     assert isinstance(body, nn.Module)
     assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
+    run(load(tmp_path / "out"), [method("factorize.auto", merge=True)], tmp_path / "merged", export=False)
+    plain = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "merged").eval()
+    merged = load(tmp_path / "merged").body
+    assert isinstance(merged, nn.Module)
+    with torch.no_grad():
+        wanted, *found = (net.eval()(torch.from_numpy(ids)).logits for net in (body, plain, merged))
+    assert all(torch.allclose(each, wanted, rtol=1e-4, atol=1e-5) for each in found)

@@ -230,3 +230,32 @@ def test_a_shared_weight_is_not_merged(tmp_path: Path) -> None:
 def test_every_method_that_trains_is_covered() -> None:
     known = set(registry.methods("lora"))
     assert known == {*SMALL, "prompt", "full", "merge"}
+
+
+def test_containers_named_as_layers_are_no_targets(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    blocks = (nn.Sequential(nn.Linear(24, 16), nn.ReLU()), nn.Sequential(nn.Linear(16, 4), nn.ReLU()))
+    model, _ = train("lora", "mlp", tmp_path, nn.Sequential(*blocks).eval())
+    assert set(model.card.history[-1].facts["layers"]) == {"0.0", "1.0"}
+
+
+def test_pissa_leaves_shared_weights_alone(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 24), nn.Linear(24, 4)).eval()
+    module[1].weight = module[0].weight
+    with pytest.raises(UsageError, match="pissa would change both"):
+        train("pissa", "mlp", tmp_path, module, targets=("0",))
+
+
+def test_adapters_work_inside_torchs_fast_encoder_layer() -> None:
+    from compresskit.ops.lora.injected import inject
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)).eval()
+    found = inject(module, "lora", ["0.linear1", "0.linear2"])
+    for layer in ("linear1", "linear2"):
+        nn.init.normal_(module.get_submodule(f"0.{layer}").lora_B["default"].weight)
+    x = torch.randn(2, 5, 16)
+    slow = module(x).detach()  # with gradients there is no fast path
+    with torch.no_grad():
+        assert torch.allclose(module(x), slow, atol=1e-5)
+    found.remove()

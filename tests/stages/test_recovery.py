@@ -164,3 +164,10 @@ def test_what_has_no_place_for_a_term_is_refused(ctx: Context) -> None:
     with pytest.raises(UsageError, match="--data"):
         run("quantize.rtn", {"epochs": 1}, Context(ctx.work))
     assert not any(isinstance(layer, PackedLinear) for layer in net().modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_a_weight_that_is_computed_gets_no_term() -> None:
+    module = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 4, bias=False))
+    with low_rank_terms(module, 2, 0) as names:
+        assert names == ["1"]

@@ -140,6 +140,12 @@ def find(
             reason = "" if fitting else _misfit(here.layer, kinds)
             for kind in fitting:
                 _add_options(here, kind, multiple, shapes, rank)
+            most = max(here.full.values(), default=0)
+            if rank is not None and fitting and "cp" not in fitting and rank > most:
+                raise UsageError(
+                    f"--rank {rank} is above the rank of '{name}', whose matrix has {most}",
+                    f"give {most} or less, or --exclude '{name}'",
+                )
         if not reason and not here.options:
             reason = _no_gain(here, rank, multiple)
         if reason:
@@ -156,10 +162,7 @@ def _add_options(here: Candidate, kind: Kind, multiple: int, shapes: list[tuple[
     full = here.full[kind] = _full(here.layer, kind)
     empty: Plain = blank(here.layer)(bias=here.layer.bias is not None, device="meta")
     if rank is not None and rank > full and kind != "cp":
-        raise UsageError(
-            f"--rank {rank} is above the rank of '{here.name}', whose matrix has {full}",
-            f"give {full} or less, or --exclude '{here.name}'",
-        )
+        return
     for ranks in _ladder(here.layer, kind, multiple) if rank is None else [(rank,) * (2 if kind == "tucker" else 1)]:
         made = list(Factorized(empty, kind, ranks))
         params = sum(layer.get_parameter("weight").numel() for layer in made)
@@ -304,6 +307,9 @@ def macs_of(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> int:
             total += weight.numel() * math.prod(sizes[:-1])
             continue
         axes = len(layer.kernel_size)
+        if layer.transposed:  # each place of the input meets the whole window; never one of several layers
+            total += weight.numel() * math.prod(sizes[: -axes - 1]) * math.prod(sizes[-axes:])
+            continue
         out = [_along(layer, axis, n) for axis, n in enumerate(sizes[-axes:])]
         batch = math.prod(sizes[: -axes - 1])
         total += weight.numel() * batch * math.prod(out)

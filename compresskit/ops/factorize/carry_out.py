@@ -23,6 +23,8 @@ from compresskit.ops.quantize.trace import trace
 from compresskit.ops.quantize.walk import Segment, walk
 from compresskit.ops.trials import Away, split
 
+_FORWARDS = [kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)]
+
 
 def replace(module: nn.Module, chosen: Plan, choice: Choice) -> None:
     """Put the factors of the original weights in the place of layers, in place."""
@@ -80,7 +82,7 @@ def fit(
     calls = trace(original, lambda: seen.run(original)).calls
     fixed = {n for n, why in chosen.found.skipped.items() if why in LEFT or why.startswith(TIED)}
     called = [n for n in dict.fromkeys(c.name for c in calls) if n and n not in fixed]
-    names = [n for n in called if collectable(original.get_submodule(n))]
+    names = [n for n in called if _plain(original.get_submodule(n))]
     done = 0
 
     def step(segment: Segment) -> None:
@@ -98,6 +100,12 @@ def fit(
     counts = {end: sum(c.name == name for c in calls) for end, name in ends.items()}
     refit(module, original, {}, counts, batches, seen.forward, progress, after=ends)
     return module
+
+
+def _plain(layer: nn.Module) -> bool:
+    """True for layers that can be moved: with a weight of their own, and doing with it what their kind does."""
+    own = isinstance(layer._parameters.get("weight"), nn.Parameter)
+    return own and collectable(layer) and type(layer).forward in _FORWARDS
 
 
 def _settle(module: nn.Module, name: str, moments: Moments, chosen: Plan, choice: Choice) -> None:

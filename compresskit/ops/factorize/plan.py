@@ -28,6 +28,8 @@ Progress = Callable[[str, int, int], None]
 Weighting = Literal["plain", "inputs", "both"]
 _MEASURED = 3
 """Ranks of a layer that are measured; the others go by what is known of the spectrum."""
+_NOTHING = 1e-9
+"""Share of the energy below which what is measured is rounding: it says nothing of other ranks."""
 _FEW = 32
 """Samples that single layers are measured on."""
 
@@ -271,8 +273,8 @@ def _measured(made: Plan, seen: Seen, progress: Progress) -> dict[str, dict[Opti
                 points[made.share[c.name][o]] = trial.distance({c.name: merged})
                 done += 1
                 progress("measure layers at lower ranks", done, total)
-            at = sorted(points)
-            ratios = [points[p] / max(p, 1e-30) for p in at]
+            at = sorted(p for p in points if p > _NOTHING) or [1.0]
+            ratios = [points.get(p, 0.0) / p for p in at]
             for o in c.options:
                 if o.kind == kind:
                     p = made.share[c.name][o]

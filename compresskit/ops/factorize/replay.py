@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, get_args
 
 from torch import nn
@@ -10,7 +10,7 @@ from torch import nn
 from compresskit.errors import InputError, UsageError
 from compresskit.ops.factorize.chain import Factorized, Kind, blank
 from compresskit.ops.factorize.plan import Choice, Plan
-from compresskit.ops.prune.rewrite import conv1d_to_linear
+from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 from compresskit.ops.quantize.modules import PackedLayer, set_module
 
 
@@ -55,6 +55,7 @@ def replay(module: nn.Module, facts: Mapping[str, Any]) -> None:
             if not isinstance(factors, Factorized):
                 raise InputError(f"layer '{name}' was merged, but the architecture has no factors there")
             set_module(module, name, factors.dense())
+        linear_to_conv1d(module, [name for name, fact in layers.items() if fact.get("conv1d")])
         return
     conv1d_to_linear(module, [name for name, fact in layers.items() if fact.get("conv1d")])
     for name, fact in layers.items():
@@ -80,8 +81,12 @@ def _at(module: nn.Module, name: str) -> nn.Module:
         raise InputError(f"the architecture has no layer '{name}', which was factorized") from None
 
 
-def merge(module: nn.Module) -> dict[str, Factorized]:
+def merge(module: nn.Module, turned: Collection[str] = ()) -> dict[str, Factorized]:
     """Multiply out all factorized layers of a module, in place.
+
+    Args:
+        module: Holds the factors.
+        turned: Layers that are a Conv1D of transformers in the original, and become one again.
 
     Returns:
         What was there, by name.
@@ -98,4 +103,5 @@ def merge(module: nn.Module) -> dict[str, Factorized]:
         if not layer.whole():
             raise UsageError(f"the factors of '{name}' were cut: their product is of another shape")
         set_module(module, name, layer.dense())
+    linear_to_conv1d(module, [name for name in found if name in turned])
     return found

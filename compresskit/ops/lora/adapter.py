@@ -8,6 +8,7 @@ LoRA (Hu et al., 2021, arXiv:2106.09685) and its kin are ``down`` and ``up``, Do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -141,7 +142,7 @@ def attach(module: nn.Module, terms: Mapping[str, Term]) -> None:
     """
     for name, term in terms.items():
         layer = adaptable(module, name)
-        _check_shape(name, layer, term)
+        check_shape(name, layer, term)
         if isinstance(layer, PackedLinear):
             _repair(layer, term)
         else:
@@ -230,7 +231,7 @@ def merge(module: nn.Module, terms: Mapping[str, Term]) -> None:
             raise UsageError(
                 f"the adapter of '{name}' is a bottleneck, which is not linear: it can't be merged", "keep it beside"
             )
-        _check_shape(name, adaptable(module, name), term)
+        check_shape(name, adaptable(module, name), term)
         shared = tied_with(module, name)
         if shared:
             raise UsageError(
@@ -290,7 +291,12 @@ def tied_with(module: nn.Module, name: str) -> list[str]:
     ]
 
 
-def _check_shape(name: str, layer: nn.Module, term: Term) -> None:
+def check_shape(name: str, layer: nn.Module, term: Term) -> None:
+    """Refuse an adapter that doesn't fit its layer.
+
+    Raises:
+        InputError: A tensor has another shape, or the layer takes no adapter.
+    """
     inputs, outputs = sizes(layer)
     kernel = tuple(layer.kernel_size) if isinstance(layer, _CONVOLUTIONS) else ()
     rank = term.rank
@@ -337,13 +343,14 @@ def replay(module: nn.Module, facts: Mapping[str, Any]) -> None:
     terms = {}
     for name, data in facts.items():
         shapes = {part: tuple(int(n) for n in shape) for part, shape in data["parts"].items() if part in PARTS}
-        terms[name] = Term(**{part: torch.empty(shape) for part, shape in shapes.items()}, serial=bool(data["serial"]))
         layer = layer_at(module, name)
         weights = (
             int(torch.Size(layer.shape).numel())
             if isinstance(layer, PackedLayer)
             else layer.get_parameter("weight").numel()
         )
-        if terms[name].numel() > 64 * weights + 1024:
+        numbers = [math.prod(shape) if min(shape, default=1) > 0 else math.inf for shape in shapes.values()]
+        if sum(numbers) > 64 * weights + 1024:
             raise InputError(f"the adapter of '{name}' is far larger than its layer: the card is damaged")
+        terms[name] = Term(**{part: torch.empty(shape) for part, shape in shapes.items()}, serial=bool(data["serial"]))
     attach(module, terms)

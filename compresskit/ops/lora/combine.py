@@ -7,6 +7,8 @@ Models are Super Mario" (Yu et al., 2024, arXiv:2311.03099), both by PEFT's func
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +22,9 @@ from compresskit.ops.lora.injected import peft_library
 
 METHODS = ("cat", "svd", "ties", "dare")
 _A, _B = "lora_A.weight", "lora_B.weight"
+_OF_LAYERS = ("layers_to_transform", "layers_pattern", "exclude_modules")
+_OF_ONE = ("rank_pattern", "alpha_pattern", *_OF_LAYERS)
+"""What a config says of one adapter's layers only."""
 Factors = tuple[Tensor, Tensor]
 
 
@@ -56,19 +61,24 @@ def combine(
     for adapter in adapters:
         if adapter.kind != "LORA" or any(name.endswith("magnitude_vector") for name in adapter.tensors):
             raise InputError(f"{adapter.source} is no plain LoRA, and only those can be combined")
+    if not all(map(math.isfinite, weights)):
+        raise UsageError(f"--weights {' '.join(map(str, weights))}: finite numbers were expected")
     torch.manual_seed(seed)
+    layers = list(dict.fromkeys(name for adapter in adapters for name in adapter.layers()))
+    if not layers:
+        raise InputError("the adapters hold no layer")
+    factors = {layer: _one(layer, adapters, weights, method, rank, density) for layer in layers}
+    most = max(len(down) for down, _ in factors.values())
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    for layer in dict.fromkeys(name for adapter in adapters for name in adapter.layers()):
-        down, up = _one(layer, adapters, weights, method, rank, density)
-        tensors |= {f"{layer}.{_A}": down.contiguous(), f"{layer}.{_B}": up.contiguous()}
-        ranks[layer] = down.shape[0]
-    most = max(ranks.values())
-    other = {name: number for name, number in ranks.items() if number != most}
-    config = {key: value for key, value in adapters[0].config.items() if key not in ("rank_pattern", "alpha_pattern")}
+    for layer, (down, up) in factors.items():
+        # One rank for all: PEFT's patterns of ranks go by the ends of names, which several layers may share.
+        room = most - len(down)
+        tensors[f"{layer}.{_A}"] = torch.cat([down, down.new_zeros(room, *down.shape[1:])])
+        tensors[f"{layer}.{_B}"] = torch.cat([up, up.new_zeros(len(up), room, *up.shape[2:])], 1)
+    config = {key: value for key, value in adapters[0].config.items() if key not in _OF_ONE}
     config |= {
-        "r": most, "lora_alpha": most, "rank_pattern": other, "alpha_pattern": other, "use_rslora": False,
-        "init_lora_weights": True, "lora_dropout": 0.0, "target_modules": _targets(adapters, list(ranks)),
+        "r": most, "lora_alpha": most, "use_rslora": False, "init_lora_weights": True, "lora_dropout": 0.0,
+        "target_modules": _targets(adapters, layers),
     }  # fmt: skip
     return config, tensors, base
 
@@ -83,8 +93,9 @@ def _common_base(adapters: Sequence[AdapterFile]) -> str | None:
 
 
 def _targets(adapters: Sequence[AdapterFile], layers: list[str]) -> Any:
-    given = [adapter.config.get("target_modules") for adapter in adapters]
-    return given[0] if all(one == given[0] for one in given) else sorted(layers)
+    given = [{key: adapter.config.get(key) for key in ("target_modules", *_OF_LAYERS)} for adapter in adapters]
+    alike = all(one == given[0] for one in given) and not any(given[0][key] for key in _OF_LAYERS)
+    return given[0]["target_modules"] if alike else f"(?:{'|'.join(map(re.escape, sorted(layers)))})"
 
 
 def _one(

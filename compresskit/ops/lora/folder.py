@@ -23,7 +23,7 @@ from compresskit.checkpoint.files import contained, head, regular_file
 from compresskit.checkpoint.safetensors_writer import entry, write_safetensors
 from compresskit.checkpoint.tensors import Tensors, open_tensors
 from compresskit.errors import InputError, listing
-from compresskit.ops.lora.adapter import Term, adaptable, sizes, turns
+from compresskit.ops.lora.adapter import Term, adaptable, check_shape, sizes, turns
 from compresskit.ops.quantize.modules import PackedLayer
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -136,7 +136,18 @@ def read_adapter(path: Path, *, allow_nonfinite: bool = False) -> AdapterFile:
     wrong += [name for name, tensor in tensors.items() if not tensor.dim() or not tensor.numel()]
     if wrong:
         raise InputError(f"{file}: {listing(wrong)} should be floating point, and hold something")
+    _check_pairs(tensors, str(file))
     return AdapterFile(config, {n: t.float() for n, t in tensors.items()}, _base_of(opened), folder)
+
+
+def _check_pairs(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse factors that can't be multiplied."""
+    for name, down in tensors.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        up = tensors.get(name.removesuffix("lora_A.weight") + "lora_B.weight")
+        if up is not None and (down.dim() < 2 or down.dim() != up.dim() or down.shape[0] != up.shape[1]):
+            raise InputError(f"{where}: '{name}' is {list(down.shape)}, its other factor {list(up.shape)}", "damaged")
 
 
 def _base_of(tensors: Tensors) -> str | None:
@@ -175,7 +186,7 @@ def check_config(data: dict[str, Any], where: str) -> None:
     if data.get("bias", "none") != "none":
         raise InputError(f"{where}: it trained biases too (bias = {data['bias']!r})", "merge it with PEFT first")
     init = data.get("init_lora_weights", True)
-    if isinstance(init, str) and init.startswith(_CHANGE_THE_BASE):
+    if isinstance(init, str) and init.lower().startswith(_CHANGE_THE_BASE):
         raise InputError(
             f"{where}: init_lora_weights = '{init}' changed the base that it was trained on",
             "save it with PEFT's path_initial_model_for_weight_conversion",
@@ -229,6 +240,7 @@ def terms_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], module: n
 
 def _lora(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, layer: nn.Module) -> Term:
     down, up = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+    check_shape(name, layer, Term(down, up))  # before anything is multiplied
     up = up * scale_of(config, name, down.shape[0])
     magnitude = tensors.get(f"{name}.lora_magnitude_vector")
     if magnitude is None:
@@ -256,8 +268,10 @@ def _vera(_config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, 
     # "VeRA: Vector-based Random Matrix Adaptation" (Kopiczko et al., 2024, arXiv:2310.11454)
     inputs, outputs = sizes(layer)
     rows, columns = tensors["vera_A"][:, :inputs], tensors["vera_B"][:outputs]
-    down = tensors[f"{name}.vera_lambda_d"].unsqueeze(1) * rows
-    return Term(down.contiguous(), (tensors[f"{name}.vera_lambda_b"].unsqueeze(1) * columns).contiguous())
+    inner, outer = tensors[f"{name}.vera_lambda_d"], tensors[f"{name}.vera_lambda_b"]
+    if inner.shape != rows.shape[:1] or outer.shape != (outputs,):
+        raise InputError(f"the adapter of '{name}' has {inner.numel()} and {outer.numel()} numbers: damaged")
+    return Term((inner.unsqueeze(1) * rows).contiguous(), (outer.unsqueeze(1) * columns).contiguous())
 
 
 def _ia3(config: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str, _layer: nn.Module) -> Term:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from compresskit.errors import missing_extra
 from compresskit.ops.lora.folder import PREFIX
 from compresskit.ops.quantize.bnb_library import bitsandbytes
-from compresskit.ops.quantize.modules import PackedLayer, PackedLinear, set_module
+from compresskit.ops.quantize.modules import PackedLinear, set_module
 
 Kind = Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]
 _DROPPED = ("peft_version", "auto_mapping", "runtime_config")
@@ -78,7 +78,7 @@ class Injected:
         """The adapter's tensors by PEFT's names, without its prefix; copies on the CPU."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = peft_library().get_peft_model_state_dict(self.model)
+            found = peft_library().get_peft_model_state_dict(self.model, save_embedding_layers=False)
         found = {name.removeprefix(PREFIX).removeprefix("base_model."): t for name, t in found.items()}
         return {name: tensor.detach().float().cpu().clone() for name, tensor in found.items()}
 
@@ -175,6 +175,8 @@ def inject(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(module, config)
+    for name in layers:  # once more by us: torch's fast paths would go by the base's weight alone
+        set_module(module, name, module.get_submodule(name))
     found = Injected(module, model, config, kind, list(layers), originals, flags=flags)
     if kind == "pissa":
         found.start = found.tensors()
@@ -212,14 +214,10 @@ def target_modules(module: nn.Module, layers: Sequence[str]) -> list[str] | str:
 
     The last parts of names where they mean just these layers, as most configs have them; else a pattern.
     """
-    known = [name for name, layer in module.named_modules() if _adaptable(layer)]
+    known = [name for name, _ in module.named_modules() if name]  # PEFT looks at containers too
     leaves = sorted({name.rpartition(".")[2] for name in layers})
     meant = {name for name in known if any(name == leaf or name.endswith(f".{leaf}") for leaf in leaves)}
     return leaves if meant == set(layers) else f"(?:{'|'.join(re.escape(name) for name in layers)})"
-
-
-def _adaptable(layer: nn.Module) -> bool:
-    return isinstance(layer, PackedLayer) or layer._parameters.get("weight") is not None
 
 
 def _is_conv1d(layer: nn.Module) -> bool:

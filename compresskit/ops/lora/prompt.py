@@ -141,12 +141,13 @@ def prompt_config(module: nn.Module, count: int, base: str) -> dict[str, Any]:
     """The prompt's ``adapter_config.json``."""
     config: Any = module.config
     text = config.get_text_config()
+    width = int(module.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     name = type(module).__bases__[1].__name__ if is_prompted(module) else type(module).__name__
     tasks = {"ForCausalLM": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
     task = next((value for end, value in tasks.items() if name.endswith(end)), "FEATURE_EXTRACTION")
     return {
         "peft_type": "PROMPT_TUNING", "task_type": task, "base_model_name_or_path": base, "inference_mode": True,
-        "num_virtual_tokens": count, "token_dim": int(text.hidden_size), "num_transformer_submodules": 1,
+        "num_virtual_tokens": count, "token_dim": width, "num_transformer_submodules": 1,
         "num_attention_heads": int(text.num_attention_heads), "num_layers": int(text.num_hidden_layers),
         "prompt_tuning_init": "RANDOM",
     }  # fmt: skip
