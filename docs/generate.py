@@ -47,8 +47,9 @@ def help_text(*command: str) -> str:
 
 
 def pages() -> list[list[str]]:
-    """Every command line whose help is on the page: each command, and each method of a stage that has several."""
+    """Every command line whose help is on the page: each command, its methods where it has several, its subcommands."""
     from compresskit import registry
+    from compresskit.cli.commands import SUBCOMMANDS
     from compresskit.cli.main import command_names
 
     found: list[list[str]] = [[]]
@@ -56,6 +57,7 @@ def pages() -> list[list[str]]:
         methods = [row.partition(".")[2] for row in registry.BUILT_IN if row.startswith(f"{name}.")]
         found.append([name])
         found += [[name, "--method", method] for method in methods] if len(methods) > 1 else []
+        found += [[name, word] for word in SUBCOMMANDS.get(name, ())]
     return found
 
 
@@ -66,7 +68,7 @@ def page() -> str:
         texts = list(pool.map(lambda command: help_text(*command), wanted))
     blocks = []
     for command, text in zip(wanted, texts, strict=True):
-        level = "###" if "--method" in command else "##"
+        level = "###" if len(command) > 1 else "##"
         blocks.append(f"{level} {' '.join(['compresskit', *command])}\n\n```text\n{text.strip()}\n```\n")
     return "\n".join([HEAD, *blocks])
 

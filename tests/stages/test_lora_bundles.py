@@ -201,7 +201,7 @@ def test_scored_pairs_are_learnt_by_adapters_of_a_transformer(name: str, bert: P
     model, data = opened(bert)
     before = hidden(model.body)
     options = {"tokens": 4} if name == "prompt" else {"rank": 4}
-    stage = method(f"lora.{name}", epochs=8, batch_size=10, lr=0.03, **options)
+    stage = method(f"lora.{name}", epochs=4, batch_size=10, lr=0.03, **options)
     report = run(model, [stage], tmp_path / "out", data=data, bench=False)
     facts = report.history[-1]["facts"]
     curve = [point["loss"] for point in facts["training"]["curve"]]
