@@ -51,7 +51,7 @@ class LoraBottleneck(Adapting):
         add_bottlenecks(module, chosen, self.rank, ctx.seed)
         trained = sum(layer.adapter.term.numel() for layer in adapted(module).values())
         with still(module):
-            facts = self.train(module, model.card, ctx)
+            facts = self.learn(module, model, ctx)
         terms = detach(module)
         for parameter in module.parameters():
             parameter.requires_grad_(True)
@@ -82,7 +82,7 @@ class LoraPrompt(Adapting):
         config = prompt_config(module, self.tokens, portable(model.source))
         add_prompt(module, values)
         try:
-            facts = self.train(module, model.card, ctx)
+            facts = self.learn(module, model, ctx)
         finally:
             found = remove_prompt(module)
         facts |= {"prompt": list(found.shape)}
@@ -129,7 +129,7 @@ class LoraFull(FineTuning):
                 f"{model.source} is quantized: its codes can't be trained",
                 "take --method lora, or train before quantize",
             )
-        facts = self.train(module, model.card, ctx)
+        facts = self.learn(module, model, ctx)
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
         facts |= {"parameters": count, "share": 1.0, "beside": False}
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))

@@ -201,7 +201,7 @@ def test_scored_pairs_are_learnt_by_adapters_of_a_transformer(name: str, bert: P
     model, data = opened(bert)
     before = hidden(model.body)
     options = {"tokens": 4} if name == "prompt" else {"rank": 4}
-    stage = method(f"lora.{name}", epochs=8, batch_size=10, lr=0.03, **options)
+    stage = method(f"lora.{name}", epochs=4, batch_size=10, lr=0.03, **options)
     report = run(model, [stage], tmp_path / "out", data=data, bench=False)
     facts = report.history[-1]["facts"]
     curve = [point["loss"] for point in facts["training"]["curve"]]
@@ -229,7 +229,8 @@ def test_qlora_on_a_folder_in_bitsandbytes_format(bert: Path, tmp_path: Path) ->
     model, data = opened(bert)
     run(model, [method("quantize.nf4")], tmp_path / "nf4", export=False)
     base = load(tmp_path / "nf4")
-    run(base, [method("lora.lora", rank=4, epochs=2, batch_size=10, lr=0.02)], tmp_path / "out", data=data, bench=False)
+    stage = method("lora.lora", rank=4, epochs=2, batch_size=10, lr=0.02, recompute=True)
+    run(base, [stage], tmp_path / "out", data=data, bench=False)
     found = load(tmp_path / "out")
     layer = found.body.encoder.layer[0].intermediate.dense  # type: ignore[union-attr]
     assert isinstance(layer, PackedLinear) and layer.repair_in is not None and len(layer.repair_in) == 4
@@ -237,6 +238,19 @@ def test_qlora_on_a_folder_in_bitsandbytes_format(bert: Path, tmp_path: Path) ->
     np.testing.assert_allclose(onnx_says(tmp_path / "out", FEEDS), hidden(found.body).numpy(), atol=1e-3)
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert "quant_method" not in config["quantization_config"]
+
+
+def test_recomputing_changes_no_value(bert: Path, tmp_path: Path) -> None:
+    states = []
+    for recompute in (False, True):
+        model, data = opened(bert)
+        stage = method("lora.lora", rank=4, epochs=1, batch_size=10, recompute=recompute)
+        run(model, [stage], tmp_path / str(recompute), data=data, export=False)
+        states.append((tmp_path / str(recompute) / "adapter" / "adapter_model.safetensors").read_bytes())
+    assert states[0] == states[1]
+    with pytest.raises(UsageError, match="--recompute is for models of transformers"):
+        run(plain(tmp_path), [method("lora.lora", rank=3, epochs=1, recompute=True)], tmp_path / "no",
+            data=source(tmp_path, ROWS), export=False)  # fmt: skip
 
 
 def test_a_language_model_learns_its_own_tokens(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import missing_extra
+from compresskit.errors import UsageError, missing_extra
 from compresskit.ops.lora.folder import PREFIX
 from compresskit.ops.quantize.bnb_library import bitsandbytes
 from compresskit.ops.quantize.modules import PackedLinear, set_module
@@ -207,6 +207,27 @@ def still(module: nn.Module) -> Iterator[None]:
     finally:
         for layer in norms:
             del layer.train
+
+
+@contextmanager
+def recomputing(module: nn.Module) -> Iterator[None]:
+    """Within it a transformers model keeps what goes into its blocks only, and computes the rest again for gradients.
+
+    "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016, arXiv:1604.06174).
+
+    Raises:
+        UsageError: Another kind of model.
+    """
+    enable = getattr(module, "activation_checkpointing_enable", None)
+    if not callable(enable) or not getattr(module, "supports_gradient_checkpointing", False):
+        raise UsageError(
+            f"--recompute is for models of transformers with blocks, not for {type(module).__name__}", "leave it away"
+        )
+    enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        yield
+    finally:
+        module.activation_checkpointing_disable()  # type: ignore[operator]
 
 
 def target_modules(module: nn.Module, layers: Sequence[str]) -> list[str] | str:
