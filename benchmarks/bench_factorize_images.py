@@ -27,15 +27,18 @@ def main() -> None:
     with workplace() as folder:
         for method, least in METHODS.items():
             factorized(bench, f"one-shot, {method}", least, folder / method, "--method", method)
+        if (folder / "auto").exists():
+            fast(bench, folder / "auto")
         bare = ("--method", "auto", "--no-refit")
         factorized(bench, "one-shot, auto, without refit", None, folder / "bare", *bare)
         epochs = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", EPOCHS)
         factorized(bench, f"trained for {epochs[1]} epochs", LEAST_TRAINED, folder / "trained", *epochs)
-        fast(bench, folder / "auto")
     bench.end()
 
 
 def factorized(bench: Bench, name: str, least: float | None, out: Path, *options: str | float) -> None:
+    if not bench.wants(name):
+        return
     model = bench.data("models", "resnet20.th")
     train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
     start = time.perf_counter()

@@ -32,13 +32,16 @@ def main() -> None:
         untrained: dict[tuple[str, float], float] = {}
         for method in METHODS:
             for budget in (0.8, 0.6):
+                if not bench.wants(f"{100 * budget:.0f} %, {method}"):
+                    continue
                 out = folder / f"{method}-{budget}"
                 untrained[method, budget] = likeness(bench, model, known, lines, out, method, budget)
                 if not bench.quick and method == "auto":
                     found = figure(cli("compare", model, out, "--data", pairs, "--no-bench"), "spearman")
                     name = f"MiniLM {100 * budget:.0f} %, {method}, STS-B test, Spearman ×100"
                     bench.row(name, "", f"{found.value:.2f}", found.n, interval(found))
-        trained(bench, model, known, lines, folder, untrained["auto", 0.8])
+        if ("auto", 0.8) in untrained and bench.wants("trained"):
+            trained(bench, model, known, lines, folder, untrained["auto", 0.8])
     bench.end()
 
 
