@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar import NORMALIZE
 from harness import ROOT, Bench, cli, figure, workplace
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 ARGS = '{"blocks": 3, "width": 8}'
 EPOCHS, SEEDS = 15, 2
 LEAST_GAIN = 0.5

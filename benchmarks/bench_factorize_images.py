@@ -12,13 +12,12 @@ import os
 import time
 from pathlib import Path
 
-from harness import Bench, cli, figure, interval, workplace
+from cifar import NORMALIZE, accuracy_row, speed_rows
+from harness import Bench, cli, workplace
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 BUDGET, SAMPLES = 0.6667, 512
 LEAST, LEAST_TRAINED, EPOCHS = 85.0, 91.0, 10
 METHODS = {"auto": LEAST, "tucker": None, "spatial": None}
-BATCHES = (1, 16)
 
 
 def main() -> None:
@@ -28,7 +27,7 @@ def main() -> None:
         for method, least in METHODS.items():
             factorized(bench, f"one-shot, {method}", least, folder / method, "--method", method)
         if (folder / "auto").exists():
-            fast(bench, folder / "auto")
+            speed_rows(bench, "one-shot", folder / "auto")
         bare = ("--method", "auto", "--no-refit")
         factorized(bench, "one-shot, auto, without refit", None, folder / "bare", *bare)
         epochs = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", EPOCHS)
@@ -47,22 +46,7 @@ def factorized(bench: Bench, name: str, least: float | None, out: Path, *options
         64 if bench.quick else SAMPLES, "--arch", "examples/cifar_resnet.py:resnet20", "--input-shape", "1,3,32,32",
         "--data", train, "--eval-data", test, "--normalize", NORMALIZE, "--no-bench", "-o", out,
     )  # fmt: skip
-    minutes = (time.perf_counter() - start) / 60
-    found, (before, after) = figure(report, "accuracy"), report.models
-    macs = (after.macs or 0) / (before.macs or 1)
-    about = f"{interval(found)}; {100 * macs:.1f} % of the MACs, {after.bytes / 1e3:.0f} kB, {minutes:.1f} min"
-    bar, passed = (f"≥ {least} %", found.value >= least) if least is not None else ("", None)
-    bench.row(f"{name}, accuracy", bar, f"{found.value:.3f} %", found.n, about, passed)
-
-
-def fast(bench: Bench, bundle: Path) -> None:
-    """Speed of the factorized model against the export of the original."""
-    model, original = bench.data("models", "resnet20.th"), bundle.parent / "original.onnx"
-    arch = ("--arch", "examples/cifar_resnet.py:resnet20", "--input-shape", "1,3,32,32")
-    cli("export", model, *arch, "-o", original)
-    for batch in BATCHES:
-        found = figure(cli("bench", original, bundle / "model.onnx", "--batch", batch, "--threads", 1), "speedup")
-        bench.row(f"one-shot, speed at batch {batch}", "", f"{found.value:.2f}×", found.n, interval(found))
+    accuracy_row(bench, name, least, report, (time.perf_counter() - start) / 60)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ import os
 import time
 from pathlib import Path
 
-from harness import Bench, cli, figure, interval, workplace
+from cifar import NORMALIZE, accuracy_row, speed_rows
+from harness import Bench, cli, workplace
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 LEAST, LEAST_SPEEDUP = 60.0, 1.6
-BATCHES = (1, 16)
 SIXTEEN = "widths in multiples of 16"
 OTHERS = {
     "l2, isomorphic, without refit": ("--importance", "l2", "--ranking", "isomorphic", "--no-refit"),
@@ -35,8 +34,8 @@ def main() -> None:
             pruned(bench, depth, f"ResNet-{depth} one-shot", LEAST if depth == 20 else None, out)
         wide = folder / "cut20-16"
         pruned(bench, 20, f"ResNet-20 one-shot, {SIXTEEN}", None, wide, "--round-to", 16)
-        fast(bench, folder / "cut20", "")
-        fast(bench, wide, f", {SIXTEEN}")
+        speed_rows(bench, "ResNet-20 one-shot", folder / "cut20", LEAST_SPEEDUP)
+        speed_rows(bench, f"ResNet-20 one-shot, {SIXTEEN}", wide, LEAST_SPEEDUP)
         for number, (name, options) in enumerate(OTHERS.items() if not bench.quick else ()):
             pruned(bench, 20, f"ResNet-20 one-shot, {name}", None, folder / f"other{number}", *options)
     bench.end()
@@ -50,25 +49,7 @@ def pruned(bench: Bench, depth: int, name: str, least: float | None, out: Path, 
         "prune", model, "--target-macs", 0.5, *options, "--arch", arch, "--input-shape", "1,3,32,32", "--data", train,
         "--eval-data", test, "--normalize", NORMALIZE, "--no-bench", "-o", out,
     )  # fmt: skip
-    minutes = (time.perf_counter() - start) / 60
-    found, (before, after) = figure(report, "accuracy"), report.models
-    macs = (after.macs or 0) / (before.macs or 1)
-    about = f"{interval(found)}; {100 * macs:.1f} % of the MACs, {after.bytes / 1e3:.0f} kB, {minutes:.1f} min"
-    bar, passed = (f"≥ {least} %", found.value >= least) if least is not None else ("", None)
-    bench.row(f"{name}, accuracy", bar, f"{found.value:.3f} %", found.n, about, passed)
-
-
-def fast(bench: Bench, bundle: Path, which: str) -> None:
-    """Speed of the cut model against the export of the original."""
-    model, original = bench.data("models", "resnet20.th"), bundle.parent / "original.onnx"
-    arch = ("--arch", "examples/cifar_resnet.py:resnet20", "--input-shape", "1,3,32,32")
-    cli("export", model, *arch, "-o", original)
-    for batch in BATCHES:
-        found = figure(cli("bench", original, bundle / "model.onnx", "--batch", batch, "--threads", 1), "speedup")
-        name = f"ResNet-20 one-shot{which}, speed at batch {batch}"
-        bench.row(
-            name, f"≥ {LEAST_SPEEDUP}×", f"{found.value:.2f}×", found.n, interval(found), found.value >= LEAST_SPEEDUP
-        )
+    accuracy_row(bench, name, least, report, (time.perf_counter() - start) / 60)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+from cifar import NORMALIZE
 from harness import Bench, cli, figure, interval, workplace
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 EPOCHS = 15
 TRAINING = ("--teacher-share", 0.9, "--temperature", 4, "--precision", "bfloat16")
 CASES = {

@@ -12,9 +12,9 @@ import os
 import time
 from pathlib import Path
 
+from cifar import NORMALIZE
 from harness import Bench, cli, figure, interval, workplace
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 LEAST = {(20, 4): 91.2, (20, 3): 89.0, (56, 4): 93.0, (56, 3): 90.5}
 LEAST_QAT = 91.5
 MINUTES = 5

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cifar import NORMALIZE
 from harness import Bench, cli, figure, gate, interval, workplace
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 CALIBRATION = 512
 KNOWN = {20: 91.695, 56: 93.344}
 LEAST_4BIT = {20: 90.3}

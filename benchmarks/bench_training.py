@@ -11,6 +11,7 @@ import sys
 import time
 
 import torch
+from cifar import NORMALIZE
 from harness import ROOT, Bench, ratio, spread
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -23,7 +24,6 @@ from compresskit.train.plan import Optimizing, Training
 sys.path.insert(0, str(ROOT / "examples"))
 from cifar_resnet import resnet20
 
-NORMALIZE = ".485,.456,.406/.229,.224,.225"
 BATCH, LR, DECAY, CLIP = 128, 0.1, 1e-4, 10.0
 QUICK = 24 * BATCH
 MOST = 1.15
