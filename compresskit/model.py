@@ -135,3 +135,14 @@ class Model:
     body: nn.Module | Path
     card: Card
     source: Path
+
+    @property
+    def module(self) -> nn.Module:
+        """The body of a model whose architecture is known.
+
+        Raises:
+            TypeError: It is a path.
+        """
+        if isinstance(self.body, Path):
+            raise TypeError("a module is needed")
+        return self.body

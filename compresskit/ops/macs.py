@@ -53,13 +53,16 @@ def countable(layer: nn.Module) -> bool:
 
 def _counter(counts: dict[str, int], name: str) -> Any:
     def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        counts[name] = counts.get(name, 0) + _macs(layer, [*args, *kwargs.values()], out)
+        counts[name] = counts.get(name, 0) + layer_macs(layer, [*args, *kwargs.values()], out)
 
     return hook
 
 
-def _macs(layer: nn.Module, inputs: list[Any], out: Any) -> int:
-    """A weight is used once at each position: MACs = positions · size of the weight."""
+def layer_macs(layer: nn.Module, inputs: list[Any], out: Any) -> int:
+    """Multiply-accumulates of one call of a countable layer.
+
+    A weight is used once at each position: MACs = positions · size of the weight.
+    """
     first = inputs[0]
     if isinstance(layer, nn.MultiheadAttention):
         return _attention_macs(layer, inputs)

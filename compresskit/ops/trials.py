@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,22 @@ def split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
     """Most of the batches for fitting, an eighth for looking at the result; all for both where there are few."""
     held = len(batches) // 8
     return (batches[:-held], batches[-held:]) if held else (batches, batches)
+
+
+def keep_nearest(module: nn.Module, tried: Mapping[str, tuple[float, nn.Module]]) -> dict[str, Any]:
+    """Give a module the state of whichever is nearest to the original; the first one tried is the starting point.
+
+    Args:
+        module: Changed in place.
+        tried: By name the distance, and the module that has it.
+
+    Returns:
+        Facts: the distance ``before`` and ``after``, and the name of what was ``kept``.
+    """
+    best = min(tried, key=lambda name: tried[name][0])
+    module.load_state_dict(tried[best][1].state_dict())
+    before = next(iter(tried.values()))[0]
+    return {"before": round(before, 6), "after": round(tried[best][0], 6), "kept": best}
 
 
 class Away:

@@ -34,12 +34,10 @@ def write_weights(model: Model, path: Path) -> None:
     """
     import torch
 
-    if isinstance(model.body, Path):
-        raise TypeError("a module is needed")
     entries: list[Entry] = []
-    foreign = _bitsandbytes(model, model.body)
+    foreign = _bitsandbytes(model, model.module)
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]] = set()
-    for name, tensor in model.body.state_dict().items():
+    for name, tensor in model.module.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             raise InputError(
                 f"{model.source}: '{name}' in the module's state is not a tensor", "give it up, or store it as a buffer"

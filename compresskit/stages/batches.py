@@ -7,12 +7,25 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError
+from compresskit.model import portable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compresskit.data.source import Source
     from compresskit.model import InputSpec
+
+
+def calibration(source: Source, samples: int) -> dict[str, Any]:
+    """What a card records of the data that a stage looked at.
+
+    Args:
+        source: The data.
+        samples: Most samples that were taken.
+    """
+    return {
+        "data": portable(source.name), "samples": min(samples, len(source)), "sha256": source.fingerprint()
+    }  # fmt: skip
 
 
 def batches_of(

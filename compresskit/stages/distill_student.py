@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
 from compresskit.stage import Context
@@ -20,10 +18,8 @@ def shallower(model: Model, depth: int, ctx: Context) -> Model:
     from compresskit.stages.batches import forward_of, made_up
     from compresskit.stages.prune_depth import PruneDepth
 
-    if isinstance(model.body, Path):
-        raise TypeError("a module is needed")
     batch = made_up(model.card.inputs, 2, ctx.seed)
-    count = len(blocks_of(model.body.eval(), batch, forward_of(model.body, model.card.inputs)))
+    count = len(blocks_of(model.module.eval(), batch, forward_of(model.module, model.card.inputs)))
     if depth >= count:
         raise UsageError(f"--student-depth {depth}: {model.source} has {count} blocks", f"choose 1 to {count - 1}")
     return PruneDepth(drop=count - depth).run(model, ctx)

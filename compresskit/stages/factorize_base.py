@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Chosen, Context, Form
+from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 
@@ -109,9 +109,7 @@ class Factorize(Recovery):
         from compresskit.ops.macs import calling
         from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        module = model.body.eval()
+        module = model.module.eval()
         if self.merge:
             return self._merged(model, module)
         self._check(model, ctx)
@@ -135,8 +133,7 @@ class Factorize(Recovery):
         facts["notes"] = [*self._notes(facts, model, ctx), *made.notes, *found.notes, *trained.pop("notes", [])]
         facts |= trained
         if ctx.data is not None:
-            about = {"data": portable(ctx.data.name), "samples": min(self.samples, len(ctx.data))}
-            facts["calibration"] = {**about, "sha256": ctx.data.fingerprint()}
+            facts["calibration"] = calibration(ctx.data, self.samples)
         skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
 
@@ -155,16 +152,13 @@ class Factorize(Recovery):
             raise UsageError(
                 f"{portable(model.source)} went through {done[-1]} already", "factorize first, then quantize"
             )
-        if self.epochs and ctx.data is None:
-            raise UsageError("--epochs needs training data", "give --data FILE")
+        self.check_training_data(ctx)
 
     def _seen(self, model: Model, ctx: Context) -> Seen:
         from compresskit.ops.factorize.plan import Seen
         from compresskit.stages.batches import batches_of, forward_of, made_up
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        forward, inputs = forward_of(model.body, model.card.inputs), model.card.inputs
+        forward, inputs = forward_of(model.module, model.card.inputs), model.card.inputs
         scores = model.card.task in ("classification", "causal-lm")
         if ctx.data is None:
             if not inputs:

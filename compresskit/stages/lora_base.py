@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -113,7 +112,7 @@ class Adapting(FineTuning):
         from compresskit.ops.lora.adapter import facts_of, merge
         from compresskit.ops.lora.folder import FOLDER, base_hash, packed_layers, write_adapter
 
-        module = _module(model).eval()
+        module = model.module.eval()
         if self.merge and packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: merging needs requantization",
@@ -175,7 +174,7 @@ class WithPeft(Adapting):
 
     def adapt(self, model: Model, ctx: Context) -> Made:
         """See :class:`Adapting`."""
-        module = _module(model)
+        module = model.module
         names, skipped = self.find(module)
         return self.trained(model, ctx, names, skipped)
 
@@ -199,7 +198,7 @@ class WithPeft(Adapting):
         from compresskit.ops.lora.folder import terms_of
         from compresskit.ops.lora.injected import inject, start_from, still, target_modules
 
-        module = _module(model)
+        module = model.module
         injected = inject(module, self.kind, names, seed=ctx.seed, **self.sizes())
         try:
             if factors:
@@ -241,12 +240,6 @@ def _unmoved(start: dict[str, Tensor], end: dict[str, Tensor]) -> list[str]:
         if all(torch.equal(t, end[name]) for name, t in start.items() if name.startswith(f"{layer}."))
     ]
     return still if len(still) < len(layers) else []
-
-
-def _module(model: Model) -> nn.Module:
-    if isinstance(model.body, Path):
-        raise TypeError("a module is needed")
-    return model.body
 
 
 def _packed_weights(module: nn.Module) -> int:

@@ -41,11 +41,10 @@ class LoraLoftq(_LowRank):
         from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
         from compresskit.ops.quantize.rtn import quantize_rtn
         from compresskit.ops.quantize.weights import quantize_module
-        from compresskit.stages.lora_base import _module
 
         if self.merge:
             raise UsageError("loftq quantizes: merging needs requantization", "leave --merge away")
-        module = _module(model)
+        module = model.module
         names, skipped = find_targets(module, self.targets, linear_only, rank=self.rank)
         conv1d = [name for name in names if type(module.get_submodule(name)).__name__ == "Conv1D"]
         if conv1d:

@@ -11,7 +11,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form, Stage
-from compresskit.stages.lora_base import _about, _module
+from compresskit.stages.lora_base import _about
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,7 +49,7 @@ class LoraMerge(Stage):
         from compresskit.ops.lora.folder import base_hash, check_base, packed_layers, read_adapter, terms_of
         from compresskit.ops.lora.prompt import is_prompted
 
-        module = _module(model).eval()
+        module = model.module.eval()
         beside = any(applied.facts.get("beside") for applied in model.card.history) and bool(adapted(module))
         if packed_layers(module):
             raise UsageError(

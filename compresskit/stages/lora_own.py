@@ -10,7 +10,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context
-from compresskit.stages.lora_base import Adapting, FineTuning, Made, _module
+from compresskit.stages.lora_base import Adapting, FineTuning, Made
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ class LoraBottleneck(Adapting):
             raise UsageError(
                 "a bottleneck is not linear: it can't be merged", "leave --merge away, or take --method lora"
             )
-        module = _module(model)
+        module = model.module
         names, skipped = find_targets(module, self.targets, plain_linear)
         chosen = names if self.targets else narrowing(module, names)
         skipped |= {name: "it does not narrow: --targets takes it in" for name in names if name not in chosen}
@@ -77,7 +77,7 @@ class LoraPrompt(Adapting):
         if self.merge or self.targets:
             which = "merge" if self.merge else "targets"
             raise UsageError(f"--{which} is for adapters of layers, and a prompt has none", f"leave --{which} away")
-        module = _module(model)
+        module = model.module
         values = first_prompt(module, self.tokens, ctx.seed)
         config = prompt_config(module, self.tokens, portable(model.source))
         add_prompt(module, values)
@@ -123,7 +123,7 @@ class LoraFull(FineTuning):
         """
         from compresskit.ops.lora.folder import packed_layers
 
-        module = _module(model)
+        module = model.module
         if packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: its codes can't be trained",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Applied, Model
 from compresskit.stage import Context, Form
+from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery
 
 if TYPE_CHECKING:
@@ -66,15 +66,13 @@ class PruneDepth(Recovery):
             raise UsageError("prune --method depth takes --drop N or --blocks GLOB", "give one of them")
         if self.drop is not None and ctx.data is None:
             raise UsageError("which blocks to drop is found by data", "give --data FILE, or --blocks GLOB")
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        module, forward = model.body.eval(), forward_of(model.body, model.card.inputs)
+        module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)
         batches = [made_up(model.card.inputs, 2, ctx.seed, sequence=_SEQUENCE)]
         facts: dict[str, Any] = {}
         if ctx.data is not None and self.drop is not None:
-            count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)
+            count = min(self.samples, len(ctx.data))
             batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
-            facts = {"calibration": {"data": name, "samples": count, "sha256": ctx.data.fingerprint()}}
+            facts = {"calibration": calibration(ctx.data, count)}
         blocks = blocks_of(module, batches[0], forward)
         gone, known = self._chosen(module, blocks, batches, forward, model, ctx)
         teacher = copy.deepcopy(module) if self.epochs else None
@@ -107,8 +105,8 @@ class PruneDepth(Recovery):
         """The blocks to drop, and what was measured of each block."""
         from fnmatch import fnmatchcase
 
+        from compresskit.ops.globs import check_globs
         from compresskit.ops.prune.depth import distances, influences
-        from compresskit.ops.prune.unstructured import check_globs
 
         names = [block.name for block in blocks]
         if self.drop is None:

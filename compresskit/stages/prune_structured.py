@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Chosen, Context, Form
+from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
 from compresskit.stages.recovery import Recovery
 
@@ -116,11 +116,8 @@ class PruneStructured(Recovery):
         from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d, rewrite_shortcuts
         from compresskit.ops.prune.structured import amounts
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        if self.epochs and ctx.data is None:
-            raise UsageError("--epochs needs training data", "give --data FILE")
-        module, seen = model.body.eval(), self._seen(model, ctx)
+        self.check_training_data(ctx)
+        module, seen = model.module.eval(), self._seen(model, ctx)
         original = copy.deepcopy(module) if self.epochs or self.target_latency else module
         base = amounts(module, seen)
         conv1d = conv1d_to_linear(module)
@@ -144,8 +141,7 @@ class PruneStructured(Recovery):
                 "--method width keeps one width for all layers"
             )
         if ctx.data is not None:
-            about = {"data": portable(ctx.data.name), "samples": min(self.samples, len(ctx.data))}
-            facts["calibration"] = {**about, "sha256": ctx.data.fingerprint()}
+            facts["calibration"] = calibration(ctx.data, self.samples)
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, found.skipped)))
 
     def _step(
@@ -254,9 +250,7 @@ class PruneStructured(Recovery):
         from compresskit.ops.prune.structured import Seen
         from compresskit.stages.batches import batches_of, forward_of, made_up
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        forward, inputs = forward_of(model.body, model.card.inputs), model.card.inputs
+        forward, inputs = forward_of(model.module, model.card.inputs), model.card.inputs
         scores = model.card.task in ("classification", "causal-lm")
         if ctx.data is None:
             if not inputs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
+from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Drift, Samples
 from compresskit.stages.recovery import Recovery
 
@@ -63,11 +63,9 @@ class PruneWidth(Recovery):
             raise UsageError("prune --method width needs calibration data", "give --data FILE")
         if not self.neurons and not self.heads:
             raise UsageError("--neurons 0 and --heads 0 leave nothing to prune")
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
         if model.card.arch.kind != "transformers":
             raise UsageError("prune --method width is for Hugging Face folders", "--method structured takes any module")
-        module, forward = model.body.eval(), forward_of(model.body, model.card.inputs)
+        module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)
         count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)
         batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
         teacher = copy.deepcopy(module) if self.epochs else None
@@ -88,7 +86,7 @@ class PruneWidth(Recovery):
         facts: dict[str, Any] = {
             "config": with_sizes(module, sizes),
             "layers": {part.reader: {"about": f"with {keep} of {part.units} units"} for part, keep in parts},
-            "calibration": {"data": name, "samples": count, "sha256": ctx.data.fingerprint()},
+            "calibration": calibration(ctx.data, count),
         }
         check_config(module, lambda target: forward(target, batches[0]))
         trained = self.train(module, model.card, ctx, teacher=teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -77,9 +76,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
 
         if ctx.data is None:
             raise UsageError("quantize --method qat needs training data", "give --data FILE")
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        module = model.body
+        module = model.module
         course = self.course(module, model.card, ctx)
         with on_device(Team().device, module):
             if self.activations == 8:
@@ -112,10 +109,8 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         """Export a module that was trained on 8 bits, and let the writer of static int8 files put in the codes."""
         from compresskit.export.checked import export_checked
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
         path = ctx.work / "trained.onnx"
-        export_checked(model.body, model.card.inputs, path, seed=ctx.seed, progress=ctx.progress)
+        export_checked(model.module, model.card.inputs, path, seed=ctx.seed, progress=ctx.progress)
         written = self._writer().run(replace(model, body=path), ctx)
         last = written.card.history[-1]
         return replace(model, body=written.body), last.facts, last.skipped

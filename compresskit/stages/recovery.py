@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -16,9 +15,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.train.plan import Optimizing
-    from compresskit.train.task import Loss, Task
 
-LOW_RANK_LR = 1e-3
+LOW_RANK_RATES = {"sgd": 1e-2, "adamw": 1e-3}
+"""Learning rates of low-rank terms where none is given."""
 
 
 class Recovery(TrainingOptions):
@@ -41,23 +40,14 @@ class Recovery(TrainingOptions):
             raise UsageError("--recover-rank is for --recover lora", "give both")
         return self
 
-    def train(
-        self,
-        module: nn.Module,
-        card: Card,
-        ctx: Context,
-        *,
-        teacher: nn.Module | None = None,
-        loss: Callable[[Task], Loss] | None = None,
-        after_step: Callable[[], None] | None = None,
-    ) -> dict[str, Any]:
+    def train(self, module: nn.Module, card: Card, ctx: Context, **how: Any) -> dict[str, Any]:
         """See :meth:`TrainingOptions.train`; low-rank terms leave zeros as they are, without ``after_step``."""
         if self.recover != "lora" or not self.epochs:
-            return super().train(module, card, ctx, teacher=teacher, loss=loss, after_step=after_step)
+            return super().train(module, card, ctx, **how)
         from compresskit.train.low_rank import low_rank_terms
 
         with low_rank_terms(module, self.recover_rank, ctx.seed) as names:
-            told = super().train(module, card, ctx, teacher=teacher, loss=loss)
+            told = super().train(module, card, ctx, **{**how, "after_step": None})
             moved = sum(p.numel() for p in module.parameters() if p.requires_grad)
         told["notes"].append(
             f"only low-rank terms were trained, of rank {self.recover_rank} in {len(names)} layers, {moved:,} numbers; "
@@ -66,13 +56,4 @@ class Recovery(TrainingOptions):
         return told
 
     def _optimizing(self, module: nn.Module) -> Optimizing:
-        return low_rank_optimizing(self) if self.recover == "lora" else super()._optimizing(module)
-
-
-def low_rank_optimizing(options: TrainingOptions) -> Optimizing:
-    """How low-rank terms move where the options leave it open."""
-    from compresskit.train.plan import Optimizing
-
-    kind = options.optimizer or "adamw"
-    lr = options.lr or (LOW_RANK_LR if kind == "adamw" else options.rates[kind])
-    return Optimizing(lr, kind, "cosine", options.warmup, options.weight_decay)
+        return self.moving("adamw", LOW_RANK_RATES) if self.recover == "lora" else super()._optimizing(module)

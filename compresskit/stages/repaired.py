@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,7 +11,7 @@ from pydantic import Field, model_validator
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model
 from compresskit.stage import Context
-from compresskit.stages.recovery import low_rank_optimizing
+from compresskit.stages.recovery import LOW_RANK_RATES
 from compresskit.stages.training import TrainingOptions
 from compresskit.stages.weight_only import SAMPLES, WeightOnly
 
@@ -56,33 +55,19 @@ class Repaired(TrainingOptions, WeightOnly):
         """Of the terms; 0 for none."""
         return self.repair or (_TRAINED_RANK if self.epochs else 0)
 
-    def calibrate(
-        self,
-        model: Model,
-        ctx: Context,
-        method: Method,
-        *,
-        samples: int,
-        embedding_group: bool = True,
-        **more: Any,
-    ) -> Model:
+    def calibrate(self, model: Model, ctx: Context, method: Method, **how: Any) -> Model:
         """See :meth:`WeightOnly.calibrate`; the terms are trained then, against the model before."""
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        if self.epochs and ctx.data is None:
-            raise UsageError("--epochs needs training data", "give --data FILE")
-        teacher = copy.deepcopy(model.body) if self.epochs else None
+        self.check_training_data(ctx)
+        teacher = copy.deepcopy(model.module) if self.epochs else None
         method = replace(method, repair=self.rank)
-        model = super().calibrate(model, ctx, method, samples=samples, embedding_group=embedding_group, **more)
+        model = super().calibrate(model, ctx, method, **how)
         return model if teacher is None else self._trained(model, teacher, ctx)
 
     def _trained(self, model: Model, teacher: nn.Module, ctx: Context) -> Model:
         from compresskit.train.low_rank import trainable_repairs
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        with trainable_repairs(model.body) as names:
-            told = self.train(model.body, model.card, ctx, teacher=teacher)
+        with trainable_repairs(model.module) as names:
+            told = self.train(model.module, model.card, ctx, teacher=teacher)
         *before, last = model.card.history
         # The terms make up for the output now, no longer for their own weight.
         layers = {
@@ -95,7 +80,7 @@ class Repaired(TrainingOptions, WeightOnly):
         return replace(model, card=replace(model.card, history=history))
 
     def _optimizing(self, module: nn.Module) -> Optimizing:
-        return low_rank_optimizing(self)
+        return self.moving("adamw", LOW_RANK_RATES)
 
     def round_free(self, model: Model, ctx: Context, free: DataFree, calibrated: Calibrated) -> Model:
         """Quantize a module in place by an algorithm that needs no data; a repair takes data into account.
@@ -109,9 +94,7 @@ class Repaired(TrainingOptions, WeightOnly):
         from compresskit.ops.quantize.calibrated import Method
         from compresskit.ops.quantize.weights import quantize_module
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
         if self.rank:
             return self.calibrate(model, ctx, Method(calibrated, free), samples=SAMPLES, embedding_group=False)
-        facts, skipped = quantize_module(model.body, self.selection(), free, ctx.progress)
+        facts, skipped = quantize_module(model.module, self.selection(), free, ctx.progress)
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))

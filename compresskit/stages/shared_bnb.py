@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compresskit.model import Applied, Model
@@ -34,18 +33,16 @@ class BnbStage(Stage):
         from compresskit.ops.quantize.bnb_select import BnbSelection, kept
         from compresskit.ops.quantize.weights import quantize_module
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
         foreign = model.card.arch.kind == "transformers"
-        stay = kept(model.body, grid, transformers=foreign)
+        stay = kept(model.module, grid, transformers=foreign)
         selection = BnbSelection(
             grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.kind, grid, stay
         )
-        facts, skipped = quantize_module(model.body, selection, algorithm, ctx.progress)
+        facts, skipped = quantize_module(model.module, selection, algorithm, ctx.progress)
         if foreign:
             facts["stored"] = "bitsandbytes"
             before = [a.facts["layers"] for a in model.card.history if a.facts.get("stored") == "bitsandbytes"]
-            if readable(model.body, {name for layers in (*before, facts["layers"]) for name in layers}):
+            if readable(model.module, {name for layers in (*before, facts["layers"]) for name in layers}):
                 facts["notes"] = ["transformers loads this folder: AutoModel.from_pretrained, with the extra hf"]
             else:
                 facts["notes"] = ["transformers can't load this folder: its layers are in more than one format"]

@@ -10,6 +10,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Stage
+from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Samples
 
 if TYPE_CHECKING:
@@ -110,5 +111,5 @@ class StaticStage(Int8Stage):
         ]
         if samples == 1:
             notes.append("ranges come from one sample, which others will leave: give a few dozen or more with --data")
-        calibrated = {"data": data, "samples": samples, "sha256": ctx.data.fingerprint()}
+        calibrated = calibration(ctx.data, samples)
         return {**facts, "format": chosen, "target": target.name, "calibration": calibrated, "notes": notes}

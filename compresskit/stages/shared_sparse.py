@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
+from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Samples
 from compresskit.stages.recovery import Recovery
 
@@ -75,9 +75,7 @@ class Sparse(Recovery):
         """
         from compresskit.ops.prune.unstructured import plan_layers
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        module = model.body.eval()
+        module = model.module.eval()
         plan = plan_layers(module, pattern, self.include, self.exclude)
         return module, plan, copy.deepcopy(module) if self.epochs else None
 
@@ -107,9 +105,7 @@ class Sparse(Recovery):
         from compresskit.ops.prune.masks import keep_zeros
         from compresskit.ops.prune.unstructured import facts_of
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        trained = self.train(model.body, model.card, ctx, teacher=teacher, after_step=keep_zeros(plan.layers))
+        trained = self.train(model.module, model.card, ctx, teacher=teacher, after_step=keep_zeros(plan.layers))
         facts = {**facts_of(plan.layers), **more, **trained}
         facts["notes"] = [*_of_zeros(facts, plan.layers, self.zeros()), *notes, *trained.get("notes", ())]
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, plan.skipped)))
@@ -157,8 +153,7 @@ class CalibratedSparse(Sparse):
             notes += [f"pruned by magnitude, since {why}: {listing(n)}" for why, n in reasons(left, layers).items()]
             linear_to_conv1d(module, turned)
             plan = replace(plan, layers={n: module.get_submodule(n) for n in layers})
-        about = {"data": name, "samples": count, "sha256": ctx.data.fingerprint()}
-        return self.finish(model, ctx, plan, teacher, notes, calibration=about)
+        return self.finish(model, ctx, plan, teacher, notes, calibration=calibration(ctx.data, count))
 
 
 def _of_zeros(facts: dict[str, Any], layers: dict[str, nn.Module], pattern: Pattern) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -262,12 +262,29 @@ class TrainingOptions(Stage):
     def _optimizing(self, module: nn.Module) -> Optimizing:
         from torch import nn
 
+        convolves = any(isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for layer in module.modules())
+        return self.moving("sgd" if convolves else "adamw", self.rates)
+
+    def moving(self, kind: Literal["sgd", "adamw"], rates: Mapping[str, float]) -> Optimizing:
+        """How parameters move.
+
+        Args:
+            kind: The optimizer where the options name none.
+            rates: By optimizer the learning rate where the options give none.
+        """
         from compresskit.train.plan import Optimizing
 
-        convolves = any(isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for layer in module.modules())
-        kind = self.optimizer or ("sgd" if convolves else "adamw")
-        lr = self.lr or self.rates[kind]
-        return Optimizing(lr, kind, "cosine", self.warmup, self.weight_decay)
+        kind = self.optimizer or kind
+        return Optimizing(self.lr or rates[kind], kind, "cosine", self.warmup, self.weight_decay)
+
+    def check_training_data(self, ctx: Context) -> None:
+        """Refuse to train without data.
+
+        Raises:
+            UsageError: There are epochs, and no data.
+        """
+        if self.epochs and ctx.data is None:
+            raise UsageError("--epochs needs training data", "give --data FILE")
 
     def _augment(self, ctx: Context, image: Tensor) -> Augment | None:
         from compresskit.train.augment import crop_and_flip

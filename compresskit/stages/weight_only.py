@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from compresskit.errors import UsageError
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Applied, Model
 from compresskit.stage import Context, Form, Stage
+from compresskit.stages.batches import calibration
 from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class WeightOnly(Stage):
         from compresskit.ops.quantize.calibrated import quantize_calibrated
         from compresskit.stages.batches import batches_of, forward_of
 
-        if isinstance(model.body, Path):
-            raise TypeError("a module is needed")
-        module = model.body.eval()
+        module = model.module.eval()
         selection = self.selection()
         if embedding_group and self.group_size is None and self.bits < 8:
             selection = _wider_embeddings(module, selection)
@@ -103,7 +101,7 @@ class WeightOnly(Stage):
         if ctx.data is not None:
             count = min(samples, len(ctx.data))
             batches = batches_of(ctx.data, model.card.inputs, batch, count)
-            about = {"data": portable(ctx.data.name), "samples": count, "sha256": ctx.data.fingerprint()}
+            about = calibration(ctx.data, count)
             notes.append(f"calibrated on {count} sample{'s' if count > 1 else ''} of {about['data']}")
             if count == 1:
                 notes.append("one calibration sample says little about the others: give more")

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compresskit.errors import InputError, UsageError, listing
+from compresskit.errors import InputError, UsageError
 from compresskit.ops.factorize.chain import Factorized, Kind, Plain, blank
+from compresskit.ops.globs import check_globs
+from compresskit.ops.macs import layer_macs
 from compresskit.ops.quantize.modules import PackedLayer, set_module
 from compresskit.ops.quantize.trace import tensors_in
 
@@ -121,17 +123,15 @@ def find(
     layers: dict[str, Any] = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
     if not layers:
         raise InputError("this model has no Linear layer and no convolution: there is nothing to factorize")
-    idle = [p for p in (*include, *exclude) if not any(fnmatchcase(n, p) for n in layers)]
-    if idle:
-        raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(list(layers), 6)}")
-    seen = _shapes(module, run, layers)
+    check_globs(layers, (*include, *exclude))
+    seen = _calls(module, run, layers)
     shared = _shared(module)
     skipped = _others(module)
     total: dict[Unit, int] = {"params": 0, "macs": 0}
     candidates: list[Candidate] = []
     for name in [*(n for n in seen if n in layers), *(n for n in layers if n not in seen)]:
-        layer, shapes = layers[name], seen.get(name, [])
-        here = Candidate(name, layer, layer.weight.numel(), sum(macs_of([layer], shape) for shape in shapes))
+        layer, shapes = layers[name], [shape for shape, _ in seen.get(name, [])]
+        here = Candidate(name, layer, layer.weight.numel(), sum(macs for _, macs in seen.get(name, [])))
         total["params"] += here.params
         total["macs"] += here.macs
         reason = "factorized already" if name in inside else _unfit(name, layer, bool(shapes), shared, include, exclude)
@@ -153,9 +153,8 @@ def find(
         else:
             candidates.append(here)
     unread = _read_elsewhere(module, run, [c.name for c in candidates])
-    return Found(
-        [c for c in candidates if c.name not in unread], skipped | unread, total, {n: s[0] for n, s in seen.items()}
-    )
+    shapes_of = {name: calls[0][0] for name, calls in seen.items()}
+    return Found([c for c in candidates if c.name not in unread], skipped | unread, total, shapes_of)
 
 
 def _add_options(here: Candidate, kind: Kind, multiple: int, shapes: list[tuple[int, ...]], rank: int | None) -> None:
@@ -277,19 +276,20 @@ def _shared(module: nn.Module) -> dict[int, list[str]]:
 
 
 @torch.no_grad()
-def _shapes(
+def _calls(
     module: nn.Module, run: Callable[[nn.Module], Any], layers: dict[str, nn.Module]
-) -> dict[str, list[tuple[int, ...]]]:
-    """Shapes of the first input in each call of a layer, in the order of first calls."""
-    found: dict[str, list[tuple[int, ...]]] = {}
+) -> dict[str, list[tuple[tuple[int, ...], int]]]:
+    """Shape of the first input and MACs of each call of a layer, in the order of first calls."""
+    found: dict[str, list[tuple[tuple[int, ...], int]]] = {}
 
     def noting(name: str) -> Any:
-        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.setdefault(name, []).append(tuple(next(tensors_in((args, kwargs))).shape))
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            inputs = list(tensors_in((args, kwargs)))
+            found.setdefault(name, []).append((tuple(inputs[0].shape), layer_macs(layer, inputs, out)))
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(noting(n), with_kwargs=True) for n, layer in layers.items()]
+    handles = [layer.register_forward_hook(noting(n), with_kwargs=True) for n, layer in layers.items()]
     try:
         run(module)
     finally:
@@ -299,7 +299,7 @@ def _shapes(
 
 
 def macs_of(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of layers one behind the other, for an input of a shape."""
+    """Multiply-accumulates of Linear layers or convolutions one behind the other, for an input of a shape."""
     total, sizes = 0, shape
     for layer in layers:
         weight = layer.get_parameter("weight")
@@ -307,9 +307,6 @@ def macs_of(layers: Sequence[nn.Module], shape: tuple[int, ...]) -> int:
             total += weight.numel() * math.prod(sizes[:-1])
             continue
         axes = len(layer.kernel_size)
-        if layer.transposed:  # each place of the input meets the whole window; never one of several layers
-            total += weight.numel() * math.prod(sizes[: -axes - 1]) * math.prod(sizes[-axes:])
-            continue
         out = [_along(layer, axis, n) for axis, n in enumerate(sizes[-axes:])]
         batch = math.prod(sizes[: -axes - 1])
         total += weight.numel() * batch * math.prod(out)

@@ -21,7 +21,7 @@ from compresskit.ops.quantize.modules import set_module
 from compresskit.ops.quantize.moments import Moments, collectable
 from compresskit.ops.quantize.trace import trace
 from compresskit.ops.quantize.walk import Segment, walk
-from compresskit.ops.trials import Away, split
+from compresskit.ops.trials import Away, keep_nearest, split
 
 _FORWARDS = [kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)]
 
@@ -64,9 +64,7 @@ def carry_out(module: nn.Module, chosen: Plan, choice: Choice, seen: Seen, progr
     again = copy.deepcopy(fitted)
     if recalibrate(again, seen.forward, used):
         tried["fitted, recalibrated"] = (away(again), again)
-    best = min(tried, key=lambda name: tried[name][0])
-    module.load_state_dict(tried[best][1].state_dict())
-    return {"before": round(tried["factors"][0], 6), "after": round(tried[best][0], 6), "kept": best}
+    return keep_nearest(module, tried)
 
 
 def fit(

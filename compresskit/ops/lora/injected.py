@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import UsageError, missing_extra
+from compresskit.ops.lora.adapter import turns
 from compresskit.ops.lora.folder import PREFIX
 from compresskit.ops.quantize.bnb_library import bitsandbytes
 from compresskit.ops.quantize.modules import PackedLinear, set_module
@@ -149,7 +150,7 @@ def inject(
     peft = peft_library()
     names = target_modules(module, layers)
     common: dict[str, Any] = {"target_modules": names}
-    if any(_is_conv1d(module.get_submodule(name)) for name in layers):
+    if any(turns(module.get_submodule(name)) for name in layers):
         common["fan_in_fan_out"] = True
     config: Any
     if kind == "vera":
@@ -239,10 +240,6 @@ def target_modules(module: nn.Module, layers: Sequence[str]) -> list[str] | str:
     leaves = sorted({name.rpartition(".")[2] for name in layers})
     meant = {name for name in known if any(name == leaf or name.endswith(f".{leaf}") for leaf in leaves)}
     return leaves if meant == set(layers) else f"(?:{'|'.join(re.escape(name) for name in layers)})"
-
-
-def _is_conv1d(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "Conv1D"
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from compresskit.errors import InputError, UsageError, listing
-from compresskit.ops.lora.adapter import tied_with
+from compresskit.ops.globs import check_globs
+from compresskit.ops.lora.adapter import tied_with, turns
 from compresskit.ops.quantize.modules import PackedLayer, PackedLinear
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -46,9 +47,7 @@ def find_targets(
         if isinstance(layer, PackedLayer) or (layer._parameters.get("weight") is not None and _matrix(layer))
     }
     chosen, skipped = [], {}
-    idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in layers)]
-    if idle:
-        raise UsageError(f"no layer matches --targets {listing(idle)}", f"layers here: {listing(list(layers), 6)}")
+    check_globs(layers, globs, "--targets")
     head = None if heads else _head(module)
     for name, layer in layers.items():
         named = any(fnmatchcase(name, glob) for glob in globs)
@@ -109,7 +108,7 @@ def _nothing(skipped: dict[str, str], globs: Sequence[str]) -> InputError | Usag
 
 def linear_only(layer: nn.Module) -> str | None:
     """None for linear layers with floating-point weights."""
-    if type(layer) is nn.Linear or _is_conv1d(layer):
+    if type(layer) is nn.Linear or turns(layer):
         return None
     if isinstance(layer, PackedLayer):
         return "its weight is quantized; --method lora, rslora and loftq work beside codes"
@@ -118,7 +117,7 @@ def linear_only(layer: nn.Module) -> str | None:
 
 def plain_linear(layer: nn.Module) -> str | None:
     """None for ``nn.Linear`` with floating-point weights."""
-    return f"{_kind(layer)}: this method adapts Linear layers only" if _is_conv1d(layer) else linear_only(layer)
+    return f"{_kind(layer)}: this method adapts Linear layers only" if turns(layer) else linear_only(layer)
 
 
 def low_rank(layer: nn.Module) -> str | None:
@@ -136,7 +135,7 @@ def floats_only(layer: nn.Module) -> str | None:
         if any(step != 1 for step in layer.dilation) or layer.padding_mode != "zeros":
             return "a dilated convolution, or one that pads by other than zeros"
         return None
-    if isinstance(layer, PackedLayer) or type(layer) is nn.Linear or _is_conv1d(layer):
+    if isinstance(layer, PackedLayer) or type(layer) is nn.Linear or turns(layer):
         return linear_only(layer)
     return f"{_kind(layer)}: adapters are for Linear and Conv layers"
 
@@ -144,10 +143,6 @@ def floats_only(layer: nn.Module) -> str | None:
 def no_conv1d(layer: nn.Module) -> str | None:
     """What IA³ adapts: Linear, Conv2d and Conv3d."""
     return "Conv1d: this method has none" if type(layer) is nn.Conv1d else floats_only(layer)
-
-
-def _is_conv1d(layer: nn.Module) -> bool:
-    return type(layer).__name__ == "Conv1D" and type(layer).__module__ == "transformers.pytorch_utils"
 
 
 def _kind(layer: nn.Module) -> str:

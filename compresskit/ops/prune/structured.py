@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.ops.batchnorm import recalibrate
+from compresskit.ops.globs import check_globs
 from compresskit.ops.macs import count_macs, countable
 from compresskit.ops.prune.allocate import Ranked, by_loss, by_share, isomorphic, narrowest_share, taken_back, widths_of
 from compresskit.ops.prune.cost import Channels, Cost
@@ -28,7 +29,7 @@ from compresskit.ops.prune.trial import proven
 from compresskit.ops.quantize.line import Batch, Forward
 from compresskit.ops.quantize.moments import Moments, collectable
 from compresskit.ops.quantize.trace import trace
-from compresskit.ops.trials import Away, split
+from compresskit.ops.trials import Away, keep_nearest, split
 
 Ranking = Literal["measured", "global", "isomorphic", "uniform"]
 Unit = Literal["macs", "params", "channels"]
@@ -216,9 +217,7 @@ def _size(seen: Seen) -> int:
 def _wanted(module: nn.Module, groups: Sequence[Group], how: How) -> tuple[list[Group], dict[str, str]]:
     """The groups that the user's globs let through, and why not the others."""
     names = [name for name, layer in module.named_modules() if name and countable(layer)]
-    idle = [p for p in (*how.include, *how.exclude) if not any(fnmatchcase(n, p) for n in names)]
-    if idle:
-        raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(names, 6)}")
+    check_globs(names, (*how.include, *how.exclude))
     wanted: list[Group] = []
     left: dict[str, str] = {}
     for group in groups:
@@ -269,9 +268,7 @@ def carry_out(
     settled = copy.deepcopy(fitted)
     recalibrate(settled, seen.forward, used)
     tried = {"cut": (before, module), "fitted": (error(fitted), fitted), "recalibrated": (error(settled), settled)}
-    best = min(tried, key=lambda name: tried[name][0])
-    module.load_state_dict(tried[best][1].state_dict())
-    return {"before": round(before, 6), "after": round(tried[best][0], 6), "kept": best}
+    return keep_nearest(module, tried)
 
 
 def _make_up(

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import InputError, UsageError, listing
+from compresskit.errors import InputError
+from compresskit.ops.globs import check_globs
 from compresskit.ops.prune.magnitude import prune_magnitude, prune_together
 from compresskit.ops.prune.masks import Pattern, oriented, zeros
 from compresskit.ops.quantize.calibrated import correct_bias
@@ -75,18 +76,6 @@ def plan_layers(module: nn.Module, pattern: Pattern, include: Sequence[str], exc
     if not chosen:
         raise InputError(_nothing(skipped), "what compresskit can do with a model: compresskit inspect MODEL")
     return Layers(chosen, skipped)
-
-
-def check_globs(names: Iterable[str], globs: Sequence[str]) -> None:
-    """Every glob must match a name.
-
-    Raises:
-        UsageError: Naming those that match nothing, and some names there are.
-    """
-    known = list(names)
-    idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in known)]
-    if idle:
-        raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(known, 6)}")
 
 
 def prune_free(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from compresskit.errors import UsageError, listing
+from compresskit.ops.globs import check_globs
 from compresskit.ops.quantize.grid import Grid, packed_bytes
 
 _SCALE_BYTES = {"linear": 2, "nf4": 4}
@@ -46,12 +46,7 @@ class Selection:
         Raises:
             UsageError: Naming the patterns that match nothing, and some layers there are.
         """
-        known = list(names)
-        idle = [
-            p for p in (*self.include, *self.exclude, *self.layer_bits) if not any(fnmatchcase(n, p) for n in known)
-        ]
-        if idle:
-            raise UsageError(f"no layer matches {listing(idle)}", f"layers here: {listing(known, 6)}")
+        check_globs(names, (*self.include, *self.exclude, *self.layer_bits))
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
         """Per channel for convolutions (3 axes and more), grouped for matrices.

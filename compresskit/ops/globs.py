@@ -1,0 +1,26 @@
+"""Names of layers as users give them: globs, each of which must mean something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from compresskit.errors import UsageError, listing
+
+
+def check_globs(names: Iterable[str], globs: Sequence[str], option: str = "") -> None:
+    """Every glob must match a name.
+
+    Args:
+        names: Of the layers there are.
+        globs: As the user gave them.
+        option: Where they were given, if the error is to say so.
+
+    Raises:
+        UsageError: Naming those that match nothing, and some names there are.
+    """
+    known = list(names)
+    idle = [glob for glob in globs if not any(fnmatchcase(name, glob) for name in known)]
+    if idle:
+        where = f"{option} " if option else ""
+        raise UsageError(f"no layer matches {where}{listing(idle)}", f"layers here: {listing(known, 6)}")
