@@ -1,10 +1,10 @@
 """What adapters bring back after rounding: MiniLM at 3 bits, stories260k at 4, codes left as they are.
 
-The low-rank terms of ``quantize --repair`` are trained against the original (``--recover lora``). Everything is measured
-on what ships: ONNX under onnxruntime. MiniLM learns from lines of WikiText-2's validation split and is compared with the
-original on 200 lines of the test split (those of ``bench_minilm.py``); stories260k learns from TinyStories' calibration
-samples and is measured on its evaluation ones. The number of stories260k's epochs was chosen on held-out calibration
-samples.
+The low-rank terms of ``quantize --repair`` are trained against the original (``--recover lora``). Everything is
+measured on what ships: ONNX under onnxruntime. MiniLM learns from lines of WikiText-2's validation split and is
+compared with the original on 200 lines of the test split (those of ``bench_minilm.py``); stories260k learns from
+TinyStories' calibration samples and is measured on its evaluation ones. How long and in what batches stories260k learns
+was chosen on held-out calibration samples.
 """
 
 from __future__ import annotations
