@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -81,6 +81,23 @@ class Gate(_Part):
     reason: str = ""
 
 
+class StepEntry(_Part):
+    """One step of a recipe: what it did to size and quality, against the model before it.
+
+    ``state`` is ``done``, ``cached`` (taken from an earlier run) or ``undone`` (it missed its limit and was rolled
+    back). ``bytes`` is what would ship after it; ``value`` the metric then; ``drop`` how much worse it is than before
+    the step, in the metric's own points, None where nothing was measured.
+    """
+
+    name: str
+    state: Literal["done", "cached", "undone"]
+    bytes: int | None = None
+    metric: str = ""
+    value: float | None = None
+    drop: float | None = None
+    reason: str = ""
+
+
 class Report(_Part):
     """Everything that one command found out."""
 
@@ -91,6 +108,7 @@ class Report(_Part):
     measurements: list[Measurement] = []
     coverage: Coverage = Coverage()
     gates: list[Gate] = []
+    steps: list[StepEntry] = []
     notes: list[str] = []
     environment: dict[str, Any] = {}
     history: list[dict[str, Any]] = []

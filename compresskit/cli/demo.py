@@ -71,7 +71,8 @@ def _inside(folder: Path) -> Iterator[None]:
 def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
     from compresskit.runner import api
     from compresskit.runner.held import hold
-    from compresskit.runner.journey import Measuring, run
+    from compresskit.runner.journey import run
+    from compresskit.runner.judging import Measuring
     from compresskit.runner.loading import load
 
     def read(path: Path, _runtime: str = "onnxruntime") -> Any:

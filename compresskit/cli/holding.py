@@ -65,7 +65,7 @@ def hold_models(
     from compresskit.errors import UsageError
     from compresskit.runner.gates import Limits
     from compresskit.runner.held import hold
-    from compresskit.runner.journey import Measuring
+    from compresskit.runner.judging import Measuring
     from compresskit.runner.products import products_for
 
     check_json(json, (*models, data, arch, metric))

@@ -45,7 +45,8 @@ def run_stage(
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options, opener
     from compresskit.errors import UsageError
     from compresskit.runner.gates import Limits
-    from compresskit.runner.journey import Measuring, run
+    from compresskit.runner.journey import run
+    from compresskit.runner.judging import Measuring
 
     target = output or default_output(model, _suffix(stage))
     inputs = (model, data, eval_data, arch, metric, *(getattr(stage, n, None) for n in ("teacher", "teacher_arch")))

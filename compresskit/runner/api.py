@@ -13,8 +13,8 @@ from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.report import Report
 from compresskit.runner.gates import Limits
-from compresskit.runner.journey import Measuring
 from compresskit.runner.journey import run as run_journey
+from compresskit.runner.judging import Measuring
 from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from compresskit.errors import UsageError
 from compresskit.model import Model, portable
 from compresskit.report import Report, Verdict
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.journey import parity_gate
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.stage import Progress, silent
 
@@ -63,7 +62,7 @@ def export(
         command=command,
         verdict=Verdict.PASS,
         models=[new.entry()],
-        gates=[parity_gate(result)],
+        gates=[result.proof] if result.proof else [],
         notes=result.notes,
         environment=environment(),
     )

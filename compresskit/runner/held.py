@@ -16,7 +16,7 @@ from compresskit.model import Model
 from compresskit.report import Measurement, Report, Verdict, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
-from compresskit.runner.journey import Measuring
+from compresskit.runner.judging import Measuring
 from compresskit.runner.measure import fitting, quality, speed
 from compresskit.runner.prepare import candidate, with_inputs
 from compresskit.runner.products import about_products, products_for

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compresskit.runner.journey import coverage
+from compresskit.runner.judging import coverage
 
 
 @pytest.mark.parametrize(
