@@ -85,6 +85,8 @@ class Stage(BaseModel, ABC):
     takes: ClassVar[tuple[Form, ...]]
     gives: ClassVar[Form | Literal["same"]]
     needs: ClassVar[tuple[str, ...]] = ()
+    packages: ClassVar[dict[str, str]] = {}
+    """What it imports besides what every installation has, each with the extra that brings it."""
 
     @property
     def beside(self) -> bool:
@@ -108,13 +110,26 @@ class Stage(BaseModel, ABC):
             CompressKitError: The model, the data or the machine doesn't allow it.
         """
 
+    def check_options(self) -> None:
+        """Refuse options that don't say enough, as far as that shows without a model.
+
+        Not a pydantic validator, since a card may hold less: an old one, or one of a stage that was chosen.
+
+        Raises:
+            UsageError: Something must be given.
+        """
+
     def choose(self, model: Model, ctx: Context) -> Chosen:
         """The stages that do the work; a method that picks others by looking at the model overrides this.
 
         Args:
             model: Not changed.
             ctx: ``work`` is not to be used.
+
+        Raises:
+            CompressKitError: The options don't say enough, or don't fit the model or the data.
         """
+        self.check_options()
         return Chosen((self,))
 
     @classmethod

@@ -63,7 +63,7 @@ def hold_models(
     from compresskit.cli.console import check_json, finish, progressing
     from compresskit.cli.inputs import command_line, load_options, load_shipped
     from compresskit.errors import UsageError
-    from compresskit.runner.gates import Limits
+    from compresskit.recipe.limits import Limits
     from compresskit.runner.held import hold
     from compresskit.runner.judging import Measuring
     from compresskit.runner.products import products_for

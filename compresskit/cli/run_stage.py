@@ -44,7 +44,7 @@ def run_stage(
     from compresskit.cli.helpers import for_nobody, is_first
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options
     from compresskit.errors import UsageError
-    from compresskit.runner.gates import Limits
+    from compresskit.recipe.limits import Limits
     from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
     from compresskit.runner.sources import opener

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from compresskit import registry
 from compresskit.errors import UsageError
 from compresskit.model import Model
+from compresskit.recipe.limits import Limits
 from compresskit.report import Report
-from compresskit.runner.gates import Limits
 from compresskit.runner.journey import run as run_journey
 from compresskit.runner.judging import Measuring
 from compresskit.stage import Progress, Stage, silent

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
 from compresskit.checkpoint.bundle import REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
-from compresskit.errors import UsageError
 from compresskit.model import Card, Model
-from compresskit.registry import get, methods
+from compresskit.recipe.limits import parse_size
+from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.report import Report
-from compresskit.runner.gates import parse_size
 from compresskit.runner.judging import Measuring, Ready, report_on
 from compresskit.runner.making import Making, aimed_at, form, ship, workplace
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
@@ -24,7 +23,6 @@ from compresskit.stage import Context, Progress, Stage, silent
 if TYPE_CHECKING:
     from compresskit.data.source import Source
 
-_MERGE = "lora.merge"
 _DEFAULT = Measuring()
 
 
@@ -132,43 +130,18 @@ def finish(folder: Path, card: Card, source: Path) -> None:
 
 def check(model: Model, stages: Sequence[Stage], data: Source | None, measuring: Measuring) -> None:
     """Everything that can be known to be wrong before anything runs."""
-    now = form(model)
-    runs = measuring.export and now != "weights"
-    if not runs and (measuring.source is not None or measuring.limits.min_speedup is not None):
-        why = "leave --no-export away" if now != "weights" else "give --arch FILE.py:NAME"
-        what = "--eval-data" if measuring.source is not None else "--min-speedup"
-        raise UsageError(f"{what} needs a model that runs, and no ONNX file is written here", why)
-    if now == "weights" and model.card.history:
-        done = model.card.history[-1].name
-        raise UsageError(f"{model.source} went through {done} already", "start from the original again")
-    before = [applied.name for applied in model.card.history if applied.name.startswith("quantize.")]
-    if now == "onnx" and before and any(stage.stage == "quantize" for stage in stages):
-        raise UsageError(f"{model.source} went through {before[-1]} already", "start from the original again")
-    measuring.limits.check(evaluated=runs and measuring.source is not None, benched=runs and measuring.bench)
+    start = start_of(model)
+    evaluated, export = measuring.source is not None, measuring.export
+    check_measured(start, measuring.limits, evaluated=evaluated, benched=measuring.bench, export=export)
+    for _, error in misfits(start, stages, data=data is not None, export=export):
+        raise error
+
+
+def start_of(model: Model) -> Start:
+    """What the order of stages depends on."""
+    now, history = form(model), model.card.history
     beside = False
-    for applied in model.card.history if now == "torch" else ():
-        beside = (beside or bool(applied.facts.get("beside"))) and applied.name != _MERGE
-    for place, stage in enumerate(stages):
-        if stage.stage == "factorize" and any(earlier.stage == "quantize" for earlier in stages[:place]):
-            raise UsageError(f"{stage.name()} comes after quantize", "factorize first, then quantize")
-        if beside and stage.name() != _MERGE:
-            raise UsageError(
-                f"{stage.name()} can't work on adapters that lie beside the weights: they merge before",
-                "merge them first: compresskit lora merge MODEL -o MERGED (lora's own --merge does it at once)",
-            )
-        beside = stage.beside
-        exported = now == "torch" and "torch" not in stage.takes and "onnx" in stage.takes
-        if now not in stage.takes and not exported:
-            what = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}[now]
-            able = [m for m in methods(stage.stage) if now in get(f"{stage.stage}.{m}").takes]
-            bundled = now == "onnx" and model.source.is_dir()
-            hints = ["give --arch FILE.py:NAME"] * (now == "weights" or bundled) + [f"--method {m} can" for m in able]
-            hint = ", or: ".join(hints)
-            raise UsageError(f"{stage.name()} can't work on {what}, which {model.source} is", hint)
-        trains = "training" in stage.needs or getattr(stage, "epochs", 0) > 0
-        if data is None and (trains or "calibration" in stage.needs):
-            kind = "training" if trains else "calibration"
-            raise UsageError(f"{stage.stage} --method {stage.method} needs {kind} data", "give --data")
-        if stage.gives == "onnx" and not measuring.export:
-            raise UsageError(f"{stage.name()} gives an ONNX file", "leave --no-export away")
-        now = now if stage.gives == "same" else stage.gives
+    for applied in history if now == "torch" else ():
+        beside = (beside or bool(applied.facts.get("beside"))) and applied.name != "lora.merge"
+    done = tuple(applied.name for applied in history)
+    return Start(now, str(model.source), done, beside, folder=model.source.is_dir())

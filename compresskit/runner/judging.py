@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.bench.machine import environment
 from compresskit.model import Applied, Model, portable
+from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Gate, Measurement, Report, StepEntry, judge
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.gates import Limits, gates
+from compresskit.runner.gates import gates
 from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.products import about_products, products_for

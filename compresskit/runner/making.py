@@ -13,7 +13,7 @@ from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME
 from compresskit.model import Model
 from compresskit.runner.candidate import files_of
 from compresskit.runner.prepare import Prepared, counted, to_onnx
-from compresskit.stage import BESIDE, Context, Progress, Stage, silent
+from compresskit.stage import BESIDE, Context, Form, Progress, Stage, silent
 
 _WORK = ".work"
 _CHANGE_SIZE = ("prune", "factorize", "distill", "lora")
@@ -71,7 +71,7 @@ class Making:
                 self.counts = counted(self.model)
 
 
-def form(model: Model) -> str:
+def form(model: Model) -> Form:
     """``torch``, ``onnx`` or ``weights``."""
     if not isinstance(model.body, Path):
         return "torch"

@@ -90,10 +90,16 @@ class Distill(TrainingOptions):
 
     teacher: Annotated[
         str | None,
-        Field(description="What to learn from: any MODEL, an .onnx file too. (after --student-depth or -width: MODEL)"),
+        Field(
+            description="What to learn from: any MODEL, an .onnx file too. (after --student-depth or -width: MODEL)",
+            json_schema_extra={"format": "path"},
+        ),
     ] = None
     teacher_arch: Annotated[
-        str | None, Field(description="FILE.py:NAME of what builds the teacher; its code runs.")
+        str | None,
+        Field(
+            description="FILE.py:NAME of what builds the teacher; its code runs.", json_schema_extra={"format": "code"}
+        ),
     ] = None
     teacher_arch_args: Annotated[str | None, Field(description="Its keyword arguments, as JSON.")] = None
     student_depth: Annotated[
@@ -136,7 +142,7 @@ class Distill(TrainingOptions):
         self._check(ctx)
         if ctx.teacher is not None:
             self._meet(model, ctx.teacher, ctx)
-        return super().choose(model, ctx)
+        return Chosen((self,))
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Train a student in place, made from the given module first where that is asked for.
@@ -171,7 +177,16 @@ class Distill(TrainingOptions):
         """Refuse what can be known to be missing."""
         if ctx.data is None:
             raise UsageError(f"distill --method {self.method} needs training data", "give --data FILE")
-        if ctx.teacher is None and self.student_depth is None and self.student_width is None:
+        if ctx.teacher is None:
+            self.check_options()
+
+    def check_options(self) -> None:
+        """Refuse to learn from nobody.
+
+        Raises:
+            UsageError: There is no teacher, and no student to be made from MODEL.
+        """
+        if self.teacher is None and self.student_depth is None and self.student_width is None:
             raise UsageError(
                 "distill needs a teacher",
                 "give --teacher MODEL, or --student-depth or --student-width to make the student from MODEL",

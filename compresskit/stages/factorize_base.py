@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.model import Applied, Model, portable
-from compresskit.stage import Chosen, Context, Form
+from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
@@ -82,8 +82,8 @@ class Factorize(Recovery):
             raise UsageError("--budget-of says what --budget is a share of, and there is no --budget")
         return self
 
-    def choose(self, model: Model, ctx: Context) -> Chosen:
-        """This stage itself.
+    def check_options(self) -> None:
+        """Refuse to guess a target.
 
         Raises:
             UsageError: Nothing says how much is to be kept.
@@ -91,7 +91,6 @@ class Factorize(Recovery):
         if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
             known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
             raise UsageError(f"how much is to be kept? Give one of {known}", "for example --budget 0.6")
-        return super().choose(model, ctx)
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Factorize layers of a module in place, or merge them.

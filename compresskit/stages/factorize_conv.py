@@ -28,4 +28,5 @@ class FactorizeCp(Factorize):
     """Convolutions as 1×1, k×1 and 1×k by channel, and 1×1 (CP, by tensorly: extra factorize)."""
 
     method: ClassVar[str] = "cp"
+    packages: ClassVar[dict[str, str]] = {"tensorly": "factorize"}
     kinds: ClassVar[tuple[Kind, ...]] = ("cp",)

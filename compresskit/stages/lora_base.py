@@ -170,6 +170,7 @@ class Adapting(FineTuning):
 class WithPeft(Adapting):
     """Adapters that PEFT trains."""
 
+    packages: ClassVar[dict[str, str]] = {"peft": "lora"}
     kind: ClassVar[Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]]
 
     def adapt(self, model: Model, ctx: Context) -> Made:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
 from compresskit.model import Applied, Model, portable
-from compresskit.stage import Chosen, Context, Form
+from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
 from compresskit.stages.recovery import Recovery
@@ -92,8 +92,8 @@ class PruneStructured(Recovery):
     def _given(self) -> list[str]:
         return [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
 
-    def choose(self, model: Model, ctx: Context) -> Chosen:
-        """This stage itself.
+    def check_options(self) -> None:
+        """Refuse to guess a target.
 
         Raises:
             UsageError: Nothing says how much is to go.
@@ -101,7 +101,6 @@ class PruneStructured(Recovery):
         if not self._given():
             known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
             raise UsageError(f"how much is to be cut? Give one of {known}", "for example --target-macs 0.5")
-        return super().choose(model, ctx)
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut channels of a module in place.

@@ -106,6 +106,7 @@ class TrainingOptions(Stage):
         Path | None,
         Field(
             exclude=True,  # where a state lay decides nothing
+            json_schema_extra={"format": "output-path"},
             description="Folder where training keeps its state after each epoch; the same command goes on from there.",
         ),
     ] = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from compresskit.errors import ExitCode, UsageError
+from compresskit.recipe.limits import Limits, parse_size
 from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, judge
-from compresskit.runner.gates import Limits, gates, parse_size
+from compresskit.runner.gates import gates
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""The keys of a recipe file besides its steps, each declared once: they are checked and documented from here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from compresskit.errors import UsageError
+from compresskit.quality.drop import parse_drop
+from compresskit.recipe.limits import parse_size
+
+PATH, CODE, OUTPUT = "path", "code", "output-path"
+"""Formats of values that name something: a file or FILE.py:NAME, code, and what is written."""
+
+
+def _text(value: Any) -> Any:
+    """A number as it would be typed: ``max-size: 20000`` is bytes."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+def _hyphened(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def known_drop(value: str | None) -> str | None:
+    """A limit of the drop, as it is.
+
+    Raises:
+        ValueError: It can't be read.
+    """
+    try:
+        parse_drop(value or "0pt")
+    except UsageError as error:
+        raise ValueError(error.hint) from error
+    return value
+
+
+class Keys(BaseModel):
+    """Keys with hyphens."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=_hyphened, populate_by_name=True, protected_namespaces=()
+    )
+
+
+class Checks(Keys):
+    """What the result must keep; every limit that isn't given has its default."""
+
+    max_drop: Annotated[
+        str | None,
+        BeforeValidator(_text),
+        Field(description="Largest loss of quality against the original, as 0.5pt (points) or 1% (of its figure)."),
+    ] = None
+    max_size: Annotated[str | None, BeforeValidator(_text), Field(description="Largest file, as 20MB or 900KiB.")] = (
+        None
+    )
+    min_speedup: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Least speed-up: 1.2 is 20 % faster.")
+    ] = None
+
+    _known_drop = field_validator("max_drop")(known_drop)
+
+    @field_validator("max_size")
+    @classmethod
+    def _known_size(cls, value: str | None) -> str | None:
+        try:
+            parse_size(value or "1MB")
+        except UsageError:
+            raise ValueError("expected a number above 0 and a unit, as 20MB or 900KiB") from None
+        return value
+
+
+def _shape(value: Any) -> Any:
+    """``1,3,32,32`` or ``1x3x32x32`` as a list."""
+    if not isinstance(value, str):
+        return value
+    parts = value.replace("x", ",").split(",")
+    if not all(part.strip().isascii() and part.strip().isdigit() and len(part) < 12 for part in parts):
+        raise ValueError("expected numbers, batch first, as [1, 3, 32, 32]")
+    return [int(part) for part in parts]
+
+
+class Head(Keys):
+    """A recipe without ``include``, ``steps`` and ``matrix``."""
+
+    description: Annotated[str, Field(description="One line, shown by `recipe ls`.")] = ""
+    model: Annotated[
+        str | None,
+        Field(
+            description="State dict, Hugging Face folder, bundle or .onnx file, relative to this file.",
+            json_schema_extra={"format": PATH},
+        ),
+    ] = None
+    arch: Annotated[
+        str | None,
+        Field(
+            description="FILE.py:NAME or package.module:NAME of what builds the module; its code runs.",
+            json_schema_extra={"format": CODE},
+        ),
+    ] = None
+    arch_args: Annotated[dict[str, Any] | None, Field(description="Its keyword arguments.")] = None
+    input_shape: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...] | None,
+        BeforeValidator(_shape),
+        Field(description="Of the input, batch first: [1, 3, 32, 32]."),
+    ] = None
+    allow_nonfinite: Annotated[bool, Field(description="Accept NaN and infinities among the weights.")] = False
+    data: Annotated[
+        str | None,
+        Field(
+            description="Calibration and training data: .npz, folder of class folders, .txt/.csv/.jsonl, FILE.py:NAME.",
+            json_schema_extra={"format": PATH},
+        ),
+    ] = None
+    eval_data: Annotated[
+        str | None,
+        Field(description="What the verdict is measured on; forms as data.", json_schema_extra={"format": PATH}),
+    ] = None
+    normalize: Annotated[str | None, Field(description="For images: MEAN/STD a channel, or imagenet.")] = None
+    sequence: Annotated[int, Field(ge=1, description="Most tokens of a text sample; tokens timed.")] = 128
+    metric: Annotated[
+        str | None,
+        Field(description="accuracy, top5, perplexity, spearman or FILE.py:NAME; without it the data decide."),
+    ] = None
+    checks: Annotated[Checks, Field(description="What the result must keep.")] = Checks()
+    device: Annotated[str, Field(min_length=1, description="To measure on.")] = "cpu"
+    threads: Annotated[int, Field(ge=0, description="Of one operator; 0 is all cores.")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Of every random choice.")] = 0

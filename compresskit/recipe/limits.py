@@ -1,0 +1,65 @@
+"""The limits that a result must keep, as they are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compresskit.errors import UsageError
+from compresskit.quality.drop import parse_drop
+
+DEFAULT_DROP = "1%"
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user asked for; None leaves the default limit.
+
+    Attributes:
+        max_drop: ``0.5pt`` or ``1%``. Default: 1 % of the original's figure.
+        max_size: ``20MB``. Default: not larger than the original.
+        min_speedup: 1.2 is 20 % faster. Default: not slower than the original.
+        may_grow: Size and speed have no default limit.
+    """
+
+    max_drop: str | None = None
+    max_size: str | None = None
+    min_speedup: float | None = None
+    may_grow: bool = False
+
+    def check(self, *, evaluated: bool, benched: bool, data_option: str = "--eval-data") -> None:
+        """Refuse limits that can't be understood, or that nothing will be measured for.
+
+        Args:
+            evaluated: Quality will be measured.
+            benched: Speed will be measured.
+            data_option: What would give the data for the former.
+
+        Raises:
+            UsageError: Says which.
+        """
+        parse_drop(self.max_drop or DEFAULT_DROP)
+        parse_size(self.max_size or "1MB")
+        if self.max_drop is not None and not evaluated:
+            raise UsageError("--max-drop needs evaluation data", f"give {data_option}")
+        if self.min_speedup is not None and not benched:
+            raise UsageError("--min-speedup needs the speed measured", "leave --no-bench away")
+        if self.min_speedup is not None and not self.min_speedup > 0:
+            raise UsageError(f"--min-speedup must be above 0, found {self.min_speedup}")
+
+
+def parse_size(text: str) -> int:
+    """``20MB``, ``1.5 GB``, ``900KiB`` or plain bytes, in bytes.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    number = text.strip().rstrip("BbKkMmGgIi ")
+    unit = text.strip()[len(number) :].strip().upper() or "B"
+    try:
+        size = float(number) * _UNITS[unit]
+    except (KeyError, ValueError):
+        raise UsageError(f"a size is a number and a unit as 20MB or 900KiB, found '{text}'") from None
+    if not 0 < size < 2**63:
+        raise UsageError(f"a size must be above 0, found '{text}'")
+    return int(size)

@@ -1,0 +1,25 @@
+"""The recipes that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+"""As installed, and in a checkout."""
+
+
+def folder() -> Path:
+    """Where they lie."""
+    return next((path for path in _FOLDERS if path.is_dir()), _FOLDERS[0])
+
+
+def names() -> list[str]:
+    """All of them, in the order of the alphabet."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def path_of(name: str) -> Path | None:
+    """The file of one, by its name with or without ``.yaml``; None where none is called so."""
+    name = name.removesuffix(".yaml")
+    return folder() / f"{name}.yaml" if name in names() else None
