@@ -15,7 +15,7 @@ from typing import Any
 from compresskit.checkpoint.atomic import new_file, new_folder
 from compresskit.checkpoint.bundle import is_bundle, read_card
 from compresskit.errors import InputError, MachineError, UsageError
-from compresskit.runner.gates import parse_size
+from compresskit.recipe.limits import parse_size
 from compresskit.runner.keys import digest
 
 ABOUT = "step.json"

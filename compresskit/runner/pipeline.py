@@ -18,11 +18,11 @@ from compresskit.checkpoint.bundle import (
 from compresskit.errors import GateError, UsageError
 from compresskit.model import Model
 from compresskit.quality.drop import parse_drop, within
+from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
 from compresskit.recipe.plan import MODEL, Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.cache import ABOUT, Cache
 from compresskit.runner.entries import At, at_entry, bytes_of, copy_bundle, write_note
-from compresskit.runner.gates import DEFAULT_DROP, Limits, parse_size
 from compresskit.runner.journey import check, finish
 from compresskit.runner.judging import Measuring, Ready, report_on
 from compresskit.runner.keys import content, digest, options_of, surroundings

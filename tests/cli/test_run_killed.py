@@ -21,8 +21,8 @@ input-shape: [1, 32]
 data: d.npz
 eval-data: d.npz
 steps:
-  - prune.magnitude: {ratio: 0.1}
-  - factorize.svd: {rank: 24}
+  - prune.magnitude: {sparsity: 0.1}
+  - factorize.svd: {rank: 8, include: [first]}
   - quantize.rtn: {bits: 8}
 checks: {max-drop: 50pt}
 """

@@ -6,6 +6,9 @@ COMMANDS = {
     "quantize": "Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
     "distill": "Train MODEL, the student, to say what a teacher says, with labels or without.",
     "lora": "Train small adapters beside a model's weights, and merge, list or combine them.",
+    "run": "Run a recipe: its steps one after the other, with a verdict on the whole.",
+    "verify": "Repeat the run that made a bundle, and compare the bytes.",
+    "cache": "Show or clear what is kept of finished steps.",
     "export": "Write a model as ONNX, proven equal to the original.",
     "bench": "Measure latency, throughput and memory of models against each other.",
     "evaluate": "Measure the quality of a model on data.",
@@ -21,6 +24,10 @@ SUBCOMMANDS = {
         "merge": "Fold an adapter into the weights of a model, in float64.",
         "list": "Show what an adapter holds: its kind, ranks, layers and base.",
         "combine": "Make one adapter of two.",
-    }
+    },
+    "cache": {
+        "ls": "List the finished steps that are kept, the last used first.",
+        "clear": "Remove all finished steps that are kept.",
+    },
 }
 """Words that may stand in MODEL's place, with one line of help; a MODEL of that name is written ``./merge``."""

@@ -98,7 +98,7 @@ def command(
         "checks.min-speedup": min_speedup,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    points = read_recipe(recipe, sets=set_, overrides=overrides, allow_code=allow_code)
+    points = read_recipe(recipe, sets=set_, overrides=overrides, allow_code=allow_code, complete=not dry_run)
     kept = None if no_cache else Cache(cache) if cache is not None else Cache.default()
     if dry_run:
         show_plan(points)

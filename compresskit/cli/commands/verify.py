@@ -32,6 +32,7 @@ def command(
     the options say; they must be the same bytes. Exit code 0 when every file comes out the same, 1 when one doesn't:
     then each field of the machine and its versions that differs is named.
     """
+    from compresskit.checkpoint.bundle import PROVENANCE_NAME
     from compresskit.cli.console import progressing, tell
     from compresskit.recipe.reading import parse_recipe
     from compresskit.render.verify_view import print_verified
@@ -40,7 +41,8 @@ def command(
 
     given: dict[str, Any] = {"model": model, "arch": arch, "data": data, "eval-data": eval_data, "metric": metric}
     overrides = {name: str(value) for name, value in given.items() if value is not None}
-    recipe = parse_recipe(read_provenance(folder).recipe, overrides=overrides, allow_code=allow_code)
+    known = read_provenance(folder)
+    recipe = parse_recipe(known.recipe, str(folder / PROVENANCE_NAME), overrides=overrides, allow_code=allow_code)
     with progressing(quiet) as progress:
         found = verify(folder, recipe, progress=progress, tell=(lambda _text: None) if quiet else tell)
     if not quiet:
