@@ -57,6 +57,10 @@ class CompressKitError(Exception):
         self.message = printable(message)
         self.hint = printable(hint)
 
+    def messages(self) -> list[str]:
+        """What is printed, a line each, before the hint; an error that holds several says them all."""
+        return [self.message]
+
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 

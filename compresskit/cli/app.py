@@ -34,9 +34,17 @@ class Group(TyperGroup):
             near = get_close_matches(args[0], COMMANDS, 1)
             hint = f"did you mean '{near[0]}'?" if near else "see: compresskit --help"
             raise UsageError(f"there is no command '{args[0]}'", hint)
+        from compresskit import registry
+
         name, stub, rest = super().resolve_command(ctx, args)
         if stub is None or not name:
             return name, stub, rest
+        if rest and not rest[0].startswith("-") and name in SUBCOMMANDS and name not in registry.stages():
+            known = SUBCOMMANDS[name]
+            if rest[0] not in known:
+                near = get_close_matches(rest[0], known, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
+                raise UsageError(f"{name} has no command '{rest[0]}'", hint)
         if rest and rest[0] in SUBCOMMANDS.get(name, ()):
             return f"{name} {rest[0]}", build(name, rest), rest[1:]
         return name, build(name, rest), rest

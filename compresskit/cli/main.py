@@ -61,7 +61,7 @@ def command_names() -> list[str]:
 
 
 def explain(error: BaseException) -> int:
-    """Print an error as one or two lines on stderr; returns the exit code."""
+    """Print an error as one or two lines on stderr, one with several problems as a line each; returns the exit code."""
     from typer import Abort, Exit
     from typer.exceptions import TyperException
 
@@ -77,7 +77,10 @@ def explain(error: BaseException) -> int:
         _say("interrupted; nothing was left half-written")
         return ExitCode.INTERRUPTED
     if isinstance(error, CompressKitError):
-        _say(error.message, error.hint)
+        *first, last = error.messages()
+        for message in first:
+            _say(message)
+        _say(last, error.hint)
         return error.exit_code
     if isinstance(error, TyperException):
         context = getattr(error, "ctx", None)

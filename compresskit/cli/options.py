@@ -150,4 +150,21 @@ Target = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+RecipeArg = Annotated[
+    Path,
+    typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe that ships.", show_default=False),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another value for a key of the recipe: steps.0.bits=4, data=train.npz; repeatable.",
+        rich_help_panel=_RUN,
+    ),
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Trust the code that the recipe names: it may run.", rich_help_panel=_RUN),
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]

@@ -36,16 +36,16 @@ class RecipeError(UsageError):
     """
 
     def __init__(self, problems: list[Problem]) -> None:
-        super().__init__(str(problems[0]))
+        left = len(problems) - SHOWN
+        super().__init__(str(problems[0]), f"and {left} more" if left > 0 else "")
         self.problems = problems
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(filter(None, (*self.messages(), self.hint)))
 
-    def lines(self) -> list[str]:
+    def messages(self) -> list[str]:
         """A line a problem, as far as a screen has room."""
-        left = len(self.problems) - SHOWN
-        return [*map(str, self.problems[:SHOWN]), *([f"and {left} more"] if left > 0 else [])]
+        return [str(problem) for problem in self.problems[:SHOWN]]
 
 
 class Problems:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
+
+from compresskit.errors import UsageError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
@@ -23,3 +26,17 @@ def path_of(name: str) -> Path | None:
     """The file of one, by its name with or without ``.yaml``; None where none is called so."""
     name = name.removesuffix(".yaml")
     return folder() / f"{name}.yaml" if name in names() else None
+
+
+def named(name: str) -> Path:
+    """The file of one.
+
+    Raises:
+        UsageError: None is called so; the nearest name is given.
+    """
+    path = path_of(name)
+    if path is None:
+        near = get_close_matches(name, names(), 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(names())}"
+        raise UsageError(f"there is no recipe '{name}'", hint)
+    return path

@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
+    "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",
     "doctor": "Show what is installed here, what is missing and how to get it.",
 }
@@ -29,5 +30,15 @@ SUBCOMMANDS = {
         "ls": "List the finished steps that are kept, the last used first.",
         "clear": "Remove all finished steps that are kept.",
     },
+    "recipe": {
+        "ls": "List the recipes that come with compresskit.",
+        "show": "Print a recipe that comes with compresskit.",
+        "cp": "Copy a recipe that comes with compresskit, to be changed.",
+        "check": "Check a recipe whole, without running anything.",
+        "schema": "Print the JSON schema of recipe files, for editors.",
+    },
 }
-"""Words that may stand in MODEL's place, with one line of help; a MODEL of that name is written ``./merge``."""
+"""By command the words that may follow it, with one line of help.
+
+For a stage they stand in MODEL's place: a MODEL of that name is written ``./merge``. Any other command needs one.
+"""

@@ -9,20 +9,8 @@ import typer
 
 from compresskit.cli import options as shared
 
-RecipeArg = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.", show_default=False)
-]
 ModelArg = Annotated[
     Path | None, typer.Argument(metavar="[MODEL]", help="In the place of the recipe's.", show_default=False)
-]
-Sets = Annotated[
-    list[str],
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value: steps.0.bits=8, checks.max-drop=2%; repeatable."
-    ),
-]
-AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Run the code that the recipe names (arch, data, metric).")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the steps, and run nothing.")]
 CacheFolder = Annotated[
@@ -44,10 +32,10 @@ SequenceOption = Annotated[
 
 
 def command(
-    recipe: RecipeArg,
+    recipe: shared.RecipeArg,
     model: ModelArg = None,
-    set_: Sets = [],  # noqa: B006 - typer copies it
-    allow_code: AllowCode = False,
+    set_: shared.Sets = None,
+    allow_code: shared.AllowCode = False,
     dry_run: DryRun = False,
     cache: CacheFolder = None,
     no_cache: NoCache = False,
@@ -98,7 +86,7 @@ def command(
         "checks.min-speedup": min_speedup,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    points = read_recipe(recipe, sets=set_, overrides=overrides, allow_code=allow_code, complete=not dry_run)
+    points = read_recipe(recipe, sets=set_ or (), overrides=overrides, allow_code=allow_code, complete=not dry_run)
     kept = None if no_cache else Cache(cache) if cache is not None else Cache.default()
     if dry_run:
         show_plan(points)

@@ -1,0 +1,15 @@
+"""``compresskit recipe ls``."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """List the recipes that come with compresskit.
+
+    Each with what it is for and its steps. compresskit recipe show NAME prints one, with comments that say why.
+    """
+    from compresskit.recipe import shipped
+    from compresskit.recipe.reading import read_recipe
+    from compresskit.render.recipe_view import print_recipes
+
+    print_recipes([read_recipe(name, allow_code=True)[0] for name in shipped.names()])

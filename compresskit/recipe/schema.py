@@ -1,0 +1,96 @@
+"""The JSON schema of recipe files, made from the options of the methods that are installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from compresskit import registry
+from compresskit.recipe.addresses import MAX_POINTS
+from compresskit.recipe.head import Head
+from compresskit.recipe.steps import MAX_STEPS
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_DROP = r"^\s*(\d+\.?\d*|\.\d+)\s*(pt|%)\s*$"
+_REFERENCE = "#/$defs/{model}"
+
+
+def schema() -> dict[str, Any]:
+    """The schema; keys have hyphens, though underscores are read too."""
+    definitions: dict[str, Any] = {}
+    head = _object(Head, definitions)["properties"]
+    head["input-shape"]["anyOf"].append({"type": "string", "pattern": r"^\d+([,x]\d+)*$"})
+    methods = {}
+    for name in registry.rows():
+        cls = registry.get(name)
+        definitions[name] = {**_object(cls, definitions), "description": _first_line(cls)}
+        methods[name] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": "null"}], "description": _first_line(cls)}
+    definitions["step"] = _step(methods)
+    return {
+        "$schema": DRAFT,
+        "title": "CompressKit recipe",
+        "description": "A pipeline: a model goes through the steps in order, and the result is judged by the checks.",
+        "type": "object",
+        "additionalProperties": False,
+        "anyOf": [{"required": ["steps"]}, {"required": ["include"]}],
+        "properties": {
+            "description": head.pop("description"),
+            "include": {
+                "description": "Recipes whose keys count where this one has none, relative to this file.",
+                "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+            },
+            **head,
+            "steps": {
+                "description": "What is done, in order.",
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_STEPS,
+                "items": {"$ref": "#/$defs/step"},
+            },
+            "matrix": {
+                "description": f"Values by dotted key, as steps.0.bits; every combination is run, at most {MAX_POINTS}.",
+                "type": "object",
+                "additionalProperties": {"type": "array", "minItems": 1},
+            },
+        },
+        "$defs": definitions,
+    }
+
+
+def _step(methods: dict[str, Any]) -> dict[str, Any]:
+    limit = {
+        "description": "What this step may cost, as 0.5pt or 1%, against the model before it.",
+        "type": ["string", "null"],
+        "pattern": _DROP,
+    }
+    rollback = {"description": "Undo the step where it costs more.", "type": "boolean", "default": False}
+    return {
+        "description": "A method alone, or with its options.",
+        "anyOf": [
+            {"type": "string", "enum": list(methods)},
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {**methods, "max-drop": limit, "rollback": rollback},
+                "oneOf": [{"required": [name]} for name in methods],
+            },
+        ],
+    }
+
+
+def _object(cls: type[BaseModel], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a class, its keys with hyphens; what it refers to goes into ``definitions``."""
+    found = cls.model_json_schema(ref_template=_REFERENCE)
+    definitions.update({name: _untitled(part) for name, part in found.pop("$defs", {}).items()})
+    properties = {name.replace("_", "-"): _untitled(about) for name, about in found["properties"].items()}
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _untitled(part: dict[str, Any]) -> dict[str, Any]:
+    """Without the titles that pydantic makes of names."""
+    return {key: value for key, value in part.items() if key != "title"}
+
+
+def _first_line(cls: type[BaseModel]) -> str:
+    return (cls.__doc__ or "").strip().partition("\n")[0]
