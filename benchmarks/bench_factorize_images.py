@@ -30,7 +30,8 @@ def main() -> None:
             speed_rows(bench, "one-shot", folder / "auto")
         bare = ("--method", "auto", "--no-refit")
         factorized(bench, "one-shot, auto, without refit", None, folder / "bare", *bare)
-        epochs = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", EPOCHS)
+        length = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", EPOCHS)
+        epochs = (*length, "--precision", "bfloat16")
         factorized(bench, f"trained for {epochs[1]} epochs", LEAST_TRAINED, folder / "trained", *epochs)
     bench.end()
 

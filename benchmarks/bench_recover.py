@@ -18,7 +18,7 @@ from harness import Bench, cli, figure, interval, minilm, workplace
 RANK = 16
 RECOVERY = ("--method", "gptq", "--repair", RANK, "--recover", "lora", "--no-bench")
 LEAST_COSINE, MOST_PERPLEXITY = 0.975, 4.72
-STORIES_EPOCHS = 20
+STORIES_EPOCHS = 40
 
 
 def main() -> None:

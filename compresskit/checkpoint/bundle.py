@@ -18,6 +18,7 @@ from compresskit.model import Card
 WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "model.onnx"
 REPORT_NAME = "report.json"
+PROVENANCE_NAME = "provenance.json"
 EXTRAS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model",
@@ -86,7 +87,9 @@ def provenance(card: Card) -> str:
 
 
 def seal(folder: Path | str, card: Card) -> None:
-    """Write compresskit.json: the card, and size and SHA-256 of every other file (report.json apart).
+    """Write compresskit.json: the card, and size and SHA-256 of every other file.
+
+    Not of the report and the provenance: they say what was measured, and where.
 
     Raises:
         MachineError: The disk is full or read-only.
@@ -95,7 +98,7 @@ def seal(folder: Path | str, card: Card) -> None:
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in (CARD_NAME, REPORT_NAME)
+        if path.is_file() and path.relative_to(folder).as_posix() not in (CARD_NAME, REPORT_NAME, PROVENANCE_NAME)
     }
     text = json.dumps({**card.to_json(), "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with writing(folder / CARD_NAME):

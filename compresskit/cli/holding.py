@@ -61,12 +61,13 @@ def hold_models(
 ) -> int:
     """Measure models as they are and show the report; returns the exit code."""
     from compresskit.cli.console import check_json, finish, progressing
-    from compresskit.cli.inputs import command_line, load_options, load_shipped, opener
+    from compresskit.cli.inputs import command_line, load_options, load_shipped
     from compresskit.errors import UsageError
     from compresskit.recipe.limits import Limits
     from compresskit.runner.held import hold
     from compresskit.runner.judging import Measuring
     from compresskit.runner.products import products_for
+    from compresskit.runner.sources import opener
 
     check_json(json, (*models, data, arch, metric))
     engines = engine_names(runtimes, allow_auto=not evaluated)

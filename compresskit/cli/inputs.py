@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import UsageError
 
 if TYPE_CHECKING:
-    from compresskit.data.source import Source
     from compresskit.model import Model
 
 
@@ -85,35 +83,6 @@ def load_shipped(path: Path, options: dict[str, Any], *, several: bool, runtime:
     if several and kind_of(path) != "tensors" and not rebuilt:
         own |= {"arch": None, "arch_args": {}, "input_shape": None}
     return load(path, **own, shipped=not rebuilt)
-
-
-def opener(
-    model: Model, normalize: str | None, sequence: int, *, paths: list[str | None]
-) -> Callable[[str | None], Source | None]:
-    """How the data of one command is opened: all of it with the same preparation.
-
-    Raises:
-        UsageError: ``--normalize`` is given, but no data that it could be for.
-    """
-    from compresskit.data.opening import open_source
-
-    if normalize is not None and not any(paths):
-        raise UsageError("--normalize is for data, and none is given", "give --data or --eval-data")
-    tokenizer = model.source if model.source.is_dir() else None
-
-    def open_(path: str | None) -> Source | None:
-        if path is None:
-            return None
-        return open_source(
-            path,
-            normalize=normalize,
-            tokenizer=tokenizer,
-            sequence=sequence,
-            inputs=model.card.inputs,
-            task=model.card.task,
-        )
-
-    return open_
 
 
 def command_line() -> str:

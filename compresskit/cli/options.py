@@ -151,20 +151,15 @@ Target = Annotated[
     ),
 ]
 RecipeArg = Annotated[
-    Path,
-    typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe that ships.", show_default=False),
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.", show_default=False)
 ]
 Sets = Annotated[
-    list[str] | None,
+    list[str],
     typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Another value for a key of the recipe: steps.0.bits=4, data=train.npz; repeatable.",
-        rich_help_panel=_RUN,
+        "--set", metavar="KEY=VALUE", help="Change one value: steps.0.bits=8, checks.max-drop=2%; repeatable."
     ),
 ]
 AllowCode = Annotated[
-    bool,
-    typer.Option("--allow-code", help="Trust the code that the recipe names: it may run.", rich_help_panel=_RUN),
+    bool, typer.Option("--allow-code", help="Run the code that the recipe names (arch, data, metric).")
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]

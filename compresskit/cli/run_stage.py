@@ -42,11 +42,12 @@ def run_stage(
     """Run one stage; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_json, check_output, finish, progressing, tell
     from compresskit.cli.helpers import for_nobody, is_first
-    from compresskit.cli.inputs import command_line, default_output, load_model, load_options, opener
+    from compresskit.cli.inputs import command_line, default_output, load_model, load_options
     from compresskit.errors import UsageError
     from compresskit.recipe.limits import Limits
     from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.sources import opener
 
     target = output or default_output(model, _suffix(stage))
     inputs = (model, data, eval_data, arch, metric, *(getattr(stage, n, None) for n in ("teacher", "teacher_arch")))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from compresskit.checkpoint.arch import portable_reference
+from compresskit.model import portable
 from compresskit.stage import Stage
 
 MODEL = "$model"
@@ -76,3 +78,42 @@ class Recipe:
     device: str = "cpu"
     threads: int = 0
     seed: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """The mapping of a recipe file that says the same; absolute paths are cut, so that it fits any machine."""
+        steps = [_step(step) for step in self.steps]
+        checks = {"max-drop": self.max_drop, "max-size": self.max_size, "min-speedup": self.min_speedup}
+        found: dict[str, Any] = {
+            "description": self.description or None,
+            "model": _cut(self.model),
+            "arch": self.arch and portable_reference(self.arch),
+            "arch-args": self.arch_args or None,
+            "input-shape": list(self.input_shape) if self.input_shape else None,
+            "allow-nonfinite": self.allow_nonfinite or None,
+            "data": _cut(self.data),
+            "eval-data": _cut(self.eval_data),
+            "normalize": self.normalize,
+            "sequence": self.sequence,
+            "metric": _cut(self.metric),
+            "steps": steps,
+            "checks": {name: value for name, value in checks.items() if value is not None} or None,
+            "device": self.device,
+            "threads": self.threads,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def _cut(word: str | None) -> str | None:
+    return None if word is None else portable(word)
+
+
+def _step(step: Step) -> dict[str, Any]:
+    given = step.stage.options()
+    options = {name.replace("_", "-"): given[name] for name in step.stage.model_fields_set if name in given}
+    found: dict[str, Any] = {step.stage.name(): options}
+    if step.max_drop is not None:
+        found["max-drop"] = step.max_drop
+    if step.rollback:
+        found["rollback"] = True
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from compresskit.errors import UsageError
-from compresskit.recipe import addresses, including
+from compresskit.recipe import addresses, including, tree
 from compresskit.recipe.head import Checks, Head
 from compresskit.recipe.limits import Limits
 from compresskit.recipe.naming import Naming
@@ -64,6 +64,31 @@ def read_recipe(
             found += [] if recipe is None else [recipe]
     problems.raise_any()
     return found
+
+
+def parse_recipe(
+    document: Mapping[str, Any], name: str, *, overrides: Mapping[str, Any] | None = None, allow_code: bool = False
+) -> Recipe:
+    """A recipe from a mapping that :meth:`Recipe.document` gave; its paths start from the current folder.
+
+    Args:
+        document: As a recipe file holds it, without ``include`` and ``matrix``.
+        name: Of what it was read from, for messages.
+        overrides: As for :func:`read_recipe`.
+        allow_code: The same.
+
+    Raises:
+        RecipeError: With everything that is wrong.
+    """
+    problems = Problems()
+    root = tree.node_of(dict(document), tree.Place(name, Path()))
+    for key, value in addresses.typed((), overrides or {}, problems).items():
+        root = addresses.put(root, key, value, problems)
+    recipe = _Checking(problems, allow_code, True, root).recipe(Path(name).stem, {})
+    problems.raise_any()
+    if recipe is None:
+        raise UsageError(f"{name} is no recipe")
+    return recipe
 
 
 class _Checking:

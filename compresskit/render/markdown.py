@@ -30,6 +30,8 @@ def markdown(report: Report, *, output: str = "") -> str:
         lines += ["", f"*{escape(note)}*"]
     if report.models:
         lines += ["", *_models(report)]
+    if report.steps:
+        lines += ["", *_table(rows.STEP_HEADER, rows.steps(report))]
     for timing in rows.timings(report):
         lines += ["", escape(timing.run), "", *_table(rows.TIMING_HEADER, timing.lines)]
     if report.gates:

@@ -15,6 +15,7 @@ _SPEED = _TIMED + _ANY_BATCH
 _UNSHOWN = (*_SPEED, "max_abs")
 _ALIKE = 0.95
 REASONS_SHOWN = 6
+STEP_HEADER = ("step", "", "size", "quality", "cost")
 TIMING_HEADER = ("model", "p50 ms", "p95 ms", "p99 ms", "per s", "load ms", "memory", "speedup")
 Run = tuple[str, int | None]
 
@@ -129,6 +130,20 @@ def _timing_cells(found: dict[str, Measurement | None]) -> tuple[str, ...]:
         figures.DASH if memory is None else figures.size(memory),
         figures.speedup(found["speedup"]),
     )
+
+
+def steps(report: Report) -> list[tuple[str, ...]]:
+    """What each step of a recipe did: cells under ``STEP_HEADER``; empty for a command that is no recipe."""
+    return [
+        (
+            f"{index}. {figures.clean(step.name)}",
+            step.state,
+            figures.DASH if step.bytes is None else figures.size(step.bytes),
+            figures.DASH if step.value is None else f"{figures.clean(step.metric)} {figures.number(step.value)}",
+            figures.DASH if step.drop is None else f"{-step.drop:+.2f} pt",
+        )
+        for index, step in enumerate(report.steps, 1)
+    ]
 
 
 def headline(report: Report, output: str = "") -> str:

@@ -41,6 +41,8 @@ def _parts(report: Report, output: str) -> list[RenderableType]:
         parts.append(_indented(Text(note, style="yellow")))
     if report.models:
         parts += [Text(), _models(report)]
+    if report.steps:
+        parts += [Text(), _steps(report)]
     for timing in rows.timings(report):
         parts += [Text(), *_timings(timing)]
     if report.gates:
@@ -93,6 +95,14 @@ def _models(report: Report) -> RenderableType:
             Text(row.speedup, style=_PACE[row.faster]),
         )
         table.add_row(*(cell for cell, (shown, _) in zip(cells, columns.values(), strict=True) if shown))
+    return Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def _steps(report: Report) -> RenderableType:
+    right = ("size", "cost")
+    table = _table(*((title, title in right) for title in rows.STEP_HEADER))
+    for step, cells in zip(report.steps, rows.steps(report), strict=True):
+        table.add_row(*map(Text, cells), style="yellow" if step.state == "undone" else "")
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 

@@ -113,6 +113,25 @@ def _measure(
         found.drops[model.name] = paired(found.metric, found.scores[baseline.name], scores[0])
 
 
+def score(
+    model: Candidate, source: Source, metric: str | None, *, progress: Progress = silent
+) -> tuple[Metric | None, Score | None]:
+    """The metric of one model alone; None for both where none suits the data.
+
+    Args:
+        model: What is run.
+        source: Evaluation data.
+        metric: Name or ``FILE.py:NAME``; None picks what data and task call for.
+        progress: Called after each batch.
+
+    Raises:
+        NonFiniteOutput: The model is broken.
+    """
+    session = model.open()
+    chosen = open_metric(metric) if metric else pick(source, session.outputs, model.task)
+    return chosen, None if chosen is None else evaluate_all(session, source, [chosen], progress=progress)[0]
+
+
 def _classes(session: Session, source: Source) -> int:
     """Number of classes the model tells apart, from its first output on one sample."""
     sample = next(iter(source.batches(1, 1)))

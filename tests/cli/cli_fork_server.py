@@ -1,7 +1,7 @@
 """Runs commands in forked children that kill themselves at the n-th thing they do to the output.
 
-Reads ``{"argv": […], "at": n, "signal": s, "log": path}`` a line and answers ``{"code": c, "events": n}``. A fork of a
-process that has torch imported costs milliseconds where a fresh one costs seconds.
+Reads ``{"argv": […], "at": n, "signal": s, "log": path, "place": folder}`` a line and answers ``{"code": c, "events":
+n}``. A fork of a process that has torch imported costs milliseconds where a fresh one costs seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WARM = (
     "compresskit.stages.quantize_rtn", "compresskit.export.checked", "onnxruntime", "rich.table",
     "torch._export.non_strict_utils", "torch.onnx._internal.exporter._core",
 )  # fmt: skip
-MARKS = (".out.compresskit-", "/out", "out/")
+MARKS = (".out.compresskit-", "/out", "out/", "/steps", "steps/")
 
 
 def child(job: dict[str, Any], tell: int) -> None:
@@ -28,6 +28,7 @@ def child(job: dict[str, Any], tell: int) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.chdir(job["place"])
     seen = [0]
 
     def count() -> None:
@@ -37,7 +38,7 @@ def child(job: dict[str, Any], tell: int) -> None:
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event.startswith(("open", "os.", "shutil.")) and any(
-            str(a) == "out" or any(mark in str(a) for mark in MARKS) for a in arguments
+            str(a) in ("out", "steps") or any(mark in str(a) for mark in MARKS) for a in arguments
         ):
             count()
 

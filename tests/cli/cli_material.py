@@ -70,6 +70,8 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+Job = Callable[..., dict[str, int]]
+"""Runs a command in a folder, killed at the n-th thing it does to a file of its output."""
 
 
 def picture(folder: Path) -> dict[str, str]:

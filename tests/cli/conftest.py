@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_material import Cli, Outcome, hostile_files, material_files, picture
+from cli_material import Cli, Job, Outcome, hostile_files, material_files, picture
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +63,25 @@ def untouched(here: Path) -> object:
     before = picture(here)
     yield before
     assert picture(here) == before
+
+
+@pytest.fixture(scope="module")
+def job() -> Iterator[Job]:
+    """Runs a command in the current folder of the caller, killed at one of its moments."""
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("cli_fork_server.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+    def run(argv: tuple[str, ...], place: Path, at: int = 0, number: int = 0) -> dict[str, int]:
+        assert server.stdin and server.stdout
+        job = {"argv": argv, "at": at, "signal": number, "log": str(place.parent / "log"), "place": str(place)}
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        return json.loads(server.stdout.readline())
+
+    yield run
+    assert server.stdin and server.stdout
+    server.stdin.close()
+    server.wait(timeout=30)
+    server.stdout.close()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cli_material import SHAPE, picture
+from cli_material import SHAPE, Job, picture
 
 from compresskit.checkpoint.bundle import read_card
 
@@ -24,30 +22,6 @@ if not hasattr(os, "fork"):
 FORCED = ("quantize", "m.pt", "--bits", "8", "-o", "out", "--force")
 NEW_PLACE = ("quantize", "m.pt", "--bits", "8", "-o", "out")
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-Job = Callable[..., dict[str, int]]
-
-
-@pytest.fixture(scope="module")
-def job() -> Iterator[Job]:
-    """Runs a command in the current folder of the caller, killed at one of its moments."""
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("cli_fork_server.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-    def run(argv: tuple[str, ...], place: Path, at: int = 0, number: int = 0) -> dict[str, int]:
-        assert server.stdin and server.stdout
-        absolute = [str(place / word) if word in ("m.pt", "out", "net.py:Net") else word for word in argv]
-        log = str(place.parent / "log")
-        server.stdin.write(json.dumps({"argv": absolute, "at": at, "signal": number, "log": log}) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-
-    yield run
-    assert server.stdin and server.stdout
-    server.stdin.close()
-    server.wait(timeout=30)
-    server.stdout.close()
 
 
 def visible(place: Path) -> dict[str, str]:

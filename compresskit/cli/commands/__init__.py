@@ -6,6 +6,9 @@ COMMANDS = {
     "quantize": "Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
     "distill": "Train MODEL, the student, to say what a teacher says, with labels or without.",
     "lora": "Train small adapters beside a model's weights, and merge, list or combine them.",
+    "run": "Run a recipe: its steps one after the other, with a verdict on the whole.",
+    "verify": "Repeat the run that made a bundle, and compare the bytes.",
+    "cache": "Show or clear what is kept of finished steps.",
     "export": "Write a model as ONNX, proven equal to the original.",
     "bench": "Measure latency, throughput and memory of models against each other.",
     "evaluate": "Measure the quality of a model on data.",
@@ -29,6 +32,10 @@ SUBCOMMANDS = {
         "cp": "Copy a recipe that comes with compresskit, to be changed.",
         "check": "Check a recipe whole, without running anything.",
         "schema": "Print the JSON schema of recipe files, for editors.",
+    },
+    "cache": {
+        "ls": "List the finished steps that are kept, the last used first.",
+        "clear": "Remove all finished steps that are kept.",
     },
 }
 """By command the words that may follow it, with one line of help.

@@ -36,9 +36,10 @@ def command(
     among them, in several batch sizes. Batch and sequence axes may vary. Exit code 1 when it doesn't.
     """
     from compresskit.cli.console import check_json, check_output, finish, progressing
-    from compresskit.cli.inputs import command_line, load_model, load_options, opener
+    from compresskit.cli.inputs import command_line, load_model, load_options
     from compresskit.errors import UsageError
     from compresskit.runner.exporting import export
+    from compresskit.runner.sources import opener
 
     target = output or Path(f"{model.resolve().stem}.onnx")
     inputs = (model, data, arch)

@@ -1,0 +1,114 @@
+"""The recipes that ship, run on real models: size, speed and quality against the original.
+
+ResNet-20 goes through ``edge-int8`` and ``prune-distill-int8``, MiniLM through ``bert-small``, each as a user would run
+it: the recipe's own options, data and model from the command line. Images are calibrated and trained on CIFAR-10's
+training part, MiniLM on lines of WikiText-2's validation split and the texts of STS-B's training part, without its
+scores. Everything is measured on test data, the ONNX file that ships; speed is onnxruntime's with one thread for the
+networks of images, the best engine's for MiniLM.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_minilm import TOKENS, plain_lines
+from cifar import NORMALIZE
+from harness import Bench, cli, figure, interval, minilm, workplace
+
+from compresskit.report import Report
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Times smaller, times faster, points that may be lost or the least figure."""
+
+    smaller: float
+    faster: float
+    lost: float
+
+
+IMAGES = {"edge-int8": Bars(3.3, 1.9, 0.1), "prune-distill-int8": Bars(6, 3, 0.9)}
+TEXT = Bars(5, 3, 80.0)
+ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
+QUICK = ("--set", "steps.0.epochs=1", "--set", "steps.0.train-samples=512")
+
+
+def main() -> None:
+    bench = Bench("recipes", __doc__ or "", data=True)
+    with workplace() as folder:
+        for name, bars in IMAGES.items():
+            if bench.wants(name):
+                images(bench, name, bars, folder)
+        if bench.wants("bert-small"):
+            text(bench, folder)
+    bench.end()
+
+
+def images(bench: Bench, name: str, bars: Bars, folder: Path) -> None:
+    model, out = bench.data("models", "resnet20.th"), folder / name
+    train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
+    arch = ("--arch", "examples/cifar_resnet.py:resnet20", "--input-shape", "1,3,32,32")
+    length = QUICK if bench.quick and name != "edge-int8" else ()
+    start = time.perf_counter()
+    report = cli(
+        "run", name, model, *arch, "--data", train, "--eval-data", test, "--normalize", NORMALIZE, *length,
+        "--no-bench", "--no-cache", "-o", out,
+    )  # fmt: skip
+    minutes = (time.perf_counter() - start) / 60
+    before, after = figure(report, "accuracy", 0), figure(report, "accuracy")
+    lost = before.value - after.value
+    about = f"{after.value:.3f} %, {minutes:.1f} min"
+    bench.row(f"{name}, accuracy lost", f"≤ {bars.lost} pt", f"{lost:.3f} pt", after.n, about, lost <= bars.lost)
+    size(bench, name, report, bars)
+    original = folder / f"{name}-original.onnx"
+    cli("export", model, *arch, "-o", original)
+    speed = figure(cli("bench", original, out / "model.onnx", "--threads", 1), "speedup")
+    bench.row(
+        f"{name}, speed at batch 1", f"≥ {bars.faster}×", f"{speed.value:.2f}×", speed.n, interval(speed),
+        speed.value >= bars.faster,
+    )  # fmt: skip
+    bench.row(f"{name}, verdict", "PASS", report.verdict.value, 1, "", report.verdict.value == "PASS")
+
+
+def size(bench: Bench, name: str, report: Report, bars: Bars) -> None:
+    before, after = (entry.bytes for entry in report.models)
+    ratio = before / after
+    sizes = f"{before / 1e6:.2f} → {after / 1e6:.2f} MB"
+    bench.row(f"{name}, smaller", f"≥ {bars.smaller}×", f"{ratio:.2f}×", 1, sizes, ratio >= bars.smaller)
+
+
+def text(bench: Bench, folder: Path) -> None:
+    name, model, known, out = "bert-small", minilm(), folder / "train.txt", folder / "bert-small"
+    valid, pairs = bench.data("text", "wikitext2_valid.txt"), bench.data("text", "stsb-en-test.csv")
+    with bench.data("text", "stsb-en-train.csv").open(encoding="utf-8", newline="") as file:
+        sentences = [row[column] for row in csv.reader(file) for column in (0, 1)]
+    known.write_text("\n".join([*plain_lines(valid), *sentences]), encoding="utf-8")
+    length = QUICK if bench.quick else ()
+    start = time.perf_counter()
+    report = cli(
+        "run", name, model, "--data", known, "--eval-data", pairs, *length, "--no-bench", "--no-cache", "-o", out
+    )  # fmt: skip
+    minutes = (time.perf_counter() - start) / 60
+    found = figure(report, "spearman")
+    bench.row(
+        f"{name}, STS-B test, Spearman ×100", f"≥ {TEXT.lost}", f"{found.value:.2f}", found.n,
+        f"{interval(found)}; {minutes:.1f} min", found.value >= TEXT.lost,
+    )  # fmt: skip
+    size(bench, name, report, TEXT)
+    original = folder / "original.onnx"
+    cli("export", model, "-o", original)
+    runtimes = [word for engine in ENGINES for word in ("--runtime", engine)]
+    timed = cli("bench", original, out / "model.onnx", *runtimes, "--batch", 1, "--sequence", TOKENS)
+    speeds = {m.model: m for m in timed.measurements if m.name == "speedup" and m.model.startswith("model.onnx")}
+    best = max(speeds.values(), key=lambda m: m.value)
+    bench.row(
+        f"{name}, speed under the best engine, 1×{TOKENS} tokens", f"≥ {TEXT.faster}×", f"{best.value:.2f}×", best.n,
+        f"{interval(best)}; {best.model}", best.value >= TEXT.faster,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""``compresskit run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compresskit.cli import options as shared
+
+ModelArg = Annotated[
+    Path | None, typer.Argument(metavar="[MODEL]", help="In the place of the recipe's.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the steps, and run nothing.")]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="FOLDER",
+        help="Where finished steps are kept. (COMPRESSKIT_CACHE, or the user's cache folder)",
+        show_default=False,
+    ),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no step, and use none that was kept.")]
+SequenceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sequence", min=1, help="Most tokens of a text sample; tokens timed. (the recipe's)", show_default=False
+    ),
+]
+
+
+def command(
+    recipe: shared.RecipeArg,
+    model: ModelArg = None,
+    set_: shared.Sets = [],  # noqa: B006 - typer copies it
+    allow_code: shared.AllowCode = False,
+    dry_run: DryRun = False,
+    cache: CacheFolder = None,
+    no_cache: NoCache = False,
+    output: shared.Output = None,
+    arch: shared.Arch = None,
+    arch_args: shared.ArchArgs = None,
+    input_shape: shared.InputShape = None,
+    data: shared.Data = None,
+    eval_data: shared.EvalData = None,
+    normalize: shared.Normalize = None,
+    sequence: SequenceOption = None,
+    metric: shared.MetricName = None,
+    max_drop: shared.MaxDrop = None,
+    max_size: shared.MaxSize = None,
+    min_speedup: shared.MinSpeedup = None,
+    no_bench: shared.NoBench = False,
+    json: shared.Json = None,
+    markdown: shared.Markdown = False,
+    quiet: shared.Quiet = False,
+    force: shared.Force = False,
+) -> None:
+    """Run a recipe: its steps one after the other, with a verdict on the whole.
+
+    Everything is checked before anything runs. Finished steps are kept: a run that was stopped, by whatever, goes on
+    where it was when it is started again, to the same bytes. Options given here win over the recipe's values.
+    """
+    from compresskit.cli.inputs import parse_args, parse_shape
+    from compresskit.cli.recipes import Running, run_all, show_plan
+    from compresskit.errors import UsageError
+    from compresskit.recipe.reading import read_recipe
+    from compresskit.runner.cache import Cache
+
+    if cache is not None and no_cache:
+        raise UsageError("--cache and --no-cache exclude each other", "give one of them")
+    shape = parse_shape(input_shape)
+    given: dict[str, Any] = {
+        "model": None if model is None else str(model),
+        "arch": arch,
+        "arch-args": parse_args(arch_args) or None,
+        "input-shape": list(shape) if shape else None,
+        "data": data,
+        "eval-data": eval_data,
+        "normalize": normalize,
+        "sequence": sequence,
+        "metric": metric,
+        "checks.max-drop": max_drop,
+        "checks.max-size": max_size,
+        "checks.min-speedup": min_speedup,
+    }
+    overrides = {name: value for name, value in given.items() if value is not None}
+    points = read_recipe(recipe, sets=set_, overrides=overrides, allow_code=allow_code, complete=not dry_run)
+    kept = None if no_cache else Cache(cache) if cache is not None else Cache.default()
+    if dry_run:
+        show_plan(points)
+        return
+    running = Running(kept, not no_bench, json, markdown, quiet, force)
+    raise typer.Exit(run_all(points, output, running))

@@ -1,0 +1,50 @@
+"""``compresskit verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from compresskit.cli import options as shared
+from compresskit.cli.commands.run import AllowCode
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote.", show_default=False)]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", metavar="MODEL", help="Where the original is now.", show_default=False)
+]
+
+
+def command(
+    folder: Folder,
+    model: ModelOption = None,
+    arch: shared.Arch = None,
+    data: shared.Data = None,
+    eval_data: shared.EvalData = None,
+    metric: shared.MetricName = None,
+    allow_code: AllowCode = False,
+    quiet: shared.Quiet = False,
+) -> None:
+    """Repeat the run that made a bundle, and compare the bytes.
+
+    Its provenance.json says what was run. Inputs are looked for where they were, seen from the current folder, or where
+    the options say; they must be the same bytes. Exit code 0 when every file comes out the same, 1 when one doesn't:
+    then each field of the machine and its versions that differs is named.
+    """
+    from compresskit.checkpoint.bundle import PROVENANCE_NAME
+    from compresskit.cli.console import progressing, tell
+    from compresskit.recipe.reading import parse_recipe
+    from compresskit.render.verify_view import print_verified
+    from compresskit.runner.provenance import read_provenance
+    from compresskit.runner.verify import verify
+
+    given: dict[str, Any] = {"model": model, "arch": arch, "data": data, "eval-data": eval_data, "metric": metric}
+    overrides = {name: str(value) for name, value in given.items() if value is not None}
+    known = read_provenance(folder)
+    recipe = parse_recipe(known.recipe, str(folder / PROVENANCE_NAME), overrides=overrides, allow_code=allow_code)
+    with progressing(quiet) as progress:
+        found = verify(folder, recipe, progress=progress, tell=(lambda _text: None) if quiet else tell)
+    if not quiet:
+        print_verified(folder, found)
+    raise typer.Exit(0 if found.same else 1)

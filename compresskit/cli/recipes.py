@@ -1,0 +1,105 @@
+"""Running the recipes of one file: one, or each point of its matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compresskit.cli.console import check_json, check_output, finish, progressing, tell
+from compresskit.cli.inputs import command_line, default_output
+from compresskit.errors import ExitCode, UsageError
+from compresskit.recipe.plan import Recipe
+from compresskit.report import Report
+from compresskit.runner.cache import Cache
+from compresskit.runner.pipeline import run_recipe
+
+
+@dataclass(frozen=True)
+class Running:
+    """How recipes are run, and what is shown of it.
+
+    Attributes:
+        cache: Where finished steps are kept; None for this run only.
+        bench: Measure the speed.
+        json: As ``--json``.
+        markdown: As ``--markdown``.
+        quiet: As ``--quiet``.
+        force: As ``--force``.
+    """
+
+    cache: Cache | None
+    bench: bool
+    json: str | None
+    markdown: bool
+    quiet: bool
+    force: bool
+
+
+def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) -> int:
+    """Run recipes; the points of a matrix go into folders of their own in ``output``.
+
+    Returns:
+        The exit code: that of the one recipe, or GATE where any point's verdict says so.
+
+    Raises:
+        UsageError: An output that exists, is an input, or can't be told apart.
+    """
+    first = recipes[0]
+    if first.model is None:
+        raise UsageError("the recipe names no model", "give one: compresskit run RECIPE MODEL")
+    target = output or default_output(Path(first.model), first.name)
+    if not first.point:
+        report = run_one(first, target, running)
+        return finish(report, json=running.json, quiet=running.quiet, markdown=running.markdown, output=str(target))
+    if running.json == "-":
+        raise UsageError(
+            "--json - is for one report, a matrix gives several", "each point's folder has its report.json"
+        )
+    places = [target / _folder(recipe) for recipe in recipes]
+    for recipe, place in zip(recipes, places, strict=True):
+        check_output(place, _inputs(recipe), force=running.force)
+    reports = []
+    for index, (recipe, place) in enumerate(zip(recipes, places, strict=True), 1):
+        if not running.quiet:
+            tell(f"point {index} of {len(recipes)}: {place.name}")
+        reports.append(run_one(recipe, place, running))
+    if not running.quiet:
+        from compresskit.render.sweep import print_sweep
+
+        print_sweep([place.name for place in places], reports, markdown=running.markdown)
+    return int(max((report.exit_code() for report in reports), default=ExitCode.OK))
+
+
+def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
+    """Run one recipe into ``target``."""
+    inputs = _inputs(recipe)
+    check_output(target, inputs, force=running.force)
+    check_json(running.json, inputs, target)
+    with progressing(running.quiet) as progress:
+        return run_recipe(
+            recipe, target, bench=running.bench, cache=running.cache, force=running.force, command=command_line(),
+            progress=progress, tell=(lambda _text: None) if running.quiet else tell,
+        )  # fmt: skip
+
+
+def show_plan(recipes: Sequence[Recipe]) -> None:
+    """What would be run."""
+    from compresskit.render.plan_view import print_plan
+
+    for recipe in recipes:
+        print_plan(recipe)
+
+
+def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
+    named = [
+        getattr(step.stage, name, None) for step in recipe.steps for name in ("teacher", "teacher_arch", "adapter")
+    ]
+    words = (recipe.model, recipe.data, recipe.eval_data, recipe.arch, recipe.metric, *named)
+    return tuple(None if word is None else str(word) for word in words)
+
+
+def _folder(recipe: Recipe) -> str:
+    """A point's values as the name of a folder: ``bits=4,ratio=0.5``."""
+    named = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in recipe.point.items())
+    return "".join(c if c.isalnum() or c in "=,.-_%" else "_" for c in named)[:100]

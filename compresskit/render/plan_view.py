@@ -1,0 +1,30 @@
+"""A recipe before it runs: its steps, with what each takes and gives."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from compresskit.recipe.plan import Recipe
+from compresskit.render import figures
+from compresskit.render.console import make_console
+
+
+def print_plan(recipe: Recipe) -> None:
+    """Draw a recipe."""
+    console = make_console()
+    point = ", ".join(f"{key}={value}" for key, value in recipe.point.items())
+    title = f"{recipe.name}{f' ({point})' if point else ''}: {recipe.model or 'no model yet'}"
+    console.print(Text(figures.clean(title), style="bold"))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+    for column in ("", "step", "options", "limit"):
+        table.add_column(column, overflow="fold")
+    for index, step in enumerate(recipe.steps, 1):
+        options = {name: getattr(step.stage, name) for name in sorted(step.stage.model_fields_set)}
+        shown = ", ".join(f"{name.replace('_', '-')}: {value}" for name, value in options.items())
+        limit = f"{step.max_drop or ''}{' or rolled back' if step.rollback else ''}".strip()
+        table.add_row(f"{index}.", Text(step.stage.name()), Text(figures.clean(shown)), limit)
+    console.print(table)
+    checks = {"max-drop": recipe.max_drop, "max-size": recipe.max_size, "min-speedup": recipe.min_speedup}
+    named = ", ".join(f"{name} {value}" for name, value in checks.items() if value is not None)
+    console.print(Text(f"checks: {named or 'the default ones'}"))

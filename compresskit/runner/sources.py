@@ -1,0 +1,41 @@
+"""The data of one run: all of it prepared in the same way, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from compresskit.errors import UsageError
+from compresskit.model import Model
+
+if TYPE_CHECKING:
+    from compresskit.data.source import Source
+
+
+def opener(
+    model: Model, normalize: str | None, sequence: int, *, paths: list[str | None]
+) -> Callable[[str | None], Source | None]:
+    """How the data of one command is opened: all of it with the same preparation.
+
+    Raises:
+        UsageError: ``--normalize`` is given, but no data that it could be for.
+    """
+    from compresskit.data.opening import open_source
+
+    if normalize is not None and not any(paths):
+        raise UsageError("--normalize is for data, and none is given", "give --data or --eval-data")
+    tokenizer = model.source if model.source.is_dir() else None
+
+    def open_(path: str | None) -> Source | None:
+        if path is None:
+            return None
+        return open_source(
+            path,
+            normalize=normalize,
+            tokenizer=tokenizer,
+            sequence=sequence,
+            inputs=model.card.inputs,
+            task=model.card.task,
+        )
+
+    return open_

@@ -1,0 +1,295 @@
+"""``run``: steps that are kept, undone, repeated; ``cache`` and ``verify``. A killed run goes on to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_material import ARCH, Cli, picture
+
+from compresskit.checkpoint.bundle import read_card
+from compresskit.report import Report, Verdict, read_report
+
+RECIPE = """\
+model: m.pt
+input-shape: [1, 32]
+data: d.npz
+eval-data: d.npz
+steps:
+  - prune.magnitude: {sparsity: 0.1}
+  - factorize.svd: {rank: 8, include: [first]}
+  - quantize.rtn: {bits: 8}
+checks: {max-drop: 20pt}
+"""
+RUN = ("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "-o", "out")
+
+
+@pytest.fixture
+def recipe(here: Path) -> Path:
+    """A recipe of three steps in the current folder."""
+    path = here / "r.yaml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def report(place: str = "out") -> Report:
+    return read_report(Path(place, "report.json"))
+
+
+def result(place: str = "out") -> dict[str, str]:
+    """The bytes of a result: all but what was measured, and where."""
+    measured = ("report.json", "provenance.json")
+    return {name: what for name, what in picture(Path(place)).items() if name not in measured}
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_recipe_runs_its_steps_and_judges_the_whole(cli: Cli) -> None:
+    done = cli(*RUN)
+    assert done.code == 0, done
+    found = report()
+    assert [step.name for step in found.steps] == ["prune.magnitude", "factorize.svd", "quantize.rtn"]
+    assert [applied["name"] for applied in found.history] == [step.name for step in found.steps]
+    assert all(step.state == "done" and step.metric == "accuracy" for step in found.steps)
+    shipped = found.values("accuracy")
+    first, last = (shipped[entry.name].value for entry in found.models)
+    costs = [step.drop for step in found.steps if step.drop is not None]
+    assert len(costs) == 3 and sum(costs) == pytest.approx(first - last), "the costs of the steps add up"
+    assert found.steps[-1].bytes == found.models[-1].bytes == Path("out/model.onnx").stat().st_size
+    assert "1. prune.magnitude" in done.out and "3. quantize.rtn" in done.out
+    read_card(Path("out"), verify=True)
+
+
+@pytest.mark.usefixtures("recipe")
+def test_finished_steps_are_not_computed_again(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.stages.factorize_linear import FactorizeSvd
+    from compresskit.stages.prune_magnitude import PruneMagnitude
+
+    cli(*RUN)
+    first = result()
+    for stage in (PruneMagnitude, FactorizeSvd):
+        monkeypatch.setattr(stage, "run", lambda *_: pytest.fail("computed again"))
+    again = cli(*RUN, "--force", "--set", "steps.2.bits=4")
+    assert again.code == 0, again
+    assert [step.state for step in report().steps] == ["cached", "cached", "done"]
+    assert result() != first
+    assert cli(*RUN, "--force").code == 0
+    assert [step.state for step in report().steps] == ["cached"] * 3
+    assert result() == first
+
+
+@pytest.mark.usefixtures("recipe")
+def test_with_and_without_a_cache_the_bytes_are_the_same(cli: Cli) -> None:
+    cli(*RUN)
+    kept = result()
+    assert cli("run", "r.yaml", *ARCH, "--no-bench", "--no-cache", "-o", "other").code == 0
+    assert result("other") == kept
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_cached_run_is_timed_all_the_same(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.report import Measurement
+    from compresskit.runner import judging
+
+    timed: list[str] = []
+
+    def speed(models: list[object], **_: object) -> list[Measurement]:
+        timed.append(str(models[-1]))
+        return []
+
+    monkeypatch.setattr(judging, "speed", speed)
+    words = [word for word in RUN if word != "--no-bench"]
+    cli(*words)
+    cli(*words, "--force")
+    assert len(timed) == 2
+
+
+@pytest.mark.parametrize("change", [
+    ("--set", "seed=1"), ("--set", "threads=1"), ("--set", "steps.0.sparsity=0.2"), ("--data", "other.npz"),
+    ("--arch", "other.py:Net"), "m.pt",
+])  # fmt: skip
+@pytest.mark.usefixtures("recipe")
+def test_whatever_a_step_depends_on_makes_it_another(cli: Cli, change: tuple[str, str] | str) -> None:
+    if os.cpu_count() == 1 and change == ("--set", "threads=1"):
+        pytest.skip("that is all cores")
+    cli(*RUN)
+    kept = np.load("d.npz")
+    np.savez("other.npz", x=kept["x"] * 1.5, y=kept["y"])
+    Path("other.py").write_text(Path("net.py").read_text() + "\n# changed\n")
+    if change == "m.pt":
+        import torch
+
+        state = torch.load("m.pt", weights_only=True)
+        state["first.weight"][0, 0] += 1
+        torch.save(state, "m.pt")
+        change = ("--set", "seed=0")
+    cli(*RUN, "--force", *change)
+    assert report().steps[0].state == "done"
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_damaged_step_is_computed_again(cli: Cli) -> None:
+    cli(*RUN)
+    first = result()
+    entry = max(Path("steps").glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
+    entry.write_bytes(entry.read_bytes()[:-4] + b"\0\1\2\3")
+    assert cli(*RUN, "--force").code == 0
+    assert "done" in [step.state for step in report().steps]
+    assert result() == first
+
+
+def test_a_step_that_costs_too_much_is_undone(cli: Cli, recipe: Path) -> None:
+    ruin = "  - prune.magnitude: {sparsity: 0.98}\n    max-drop: 2pt\n    rollback: true\n"
+    recipe.write_text(RECIPE.replace("  - factorize", ruin + "  - factorize"), encoding="utf-8")
+    done = cli(*RUN)
+    assert done.code == 0, done
+    assert [step.state for step in report().steps] == ["done", "undone", "done", "done"]
+    assert "lost of 2pt allowed" in report().steps[1].reason and "undone" in done.err
+    assert len(report().history) == 3
+    bytes_ = result()
+    recipe.write_text(RECIPE, encoding="utf-8")
+    cli(*RUN, "--force")
+    assert result() == bytes_, "as if the step weren't there"
+
+
+def test_a_missed_limit_of_a_step_fails_the_whole(cli: Cli, recipe: Path) -> None:
+    ruin = "  - prune.magnitude: {sparsity: 0.98}\n    max-drop: 0.5pt\n"
+    text = RECIPE.replace("  - prune.magnitude: {sparsity: 0.1}\n", ruin).replace("20pt", "100pt")
+    recipe.write_text(text, encoding="utf-8")
+    done = cli(*RUN)
+    assert done.code == 1, done
+    assert report().verdict is Verdict.FAIL
+    assert [gate.name for gate in report().gates if gate.passed is False] == ["step 1, prune.magnitude: accuracy drop"]
+
+
+def test_where_every_step_is_undone_nothing_is_written(cli: Cli, recipe: Path) -> None:
+    head, _, tail = RECIPE.partition("steps:\n")
+    ruin = "  - prune.magnitude: {sparsity: 0.98}\n    max-drop: 0.5pt\n    rollback: true\n"
+    recipe.write_text(f"{head}steps:\n{ruin}checks{tail.partition('checks')[2]}", encoding="utf-8")
+    done = cli(*RUN)
+    assert done.code == 1
+    assert "every step was undone" in done.err
+    assert not Path("out").exists()
+
+
+def test_a_matrix_gives_a_folder_for_each_point(cli: Cli, recipe: Path) -> None:
+    recipe.write_text(RECIPE + "matrix: {steps.2.bits: [4, 8]}\n", encoding="utf-8")
+    done = cli(*RUN)
+    assert done.code == 0, done
+    assert sorted(path.name for path in Path("out").iterdir()) == ["bits=4", "bits=8"]
+    assert [step.state for step in report("out/bits=8").steps] == ["cached", "cached", "done"]
+    four, eight = (report(f"out/bits={bits}").models[-1].bytes for bits in (4, 8))
+    assert four < eight
+    assert "bits=4" in done.out and "bits=8" in done.out
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_dry_run_writes_nothing(cli: Cli, here: Path) -> None:
+    before = picture(here)
+    done = cli(*RUN, "--dry-run")
+    assert done.code == 0, done
+    assert "factorize.svd" in done.out and "rank: 8" in done.out
+    assert picture(here) == before
+
+
+@pytest.mark.parametrize("model", ["m.onnx", "m.pt"])
+def test_graphs_and_bare_weights_go_through_recipes(cli: Cli, here: Path, model: str) -> None:
+    step = "quantize.int8-static" if model == "m.onnx" else "quantize.rtn: {bits: 4}"
+    data = "data: d.npz\neval-data: d.npz\n" if model == "m.onnx" else ""
+    (here / "r.yaml").write_text(f"model: {model}\n{data}steps: [{step}]\nchecks: {{max-size: 1MB}}\n")
+    words = ("run", "r.yaml", "--no-bench", "--cache", "steps", "-o", "out", "--force")
+    assert cli(*words).code == 0
+    first = result()
+    assert cli(*words).code == 0
+    assert result() == first
+    assert report().steps[0].state == "cached"
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_repeated_run_is_the_same_or_says_what_differs(cli: Cli) -> None:
+    cli(*RUN)
+    done = cli("verify", "out", "--allow-code")
+    assert done.code == 0, done
+    assert "REPRODUCED" in done.out and "model.onnx" in done.out
+    place = Path("out/provenance.json")
+    found = json.loads(place.read_text())
+    found["files"]["model.onnx"] = "0" * 64
+    found["surroundings"]["packages"]["torch"] = "1.0.0"
+    place.write_text(json.dumps(found))
+    done = cli("verify", "out", "--allow-code")
+    assert done.code == 1
+    assert "DIFFERS" in done.out and "packages.torch: 1.0.0 then" in done.out
+
+
+@pytest.mark.usefixtures("recipe")
+def test_verify_wants_the_same_inputs_and_runs_no_code_unasked(cli: Cli) -> None:
+    cli(*RUN)
+    cli("verify", "out").refused(2, "--allow-code")
+    kept = np.load("d.npz")
+    np.savez("d.npz", x=kept["x"] * 2, y=kept["y"])
+    cli("verify", "out", "--allow-code").refused(3, "data", "SHA-256")
+    Path("d.npz").unlink()
+    cli("verify", "out", "--allow-code").refused(2, "d.npz")
+    cli("verify", "bundle").refused(3, "provenance.json")
+
+
+@pytest.mark.usefixtures("recipe")
+def test_the_cache_is_listed_and_cleared(cli: Cli) -> None:
+    cli(*RUN)
+    listed = cli("cache", "ls", "--cache", "steps", "--json", "-")
+    entries = json.loads(listed.out)
+    assert sorted(name for entry in entries for name in entry["steps"]) == [
+        "export", "factorize.svd", "prune.magnitude", "quantize.rtn",
+    ]  # fmt: skip
+    assert "quantize.rtn" in cli("cache", "ls", "--cache", "steps").out
+    Path("steps/mine.txt").write_text("years of work")
+    cli("cache", "clear", "--cache", "steps").refused(2, "mine.txt")
+    Path("steps/mine.txt").unlink()
+    assert cli("cache", "clear", "--cache", "steps").code == 0
+    assert not Path("steps").exists()
+
+
+@pytest.mark.usefixtures("recipe")
+def test_steps_that_were_not_used_for_long_make_room(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPRESSKIT_CACHE_SIZE", "20kB")
+    cli(*RUN)
+    left = [path.name for path in Path("steps").iterdir() if path.name != "figures"]
+    assert len(left) < 4, "four entries of more than 5 kB each"
+
+
+@pytest.mark.usefixtures("recipe")
+def test_an_output_that_would_hurt_is_refused_before_anything_runs(cli: Cli, here: Path) -> None:
+    before = picture(here)
+    cli("run", "r.yaml", *ARCH, "-o", "m.pt").refused(2, "m.pt")
+    cli("run", "r.yaml", *ARCH, "-o", "bundle").refused(2, "bundle", "exists")
+    cli("run", "r.yaml", *ARCH, "--cache", "out/steps", "-o", "out").refused(2, "steps")
+    cli("run", "r.yaml", *ARCH, "--cache", "steps", "--no-cache", "-o", "out").refused(2, "--no-cache")
+    assert picture(here) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="rights work otherwise there")
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.usefixtures("recipe")
+def test_a_cache_that_may_not_be_written_to_is_told(cli: Cli) -> None:
+    Path("steps").mkdir(mode=0o500)
+    cli(*RUN).refused(4, "steps")
+
+
+def test_the_folder_and_the_hash_seed_leave_no_trace(recipe: Path, tmp_path: Path) -> None:
+    import shutil
+
+    places = []
+    for number, name in enumerate(("one", "two")):
+        place = tmp_path / name
+        shutil.copytree(recipe.parent, place)
+        words = [sys.executable, "-m", "compresskit", "run", "r.yaml", *ARCH, "--no-bench", "--no-cache", "-o", "out"]
+        env = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        places.append(result(str(place / "out")))
+        assert str(tmp_path) not in (place / "out/provenance.json").read_text()
+    assert places[0] == places[1]

@@ -1,0 +1,110 @@
+"""A recipe that is killed, or can't write, at any moment: nothing half-written, the next run ends in the same bytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_material import ARCH, Cli, Job, picture
+
+from compresskit.checkpoint.bundle import read_card
+
+RECIPE = """\
+model: m.pt
+input-shape: [1, 32]
+data: d.npz
+eval-data: d.npz
+steps:
+  - prune.magnitude: {sparsity: 0.1}
+  - factorize.svd: {rank: 8, include: [first]}
+  - quantize.rtn: {bits: 8}
+checks: {max-drop: 50pt}
+"""
+RUN = ("run", "r.yaml", *ARCH, "--no-bench", "--quiet", "--cache", "steps", "-o", "out")
+
+
+@pytest.fixture
+def recipe(here: Path) -> Path:
+    (here / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    return here
+
+
+def visible(place: Path) -> set[str]:
+    return {path.name for path in place.iterdir()}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_a_killed_run_goes_on_to_the_same_bytes(job: Job, recipe: Path, kills: int) -> None:
+    inputs = picture(recipe)
+    told = job(RUN, recipe)
+    assert told["code"] == 0 and told["events"] > 50, (recipe.parent / "log").read_text()
+    whole = picture(recipe / "out")
+    entries = visible(recipe / "steps")
+    shutil.rmtree(recipe / "out")
+    shutil.rmtree(recipe / "steps")
+    moments = [1 + told["events"] * n // kills for n in range(kills)]
+    fewer = 0
+    for at in moments:
+        assert job(RUN, recipe, at, signal.SIGKILL)["code"] == -9, (recipe.parent / "log").read_text()
+        left = recipe / "out"
+        assert not left.exists() or picture(left) == whole, "whole or not there"
+        again = job((*RUN, "--force"), recipe)
+        assert again["code"] == 0, (recipe.parent / "log").read_text()
+        fewer += again["events"] < told["events"]
+        same = {k: v for k, v in picture(recipe / "out").items() if k not in ("report.json", "provenance.json")}
+        assert same.items() <= whole.items(), at
+        assert visible(recipe / "steps") == entries, "no debris in the cache"
+        shutil.rmtree(recipe / "out")
+        assert picture(recipe) | inputs == picture(recipe), "inputs are as they were"
+        debris = [n for n in visible(recipe) if n.startswith(".")]
+        assert not debris, "the next run sweeps what a killed one left"
+        shutil.rmtree(recipe / "steps")
+    assert fewer > kills // 3, "finished steps were taken from the cache"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("at", [1, 6, 14])
+def test_a_disk_that_fails_leaves_nothing_half_written(
+    cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, code: int, at: int
+) -> None:
+    before = picture(recipe)
+    seen = [0]
+    sync = os.fsync
+
+    def failing(handle: int) -> None:
+        seen[0] += 1
+        if seen[0] == at:
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    done = cli(*RUN)
+    assert done.code == 4, done
+    assert len(done.err.splitlines()) <= 2
+    monkeypatch.setattr(os, "fsync", sync)
+    after = picture(recipe)
+    assert {name: what for name, what in after.items() if not name.startswith("steps")} == before
+    for place in (recipe / "steps").iterdir() if (recipe / "steps").is_dir() else ():
+        assert not place.name.startswith("."), "no debris"
+        if place.name != "figures":
+            read_card(place, verify=True)
+    assert cli(*RUN).code == 0
+
+
+def test_two_runs_onto_one_output_are_one_whole_winner(recipe: Path) -> None:
+    words = [sys.executable, "-m", "compresskit", *RUN]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen(words, cwd=recipe, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ends = [(run.communicate()[1], run.returncode) for run in both]
+    codes = sorted(code for _, code in ends)
+    assert codes in ([0, 0], [0, 2]), ends
+    assert all("exists already" in text for text, code in ends if code == 2), ends
+    read_card(recipe / "out", verify=True)
+    assert not [name for name in visible(recipe) if name.startswith(".")]
