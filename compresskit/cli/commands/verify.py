@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from compresskit.cli import options as shared
-from compresskit.cli.commands.run import AllowCode
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote.", show_default=False)]
 ModelOption = Annotated[
@@ -23,7 +22,7 @@ def command(
     data: shared.Data = None,
     eval_data: shared.EvalData = None,
     metric: shared.MetricName = None,
-    allow_code: AllowCode = False,
+    allow_code: shared.AllowCode = False,
     quiet: shared.Quiet = False,
 ) -> None:
     """Repeat the run that made a bundle, and compare the bytes.
