@@ -151,15 +151,20 @@ Target = Annotated[
     ),
 ]
 RecipeArg = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a recipe that ships.", show_default=False)
+    Path,
+    typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe that ships.", show_default=False),
 ]
 Sets = Annotated[
-    list[str],
+    list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change one value: steps.0.bits=8, checks.max-drop=2%; repeatable."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another value for a key of the recipe: steps.0.bits=4, data=train.npz; repeatable.",
+        rich_help_panel=_RUN,
     ),
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Run the code that the recipe names (arch, data, metric).")
+    bool,
+    typer.Option("--allow-code", help="Trust the code that the recipe names: it may run.", rich_help_panel=_RUN),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]

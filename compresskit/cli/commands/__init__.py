@@ -26,6 +26,10 @@ SUBCOMMANDS = {
         "list": "Show what an adapter holds: its kind, ranks, layers and base.",
         "combine": "Make one adapter of two.",
     },
+    "cache": {
+        "ls": "List the finished steps that are kept, the last used first.",
+        "clear": "Remove all finished steps that are kept.",
+    },
     "recipe": {
         "ls": "List the recipes that come with compresskit.",
         "show": "Print a recipe that comes with compresskit.",
@@ -33,12 +37,8 @@ SUBCOMMANDS = {
         "check": "Check a recipe whole, without running anything.",
         "schema": "Print the JSON schema of recipe files, for editors.",
     },
-    "cache": {
-        "ls": "List the finished steps that are kept, the last used first.",
-        "clear": "Remove all finished steps that are kept.",
-    },
 }
 """By command the words that may follow it, with one line of help.
 
-For a stage they stand in MODEL's place: a MODEL of that name is written ``./merge``. Any other command needs one of them.
+For a stage they stand in MODEL's place: a MODEL of that name is written ``./merge``. Any other command needs one.
 """

@@ -34,7 +34,7 @@ SequenceOption = Annotated[
 def command(
     recipe: shared.RecipeArg,
     model: ModelArg = None,
-    set_: shared.Sets = [],  # noqa: B006 - typer copies it
+    set_: shared.Sets = None,
     allow_code: shared.AllowCode = False,
     dry_run: DryRun = False,
     cache: CacheFolder = None,
@@ -86,7 +86,7 @@ def command(
         "checks.min-speedup": min_speedup,
     }
     overrides = {name: value for name, value in given.items() if value is not None}
-    points = read_recipe(recipe, sets=set_, overrides=overrides, allow_code=allow_code, complete=not dry_run)
+    points = read_recipe(recipe, sets=set_ or (), overrides=overrides, allow_code=allow_code, complete=not dry_run)
     kept = None if no_cache else Cache(cache) if cache is not None else Cache.default()
     if dry_run:
         show_plan(points)
