@@ -105,19 +105,20 @@ class _Checking:
         """The recipe; None where something is wrong with it."""
         head = self._head()
         steps = read_steps(self._keys.get("steps"), self._file, self._problems)
-        made = [] if steps is None else [self._named(step, node, i) for i, (step, node) in enumerate(steps)]
-        if head is None:
-            return None
+        made = [None if step is None else self._named(*step, place) for place, step in enumerate(steps)]
         given = {key.replace("-", "_"): node for key, node in self._keys.items()}
         values = {field: getattr(head, field) for field in Head.model_fields if field != "checks"}
         values |= self._naming.values(given, Head, "")
         values |= {"metric": self._naming.metric(self._keys.get("metric")), "arch_args": head.arch_args or {}}
         values |= {field: getattr(head.checks, field) for field in Checks.model_fields}
-        recipe = Recipe(name, tuple(step for step in made if step), point, **values)
+        whole = tuple(step for step in made if step is not None)
+        recipe = Recipe(name, whole, point, **values)
+        if len(whole) < len(made) or not made:
+            return None
         self._whole(recipe)
         return recipe
 
-    def _head(self) -> Head | None:
+    def _head(self) -> Head:
         """The keys besides the steps, without those that are wrong."""
         known = [field.replace("_", "-") for field in Head.model_fields]
         given: dict[str, Node] = {}
@@ -131,10 +132,10 @@ class _Checking:
             given["checks"] = self._checks(given["checks"])
         values = checked(Head, given, "", self._problems)
         try:
-            return None if values is None else Head(**values)
+            return Head(**values)
         except ValidationError as error:
             wrong = note(error, given, self._root, "", self._problems)
-            return Head(**{key: value for key, value in values.items() if key not in wrong}) if values else None
+            return Head(**{key: value for key, value in values.items() if key not in wrong})
 
     def _checks(self, node: Node) -> Node:
         """``checks`` with the keys it may have."""
@@ -147,7 +148,7 @@ class _Checking:
                 self._add(value, f"checks: there is no '{key}'{nearest(key, known)}")
         inner = {k.replace("-", "_"): v for k, v in node.value.items() if k in known and v.value is not None}
         good = checked(Checks, inner, "checks", self._problems)
-        return replace(node, value={k.replace("_", "-"): v for k, v in inner.items()} if good is not None else {})
+        return replace(node, value={k.replace("_", "-"): inner[k] for k in good})
 
     def _named(self, step: Step, node: Node, place: int) -> Step:
         """A step with its paths as they are from here, and what it needs installed."""

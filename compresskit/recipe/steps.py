@@ -23,8 +23,8 @@ from compresskit.stage import Stage
 MAX_STEPS = 64
 
 
-def read_steps(steps: Node | None, file: str, problems: Problems) -> list[tuple[Step, Node]] | None:
-    """The steps, each with the node of its options; None where one can't be read.
+def read_steps(steps: Node | None, file: str, problems: Problems) -> list[tuple[Step, Node] | None]:
+    """The steps, each with the node of its options; None in the place of one that can't be read.
 
     Args:
         steps: What stands under ``steps``.
@@ -33,16 +33,14 @@ def read_steps(steps: Node | None, file: str, problems: Problems) -> list[tuple[
     """
     if steps is None or steps.value in (None, []):
         problems.add(file, steps.line if steps else 0, "steps: a recipe needs at least one, as steps: [quantize.rtn]")
-        return None
+        return []
     if not isinstance(steps.value, list):
         problems.add(steps.place.name, steps.line, f"steps: expected a list, found {shown(steps.plain())}")
-        return None
+        return []
     if len(steps.value) > MAX_STEPS:
         problems.add(steps.place.name, steps.line, f"steps: {len(steps.value)} steps, at most {MAX_STEPS} are run")
-        return None
-    read = [_step(node, f"steps[{place}]", problems) for place, node in enumerate(steps.value)]
-    found = [step for step in read if step is not None]
-    return found if len(found) == len(read) else None
+        return []
+    return [_step(node, f"steps[{place}]", problems) for place, node in enumerate(steps.value)]
 
 
 def _step(node: Node, where: str, problems: Problems) -> tuple[Step, Node] | None:
@@ -151,29 +149,31 @@ def _some_option(cls: type[Stage]) -> str:
 def made(cls: type[Stage], given: dict[str, Node], node: Node, where: str, problems: Problems) -> Stage | None:
     """A stage from the nodes of its options; None where it takes them not."""
     values = checked(cls, given, where, problems)
-    if values is None:
-        return None
     try:
         stage = cls(**values)
-        stage.check_options()
+        if len(values) == len(given):
+            stage.check_options()
     except ValidationError as error:
         note(error, given, node, where, problems)
     except CompressKitError as error:  # of a rule between options
         problems.add(node.place.name, node.line, f"{where}: {said(error)}")
     else:
-        return stage
+        return stage if len(values) == len(given) else None
     return None
 
 
-def checked(cls: type[BaseModel], given: dict[str, Node], where: str, problems: Problems) -> dict[str, Any] | None:
-    """Plain values, once it is sure that no truth value stands for a number: pydantic would take true for 1."""
-    fine = True
+def checked(cls: type[BaseModel], given: dict[str, Node], where: str, problems: Problems) -> dict[str, Any]:
+    """Plain values, without truth values in the place of numbers: pydantic would take true for 1."""
+    good = {}
     for name, value in given.items():
-        if isinstance(value.value, bool) and bool not in _kinds(cls, name) and Any not in _kinds(cls, name):
-            fine = False
-            text = f"expected another kind of value, found {shown(value.value)}"
-            problems.add(value.place.name, value.line, f"{where}.{canonical(name)}: {text}")
-    return {name: value.plain() for name, value in given.items()} if fine else None
+        kinds = _kinds(cls, name)
+        number = next((word for kind, word in ((int, "a whole number"), (float, "a number")) if kind in kinds), None)
+        if isinstance(value.value, bool) and number and bool not in kinds:
+            text = f"expected {number}, found {shown(value.value)}"
+            problems.add(value.place.name, value.line, f"{where}.{canonical(name)}: {text}".lstrip("."))
+        else:
+            good[name] = value.plain()
+    return good
 
 
 def note(error: ValidationError, given: dict[str, Node], node: Node, where: str, problems: Problems) -> set[str]:

@@ -137,7 +137,7 @@ def parse(data: bytes, place: Place, problems: Problems) -> Node | None:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(filter(None, (error.context, error.problem)))
         problems.add(place.name, mark.line + 1 if mark else 0, f"not YAML: {what}")
-    except (yaml.YAMLError, ValueError) as error:  # an escape or a version of YAML that no number can hold
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # an escape or a version that no number can hold
         problems.add(place.name, 0, f"not YAML: {error}")
     return None
 
@@ -152,6 +152,7 @@ class _Builder:
     def __init__(self, events: Iterator[Any], place: Place, problems: Problems) -> None:
         self._events, self._place, self._problems = events, place, problems
         self._anchors: dict[str, Node | None] = {}
+        self._read = 0
 
     def document(self) -> Node | None:
         """The only document."""
@@ -175,6 +176,9 @@ class _Builder:
 
     def _node(self, event: Any, depth: int) -> Node:
         line = event.start_mark.line + 1
+        self._read += 1
+        if self._read > MAX_NODES:  # before the rest of a long list is read
+            self._stop(event, f"holds more than {MAX_NODES:,} values")
         if isinstance(event, yaml.AliasEvent):
             known = self._anchors.get(str(event.anchor))
             if known is None:

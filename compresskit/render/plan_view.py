@@ -19,11 +19,11 @@ def print_plan(recipe: Recipe) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for column in ("", "step", "options", "limit"):
         table.add_column(column, overflow="fold")
-    for index, step in enumerate(recipe.steps, 1):
+    for index, step in enumerate(recipe.steps):  # counted as steps.0.bits counts them
         options = {name: getattr(step.stage, name) for name in sorted(step.stage.model_fields_set)}
         shown = ", ".join(f"{name.replace('_', '-')}: {value}" for name, value in options.items())
         limit = f"{step.max_drop or ''}{' or rolled back' if step.rollback else ''}".strip()
-        table.add_row(f"{index}.", Text(step.stage.name()), Text(figures.clean(shown)), limit)
+        table.add_row(str(index), Text(step.stage.name()), Text(figures.clean(shown)), limit)
     console.print(table)
     checks = {"max-drop": recipe.max_drop, "max-size": recipe.max_size, "min-speedup": recipe.min_speedup}
     named = ", ".join(f"{name} {value}" for name, value in checks.items() if value is not None)

@@ -7,7 +7,7 @@ from compresskit.cli import options as shared
 
 def command(
     recipe: shared.RecipeArg,
-    sets: shared.Sets = None,
+    set_: shared.Sets = None,
     allow_code: shared.AllowCode = False,
     quiet: shared.Quiet = False,
 ) -> None:
@@ -20,6 +20,6 @@ def command(
     from compresskit.recipe.reading import read_recipe
     from compresskit.render.recipe_view import print_checked
 
-    found = read_recipe(recipe, sets=sets or (), allow_code=allow_code)
+    found = read_recipe(recipe, sets=set_ or (), allow_code=allow_code)
     if not quiet:
-        print_checked(found, str(recipe))
+        print_checked(found, recipe)
