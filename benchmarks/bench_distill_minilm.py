@@ -23,7 +23,7 @@ SHORTEST = 20
 
 def main() -> None:
     bench = Bench("MiniLM, 4 of 6 layers, distilled", __doc__ or "", data=True)
-    os.environ["OMP_NUM_THREADS"] = "2"
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
     model, valid = minilm(), bench.data("text", "wikitext2_valid.txt")
     test, pairs = bench.data("text", "wikitext2_test.txt"), bench.data("text", "stsb-en-test.csv")
     with workplace() as folder:

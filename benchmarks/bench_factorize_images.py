@@ -22,7 +22,7 @@ METHODS = {"auto": LEAST, "tucker": None, "spatial": None}
 
 def main() -> None:
     bench = Bench("factorized ResNet-20", __doc__ or "", data=True)
-    os.environ["OMP_NUM_THREADS"] = "2"
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
     with workplace() as folder:
         for method, least in METHODS.items():
             factorized(bench, f"one-shot, {method}", least, folder / method, "--method", method)

@@ -27,7 +27,7 @@ OTHERS = {
 
 def main() -> None:
     bench = Bench("ResNet channels", __doc__ or "", data=True)
-    os.environ["OMP_NUM_THREADS"] = "2"
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
     with workplace() as folder:
         for depth in (20,) if bench.quick else (20, 56):
             out = folder / f"cut{depth}"

@@ -1,4 +1,4 @@
-"""ResNet-20 and -56 on CIFAR-10 with fewer multiply-accumulates, trained on for 10 or 15 epochs against the original.
+"""ResNet-20 and -56 on CIFAR-10 with fewer multiply-accumulates, trained on for 6 to 15 epochs against the original.
 
 The figures come from ``compresskit prune --target-macs … --epochs …``: accuracy of the shipped ONNX file on the test
 images, after the last epoch. The teacher's part was chosen on 2,000 held-out training images in runs of 5 epochs, the
@@ -10,7 +10,6 @@ order and augment the training images.
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,14 @@ TRAINING = ("--teacher-share", 0.9, "--temperature", 4, "--precision", "bfloat16
 CASES = {
     "ResNet-20, 2.0×": (20, 0.5, 15, 90.9, 3),
     "ResNet-20, 1.37×": (20, 0.73, 10, 91.5, 1),
-    "ResNet-56, 2.11×": (56, 0.4739, 10, 92.9, 1),
+    "ResNet-56, 2.11×": (56, 0.4739, 6, 92.9, 1),
 }
 """Depth, share of MACs, epochs, bar in %, seeds."""
 
 
 def main() -> None:
     bench = Bench("ResNet channels, trained", __doc__ or "", data=True)
-    os.environ["OMP_NUM_THREADS"] = "2"
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
     for case, (depth, share, epochs, least, seeds) in CASES.items():
         if not bench.wants(case):
             continue
@@ -36,28 +35,29 @@ def main() -> None:
         with workplace() as folder:
             for seed in range(1 if bench.quick else seeds):
                 found.append(trained(bench, case, depth, share, epochs, seed, folder))
-        mean = float(np.mean(found))
-        deviation = f"sd {np.std(found, ddof=1):.2f}" if len(found) > 1 else "one seed"
-        bench.row(f"{case} fewer MACs", f"≥ {least} %", f"{mean:.2f} %", len(found), deviation, mean >= least)
+                mean = float(np.mean(found))
+                deviation = f"sd {np.std(found, ddof=1):.2f}" if len(found) > 1 else "one seed"
+                bench.row(f"{case} fewer MACs", f"≥ {least} %", f"{mean:.2f} %", len(found), deviation, mean >= least)
     bench.end()
 
 
 def trained(bench: Bench, case: str, depth: int, share: float, epochs: int, seed: int, folder: Path) -> float:
+    row = f"{case} fewer MACs, seed {seed}"
+    if (known := bench.known(row)) is not None:
+        return float(known.removesuffix(" %"))
     model, arch = bench.data("models", f"resnet{depth}.th"), f"examples/cifar_resnet.py:resnet{depth}"
     train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
     length = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", epochs)
-    start = time.perf_counter()
     report = cli(
         "prune", model, "--target-macs", share, *length, *TRAINING, "--arch", arch, "--input-shape", "1,3,32,32",
         "--data", train, "--eval-data", test, "--normalize", NORMALIZE, "--no-bench", "--seed", seed,
         "-o", folder / "out", "--force",
     )  # fmt: skip
-    minutes = (time.perf_counter() - start) / 60
     found, (before, after) = figure(report, "accuracy"), report.models
     macs = (before.macs or 0) / (after.macs or 1)
     bench.row(
-        f"{case} fewer MACs, seed {seed}", "", f"{found.value:.3f} %", found.n,
-        f"{interval(found)}; {macs:.2f}× fewer MACs, {after.bytes / 1e3:.0f} kB, {minutes:.1f} min",
+        row, "", f"{found.value:.3f} %", found.n,
+        f"{interval(found)}; {macs:.2f}× fewer MACs, {after.bytes / 1e3:.0f} kB",
     )  # fmt: skip
     return found.value
 

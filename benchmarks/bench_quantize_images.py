@@ -22,7 +22,7 @@ MINUTES = 5
 
 def main() -> None:
     bench = Bench("ResNet weights", __doc__ or "", data=True)
-    os.environ["OMP_NUM_THREADS"] = "2"
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
     for depth in (20,) if bench.quick else (20, 56):
         for bits in (4, 3):
             rounded(bench, depth, bits)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from results import record
+from results import record, recorded
 
 from compresskit.errors import ExitCode
 from compresskit.report import Measurement, Report
@@ -43,6 +43,7 @@ class Bench:
             )
         parser.add_argument("--quick", action="store_true", help="few rounds, only to try the script: nothing recorded")
         parser.add_argument("--only", default="", help="cases whose name holds this, where there are several")
+        parser.add_argument("--resume", action="store_true", help="seeds that are on record are not run again")
         self.options = parser.parse_args()
         self.quick: bool = self.options.quick
         self.missed = 0
@@ -51,6 +52,10 @@ class Bench:
     def wants(self, case: str) -> bool:
         """Whether a case is to be run."""
         return self.options.only in case
+
+    def known(self, case: str) -> str | None:
+        """The value on record for a case, where ``--resume`` asks for it."""
+        return recorded(f"{self.title}: {case}") if self.options.resume else None
 
     def data(self, *parts: str) -> Path:
         """A file or folder of the data folder; ends the program where it isn't there."""

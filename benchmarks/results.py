@@ -53,6 +53,12 @@ def record(
     path.write_text(_text(rows, machines), encoding="utf-8")
 
 
+def recorded(case: str, *, path: Path = RESULTS) -> str | None:
+    """The value on record for a case; None where there is none."""
+    row = _read(path)[0].get(_cell(case))
+    return None if row is None else row[_HEAD.index("value")]
+
+
 def _machine(facts: dict[str, Any]) -> str:
     """What decides the figures, in a line; no host name, no path."""
     packages = ", ".join(f"{name} {found}" for name, found in facts["packages"].items())
