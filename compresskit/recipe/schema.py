@@ -49,7 +49,7 @@ def schema() -> dict[str, Any]:
                 "items": {"$ref": "#/$defs/step"},
             },
             "matrix": {
-                "description": f"Values by dotted key, as steps.0.bits; every combination is run, at most {MAX_POINTS}.",
+                "description": f"Values by dotted key, as steps.0.bits; all combinations, at most {MAX_POINTS}.",
                 "type": "object",
                 "additionalProperties": {"type": "array", "minItems": 1},
             },

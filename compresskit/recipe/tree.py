@@ -1,7 +1,7 @@
 """YAML as plain values that know their line. Nothing is constructed: tags are refused, and what may grow is bounded.
 
-Plain scalars mean what YAML 1.2 says (``1e-4`` is a number). ``yes``, ``no``, ``on`` and ``off`` are refused, since they are
-truth values in 1.1.
+Plain scalars mean what YAML 1.2 says (``1e-4`` is a number). ``yes``, ``no``, ``on`` and ``off`` are refused: in
+1.1 they are truth values.
 """
 
 from __future__ import annotations

@@ -22,4 +22,4 @@ def command(
 
     found = read_recipe(recipe, sets=set_ or (), allow_code=allow_code)
     if not quiet:
-        print_checked(found, recipe)
+        print_checked(found, str(recipe))
