@@ -221,6 +221,19 @@ def test_a_dry_run_writes_nothing(cli: Cli, here: Path) -> None:
     assert picture(here) == before
 
 
+@pytest.mark.usefixtures("recipe")
+def test_a_disk_without_room_is_told_before_anything_runs(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    before = picture(here)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: usage(10**6, 10**6, 1000))
+    cli(*RUN).refused(4, "MB of disk", "--cache")
+    assert picture(here) == before
+
+
 @pytest.mark.parametrize("model", ["m.onnx", "m.pt"])
 def test_graphs_and_bare_weights_go_through_recipes(cli: Cli, here: Path, model: str) -> None:
     step = "quantize.int8-static" if model == "m.onnx" else "quantize.rtn: {bits: 4}"
