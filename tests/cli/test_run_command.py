@@ -11,23 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_material import ARCH, Cli, picture
+from cli_material import ARCH, RECIPE, Cli, picture
+from cli_material import RUN_RECIPE as RUN
 
 from compresskit.checkpoint.bundle import read_card
 from compresskit.report import Report, Verdict, read_report
-
-RECIPE = """\
-model: m.pt
-input-shape: [1, 32]
-data: d.npz
-eval-data: d.npz
-steps:
-  - prune.magnitude: {sparsity: 0.1}
-  - factorize.svd: {rank: 8, include: [first]}
-  - quantize.rtn: {bits: 8}
-checks: {max-drop: 20pt}
-"""
-RUN = ("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "-o", "out")
 
 
 @pytest.fixture
