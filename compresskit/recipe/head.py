@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from compresskit.data.prepare import parse_normalize
 from compresskit.errors import UsageError
 from compresskit.quality.drop import parse_drop
 from compresskit.recipe.limits import parse_size
@@ -127,3 +128,17 @@ class Head(Keys):
     device: Annotated[str, Field(min_length=1, description="To measure on.")] = "cpu"
     threads: Annotated[int, Field(ge=0, description="Of one operator; 0 is all cores.")] = 0
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Of every random choice.")] = 0
+
+    @field_validator("description")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        return " ".join(value.split())
+
+    @field_validator("normalize")
+    @classmethod
+    def _known_normalize(cls, value: str | None) -> str | None:
+        try:
+            parse_normalize(value)
+        except UsageError as error:
+            raise ValueError(error.hint) from error
+        return value

@@ -10,11 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from compresskit.errors import printable
+from compresskit.data.usercode import is_reference
+from compresskit.errors import UsageError, printable
+from compresskit.quality.metrics import open_metric
 from compresskit.recipe.head import CODE, OUTPUT, PATH
 from compresskit.recipe.plan import MODEL
 from compresskit.recipe.problems import Problems
 from compresskit.recipe.tree import Node
+from compresskit.recipe.wording import said
 
 _ALLOW = "which a recipe may not: add --allow-code if you trust it"
 
@@ -53,10 +56,16 @@ class Naming:
         """A metric's name, or that of its code."""
         if node is None or not isinstance(node.value, str):
             return None
-        return self._code(node, node.value, "metric") if is_code(node.value) else node.value
+        if is_reference(node.value):
+            return self._code(node, node.value, "metric")
+        try:
+            open_metric(node.value, allow_code=False)
+        except UsageError as error:
+            self._add(node, f"metric: {said(error)}")
+        return node.value
 
     def _path(self, node: Node, word: str, at: str, must_exist: bool) -> str:
-        if is_code(word):
+        if is_reference(word):
             return self._code(node, word, at)
         if word.startswith("$"):
             self._add(node, f"{at}: '{word}': the one such word is {MODEL}, the recipe's own model")
@@ -92,12 +101,6 @@ class Naming:
 
     def _add(self, node: Node, text: str) -> None:
         self.problems.add(node.place.name, node.line, text)
-
-
-def is_code(word: str) -> bool:
-    """Whether a value is ``FILE.py:NAME``."""
-    file, _, name = word.rpartition(":")
-    return file.endswith(".py") and name.isidentifier()
 
 
 def _from(node: Node, word: str) -> str:

@@ -138,7 +138,8 @@ def _stage(cls: type[Stage], node: Node, where: str, problems: Problems) -> Stag
             problems.add(value.place.name, value.line, f"{where}: {text}")
         else:
             given[name] = value
-    stage = made(cls, given, node, where, problems)  # even where it can't be taken: more may be wrong
+    # Made even where it can't be taken, as more may be wrong; but what lacks may be what was misspelt.
+    stage = made(cls, given, node, where, problems, whole=fine)
     return stage if fine else None
 
 
@@ -146,12 +147,23 @@ def _some_option(cls: type[Stage]) -> str:
     return canonical(next(iter(cls.model_fields), "option"))
 
 
-def made(cls: type[Stage], given: dict[str, Node], node: Node, where: str, problems: Problems) -> Stage | None:
-    """A stage from the nodes of its options; None where it takes them not."""
+def made(
+    cls: type[Stage], given: dict[str, Node], node: Node, where: str, problems: Problems, *, whole: bool
+) -> Stage | None:
+    """A stage from the nodes of its options; None where it doesn't take them.
+
+    Args:
+        cls: Of the stage.
+        given: By field.
+        node: All of them.
+        where: For messages: ``steps[0].quantize.gptq``.
+        problems: Takes what is wrong.
+        whole: These are all that the recipe has: what must be given must be among them.
+    """
     values = checked(cls, given, where, problems)
     try:
         stage = cls(**values)
-        if len(values) == len(given):
+        if whole and len(values) == len(given):
             stage.check_options()
     except ValidationError as error:
         note(error, given, node, where, problems)

@@ -13,6 +13,9 @@ from compresskit.recipe.plan import Recipe
 from compresskit.render.console import make_console
 from compresskit.render.plan_view import print_plan
 
+_DRAWN = 4
+"""Points of a matrix whose plans are shown."""
+
 
 def print_recipes(recipes: Sequence[Recipe], console: Console | None = None) -> None:
     """A row a recipe: name, what it is for, steps."""
@@ -37,8 +40,10 @@ def print_checked(points: Sequence[Recipe], file: str, console: Console | None =
     first, several = points[0], f", {len(points)} points" * (len(points) > 1)
     count = f"{len(first.steps)} step{'s' * (len(first.steps) > 1)}"
     console.print(Text(f"good: {printable(file)}, {count}{several}"))
-    for point in points:
+    for point in points[:_DRAWN]:
         print_plan(point)
+    if len(points) > _DRAWN:
+        console.print(Text(f"and {len(points) - _DRAWN} more points"))
     given = {"model": first.model, "data": first.data, "eval-data": first.eval_data}
     if left := [name for name, value in given.items() if value is None]:
         console.print(Text(f"left to the command line: {', '.join(left)}"))

@@ -85,6 +85,12 @@ def test_check_tells_each_problem_on_a_line(cli: Cli, empty: Path) -> None:
     ]
 
 
+def test_a_large_matrix_is_counted_not_drawn(cli: Cli, empty: Path) -> None:
+    (empty / "r.yaml").write_text("steps: [quantize.rtn]\nmatrix: {seed: [0, 1, 2, 3, 4, 5]}\n")
+    out = cli("recipe", "check", "r.yaml").out
+    assert "seed=3" in out and "seed=4" not in out and "and 2 more points" in out
+
+
 def test_check_with_sets_and_code(cli: Cli, empty: Path) -> None:
     (empty / "r.yaml").write_text("arch: net.py:Net\nsteps: [quantize.gptq]\n")
     (empty / "net.py").write_text("raise SystemExit('this ran')\n")

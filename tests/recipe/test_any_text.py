@@ -19,6 +19,10 @@ WORDS = [
     "quantize.rtn", "quantize.gptq", "lora.lora", "prune.structured", "distill.kd", "$model", "edge-int8", "bits",
     "layer-bits", "teacher", "input-shape", "1%", "0.5pt", "a=8", "\\0", "<<",
 ]  # fmt: skip
+SIGNS = [
+    ":", ": ", "- ", "\n", "\n  ", "[", "]", "{", "}", ", ", "&a ", "*a", "!!str ", "!!python/x ", "|\n", ">", "---\n",
+    "...\n", "%YAML 1.1\n", "'", '"', "# ", "? ", "\t", "\u2028", "\\x", "\\Uffffffff",
+]  # fmt: skip
 leaf = st.one_of(
     st.sampled_from(WORDS), st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=8),
     st.integers(min_value=10**300),
@@ -28,8 +32,7 @@ value = st.recursive(
 )
 document = st.dictionaries(st.sampled_from(WORDS), value, max_size=6)
 pieces = st.lists(
-    st.sampled_from([*WORDS, ":", ": ", "- ", "\n", "\n  ", "[", "]", "{", "}", ", ", "&a ", "*a", "!!str ", "!!python/x ",
-                     "|\n", ">", "---\n", "...\n", "%YAML 1.1\n", "'", '"', "# ", "? ", "\t", "\u2028", "\\x", "\\Uffffffff"]),
+    st.sampled_from(WORDS + SIGNS),
     max_size=30,
 )  # fmt: skip
 small = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,6 +24,8 @@ BAD: dict[str, tuple[str, int, str]] = {
     "shape below 1": (f"{S}input-shape: [1, 0]", 2, "input-shape[1]: expected at least 1, found 0"),
     "description": (f"{S}description: [a]", 2, "description: expected text"),
     "arch-args": (f"{S}arch-args: 3", 2, "arch-args: expected a mapping, found 3"),
+    "normalize": (f"{S}normalize: 1,2", 2, "normalize: expected"),
+    "metric": (f"{S}metric: acuracy", 2, "metric: there is no metric 'acuracy'; choose accuracy"),
     "yes": (f"{S}allow-nonfinite: yes", 2, "'yes' may be a word or a truth value: write true"),
     # steps
     "no steps": ("seed: 1", 0, "steps: a recipe needs at least one"),
