@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from compresskit.errors import CompressKitError as CompressKitError
     from compresskit.model import Card as Card
     from compresskit.model import Model as Model
+    from compresskit.recipe.reading import read_recipe as read_recipe
     from compresskit.report import Report as Report
     from compresskit.report import Verdict as Verdict
     from compresskit.report import read_report as read_report
     from compresskit.runner.api import method as method
     from compresskit.runner.api import run as run
     from compresskit.runner.loading import load as load
+    from compresskit.runner.pipeline import run_recipe as run_recipe
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,8 @@ _NAMES = {
     "Report": "compresskit.report",
     "Verdict": "compresskit.report",
     "read_report": "compresskit.report",
+    "read_recipe": "compresskit.recipe.reading",
+    "run_recipe": "compresskit.runner.pipeline",
     "load": "compresskit.runner.loading",
     "run": "compresskit.runner.api",
     "method": "compresskit.runner.api",

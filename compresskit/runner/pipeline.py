@@ -60,7 +60,7 @@ def reader(recipe: Recipe) -> Read:
 
 def run_recipe(
     recipe: Recipe,
-    output: Path,
+    output: str | Path,
     *,
     bench: bool = True,
     cache: Cache | None = None,
@@ -92,7 +92,7 @@ def run_recipe(
     """
     if recipe.model is None:
         raise UsageError("the recipe names no model", "give one: compresskit run RECIPE MODEL")
-    origin = Path(recipe.model)
+    origin, output = Path(recipe.model), Path(output)
     refuse_same(origin, output)
     stages = [step.stage for step in recipe.steps]
     for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
