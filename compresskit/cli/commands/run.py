@@ -23,12 +23,6 @@ CacheFolder = Annotated[
     ),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no step, and use none that was kept.")]
-SequenceOption = Annotated[
-    int | None,
-    typer.Option(
-        "--sequence", min=1, help="Most tokens of a text sample; tokens timed. (the recipe's)", show_default=False
-    ),
-]
 
 
 def command(
@@ -46,7 +40,6 @@ def command(
     data: shared.Data = None,
     eval_data: shared.EvalData = None,
     normalize: shared.Normalize = None,
-    sequence: SequenceOption = None,
     metric: shared.MetricName = None,
     max_drop: shared.MaxDrop = None,
     max_size: shared.MaxSize = None,
@@ -79,7 +72,6 @@ def command(
         "data": data,
         "eval-data": eval_data,
         "normalize": normalize,
-        "sequence": sequence,
         "metric": metric,
         "checks.max-drop": max_drop,
         "checks.max-size": max_size,
