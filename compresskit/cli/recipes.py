@@ -85,10 +85,13 @@ def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
 
 def show_plan(recipes: Sequence[Recipe]) -> None:
     """What would be run."""
-    from compresskit.render.plan_view import print_plan
+    from compresskit.render.plan_view import print_need, print_plan
+    from compresskit.runner.estimate import estimate
 
     for recipe in recipes:
         print_plan(recipe)
+    if (need := estimate(recipes[0])) is not None:
+        print_need(need)
 
 
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:

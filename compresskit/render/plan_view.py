@@ -8,6 +8,7 @@ from rich.text import Text
 from compresskit.recipe.plan import Recipe
 from compresskit.render import figures
 from compresskit.render.console import make_console
+from compresskit.runner.estimate import Estimate
 
 
 def print_plan(recipe: Recipe) -> None:
@@ -22,9 +23,16 @@ def print_plan(recipe: Recipe) -> None:
     for index, step in enumerate(recipe.steps):  # counted as steps.0.bits counts them
         options = {name: getattr(step.stage, name) for name in sorted(step.stage.model_fields_set)}
         shown = ", ".join(f"{name.replace('_', '-')}: {value}" for name, value in options.items())
-        limit = f"{step.max_drop or ''}{' or rolled back' if step.rollback else ''}".strip()
+        limit = " ".join([*([step.max_drop] if step.max_drop else []), *(["else undone"] if step.rollback else [])])
         table.add_row(str(index), Text(step.stage.name()), Text(figures.clean(shown)), limit)
     console.print(table)
     checks = {"max-drop": recipe.max_drop, "max-size": recipe.max_size, "min-speedup": recipe.min_speedup}
     named = ", ".join(f"{name} {value}" for name, value in checks.items() if value is not None)
     console.print(Text(f"checks: {named or 'the default ones'}"))
+
+
+def print_need(need: Estimate) -> None:
+    """Draw what a recipe will need of the machine."""
+    output, cache, memory = (figures.size(count) for count in (need.output, need.cache, need.memory))
+    text = f"needs about {output} of disk for the output, {cache} for its steps, {memory} of memory and what data take"
+    make_console().print(Text(text))

@@ -46,7 +46,7 @@ class Making:
         ctx: Context,
         *,
         exported: Callable[[Model, str], Path],
-        check: Callable[[Model, list[Stage]], None] = lambda _model, _stages: None,
+        check: Callable[[Model, list[Stage]], None] | None = None,
     ) -> None:
         """Apply a stage.
 
@@ -61,7 +61,8 @@ class Making:
         """
         chosen = stage.choose(self.model, ctx)
         self.notes += chosen.notes
-        check(self.model, list(chosen.stages))
+        if check is not None:
+            check(self.model, list(chosen.stages))
         for step in chosen.stages:
             if form(self.model) == "torch" and "torch" not in step.takes:
                 self.model = replace(self.model, body=exported(self.model, f"{step.method}.onnx"))

@@ -23,6 +23,7 @@ from compresskit.recipe.plan import MODEL, Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.cache import ABOUT, Cache
 from compresskit.runner.entries import At, at_entry, bytes_of, copy_bundle, write_note
+from compresskit.runner.estimate import check_room
 from compresskit.runner.journey import check, finish
 from compresskit.runner.judging import Measuring, Ready, report_on
 from compresskit.runner.keys import content, digest, options_of, surroundings
@@ -98,6 +99,7 @@ def run_recipe(
         refuse_within(state, output)
     if cache is not None:
         refuse_within(cache.root, output)
+    check_room(recipe, output, None if cache is None else cache.root)
     read = reader(recipe)
     model = read(origin)
     open_ = opener(model, recipe.normalize, recipe.sequence, paths=[recipe.data, recipe.eval_data])

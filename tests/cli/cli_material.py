@@ -46,6 +46,18 @@ def number():
 
 ARCH = ("--arch", "net.py:Net")
 SHAPE = ("--input-shape", "1,32")
+RECIPE = """\
+model: m.pt
+input-shape: [1, 32]
+data: d.npz
+eval-data: d.npz
+steps:
+  - prune.magnitude: {sparsity: 0.1}
+  - factorize.svd: {rank: 8, include: [first]}
+  - quantize.rtn: {bits: 8}
+checks: {max-drop: 20pt}
+"""
+RUN_RECIPE = ("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "-o", "out")
 
 
 @dataclass(frozen=True)

@@ -11,23 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_material import ARCH, Cli, picture
+from cli_material import ARCH, RECIPE, Cli, picture
+from cli_material import RUN_RECIPE as RUN
 
 from compresskit.checkpoint.bundle import read_card
 from compresskit.report import Report, Verdict, read_report
-
-RECIPE = """\
-model: m.pt
-input-shape: [1, 32]
-data: d.npz
-eval-data: d.npz
-steps:
-  - prune.magnitude: {sparsity: 0.1}
-  - factorize.svd: {rank: 8, include: [first]}
-  - quantize.rtn: {bits: 8}
-checks: {max-drop: 20pt}
-"""
-RUN = ("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "-o", "out")
 
 
 @pytest.fixture
@@ -218,6 +206,19 @@ def test_a_dry_run_writes_nothing(cli: Cli, here: Path) -> None:
     done = cli(*RUN, "--dry-run")
     assert done.code == 0, done
     assert "factorize.svd" in done.out and "rank: 8" in done.out
+    assert picture(here) == before
+
+
+@pytest.mark.usefixtures("recipe")
+def test_a_disk_without_room_is_told_before_anything_runs(
+    cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    before = picture(here)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: usage(10**6, 10**6, 1000))
+    cli(*RUN).refused(4, "MB of disk", "--cache")
     assert picture(here) == before
 
 

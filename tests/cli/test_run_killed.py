@@ -11,22 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_material import ARCH, Cli, Job, picture
+from cli_material import RECIPE, RUN_RECIPE, Cli, Job, picture
 
 from compresskit.checkpoint.bundle import read_card
 
-RECIPE = """\
-model: m.pt
-input-shape: [1, 32]
-data: d.npz
-eval-data: d.npz
-steps:
-  - prune.magnitude: {sparsity: 0.1}
-  - factorize.svd: {rank: 8, include: [first]}
-  - quantize.rtn: {bits: 8}
-checks: {max-drop: 50pt}
-"""
-RUN = ("run", "r.yaml", *ARCH, "--no-bench", "--quiet", "--cache", "steps", "-o", "out")
+RUN = (*RUN_RECIPE, "--quiet")
 
 
 @pytest.fixture
