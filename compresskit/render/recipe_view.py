@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compresskit.errors import printable
+from compresskit.recipe.outline import Outline
 from compresskit.recipe.plan import Recipe
 from compresskit.render.console import make_console
 from compresskit.render.plan_view import print_plan
@@ -17,14 +18,15 @@ _DRAWN = 4
 """Points of a matrix whose plans are shown."""
 
 
-def print_recipes(recipes: Sequence[Recipe], console: Console | None = None) -> None:
+def print_recipes(recipes: Sequence[Outline], console: Console | None = None) -> None:
     """A row a recipe: name, what it is for, steps."""
     table = Table(box=None, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     table.add_column("for what, and its steps")
     for recipe in recipes:
-        steps = " → ".join(step.stage.name() for step in recipe.steps)
-        table.add_row(Text(recipe.name), Text(f"{printable(recipe.description)}\n{steps}"))
+        table.add_row(
+            Text(recipe.name), Text(f"{printable(recipe.description)}\n{' → '.join(map(printable, recipe.steps))}")
+        )
     (console or make_console()).print(table)
 
 

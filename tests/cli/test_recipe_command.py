@@ -45,6 +45,12 @@ def test_ls_names_each_with_its_steps(cli: Cli, monkeypatch: pytest.MonkeyPatch)
     assert "prune.structured → distill.kd → quantize.int8-static" in found.out
 
 
+def test_ls_lists_what_lacks_an_extra_here(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compresskit.recipe.reading.find_spec", lambda _name: None)
+    assert "nf4 → lora.lora" in cli("recipe", "ls").out
+    cli("recipe", "check", "qlora").refused(2, "peft", "compresskit[lora]")
+
+
 def test_show_prints_the_file(cli: Cli) -> None:
     found = cli("recipe", "show", "tiny")
     assert (found.code, found.out) == (0, shipped.named("tiny").read_text(encoding="utf-8"))

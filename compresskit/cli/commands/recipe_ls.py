@@ -9,7 +9,7 @@ def command() -> None:
     Each with what it is for and its steps. compresskit recipe show NAME prints one, with comments that say why.
     """
     from compresskit.recipe import shipped
-    from compresskit.recipe.reading import read_recipe
+    from compresskit.recipe.outline import outline
     from compresskit.render.recipe_view import print_recipes
 
-    print_recipes([read_recipe(name, allow_code=True)[0] for name in shipped.names()])
+    print_recipes([outline(name) for name in shipped.names()])
