@@ -3,8 +3,8 @@
 The low-rank terms of ``quantize --repair`` are trained against the original (``--recover lora``). Everything is
 measured on what ships: ONNX under onnxruntime. MiniLM learns from lines of WikiText-2's validation split and is
 compared with the original on 200 lines of the test split (those of ``bench_minilm.py``); stories260k learns from
-TinyStories' calibration samples and is measured on its evaluation ones. Rank, epochs and batches of stories260k were chosen
-on held-out calibration samples.
+TinyStories' calibration samples and is measured on its evaluation ones. Its rank, epochs and batches were chosen on
+held-out calibration samples.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def embeddings(bench: Bench, folder: Path) -> None:
 
 def perplexity(bench: Bench, folder: Path) -> None:
     model, text = bench.data("models", "stories260k"), bench.data("text", "tinystories_eval.npz")
+    known = bench.data("text", "tinystories_calib.npz")
     report = cli(
-        "quantize", model, "--bits", 4, *RECOVERY, "--repair", STORIES_RANK, "--data", bench.data("text", "tinystories_calib.npz"),
+        "quantize", model, "--bits", 4, *RECOVERY, "--repair", STORIES_RANK, "--data", known,
         "--epochs", 1 if bench.quick else STORIES_EPOCHS, "--batch-size", 8, "--eval-data", text,
         "-o", folder / "stories",
     )  # fmt: skip
