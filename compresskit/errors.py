@@ -48,13 +48,14 @@ class CompressKitError(Exception):
     Args:
         message: What was expected and what was found; names the file, tensor, key or line.
         hint: What to do next.
+        limit: Longest message, in characters.
     """
 
     exit_code: ExitCode = ExitCode.BUG
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", limit: int = 400) -> None:
         super().__init__(message)
-        self.message = printable(message)
+        self.message = printable(message, limit)
         self.hint = printable(hint)
 
     def messages(self) -> list[str]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compresskit.errors import ExitCode, InputError
 
 SCHEMA = 1
+NAME = "report.json"
+"""What a report is called in a bundle."""
+_MOST = 64_000_000
+"""Bytes of the largest document that is read; those of real models take some hundred thousand."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Verdict(str, Enum):
@@ -36,9 +43,9 @@ class ModelEntry(_Part):
 
     name: str
     path: str
-    bytes: int = Field(ge=0)
-    parameters: int | None = None
-    macs: int | None = None
+    bytes: Count
+    parameters: Count | None = None
+    macs: Count | None = None
     sha256: str
 
 
@@ -54,11 +61,24 @@ class Measurement(_Part):
     name: str
     value: float
     unit: str = ""
-    n: int = 1
+    n: Count = 1
     low: float | None = None
     high: float | None = None
     runtime: str = ""
-    batch: int | None = None
+    batch: Count | None = None
+
+
+class Evaluation(_Part):
+    """What the quality was measured with, so that it can be judged again and held against another report's.
+
+    ``data`` is the fingerprint of the samples as they were prepared. ``drops`` has, by model, the 95 % interval of how
+    much worse it is than the baseline in the metric's points, where that is known.
+    """
+
+    metric: str
+    higher_is_better: bool
+    data: str
+    drops: dict[str, tuple[float, float]] = {}
 
 
 class Coverage(_Part):
@@ -79,6 +99,11 @@ class Gate(_Part):
     passed: bool | None
     asked: bool = False
     reason: str = ""
+
+    @property
+    def fails(self) -> bool:
+        """True when it ends with exit code 1: missed, or asked for and not proven."""
+        return self.passed is False or (self.asked and self.passed is None)
 
 
 class StepEntry(_Part):
@@ -106,6 +131,7 @@ class Report(_Part):
     verdict: Verdict
     models: list[ModelEntry]
     measurements: list[Measurement] = []
+    evaluation: Evaluation | None = None
     coverage: Coverage = Coverage()
     gates: list[Gate] = []
     steps: list[StepEntry] = []
@@ -130,24 +156,46 @@ class Report(_Part):
 
     def exit_code(self) -> ExitCode:
         """GATE when a gate failed, or when one that the user asked for could not be proven."""
-        unproven = any(g.asked and g.passed is None for g in self.gates)
-        return ExitCode.GATE if self.verdict is Verdict.FAIL or unproven else ExitCode.OK
+        failed = self.verdict is Verdict.FAIL or any(gate.fails for gate in self.gates)
+        return ExitCode.GATE if failed else ExitCode.OK
 
 
 def read_report(path: Path) -> Report:
-    """Read a report.json.
+    """Read a report: a report.json, the bundle that holds one, or with ``-`` what comes from standard input.
 
     Raises:
-        InputError: Missing, not JSON, or of another schema.
+        InputError: Missing, too large, not JSON, not finite, or of another schema.
     """
+    name, text = _content(path)
     try:
-        return Report.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read the report {path}: {error.strerror}") from error
+        report = Report.model_validate_json(text)
+        report.to_json()
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(p) for p in first["loc"]) or "the document"
-        raise InputError(f"{path} is not a report of schema {SCHEMA}: {where}: {first['msg']}") from error
+        raise InputError(f"{name} is not a report of schema {SCHEMA}: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not a report of schema {SCHEMA}: it holds NaN or infinity") from error
+    if report.schema_version != SCHEMA:
+        raise InputError(f"{name} is not a report of schema {SCHEMA}, but of schema {report.schema_version}")
+    return report
+
+
+def _content(path: Path) -> tuple[str, bytes]:
+    """What to call a report, and its bytes."""
+    if str(path) == "-":
+        name, text = "standard input", sys.stdin.buffer.read(_MOST + 1)
+    else:
+        path = path / NAME if path.is_dir() else path
+        name = str(path)
+        try:
+            with path.open("rb") as stream:
+                text = stream.read(_MOST + 1)
+        except OSError as error:
+            raise InputError(f"cannot read the report {name}: {error.strerror}") from error
+    if len(text) > _MOST:
+        raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
+    return name, text.removeprefix(b"\xef\xbb\xbf")
 
 
 def judge(gates: list[Gate], *, verified: bool) -> Verdict:

@@ -72,13 +72,19 @@ def tell(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
-def check_json(target: str | None, inputs: Iterable[Path | str | None] = (), output: Path | None = None) -> None:
-    """Refuse a ``--json`` file that can't be written or would hurt something, before the work is done.
+def check_json(
+    target: str | None,
+    inputs: Iterable[Path | str | None] = (),
+    output: Path | None = None,
+    option: str = "--json",
+) -> None:
+    """Refuse a file for a document that can't be written or would hurt something, before the work is done.
 
     Args:
         target: As typed; None and ``-`` are fine.
         inputs: What the command reads: nothing of it is replaced, and a folder of it stays as it is.
         output: What the command writes.
+        option: What the file was given to.
 
     Raises:
         UsageError: Its folder doesn't exist, it is a folder, or it is in an input or the output.
@@ -87,14 +93,14 @@ def check_json(target: str | None, inputs: Iterable[Path | str | None] = (), out
         return
     path = Path(target)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UsageError(f"--json {target}: expected a file in a folder that exists")
+        raise UsageError(f"{option} {target}: expected a file in a folder that exists")
     try:
         for taken in inputs_of(inputs):
             refuse_same(taken, path)
     except UsageError as error:
-        raise UsageError(f"--json {target}: {error.message}", "give another file") from error
+        raise UsageError(f"{option} {target}: {error.message}", "give another file") from error
     if output is not None and output.resolve() in (path.resolve(), *path.resolve().parents):
-        raise UsageError(f"--json {target} is in the output {output}", "a report is written there anyway")
+        raise UsageError(f"{option} {target} is in the output {output}", "a report is written there anyway")
 
 
 def check_output(output: Path, inputs: Iterable[Path | str | None], *, force: bool) -> None:
@@ -130,7 +136,7 @@ def broken_pipe(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _to_whoever_listens() -> Iterator[None]:
+def listening() -> Iterator[None]:
     """Within it a reader that went away (``| head``) is no error: the exit code still tells the verdict."""
     try:
         yield
@@ -163,7 +169,7 @@ def write_json(text: str, target: str | None) -> None:
 
 def finish(report: Report, *, json: str | None, quiet: bool, markdown: bool = False, output: str = "") -> int:
     """Show a report; returns the exit code that follows from it."""
-    with _to_whoever_listens():
+    with listening():
         write_json(report.to_json(), json)
         if json != "-" and not quiet:
             if markdown:

@@ -9,6 +9,7 @@ import typer
 
 _MODEL = "Model"
 _DATA = "Data and verdict"
+_BASELINE = "Baseline"
 _RUN = "Run"
 _OUT = "Output"
 
@@ -120,6 +121,33 @@ MinSpeedup = Annotated[
     float | None,
     typer.Option(
         "--min-speedup", metavar="1.2", help="Least speed-up that passes. (not slower)", rich_help_panel=_DATA
+    ),
+]
+Baseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--baseline",
+        metavar="REPORT",
+        help="Report of an earlier run: nothing may be worse than there.",
+        rich_help_panel=_BASELINE,
+        show_default=False,
+    ),
+]
+MaxGrowth = Annotated[
+    str | None,
+    typer.Option(
+        "--max-growth",
+        metavar="5%|100KB",
+        help="How much larger than the baseline's a file may be. (not larger)",
+        rich_help_panel=_BASELINE,
+    ),
+]
+AllowOtherMachine = Annotated[
+    bool,
+    typer.Option(
+        "--allow-other-machine",
+        help="Compare with a baseline of another machine or other versions.",
+        rich_help_panel=_BASELINE,
     ),
 ]
 NoExport = Annotated[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from compresskit.errors import UsageError
@@ -63,3 +65,20 @@ def parse_size(text: str) -> int:
     if not 0 < size < 2**63:
         raise UsageError(f"a size must be above 0, found '{text}'")
     return int(size)
+
+
+def parse_growth(text: str) -> tuple[float, int]:
+    """How much larger something may be: ``5%`` as a factor, ``100KB`` as bytes to add; ``0`` is none.
+
+    Raises:
+        UsageError: Anything else.
+    """
+    number = text.strip().removesuffix("%").strip()
+    if number.strip("0.") == "" and number.strip(".") and number.count(".") <= 1:
+        return 1.0, 0
+    if not text.strip().endswith("%"):
+        return 1.0, parse_size(text)
+    share = float(number) if re.fullmatch(r"\d+\.?\d*|\.\d+", number, re.ASCII) else math.inf
+    if not math.isfinite(share):
+        raise UsageError(f"--max-growth '{text}' is not understood", "expected a share as 5% or a size as 100KB")
+    return 1 + share / 100, 0

@@ -1,92 +1,137 @@
-"""What the measurements say of each limit that a result must keep."""
+"""What the measurements say of each limit that a result must keep.
+
+A run and ``check`` judge through this one piece, and from the same figures: those that stand in the report.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 from compresskit.bench.run import change
-from compresskit.quality.drop import parse_drop, within
-from compresskit.quality.metrics import Metric
+from compresskit.quality.drop import Limit, parse_drop, within
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
-from compresskit.report import Gate, Measurement, ModelEntry
-from compresskit.runner.measure import Quality
+from compresskit.report import Evaluation, Gate, Measurement, ModelEntry
 
-_SAME = 1.001
+SAME = 1.001
 """Growth that nobody would call so: two constants that were equal, and shared, before."""
+_NO_DATA = "no quality was measured: it takes evaluation data"
+_ALONE = "the report is of one model: it takes the original beside it"
+_NO_BENCH = "no speed-up was measured: it takes the original beside it, and the bench"
 
 
-def gates(models: list[ModelEntry], quality: Quality | None, speed: list[Measurement], limits: Limits) -> list[Gate]:
+def gates(
+    models: Sequence[ModelEntry],
+    evaluation: Evaluation | None,
+    measurements: Sequence[Measurement],
+    limits: Limits,
+    *,
+    broken: Mapping[str, str] = {},
+) -> list[Gate]:
     """One gate for each limit that was asked for, and the default ones, for each model but the first.
+
+    A limit that was asked for has a gate whatever was measured: what nothing is known of is not passed. A model that is
+    alone has gates only for what was asked.
 
     Args:
         models: Entries of the report, the baseline first.
-        quality: None when it wasn't measured.
-        speed: Measurements of :func:`compresskit.runner.measure.speed`; empty when it wasn't measured.
+        evaluation: None when no metric was measured.
+        measurements: Scores and speed-ups are taken from them.
         limits: What the user asked for.
+        broken: Models whose outputs aren't finite, with what was found.
     """
     found: list[Gate] = []
-    several = len(models) > 2
-    speedups = {m.model: m for m in speed if m.name == "speedup"}
-    for entry in models[1:]:
-        prefix = f"{entry.name}: " if several else ""
-        if quality is not None and entry.name in quality.broken:
-            reason = quality.broken[entry.name]
+    scores = {m.model: m for m in measurements if evaluation is not None and m.name == evaluation.metric}
+    speedups = {m.model: m for m in measurements if m.name == "speedup"}
+    alone = len(models) == 1
+    default = not (alone or limits.may_grow)
+    for entry in models[1:] or models:
+        prefix = f"{entry.name}: " if len(models) > 2 else ""
+        if entry.name in broken:
+            reason = broken[entry.name]
             found.append(Gate(name=f"{prefix}finite outputs", limit="all", value=None, passed=False, reason=reason))
-        elif quality is not None and quality.metric is not None:
-            found.append(_quality_gate(quality, quality.metric, models[0].name, entry.name, limits, prefix))
-        if limits.max_size is not None or not limits.may_grow:
-            found.append(_size_gate(models[0], entry, limits, prefix))
-        if entry.name in speedups and (limits.min_speedup is not None or not limits.may_grow):
-            found.append(_speed_gate(speedups[entry.name], limits, prefix))
+        elif (evaluation is not None and not alone) or limits.max_drop is not None:
+            before = None if alone else scores.get(models[0].name)
+            found.append(_quality_gate(evaluation, before, scores.get(entry.name), limits, prefix))
+        if limits.max_size is not None or default:
+            allowed = parse_size(limits.max_size) if limits.max_size else round(SAME * models[0].bytes)
+            asked = limits.max_size is not None
+            found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))
+        speedup = speedups.get(entry.name)
+        if limits.min_speedup is not None or (default and speedup is not None):
+            found.append(_speed_gate(speedup, limits, prefix))
     return found
 
 
-def _quality_gate(quality: Quality, metric: Metric, baseline: str, name: str, limits: Limits, prefix: str) -> Gate:
-    before, after, drop = quality.scores[baseline], quality.scores[name], quality.drops[name]
-    limit = parse_drop(limits.max_drop or DEFAULT_DROP)
-    # The interval says how sure the drop is on other data; the verdict is on this data, so the figures decide.
-    passed, lost = within(limit, before.value, after.value, metric.higher_is_better)
+def _quality_gate(
+    evaluation: Evaluation | None, before: Measurement | None, after: Measurement | None, limits: Limits, prefix: str
+) -> Gate:
+    limit, asked = parse_drop(limits.max_drop or DEFAULT_DROP), limits.max_drop is not None
+    name = f"{prefix}{evaluation.metric if evaluation else 'quality'} drop"
+    if evaluation is None or before is None or after is None:
+        reason = _NO_DATA if evaluation is None or after is None else _ALONE
+        return Gate(name=name, limit=f"≤ {limit}", value=None, unit="pt", passed=None, asked=asked, reason=reason)
+    interval = evaluation.drops.get(after.model)
+    return drop_gate(
+        name, f"≤ {limit}", before, after, limit, evaluation.higher_is_better, asked=asked, interval=interval
+    )
+
+
+def drop_gate(
+    name: str,
+    shown: str,
+    before: Measurement,
+    after: Measurement,
+    limit: Limit,
+    higher_is_better: bool,
+    *,
+    asked: bool,
+    interval: tuple[float, float] | None = None,
+) -> Gate:
+    """Is a score as good as another on the same samples, but for the limit?
+
+    The interval says how sure the drop is on other data; the verdict is on this data, so the figures decide.
+    """
+    passed, lost = within(limit, before.value, after.value, higher_is_better)
     reason = f"{before.value:.3f} → {after.value:.3f} on {after.n} samples"
-    if drop.interval is not None:
-        reason += f", 95 % interval of the drop {drop.interval[0]:+.2f} to {drop.interval[1]:+.2f}"
+    if interval is not None:
+        reason += f", 95 % interval of the drop {interval[0]:+.2f} to {interval[1]:+.2f}"
+    value = lost if math.isfinite(lost) else None
+    return Gate(name=name, limit=shown, value=value, unit="pt", passed=passed, asked=asked, reason=reason)
+
+
+def size_gate(name: str, entry: ModelEntry, allowed: float, shown: str, *, asked: bool, reason: str = "") -> Gate:
+    """Is a model at most so large, in bytes?"""
+    passed = entry.bytes <= allowed
     return Gate(
-        name=f"{prefix}{metric.name} drop",
-        limit=f"≤ {limit}",
-        value=lost,
-        unit="pt",
-        passed=passed,
-        asked=limits.max_drop is not None,
-        reason=reason,
+        name=name, limit=f"≤ {shown}", value=entry.bytes, unit="bytes", passed=passed, asked=asked, reason=reason
     )
 
 
-def _size_gate(baseline: ModelEntry, entry: ModelEntry, limits: Limits, prefix: str) -> Gate:
-    allowed = parse_size(limits.max_size) if limits.max_size else round(_SAME * baseline.bytes)
-    return Gate(
-        name=f"{prefix}size",
-        limit=f"≤ {limits.max_size or 'the original'}",
-        value=entry.bytes,
-        unit="bytes",
-        passed=entry.bytes <= allowed,
-        asked=limits.max_size is not None,
-    )
+def pace(ratio: Measurement) -> tuple[bool | None, str]:
+    """Whether something isn't slower than something else, None where noise hides it; and the interval in words."""
+    verdict = change(ratio)
+    return None if verdict == "inconclusive" else verdict != "slower", _interval(ratio, verdict == "inconclusive")
 
 
-def _speed_gate(speedup: Measurement, limits: Limits, prefix: str) -> Gate:
-    low, high = speedup.low or 0.0, speedup.high if speedup.high is not None else float("inf")
+def _interval(ratio: Measurement, noisy: bool) -> str:
+    if ratio.low is None or ratio.high is None:
+        return f"{'too few processes to tell, ' if noisy else ''}no interval is known"
+    return f"{'too noisy to tell, ' if noisy else ''}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+
+
+def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str) -> Gate:
+    name, asked = f"{prefix}speed", limits.min_speedup is not None
+    limit = f"≥ {limits.min_speedup:g}×" if limits.min_speedup is not None else "not slower"
+    if speedup is None:
+        return Gate(name=name, limit=limit, value=None, unit="×", passed=None, asked=asked, reason=_NO_BENCH)
+    low, high = speedup.low or 0.0, speedup.high if speedup.high is not None else math.inf
     passed: bool | None
     if limits.min_speedup is not None:
         passed = True if low >= limits.min_speedup else False if high < limits.min_speedup else None
-        wish = ""
+        reason = _interval(speedup, passed is None)
     else:
-        verdict = change(speedup)
-        passed = None if verdict == "inconclusive" else verdict != "slower"
-        wish = f"; to accept it: --min-speedup {max(0.01, low * 0.9):.2g}" if passed is False else ""
-    reason = f"{'too noisy to tell, ' if passed is None else ''}95 % interval {low:.2f} to {high:.2f}{wish}"
-    return Gate(
-        name=f"{prefix}speed",
-        limit=f"≥ {limits.min_speedup:g}×" if limits.min_speedup is not None else "not slower",
-        value=speedup.value,
-        unit="×",
-        passed=passed,
-        asked=limits.min_speedup is not None,
-        reason=reason,
-    )
+        passed, reason = pace(speedup)
+        if passed is False:
+            reason += f"; to accept it: --min-speedup {max(0.01, low * 0.9):.2g}"
+    return Gate(name=name, limit=limit, value=speedup.value, unit="×", passed=passed, asked=asked, reason=reason)

@@ -127,13 +127,16 @@ def hold(
         about_int8 = about_products(models, measured, source, progress=progress) if evaluated else []
         if evaluated and measuring.target is not None and not about_int8:
             about_int8 = [f"--target {measuring.target} changes nothing: only the products of int8 files depend on it"]
-    found = gates(entries, measured, timed, measuring.limits) if judged else []
-    verified = measured is not None and bool(measured.scores)
+    figures = [*(measured.measurements if measured else []), *timed]
+    evaluation = measured.evaluation() if measured else None
+    broken = measured.broken if measured else {}
+    found = gates(entries, evaluation, figures, measuring.limits, broken=broken) if judged else []
     return Report(
         command=command,
-        verdict=judge(found, verified=verified) if judged else _unjudged(timed),
+        verdict=judge(found, verified=evaluation is not None) if judged else _unjudged(timed),
         models=entries,
-        measurements=[*(measured.measurements if measured else []), *timed],
+        measurements=figures,
+        evaluation=evaluation,
         gates=found,
         notes=[
             *(recommendation(models, timed) if automatic else []),

@@ -123,7 +123,9 @@ def report_on(
     last = history[-1] if history else None
     facts = last.facts if last else {}
     rounded, about = _rounding(facts if measured is None else {}, new.name)
-    found = gates(entries, measured, timed, measuring.limits)
+    figures = [*(measured.measurements if measured else []), *timed]
+    evaluation = measured.evaluation() if measured else None
+    found = gates(entries, evaluation, figures, measuring.limits, broken=measured.broken if measured else {})
     if facts.get("merged"):  # dense layers were asked for: larger is what they are
         found = [gate for gate in found if gate.asked or gate.name not in ("size", "speed")]
     # An ONNX stage starts from the export of the original: then that export's proof is the one there is.
@@ -131,9 +133,10 @@ def report_on(
     found = [*proofs[:1], *more, *found]
     return Report(
         command=command,
-        verdict=judge(found, verified=measured is not None and bool(measured.scores)),
+        verdict=judge(found, verified=evaluation is not None),
         models=entries,
-        measurements=[*(measured.measurements if measured else []), *timed, *rounded],
+        measurements=[*figures, *rounded],
+        evaluation=evaluation,
         coverage=coverage(facts, last.skipped if last else {}),
         gates=found,
         steps=list(steps),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from compresskit.quality.fidelity import compare_outputs
 from compresskit.quality.forward import NonFiniteOutput, forward
 from compresskit.quality.metrics import Metric, open_metric, pick
 from compresskit.quality.synthetic import synthetic_inputs
-from compresskit.report import Measurement
+from compresskit.report import Evaluation, Measurement
 from compresskit.runner.candidate import Candidate
 from compresskit.runtimes.base import Session
 from compresskit.stage import Progress, silent
@@ -37,6 +38,7 @@ class Quality:
         measurements: All of it, for the report.
         broken: Models whose outputs aren't finite, with what was found; nothing else is known of them.
         notes: What a reader must know: what fidelity was measured on.
+        data: Fingerprint of the samples; empty without a metric.
     """
 
     metric: Metric | None = None
@@ -45,6 +47,17 @@ class Quality:
     measurements: list[Measurement] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    data: str = ""
+
+    def evaluation(self) -> Evaluation | None:
+        """What the report keeps of it besides the figures; None without a metric."""
+        if self.metric is None or not self.scores:
+            return None
+        drops = {name: drop.interval for name, drop in self.drops.items() if drop.interval is not None}
+        drops = {name: (low, high) for name, (low, high) in drops.items() if math.isfinite(low + high)}
+        return Evaluation(
+            metric=self.metric.name, higher_is_better=self.metric.higher_is_better, data=self.data, drops=drops
+        )
 
 
 def quality(
@@ -85,6 +98,8 @@ def quality(
             if session is original:
                 raise
             found.broken[model.name] = error.message
+    if source is not None and found.metric is not None:
+        found.data = source.fingerprint()
     if len(models) > 1:
         what = f"{_SYNTHETIC} made-up inputs"
         if source is not None:

@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "Measure latency, throughput and memory of models against each other.",
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
+    "check": "Gate a build: hold a report to limits, and to the report of an earlier run.",
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",

@@ -1,0 +1,197 @@
+"""A report against that of an earlier run: is anything worse, and may the two be compared at all?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from compresskit.errors import UsageError
+from compresskit.quality.drop import parse_drop
+from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_growth
+from compresskit.report import Gate, Measurement, ModelEntry, Report
+from compresskit.runner.gates import SAME, drop_gate, pace, size_gate
+
+_MESSAGE = 2000
+_GONE = "the baseline has it, this report hasn't: measure it again"
+
+
+def regressions(
+    new: Report, old: Report, limits: Limits, *, max_growth: str | None = None, allow_other_machine: bool = False
+) -> tuple[list[Gate], list[str]]:
+    """Gates that hold each result to the same result of an earlier run.
+
+    Quality is of the same samples, so the figures decide. Of speed the two speed-ups over the original are compared,
+    since these cancel what the machine was busy with; noise that hides the answer doesn't fail, a figure that is gone
+    does.
+
+    Args:
+        new: The report to judge.
+        old: The baseline.
+        limits: ``max_drop`` holds here too; 1 % by default.
+        max_growth: Of the file; the default is not larger.
+        allow_other_machine: Compare figures of different machines or versions.
+
+    Returns:
+        The gates, and what a reader must know.
+
+    Raises:
+        UsageError: The reports are of different things, or of different machines; every difference is named.
+    """
+    factor, more = parse_growth(max_growth) if max_growth is not None else (SAME, 0)
+    pairs = _pairs(new, old)
+    _refuse_others(new, old, pairs)
+    differences = _elsewhere(new.environment, old.environment)
+    if differences and not allow_other_machine:
+        raise UsageError(
+            f"the baseline is of another machine or other versions (baseline → report): {'; '.join(differences)}",
+            "measure both on one machine, or accept it: --allow-other-machine",
+            limit=_MESSAGE,
+        )
+    found: list[Gate] = []
+    notes = [f"baseline → report: {'; '.join(differences)}"] if differences else []
+    if new.models[0].sha256 != old.models[0].sha256 and len(new.models) > 1:
+        notes.append("the baseline was made of another original of the same size: both are held against their own")
+    for entry, before in pairs:
+        prefix = f"{entry.name}: " if len(pairs) > 1 else ""
+        found += _quality(new, old, entry, before, limits, prefix)
+        shown = f"the baseline's{'' if max_growth is None else f' and {max_growth}'}"
+        found.append(
+            size_gate(
+                f"{prefix}size since baseline", entry, before.bytes * factor + more, shown, asked=True,
+                reason=f"{before.bytes} → {entry.bytes} bytes",
+            )
+        )  # fmt: skip
+        found += _speed(_figure(new, "speedup", entry), _figure(old, "speedup", before), prefix)
+    for what, here, there in (
+        ("quality", new.evaluation, old.evaluation),
+        ("speed-up", new.values("speedup"), old.values("speedup")),
+    ):
+        if not there:
+            notes.append(f"no {what} was measured in {'the baseline' if here else 'either report'}: none is compared")
+    return found, notes
+
+
+def _quality(
+    new: Report, old: Report, entry: ModelEntry, before: ModelEntry, limits: Limits, prefix: str
+) -> list[Gate]:
+    limit = parse_drop(limits.max_drop or DEFAULT_DROP)
+    if old.evaluation is None:
+        return []
+    name, shown = f"{prefix}{old.evaluation.metric} since baseline", f"≤ {limit}"
+    then, now = _figure(old, old.evaluation.metric, before), _figure(new, old.evaluation.metric, entry)
+    if then is None:
+        return []
+    if now is None:
+        return [Gate(name=name, limit=shown, value=None, unit="pt", passed=None, asked=True, reason=_GONE)]
+    return [drop_gate(name, shown, then, now, limit, old.evaluation.higher_is_better, asked=True)]
+
+
+def _speed(now: Measurement | None, then: Measurement | None, prefix: str) -> list[Gate]:
+    name, shown = f"{prefix}speed since baseline", "not slower"
+    if then is None:
+        return []
+    if now is None:
+        return [Gate(name=name, limit=shown, value=None, unit="×", passed=None, asked=True, reason=_GONE)]
+    ratio = _ratio(now, then)
+    passed, interval = pace(ratio)
+    reason = f"speed-up {then.value:.2f}× → {now.value:.2f}×, {interval}"
+    return [Gate(name=name, limit=shown, value=ratio.value, unit="×", passed=passed, reason=reason)]
+
+
+def _ratio(now: Measurement, then: Measurement) -> Measurement:
+    """One speed-up over another. They were measured apart, so that the squares of their errors add up."""
+    value = now.value / then.value
+    sides = [(m.low, m.high) for m in (now, then)]
+    low = high = None
+    if all(a and b for a, b in sides):
+        half = math.hypot(*(math.log(b / a) / 2 for a, b in sides if a and b))
+        low, high = value / math.exp(half), value * math.exp(half)
+    return now.model_copy(update={"value": value, "low": low, "high": high, "n": min(now.n, then.n)})
+
+
+def _figure(report: Report, name: str, entry: ModelEntry) -> Measurement | None:
+    return report.values(name).get(entry.name)
+
+
+def _pairs(new: Report, old: Report) -> list[tuple[ModelEntry, ModelEntry]]:
+    """The results of the new report, each with its counterpart: by name where there are several."""
+    if not old.models or (len(new.models) == 1) != (len(old.models) == 1):
+        raise UsageError(f"the baseline is of {_counted(old)}, the report of {_counted(new)}: they can't be compared")
+    here, there = (report.models[1:] or report.models for report in (new, old))
+    if len(here) == len(there) == 1:
+        return [(here[0], there[0])]
+    known = {entry.name: entry for entry in there}
+    if known.keys() != {entry.name for entry in here}:
+        raise UsageError(
+            f"the baseline is of other models (baseline → report): {', '.join(known)} → "
+            f"{', '.join(entry.name for entry in here)}"
+        )
+    return [(entry, known[entry.name]) for entry in here]
+
+
+def _counted(report: Report) -> str:
+    count = len(report.models)
+    return "1 model" if count == 1 else f"{count} models"
+
+
+def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, ModelEntry]]) -> None:
+    """Refuse figures of different things: data, metric, engine, batch, or an original of another shape."""
+    found: list[str] = []
+    if new.evaluation is not None and old.evaluation is not None:
+        for what in ("metric", "higher_is_better", "data"):
+            found += _unlike(what, getattr(old.evaluation, what), getattr(new.evaluation, what))
+    metric = new.evaluation.metric if new.evaluation else ""
+    for entry, before in pairs:
+        for name, whats in ((metric, ("n", "runtime", "unit")), ("speedup", ("runtime", "batch"))):
+            now, then = _figure(new, name, entry), _figure(old, name, before)
+            for what in whats if now and then else ():
+                found += _unlike(f"{what} of {name}", getattr(then, what), getattr(now, what))
+    first, other = new.models[0], old.models[0]
+    if len(new.models) > 1 and first.sha256 != other.sha256:  # one of the same shape is as fast: it was trained anew
+        unlike = [
+            f"{w} of the original" for w in ("bytes", "parameters", "macs") if getattr(first, w) != getattr(other, w)
+        ]
+        for what in unlike:
+            found += _unlike(what, getattr(other, what.split()[0]), getattr(first, what.split()[0]))
+        found += _unlike("sha256 of the original", other.sha256, first.sha256) if unlike else []
+    if found:
+        raise UsageError(
+            f"the baseline measured something else (baseline → report): {'; '.join(dict.fromkeys(found))}",
+            "make the baseline anew, with the same data, metric and original",
+            limit=_MESSAGE,
+        )
+
+
+def _unlike(what: str, then: Any, now: Any) -> list[str]:
+    def shown(value: Any) -> str:
+        return "unknown" if value is None else str(value)[:80]
+
+    return [] if then == now else [f"{what} {shown(then)} → {shown(now)}"]
+
+
+def _elsewhere(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
+    """What differs between two environments. A patch release of Python changes no figure."""
+    found: list[str] = []
+    for key in ("cpu", "machine", "cores", "threads", "flags", "os", "python"):
+        then, now = old.get(key), new.get(key)
+        if key == "python":
+            then, now = (str(v).rpartition(".")[0] if v else None for v in (then, now))
+        if key == "flags":
+            found += _flags(then, now)
+            continue
+        if then is None and now is None:
+            found.append(f"{key} unknown in both")
+        found += _unlike(key, then, now)
+    packages = [part if isinstance(part, dict) else {} for part in (old.get("packages"), new.get("packages"))]
+    if not packages[0] and not packages[1]:
+        found.append("packages unknown in both")
+    for name in sorted(set(packages[0]) | set(packages[1])):
+        found += _unlike(name, packages[0].get(name), packages[1].get(name))
+    return found
+
+
+def _flags(then: Any, now: Any) -> list[str]:
+    """Instruction sets that only one of two CPUs has: ``flags -avx512f +neon``."""
+    before, after = (set(map(str, value)) if isinstance(value, list) else set() for value in (then, now))
+    signs = [*(f"-{flag}" for flag in sorted(before - after)), *(f"+{flag}" for flag in sorted(after - before))]
+    return [f"flags {' '.join(signs)}"] if signs else []
