@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,8 +69,11 @@ def content(path: Path) -> str:
 
 
 def options_of(stage: Stage) -> dict[str, Any]:
-    """A stage's options, with the content of every file that one of them names in the place of its path."""
-    found = stage.model_dump(mode="json")
+    """A stage's options, with the content of every file that one of them names in the place of its path.
+
+    Without the folder of a training's own state: it changes as the training goes on, and the result doesn't.
+    """
+    found = stage.model_dump(mode="json", exclude={"checkpoint"})
     return {name: _named(value) for name, value in found.items()}
 
 
@@ -83,12 +85,3 @@ def _named(value: Any) -> Any:
         return {"content": content(place), "as": value.rpartition(":")[2]} if place.exists() else value
     except OSError:  # too long for a path: an option like any other
         return value
-
-
-def files_among(words: Iterable[str | None]) -> dict[str, str]:
-    """The content of the files that ``FILE.py:NAME`` and paths name, by the word; others are left out."""
-    found = {}
-    for word in words:
-        if word is not None and isinstance(named := _named(word), dict):
-            found[word] = named["content"]
-    return found
