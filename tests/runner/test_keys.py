@@ -14,15 +14,15 @@ from compresskit.runner.provenance import differences
 
 def test_a_named_file_counts_by_its_content(tmp_path: Path) -> None:
     teacher = tmp_path / "teacher.onnx"
-    before = options_of(method("distill.kd", epochs=1, teacher=teacher))
+    before = options_of(method("distill.kd", epochs=1, teacher=str(teacher)))
     teacher.write_bytes(b"one")
-    first = options_of(method("distill.kd", epochs=1, teacher=teacher))
+    first = options_of(method("distill.kd", epochs=1, teacher=str(teacher)))
     moved = tmp_path / "else" / "teacher.onnx"
     moved.parent.mkdir()
     moved.write_bytes(b"one")
-    assert first == options_of(method("distill.kd", epochs=1, teacher=moved)) != before
+    assert first == options_of(method("distill.kd", epochs=1, teacher=str(moved))) != before
     teacher.write_bytes(b"two")
-    assert options_of(method("distill.kd", epochs=1, teacher=teacher)) != first
+    assert options_of(method("distill.kd", epochs=1, teacher=str(teacher))) != first
 
 
 def test_the_state_of_a_training_does_not_count(tmp_path: Path) -> None:
