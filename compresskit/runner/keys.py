@@ -13,6 +13,7 @@ from typing import Any
 from compresskit.bench.machine import environment
 from compresskit.checkpoint.bundle import extras_of, sha256
 from compresskit.errors import InputError
+from compresskit.model import portable
 from compresskit.runner.candidate import files_of
 from compresskit.stage import Stage
 
@@ -69,7 +70,7 @@ def content(path: Path) -> str:
 
 
 def options_of(stage: Stage) -> dict[str, Any]:
-    """A stage's options, with the content of every file that one of them names in the place of its path.
+    """A stage's options, with the content of every file that one of them names, and its path as a card records it.
 
     Without the folder of a training's own state: it changes as the training goes on, and the result doesn't.
     """
@@ -82,6 +83,6 @@ def _named(value: Any) -> Any:
         return value
     place = Path(value.rpartition(":")[0]) if value.rpartition(":")[0].endswith(".py") else Path(value)
     try:
-        return {"content": content(place), "as": value.rpartition(":")[2]} if place.exists() else value
+        return {"content": content(place), "as": portable(value)} if place.exists() else value
     except OSError:  # too long for a path: an option like any other
         return value

@@ -13,12 +13,13 @@ from compresskit.runner.provenance import differences
 
 
 def test_a_named_file_counts_by_its_content(tmp_path: Path) -> None:
-    teacher = tmp_path / "teacher.onnx"
+    teacher = tmp_path / "here" / "teacher.onnx"
+    teacher.parent.mkdir()
     before = options_of(method("distill.kd", epochs=1, teacher=str(teacher)))
     teacher.write_bytes(b"one")
     first = options_of(method("distill.kd", epochs=1, teacher=str(teacher)))
-    moved = tmp_path / "else" / "teacher.onnx"
-    moved.parent.mkdir()
+    moved = tmp_path / "else" / "here" / "teacher.onnx"
+    moved.parent.mkdir(parents=True)
     moved.write_bytes(b"one")
     assert first == options_of(method("distill.kd", epochs=1, teacher=str(moved))) != before
     teacher.write_bytes(b"two")
