@@ -40,7 +40,7 @@ def main() -> None:
                     found = figure(cli("compare", model, out, "--data", pairs, "--no-bench"), "spearman")
                     name = f"MiniLM {100 * budget:.0f} %, {method}, STS-B test, Spearman ×100"
                     bench.row(name, "", f"{found.value:.2f}", found.n, interval(found))
-        if ("auto", 0.8) in untrained and bench.wants("trained"):
+        if ("auto", 0.8) in untrained and bench.wants("80 %, auto, trained"):
             trained(bench, model, known, lines, folder, untrained["auto", 0.8])
     bench.end()
 
