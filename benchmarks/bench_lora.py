@@ -3,9 +3,9 @@
 Spearman ×100 on the test part, both models ONNX under onnxruntime; forward passes of training in bfloat16. Learning
 rates were chosen on the development part.
 Memory is the growth of a process' resident bytes from before training to the peak in it, both ways with the same
-batches: eight pairs at a time, four batches a step; QLoRA computes inside blocks again (``--recompute``). The bars are
-the issue's: LoRA within .5 points of full fine-tuning with 2 % of the parameters, QLoRA within .7 with 40 % of the
-memory.
+batches: eight pairs at a time, four batches a step; QLoRA computes inside blocks again (``--recompute``) and does
+without dropout, for which attention holds all its weights. The bars are the issue's: LoRA within .5 points of full
+fine-tuning with 2 % of the parameters, QLoRA within .7 with 40 % of the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from harness import ROOT, Bench, cli, figure, interval, minilm, workplace
 from compresskit.report import Report
 
 EPOCHS = 3
-LORA, QLORA, FULL = ("--lr", 5e-4), ("--lr", 5e-4), ("--method", "full", "--lr", 2e-5)
+LORA, QLORA, FULL = ("--lr", 5e-4), ("--lr", 5e-4, "--no-dropout"), ("--method", "full", "--lr", 2e-5)
 POINTS, SHARE, Q_POINTS, GROWTH = 0.5, 0.02, 0.7, 0.4
 MB = 1_000_000
 # clear_refs sets the peak back to what is resident now.
@@ -63,28 +63,32 @@ def main() -> None:
             "lora": tuned(bench, model, model, LORA, train, test, folder / "lora"),
             "qlora": tuned(bench, model, folder / "nf4", QLORA, train, test, folder / "qlora"),
         }
-        facts = {name: report.history[-1]["facts"] for name, (report, _) in found.items()}
         first = found["full"][1]
-        bench.row("MiniLM before", "", f"{figure(found['full'][0], 'spearman', 0).value:.2f}", 1)
+        if (report := found["full"][0]) is not None:
+            bench.row("MiniLM before", "", f"{figure(report, 'spearman', 0).value:.2f}", 1)
         for name, points in (("lora", POINTS), ("qlora", Q_POINTS)):
             lost = first - found[name][1]
             bench.row(f"{name} behind full fine-tuning, points", f"≤ {points}", f"{lost:.2f}", 1, "", lost <= points)
-        share = facts["lora"]["share"]
-        bench.row("lora, share of parameters trained", f"≤ {SHARE:.0%}", f"{share:.2%}", 1, "", share <= SHARE)
+        if (report := found["lora"][0]) is not None:
+            share = report.history[-1]["facts"]["share"]
+            bench.row("lora, share of parameters trained", f"≤ {SHARE:.0%}", f"{share:.2%}", 1, "", share <= SHARE)
         memory(bench, model, folder, train)
     bench.end()
 
 
 def tuned(
     bench: Bench, original: Path, base: Path, options: tuple[str | float, ...], train: Path, test: Path, out: Path
-) -> tuple[Report, float]:
-    """Fine-tune; the report, and the figure on the test part of what ships."""
+) -> tuple[Report | None, float]:
+    """Fine-tune; the report, where it was done now, and the figure on the test part of what ships."""
+    row = f"MiniLM on STS-B test, {out.name}, Spearman ×100"
+    if (known := bench.known(row)) is not None:
+        return None, float(known)
     epochs = 1 if bench.quick else EPOCHS
     length = ("--epochs", epochs, "--precision", "bfloat16")
     report = cli("lora", base, *options, *length, "--data", train, "--no-bench", "-o", out)
     compared = cli("compare", original, out, "--data", test, "--no-bench")
     found = figure(compared, "spearman")
-    bench.row(f"MiniLM on STS-B test, {out.name}, Spearman ×100", "", f"{found.value:.2f}", found.n, interval(found))
+    bench.row(row, "", f"{found.value:.2f}", found.n, interval(found))
     tuned_report = compared.model_copy(update={"history": report.history})
     return tuned_report, found.value
 
@@ -96,7 +100,7 @@ def memory(bench: Bench, model: Path, folder: Path, train: Path) -> None:
         return
     common = {"epochs": 1, "batch_size": 8, "accumulate": 4, "train_samples": 64 if bench.quick else 1000}
     full = growth(model, train, {"name": "lora.full", **common}, folder)
-    small = growth(folder / "nf4", train, {"name": "lora.lora", "recompute": True, **common}, folder)
+    small = growth(folder / "nf4", train, {"name": "lora.lora", "recompute": True, "dropout": False, **common}, folder)
     bench.row("full fine-tuning, growth of memory", "", f"{full / MB:.0f} MB", 1)
     bench.row(
         "qlora, growth of memory", f"≤ {GROWTH:.0%} of it", f"{small / full:.0%}", 1, f"{small / MB:.0f} MB",
