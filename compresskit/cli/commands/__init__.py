@@ -11,6 +11,7 @@ COMMANDS = {
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
+    "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",
     "doctor": "Show what is installed here, what is missing and how to get it.",
 }
