@@ -83,6 +83,8 @@ class Service:
                 response = _error(refused.status, refused.message)
             except ClientDisconnect:
                 response = _error(400, "the connection was closed before the request was whole")
+            except asyncio.CancelledError:  # the grace is over; let out, it would be logged as a crash
+                response = _error(503, "the server is stopping")
             except Exception:  # a bug: told to whoever runs the server, not to the client
                 _LOG.exception("a bug in compresskit serve")
                 response = _error(500, "internal error; the server's log has more")
