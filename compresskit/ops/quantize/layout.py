@@ -18,10 +18,12 @@ def packed_bytes(count: int, bits: int) -> int:
 def unpack_array(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     """:func:`compresskit.ops.quantize.grid.unpack` of an array: uint8 ``(…, bytes)`` to uint8 ``(…, count)``."""
     if bits == 8:
-        return data[..., :count]
+        whole: np.ndarray = data[..., :count]
+        return whole
     if bits == 3:
         low = math.ceil(count / 4)
-        return unpack_array(data[..., :low], 2, count) | unpack_array(data[..., low:], 1, count) << 2
+        planes: np.ndarray = unpack_array(data[..., :low], 2, count) | unpack_array(data[..., low:], 1, count) << 2
+        return planes
     mask = (1 << bits) - 1
     lanes: np.ndarray = np.stack([(data >> shift) & mask for shift in range(0, 8, bits)], axis=-1)
     flat: np.ndarray = lanes.reshape(*data.shape[:-1], -1)
