@@ -11,6 +11,12 @@ from compresskit.errors import CompressKitError, ExitCode, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_PACKAGES = {
+    **dict.fromkeys(("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "torch_pruning"), "compresskit"),
+    **dict.fromkeys(("transformers", "tokenizers", "accelerate"), "compresskit[hf]"),
+    "PIL": "compresskit[images]",
+}
+"""What an install for the edge leaves out, and what brings it."""
 
 
 def main() -> NoReturn:
@@ -87,6 +93,9 @@ def explain(error: BaseException) -> int:
         path = getattr(context, "command_path", "compresskit")
         _say(printable(_wrong_value(error) or error.format_message()), _of_others(error, path) or f"see: {path} --help")
         return ExitCode.USAGE
+    if isinstance(error, ModuleNotFoundError) and (absent := (error.name or "").partition(".")[0]) in _PACKAGES:
+        _say(f"this needs {absent}, which is not installed", f"pip install '{_PACKAGES[absent]}'")
+        return ExitCode.ENVIRONMENT
     if isinstance(error, MemoryError):
         _say("not enough memory", "close other programs, or use a machine with more")
         return ExitCode.ENVIRONMENT

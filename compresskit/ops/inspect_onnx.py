@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from compresskit.checkpoint.onnx_file import read_onnx_file
-from compresskit.ops.inspect import WEIGHTLESS, packed_zeros, summary
+from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.onnx_macs import count_onnx_macs
 from compresskit.ops.onnx_packed import GATHER, Found, join_packed
-from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes
+from compresskit.ops.quantize.layout import BITS, count_points, packed_bytes
 
 # Where an operator takes weights and biases; the other inputs of these hold scales, zero points and statistics.
 _DATA_INPUTS = {
@@ -207,18 +206,17 @@ def _zeros(graph: _Graph, node: Any, found: dict[str, Any]) -> int | None:
 
 
 def _unpacked_zeros(graph: _Graph, name: str, found: Found) -> int | None:
-    codes = torch.from_numpy(np.array(graph.array(name)))
+    codes = graph.array(name)
     rows, groups, width = codes.shape
     columns = math.prod(found.shape) // max(rows, 1)
     size = math.ceil(columns / max(groups, 1)) if groups else 0
     if packed_bytes(size, found.bits) != width:
         return None
-    points = None if found.zeros is None else torch.from_numpy(np.array(graph.array(found.zeros)))
+    points = None if found.zeros is None else graph.array(found.zeros)
     if points is not None and points.shape != (rows, packed_bytes(groups, found.bits)):
         return None
-    nf4 = found.dtype == "nf4"
-    grid = Grid(found.bits, size if groups > 1 else 0, nf4, "nf4" if nf4 else "linear")
-    return packed_zeros(Packed(codes, codes, points, (rows, columns), grid))
+    middle = 7 if found.dtype == "nf4" else 1 << (found.bits - 1)
+    return count_points(codes, middle if points is None else points, found.bits, size, columns)
 
 
 def _spread_point(graph: _Graph, node: Any, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -238,9 +236,10 @@ def _packed_zeros(graph: _Graph, node: Any) -> int | None:
     name = graph.leaf(node.input[at])[0]
     shape, _ = _logical(graph, node, name)
     bits, block = _attribute(node, "bits", 4), _attribute(node, "block_size", 128)
-    grid = Grid(bits, block)
+    if bits not in BITS or block < 1:
+        return None
     codes = graph.array(name)
-    groups, _, width = grid.layout(shape[1]) if len(shape) == 2 else (0, 0, 0)
+    groups, width = (math.ceil(shape[1] / block), packed_bytes(block, bits)) if len(shape) == 2 else (0, 0)
     zeros = None
     if len(node.input) > point_at and node.input[point_at]:
         zeros = graph.array(graph.leaf(node.input[point_at])[0])
@@ -249,9 +248,8 @@ def _packed_zeros(graph: _Graph, node: Any) -> int | None:
         zeros = zeros.reshape(shape[0], -1)
     if codes.dtype != np.uint8 or codes.size != shape[0] * groups * width:
         return None
-    data = torch.from_numpy(np.array(codes).reshape(shape[0], groups, width))
-    points = None if zeros is None else torch.from_numpy(np.array(zeros))
-    return packed_zeros(Packed(data, data, points, tuple(shape), grid))
+    data = codes.reshape(shape[0], groups, width)
+    return count_points(data, 1 << (bits - 1) if zeros is None else zeros, bits, block, shape[1])
 
 
 def _bytes(tensor: Any) -> int:

@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "Gate a build: hold a report to limits, and to the report of an earlier run.",
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
+    "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",
     "doctor": "Show what is installed here, what is missing and how to get it.",
 }

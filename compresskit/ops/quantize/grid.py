@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-BITS = (2, 3, 4, 8)
+from compresskit.ops.quantize.layout import BITS, packed_bytes
+
 NF4 = torch.tensor(
     [
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -25,6 +26,9 @@ NF4 = torch.tensor(
 """float32 ``(16,)``: the levels of NF4 as bitsandbytes has them, for weights between -1 and 1."""
 _BLOCK = 1 << 20
 _MAX_SQNR = 200.0
+
+
+__all__ = ["BITS", "NF4", "Grid", "Packed", "dequantize", "pack", "packed_bytes", "sqnr", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,6 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
         return sum(t.numel() * t.element_size() for t in (self.codes, self.scales, self.zeros) if t is not None)
-
-
-def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that :func:`pack` makes of ``count`` codes."""
-    return math.ceil(count / 4) + math.ceil(count / 8) if bits == 3 else math.ceil(count * bits / 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:

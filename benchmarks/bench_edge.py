@@ -1,0 +1,69 @@
+"""The edge image without an engine: the Dockerfile's own build commands replayed, the result weighed and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from bench_serve import model
+from harness import ROOT, Bench, absent, workplace
+
+
+def steps(stage: str) -> list[list[str]]:
+    """The commands of a stage's RUN lines."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    part = re.search(rf"^FROM \S+ AS {stage}\n(.*?)(?=^FROM )", text, re.M | re.S)
+    if part is None:
+        sys.exit(f"the Dockerfile has no stage {stage}")
+    return [shlex.split(line) for line in re.findall(r"^RUN (.+)$", part[1], re.M)]
+
+
+def environment() -> dict[str, str]:
+    """The variables that the edge image sets."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    found = re.search(r"^FROM scratch AS edge\n.*?^ENV (.*?)\n(?=[A-Z])", text, re.M | re.S)
+    return dict(pair.split("=", 1) for pair in (found[1] if found else "").replace("\\\n", " ").split())
+
+
+def main() -> None:
+    bench = Bench("edge", __doc__ or "")
+    if sys.platform != "linux" or sys.version_info < (3, 12):
+        absent("Python 3.12 on Linux, as in the image", "run this with another interpreter: it needs onnx and pydantic")
+    with workplace() as folder:
+        for step in steps("build"):
+            words = [word.replace("/packages", f"{folder}/packages").replace("/rootfs", f"{folder}/rootfs", 1)
+                     if word in ("/packages", "/rootfs") else word for word in step]  # fmt: skip
+            subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True, stdout=sys.stderr)
+        root = folder / "rootfs"
+        size = sum(path.lstat().st_size for path in root.rglob("*") if not path.is_dir()) / 1e6
+        about = f"this Python {sys.version_info[0]}.{sys.version_info[1]}, not the base's"
+        bench.row("unpacked, Python and its libraries included", "≤ 250 MB", f"{size:.1f} MB", 1, about, size <= 250)
+        with tarfile.open(folder / "layer.tar.gz", "w:gz", compresslevel=6) as archive:
+            archive.add(root, ".")
+        packed = (folder / "layer.tar.gz").stat().st_size / 1e6
+        bench.row("compressed with gzip -6", "≤ 90 MB", f"{packed:.1f} MB", 1, "", packed <= 90)
+        names = {path.name for path in (root / "app").iterdir()}
+        unwanted = names & {"torch", "transformers", "pip"}
+        bench.row("torch, transformers and pip in it", "none", f"{len(unwanted)}", len(names), "", not unwanted)
+        if os.geteuid() == 0 and shutil.which("chroot"):
+            model(root / "m.onnx")
+            for words in (["inspect", "/m.onnx"], ["bench", "/m.onnx", "--processes", "2", "--rounds", "2"]):
+                code = chrooted(root, words)
+                bench.row(f"{words[0]} as user 65532 in that folder", "exit 0", f"exit {code}", 1, "", code == 0)
+    bench.end()
+
+
+def chrooted(root: Path, words: list[str]) -> int:
+    """Run compresskit in the folder as the image would; its exit code."""
+    outer = ["chroot", "--userspec=65532:65532", str(root), "/bin/python", "-m", "compresskit", *words]
+    return subprocess.run(outer, env=environment(), stdout=subprocess.DEVNULL, check=False).returncode
+
+
+if __name__ == "__main__":
+    main()

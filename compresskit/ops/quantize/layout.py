@@ -1,0 +1,51 @@
+"""How packed codes lie in bytes: what can be said, and read, without torch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+BITS = (2, 3, 4, 8)
+_BLOCK = 1 << 22
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that ``count`` codes take, see :func:`compresskit.ops.quantize.grid.pack`."""
+    return math.ceil(count / 4) + math.ceil(count / 8) if bits == 3 else math.ceil(count * bits / 8)
+
+
+def unpack_array(data: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """:func:`compresskit.ops.quantize.grid.unpack` of an array: uint8 ``(…, bytes)`` to uint8 ``(…, count)``."""
+    if bits == 8:
+        whole: np.ndarray = data[..., :count]
+        return whole
+    if bits == 3:
+        low = math.ceil(count / 4)
+        planes: np.ndarray = unpack_array(data[..., :low], 2, count) | unpack_array(data[..., low:], 1, count) << 2
+        return planes
+    mask = (1 << bits) - 1
+    lanes: np.ndarray = np.stack([(data >> shift) & mask for shift in range(0, 8, bits)], axis=-1)
+    flat: np.ndarray = lanes.reshape(*data.shape[:-1], -1)
+    return flat[..., :count]
+
+
+def count_points(codes: np.ndarray, points: np.ndarray | int, bits: int, size: int, columns: int) -> int:
+    """How many codes are their group's zero point: the weights that are exactly zero. Some rows at a time.
+
+    Args:
+        codes: uint8 ``(rows, groups, bytes)``.
+        points: uint8 ``(rows, bytes)``, packed like codes; or the one code that stands for zero everywhere.
+        bits: Of a code.
+        size: Columns of a group.
+        columns: Of a row; what the last group has beyond them is padding.
+    """
+    rows, groups, _ = codes.shape
+    total = 0
+    step = max(1, _BLOCK // max(columns, 1))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        found = unpack_array(codes[part], bits, size)
+        here = points if isinstance(points, int) else unpack_array(points[part], bits, groups)[..., np.newaxis]
+        total += int(np.count_nonzero((found == here).reshape(len(found), -1)[:, :columns]))
+    return total
