@@ -32,6 +32,7 @@ RUN python -m venv /opt/compresskit \
  && /opt/compresskit/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-compile --constraint constraints.txt --index-url "${TORCH_INDEX}" torch
 COPY pyproject.toml README.md LICENSE ./
 COPY compresskit compresskit
+COPY recipes recipes
 RUN /opt/compresskit/bin/python -m pip install --no-cache-dir --disable-pip-version-check --no-compile --constraint constraints.txt ".[hf,lora,factorize,images,demo,serve]"
 
 FROM ${BASE} AS toolkit

