@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 BIN = $(VENV)/bin
-SOURCES = compresskit tests examples benchmarks docs
+SOURCES = compresskit tests examples benchmarks docs docker
 
 # The pinned torch is a CPU build where the package index has one; with a GPU the user's choice of build is left alone.
 # Looked up only when something is installed.
