@@ -34,14 +34,17 @@ def main() -> None:
             pruned(bench, depth, f"ResNet-{depth} one-shot", LEAST if depth == 20 else None, out)
         wide = folder / "cut20-16"
         pruned(bench, 20, f"ResNet-20 one-shot, {SIXTEEN}", None, wide, "--round-to", 16)
-        speed_rows(bench, "ResNet-20 one-shot", folder / "cut20", LEAST_SPEEDUP)
-        speed_rows(bench, f"ResNet-20 one-shot, {SIXTEEN}", wide, LEAST_SPEEDUP)
+        for name, cut in (("ResNet-20 one-shot", folder / "cut20"), (f"ResNet-20 one-shot, {SIXTEEN}", wide)):
+            if cut.exists():
+                speed_rows(bench, name, cut, LEAST_SPEEDUP)
         for number, (name, options) in enumerate(OTHERS.items() if not bench.quick else ()):
             pruned(bench, 20, f"ResNet-20 one-shot, {name}", None, folder / f"other{number}", *options)
     bench.end()
 
 
 def pruned(bench: Bench, depth: int, name: str, least: float | None, out: Path, *options: str | float) -> None:
+    if not bench.wants(name):
+        return
     model, arch = bench.data("models", f"resnet{depth}.th"), f"examples/cifar_resnet.py:resnet{depth}"
     train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
     start = time.perf_counter()
