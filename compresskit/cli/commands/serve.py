@@ -20,7 +20,9 @@ Name = Annotated[
 Host = Annotated[
     str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.", rich_help_panel=_LISTEN)
 ]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free one.", rich_help_panel=_LISTEN)]
+Port = Annotated[
+    int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free one.", rich_help_panel=_LISTEN)
+]
 RuntimeName = Annotated[
     str,
     typer.Option(
