@@ -11,6 +11,7 @@ from pathlib import Path
 from compresskit.checkpoint.swap import OLD
 
 _DAY = 86_400.0
+_MARK = ".compresskit-"
 
 
 def hold(stage: Path) -> int | None:
@@ -43,10 +44,19 @@ def sweep(target: Path) -> None:
     Whatever can't be removed is left: debris is no reason to fail.
     """
     with contextlib.suppress(OSError):
-        prefix = f".{target.name}.compresskit-"
+        prefix = f".{target.name}{_MARK}"
         for stage in sorted(target.parent.iterdir()):
             if stage.name.startswith(prefix) and stage.is_dir() and not stage.is_symlink() and _dead(stage):
                 clear(stage, target)
+
+
+def sweep_folder(folder: Path) -> None:
+    """As :func:`sweep`, for every target that ever was written into a folder."""
+    with contextlib.suppress(OSError):
+        for stage in sorted(folder.iterdir()):
+            name, mark, _ = stage.name[1:].rpartition(_MARK)
+            if stage.name.startswith(".") and mark and stage.is_dir() and not stage.is_symlink() and _dead(stage):
+                clear(stage, folder / name)
 
 
 def clear(stage: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from compresskit.checkpoint.atomic import new_file, new_folder
 from compresskit.checkpoint.bundle import is_bundle, read_card
+from compresskit.checkpoint.debris import sweep_folder
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.recipe.limits import parse_size
 from compresskit.runner.keys import digest
@@ -137,11 +138,13 @@ class Cache:
         return freed
 
     def tidy(self, keep: set[Path]) -> None:
-        """Remove the entries that were not used for longest, until the rest fits into ``COMPRESSKIT_CACHE_SIZE``.
+        """Remove what killed runs left, and then what was not used for longest, down to ``COMPRESSKIT_CACHE_SIZE``.
 
         Args:
             keep: Entries that stay whatever the size.
         """
+        for folder in (self.root, self.root / _FIGURES):
+            sweep_folder(folder)
         room = parse_size(os.environ.get(_MOST) or _DEFAULT_MOST)
         for entry in self.entries():
             room -= entry.bytes

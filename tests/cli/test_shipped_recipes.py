@@ -88,8 +88,12 @@ def test_each_is_tried() -> None:
     assert set(CASES) == set(shipped.names())
 
 
+SLOW = ("bert-small", "qlora")
+"""Tried on request: a quarter of a minute each."""
+
+
 @HF
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES])
 def test_a_recipe_that_ships_runs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     make, sets = CASES[name]
