@@ -27,7 +27,7 @@ def silent(_what: str, _done: int, _total: int) -> None:
     """A progress callback that shows nothing."""
 
 
-def _say_nothing(_text: str) -> None:
+def say_nothing(_text: str) -> None:
     """A line for the user that nobody reads."""
 
 
@@ -52,7 +52,7 @@ class Context:
     seed: int = 0
     threads: int = 0
     progress: Progress = field(default=silent)
-    tell: Callable[[str], None] = field(default=_say_nothing)
+    tell: Callable[[str], None] = field(default=say_nothing)
     max_bytes: int | None = None
     max_drop: str | None = None
     teacher: Model | None = None

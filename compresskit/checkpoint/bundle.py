@@ -14,10 +14,11 @@ from compresskit.checkpoint.files import contained, regular_file, unreadable
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import InputError
 from compresskit.model import Card
+from compresskit.report import NAME
 
 WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "model.onnx"
-REPORT_NAME = "report.json"
+REPORT_NAME = NAME
 PROVENANCE_NAME = "provenance.json"
 EXTRAS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",

@@ -13,6 +13,7 @@ from compresskit.recipe.plan import Recipe
 from compresskit.report import Report
 from compresskit.runner.cache import Cache
 from compresskit.runner.pipeline import run_recipe
+from compresskit.stage import say_nothing
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
     with progressing(running.quiet) as progress:
         return run_recipe(
             recipe, target, bench=running.bench, cache=running.cache, force=running.force, command=command_line(),
-            progress=progress, tell=(lambda _text: None) if running.quiet else tell,
+            progress=progress, tell=say_nothing if running.quiet else tell,
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from compresskit.cli import options as shared
-from compresskit.stage import Stage
+from compresskit.stage import Stage, say_nothing
 
 
 def run_stage(
@@ -82,7 +82,7 @@ def run_stage(
             force=force,
             command=command_line(),
             progress=progress,
-            tell=(lambda _text: None) if quiet else tell,
+            tell=say_nothing if quiet else tell,
         )
     code = finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target))
     raise typer.Exit(code if first else 0)

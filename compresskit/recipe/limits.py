@@ -29,6 +29,11 @@ class Limits:
     min_speedup: float | None = None
     may_grow: bool = False
 
+    @property
+    def max_bytes(self) -> int | None:
+        """The largest size in bytes, where one was asked for."""
+        return parse_size(self.max_size) if self.max_size else None
+
     def check(self, *, evaluated: bool, benched: bool, data_option: str = "--eval-data") -> None:
         """Refuse limits that can't be understood, or that nothing will be measured for.
 

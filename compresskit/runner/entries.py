@@ -27,7 +27,7 @@ class At:
         place: Its entry in the cache; None for an original that has no ONNX file of its own to be kept.
         ready: What runs, with its counts.
         notes: What was found out on the way to it.
-        targets: The CPU that the step was told to aim at.
+        target: The CPU that the step was told to aim at.
         stages: Names of the methods that the step came to.
     """
 

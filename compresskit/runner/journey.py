@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
 from compresskit.checkpoint.bundle import REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.model import Card, Model
-from compresskit.recipe.limits import parse_size
 from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.report import Report
 from compresskit.runner.judging import Measuring, Ready, report_on
@@ -18,7 +17,7 @@ from compresskit.runner.making import Making, aimed_at, form, ship, workplace
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.runner.products import products_for
 from compresskit.runner.teacher import teacher_of
-from compresskit.stage import Context, Progress, Stage, silent
+from compresskit.stage import Context, Progress, Stage, say_nothing, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -36,7 +35,7 @@ def run(
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
-    tell: Callable[[str], None] = lambda _text: None,
+    tell: Callable[[str], None] = say_nothing,
 ) -> Report:
     """Apply stages to a model and write the bundle with its report.
 
@@ -61,8 +60,7 @@ def run(
         MachineError: The disk is full or read-only, memory runs out.
     """
     refuse_same(model.source, output)
-    for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
-        refuse_within(state, output)
+    refuse_states(stages, output)
     check(model, stages, data, measuring)
     products_for(measuring.target or aimed_at(list(stages)))  # an unknown name is refused before the work
     known = data if data is not None else measuring.source
@@ -76,8 +74,7 @@ def run(
             making = Making.of(model)
             ctx = Context(
                 work, data, measuring.seed, measuring.threads, progress, tell, teacher=teacher,
-                max_bytes=parse_size(measuring.limits.max_size) if measuring.limits.max_size else None,
-                max_drop=measuring.limits.max_drop,
+                max_bytes=measuring.limits.max_bytes, max_drop=measuring.limits.max_drop,
             )  # fmt: skip
             first = teacher or model  # a student is held against its teacher
             before = _before(first, making.counts if first is model else None, work, whole, progress)
@@ -92,9 +89,7 @@ def run(
 
             for place, stage in enumerate(stages):
                 making.apply(stage, ctx, exported=exported, check=fits if place == 0 else None)
-            whole = replace(whole, target=whole.target or aimed_at(making.stages))
-            if all(stage.stage == "lora" for stage in making.stages):  # fine-tuning makes nothing smaller or faster
-                whole = replace(whole, limits=replace(whole.limits, may_grow=True))
+            whole = whole.of(making.stages, aimed_at(making.stages))
             result = ship(making.model, folder, export=whole.export, seed=whole.seed, progress=progress)
             after = Ready(making.model, result, making.counts, folder / WEIGHTS_NAME)
             report = report_on(
@@ -103,6 +98,16 @@ def run(
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         finish(folder, making.model.card, model.source)
     return report
+
+
+def refuse_states(stages: Sequence[Stage], output: Path) -> None:
+    """Refuse a folder of a training's state that lies in the output.
+
+    Raises:
+        UsageError: It does.
+    """
+    for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
+        refuse_within(state, output)
 
 
 def _before(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from compresskit.runner.gates import gates
 from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.products import about_products, products_for
-from compresskit.stage import Progress, silent
+from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -51,6 +51,18 @@ class Measuring:
     device: str = "cpu"
     seed: int = 0
     target: str | None = None
+
+    def of(self, stages: Sequence[Stage], target: str | None) -> Measuring:
+        """As it is for what stages made.
+
+        Args:
+            stages: All of them.
+            target: What they were told to aim at; a target of its own counts more.
+        """
+        # Fine-tuning makes nothing smaller or faster.
+        tuned = all(stage.stage == "lora" for stage in stages)
+        limits = replace(self.limits, may_grow=True) if tuned else self.limits
+        return replace(self, limits=limits, target=self.target or target)
 
 
 @dataclass(frozen=True)

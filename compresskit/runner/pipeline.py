@@ -18,13 +18,13 @@ from compresskit.checkpoint.bundle import (
 from compresskit.errors import GateError, UsageError
 from compresskit.model import Model
 from compresskit.quality.drop import parse_drop, within
-from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
+from compresskit.recipe.limits import DEFAULT_DROP, Limits
 from compresskit.recipe.plan import MODEL, Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.cache import ABOUT, Cache
 from compresskit.runner.entries import At, at_entry, bytes_of, copy_bundle, write_note
 from compresskit.runner.estimate import check_room
-from compresskit.runner.journey import check, finish
+from compresskit.runner.journey import check, finish, refuse_states
 from compresskit.runner.judging import Measuring, Ready, report_on
 from compresskit.runner.keys import content, digest, options_of, surroundings
 from compresskit.runner.loading import load
@@ -35,7 +35,7 @@ from compresskit.runner.products import products_for
 from compresskit.runner.provenance import provenance
 from compresskit.runner.sources import opener
 from compresskit.runner.teacher import teacher_of
-from compresskit.stage import Context, Progress, Stage, silent
+from compresskit.stage import Context, Progress, Stage, say_nothing, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -67,7 +67,7 @@ def run_recipe(
     force: bool = False,
     command: str = "",
     progress: Progress = silent,
-    tell: Callable[[str], None] = lambda _text: None,
+    tell: Callable[[str], None] = say_nothing,
 ) -> Report:
     """Run the steps of a recipe, write the bundle, and judge it against the original.
 
@@ -95,8 +95,7 @@ def run_recipe(
     origin, output = Path(recipe.model), Path(output)
     refuse_same(origin, output)
     stages = [step.stage for step in recipe.steps]
-    for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
-        refuse_within(state, output)
+    refuse_states(stages, output)
     if cache is not None:
         refuse_within(cache.root, output)
     check_room(recipe, output, None if cache is None else cache.root)
@@ -144,6 +143,8 @@ class _Walk:
     def __post_init__(self) -> None:
         self.surroundings = surroundings(self.measuring.threads)
         self.samples = None if self.data is None else self.data.fingerprint()
+        source = self.measuring.source
+        self.evaluated = None if source is None else source.fingerprint()
         self.now = self.first = self._start()
         # Only what is known of it is needed from here on: its weights would lie in memory for nothing.
         self.original = self.first.ready.model
@@ -162,9 +163,7 @@ class _Walk:
         if shipped is not None:
             shipped = replace(shipped, path=folder / shipped.path.name)
         target = next((at.target for at in reversed(done) if at.target), None)
-        measuring = replace(self.measuring, target=self.measuring.target or target)
-        if all(step.stage.stage == "lora" for step in self.recipe.steps):
-            measuring = replace(measuring, limits=replace(measuring.limits, may_grow=True))
+        measuring = self.measuring.of([step.stage for step in self.recipe.steps], target)
         after = replace(self.now.ready, shipped=shipped, place=folder / WEIGHTS_NAME)
         report = report_on(
             self.first.ready, after, output, measuring, data=self.data, steps=self.entries, more=self.gates,
@@ -211,7 +210,7 @@ class _Walk:
         if place is None:
             self._make(key, step.stage)
             place = self._found(key)
-        at = at_entry(key, place, replace(self.original, body=self.original.source))
+        at = at_entry(key, place, self.original)
         entry, passed = self._cost(step, before, at)
         named = ", ".join(n for n in at.stages if n != name)
         entry = entry.model_copy(update={"name": f"{name} ({named})" if named else name, "state": state})
@@ -243,7 +242,7 @@ class _Walk:
                 limits = self.measuring.limits
                 ctx = Context(
                     work, self.data, self.measuring.seed, self.measuring.threads, self.progress, self.tell,
-                    max_bytes=parse_size(limits.max_size) if limits.max_size else None, max_drop=limits.max_drop,
+                    max_bytes=limits.max_bytes, max_drop=limits.max_drop,
                     teacher=self._teacher(stage, making.model),
                 )  # fmt: skip
                 making.apply(stage, ctx, exported=self._exported(work))
@@ -308,7 +307,7 @@ class _Walk:
         target = self.measuring.target or at.target
         metric = self.measuring.metric
         key = digest(
-            "figure", at.key, source.fingerprint(), metric, _code_of(metric), target, self.surroundings,
+            "figure", at.key, self.evaluated, metric, _code_of(metric), target, self.surroundings,
             self.measuring.device,
         )  # fmt: skip
         if (known := self.cache.recall(key)) is None:

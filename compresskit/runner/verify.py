@@ -13,7 +13,7 @@ from compresskit.recipe.plan import Recipe
 from compresskit.runner.keys import surroundings
 from compresskit.runner.pipeline import run_recipe
 from compresskit.runner.provenance import differences, files_of_result, inputs_of, read_provenance
-from compresskit.stage import Progress, silent
+from compresskit.stage import Progress, say_nothing, silent
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def verify(
     recipe: Recipe,
     *,
     progress: Progress = silent,
-    tell: Callable[[str], None] = lambda _text: None,
+    tell: Callable[[str], None] = say_nothing,
 ) -> Verified:
     """Repeat the run of a bundle, without a cache, and compare what comes out.
 

@@ -37,13 +37,14 @@ def command(
     from compresskit.render.verify_view import print_verified
     from compresskit.runner.provenance import read_provenance
     from compresskit.runner.verify import verify
+    from compresskit.stage import say_nothing
 
     given: dict[str, Any] = {"model": model, "arch": arch, "data": data, "eval-data": eval_data, "metric": metric}
     overrides = {name: str(value) for name, value in given.items() if value is not None}
     known = read_provenance(folder)
     recipe = parse_recipe(known.recipe, str(folder / PROVENANCE_NAME), overrides=overrides, allow_code=allow_code)
     with progressing(quiet) as progress:
-        found = verify(folder, recipe, progress=progress, tell=(lambda _text: None) if quiet else tell)
+        found = verify(folder, recipe, progress=progress, tell=say_nothing if quiet else tell)
     if not quiet:
         print_verified(folder, found)
     raise typer.Exit(0 if found.same else 1)
