@@ -96,6 +96,15 @@ class Adapting(FineTuning):
     targets: Targets = ()
     merge: Annotated[bool, Field(description="Fold the adapters into the weights, in float64.")] = False
 
+    @model_validator(mode="after")
+    def _statistics_stay(self) -> Adapting:
+        if self.recalibrate:
+            raise UsageError(
+                "--recalibrate would change the base: adapters leave its batch normalizations as they are",
+                "leave it away",
+            )
+        return self
+
     @property
     def beside(self) -> bool:
         """Whether what it gives holds adapters beside the weights."""

@@ -164,6 +164,7 @@ def test_loftq_begins_nearer_to_the_weights_than_rounding(tmp_path: Path) -> Non
         ("loftq", {"merge": True}, UsageError, "merging needs requantization"),
         ("prompt", {}, InputError, "prompt tuning is for text models of transformers, not for Sequential"),
         ("lora", {"teacher_share": 0.1}, UsageError, "--teacher-share is for a teacher"),
+        ("lora", {"recalibrate": True}, UsageError, "--recalibrate would change the base"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import UsageError, missing_extra
+from compresskit.ops.allocator import give_back
 from compresskit.ops.lora.adapter import turns
 from compresskit.ops.lora.folder import PREFIX
 from compresskit.ops.quantize.bnb_library import bitsandbytes
@@ -214,6 +215,8 @@ def still(module: nn.Module) -> Iterator[None]:
 def recomputing(module: nn.Module) -> Iterator[None]:
     """Within it a transformers model keeps what goes into its blocks only, and computes the rest again for gradients.
 
+    What one batch has freed goes back to the system before the next.
+
     "Training Deep Nets with Sublinear Memory Cost" (Chen et al., 2016, arXiv:1604.06174).
 
     Raises:
@@ -225,9 +228,11 @@ def recomputing(module: nn.Module) -> Iterator[None]:
             f"--recompute is for models of transformers with blocks, not for {type(module).__name__}", "leave it away"
         )
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    before_batch = module.register_forward_pre_hook(lambda *_: give_back())
     try:
         yield
     finally:
+        before_batch.remove()
         module.activation_checkpointing_disable()  # type: ignore[operator]
 
 
