@@ -55,6 +55,7 @@ class Measurement(_Part):
     Names in use: ``accuracy``, ``top5``, ``perplexity``, ``spearman``, ``cosine``, ``sqnr``, ``agreement`` (quality);
     ``weight_sqnr`` (dB, median over layers, where nothing ran); ``latency_p50``, ``latency_p95``, ``latency_p99`` (ms),
     ``throughput`` (1/s), ``speedup`` (×, against the baseline), ``load`` (ms), ``peak_memory`` (bytes).
+    ``batch``, ``threads`` and ``sequence`` (tokens) tell the points of a sweep apart; None where it doesn't apply.
     """
 
     model: str
@@ -64,6 +65,51 @@ class Measurement(_Part):
     n: Count = 1
     low: float | None = None
     high: float | None = None
+    runtime: str = ""
+    batch: Count | None = None
+    threads: Count | None = None
+    sequence: Count | None = None
+
+
+class Distribution(_Part):
+    """All latencies of one model at one point of a sweep: ``quantiles`` in ms, evenly spaced from 0 to 100 %."""
+
+    model: str
+    quantiles: list[float]
+    n: Count
+    runtime: str = ""
+    batch: Count | None = None
+    threads: Count | None = None
+    sequence: Count | None = None
+
+
+class LayerEntry(_Part):
+    """One layer with weights of one model, as it ships.
+
+    ``bytes`` is what its weights take, ``bits`` the mean width of a stored number without scales, ``sparsity`` the
+    share of zeros, ``rank`` that of a factorized layer or of an adapter, ``sqnr`` how near its weights are to the
+    original's (dB). What isn't known is None.
+    """
+
+    model: str
+    name: str
+    kind: str
+    parameters: Count
+    bytes: Count
+    bits: float | None = None
+    sparsity: float | None = None
+    rank: Count | None = None
+    sqnr: float | None = None
+
+
+class NodeTime(_Part):
+    """What one node of a graph takes of a call, by the runtime's own profiler: mean ms, and its share of all nodes."""
+
+    model: str
+    name: str
+    op: str
+    ms: float
+    share: float
     runtime: str = ""
     batch: Count | None = None
 
@@ -131,6 +177,9 @@ class Report(_Part):
     verdict: Verdict
     models: list[ModelEntry]
     measurements: list[Measurement] = []
+    latencies: list[Distribution] = []
+    layers: list[LayerEntry] = []
+    profile: list[NodeTime] = []
     evaluation: Evaluation | None = None
     coverage: Coverage = Coverage()
     gates: list[Gate] = []
