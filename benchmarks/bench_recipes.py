@@ -33,7 +33,11 @@ class Bars:
 IMAGES = {"edge-int8": Bars(3.3, 1.9, 0.1), "prune-distill-int8": Bars(6, 3, 0.9)}
 TEXT = Bars(5, 3, 80.0)
 ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
-QUICK = ("--set", "steps.0.epochs=1", "--set", "steps.0.train-samples=512")
+SHORT = {
+    "prune-distill-int8": ("--set", "steps.2.epochs=1", "--set", "steps.2.train-samples=512"),
+    "bert-small": ("--set", "steps.0.epochs=1", "--set", "steps.0.train-samples=512"),
+}
+FASTER = {"prune-distill-int8": ("--set", "steps.2.precision=bfloat16", "--set", "steps.2.held-out=0")}
 
 
 def main() -> None:
@@ -51,7 +55,7 @@ def images(bench: Bench, name: str, bars: Bars, folder: Path) -> None:
     model, out = bench.data("models", "resnet20.th"), folder / name
     train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
     arch = ("--arch", "examples/cifar_resnet.py:resnet20", "--input-shape", "1,3,32,32")
-    length = QUICK if bench.quick and name != "edge-int8" else ()
+    length = SHORT.get(name, ()) if bench.quick else FASTER.get(name, ())
     start = time.perf_counter()
     report = cli(
         "run", name, model, *arch, "--data", train, "--eval-data", test, "--normalize", NORMALIZE, *length,
@@ -86,7 +90,7 @@ def text(bench: Bench, folder: Path) -> None:
     with bench.data("text", "stsb-en-train.csv").open(encoding="utf-8", newline="") as file:
         sentences = [row[column] for row in csv.reader(file) for column in (0, 1)]
     known.write_text("\n".join([*plain_lines(valid), *sentences]), encoding="utf-8")
-    length = QUICK if bench.quick else ()
+    length = SHORT[name] if bench.quick else ()
     start = time.perf_counter()
     report = cli(
         "run", name, model, "--data", known, "--eval-data", pairs, *length, "--no-bench", "--no-cache", "-o", out

@@ -22,23 +22,45 @@ def cnn():
         nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 4),
     )
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)
+        )
+
+    def forward(self, x):
+        return (x + self.inner(x)).relu()
+
+
+def residual():
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), *(Block() for _ in range(4)), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(128, 4),
+    )
 """
 HF = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
 
 
-def cnn() -> tuple[str, ...]:
+def cnn(name: str = "cnn") -> tuple[str, ...]:
     import torch
 
     Path("net.py").write_text(NET, encoding="utf-8")
     space: dict[str, Callable[[], torch.nn.Module]] = {}
     exec(NET, space)
     torch.manual_seed(0)
-    module = space["cnn"]().eval()
+    module = space[name]().eval()
     torch.save(module.state_dict(), "m.pt")
     x = np.random.default_rng(0).normal(size=(96, 3, 8, 8)).astype(np.float32)
     with torch.no_grad():
         np.savez("d.npz", x=x, y=module(torch.from_numpy(x)).argmax(1).numpy())
-    return "m.pt", "--arch", "net.py:cnn", "--input-shape", "1,3,8,8"
+    return "m.pt", "--arch", f"net.py:{name}", "--input-shape", "1,3,8,8"
+
+
+def residual() -> tuple[str, ...]:
+    return cnn("residual")
 
 
 def bert() -> tuple[str, ...]:
@@ -73,7 +95,10 @@ CASES = {
     "edge-int8": (cnn, ("steps.0.samples=32",)),
     "edge-4bit": (cnn, ("steps.0.preset=fast",)),
     "cpu-fast": (bert, ("steps.0.samples=32",)),
-    "prune-distill-int8": (cnn, ("steps.0.epochs=1", "steps.0.samples=32", "steps.1.epochs=1", "steps.2.samples=32")),
+    "prune-distill-int8": (
+        residual,
+        ("steps.0.samples=32", "steps.1.samples=32", "steps.2.epochs=1", "steps.3.samples=32"),
+    ),
     "bert-small": (bert, ("steps.0.student-depth=2", "steps.0.epochs=1", "steps.2.samples=32")),
     "llm-4bit": (llama, ("steps.0.samples=32",)),
     "tiny": (
