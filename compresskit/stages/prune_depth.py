@@ -51,6 +51,17 @@ class PruneDepth(Recovery):
     ] = "output"
     samples: Annotated[int, Field(ge=1, description="Samples taken from --data for the ranking.")] = 128
 
+    def check_options(self) -> None:
+        """Refuse to guess how many blocks.
+
+        Raises:
+            UsageError: Nothing says how many are to go, or two options do.
+        """
+        if self.drop is None and not self.blocks:
+            raise UsageError("how many blocks are to go? Give --drop N or --blocks GLOB", "for example --drop 2")
+        if self.drop is not None and self.blocks:
+            raise UsageError("--drop and --blocks: give one of them")
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Drop blocks of a module in place.
 
@@ -62,8 +73,7 @@ class PruneDepth(Recovery):
         from compresskit.ops.prune.depth import blocks_of, drop_proven
         from compresskit.stages.batches import batches_of, forward_of, made_up
 
-        if (self.drop is None) == (not self.blocks):
-            raise UsageError("prune --method depth takes --drop N or --blocks GLOB", "give one of them")
+        self.check_options()
         if self.drop is not None and ctx.data is None:
             raise UsageError("which blocks to drop is found by data", "give --data FILE, or --blocks GLOB")
         module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)

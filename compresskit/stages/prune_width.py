@@ -47,6 +47,15 @@ class PruneWidth(Recovery):
     samples: Samples = 256
     drift: Drift = 1.0
 
+    def check_options(self) -> None:
+        """Refuse shares that cut nothing.
+
+        Raises:
+            UsageError: Both are 0.
+        """
+        if not self.neurons and not self.heads:
+            raise UsageError("--neurons 0 and --heads 0 leave nothing to prune")
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut a module in place.
 
@@ -61,8 +70,7 @@ class PruneWidth(Recovery):
 
         if ctx.data is None:
             raise UsageError("prune --method width needs calibration data", "give --data FILE")
-        if not self.neurons and not self.heads:
-            raise UsageError("--neurons 0 and --heads 0 leave nothing to prune")
+        self.check_options()
         if model.card.arch.kind != "transformers":
             raise UsageError("prune --method width is for Hugging Face folders", "--method structured takes any module")
         module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)

@@ -115,7 +115,7 @@ def test_influence_ranks_blocks_too(made: Path) -> None:
         ("magnitude", {"pattern": "2:4", "scope": "global"}, "layer"),
         ("magnitude", {"include": ("head*",)}, "no layer matches 'head*'"),
         ("wanda", {"exclude": ("nothing",)}, "no layer matches 'nothing'"),
-        ("depth", {}, "takes --drop N or --blocks GLOB"),
+        ("depth", {}, "how many blocks are to go? Give --drop N or --blocks GLOB"),
         ("depth", {"drop": 4}, "4 blocks can't be dropped of 4"),
         ("depth", {"blocks": ("7",)}, "no layer matches '7'"),
         ("width", {}, "for Hugging Face folders"),
