@@ -225,7 +225,8 @@ def test_a_suggested_recipe_is_valid_and_runs(cli: Cli, place: Path, name: str) 
     assert printed.out == (place / "r.yaml").read_text(encoding="utf-8")
 
 
-def test_the_command_that_is_shown_runs(cli: Cli, place: Path) -> None:
+def test_the_command_that_is_shown_runs(cli: Cli, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     words = saved(place, "Cnn")
     shown = cli("inspect", *words, "--input-shape", "1,3,16,16").out
     line = next(line for line in shown.splitlines() if line.strip().startswith("compresskit quantize"))
