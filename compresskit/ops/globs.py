@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -24,3 +25,8 @@ def check_globs(names: Iterable[str], globs: Sequence[str], option: str = "") ->
     if idle:
         where = f"{option} " if option else ""
         raise UsageError(f"no layer matches {where}{listing(idle)}", f"layers here: {listing(known, 6)}")
+
+
+def escaped(name: str) -> str:
+    """The glob that matches just this name."""
+    return re.sub(r"([*?[])", r"[\1]", name)

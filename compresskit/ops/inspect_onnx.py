@@ -147,6 +147,7 @@ def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] |
         "parameters": parameters,
         "bytes": sum(_bytes(graph.stored[name]) for name in tensors),
         "zeros": _zeros(graph, node, found),
+        **_as_layer(node, main, shape),
     }
     shared = [name for name in tensors if name in owners and _bytes(graph.stored[name]) > 0]
     if shared:
@@ -156,6 +157,19 @@ def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] |
     for name in tensors:
         owners.setdefault(name, main)
     return entry
+
+
+def _as_layer(node: Any, main: str, shape: list[int]) -> dict[str, Any]:
+    """``weight``: the shape with outputs first, of operators that stand for a layer; ``groups`` of a convolution."""
+    if node.op_type == "Conv":
+        return {"weight": shape, "groups": _attribute(node, "group", 1)}
+    if node.op_type in ("ConvTranspose", "Gather"):
+        return {"weight": shape}
+    if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
+        left = node.input[0] == main
+        as_stored = left or (node.op_type == "Gemm" and _attribute(node, "transB", 0))
+        return {"weight": shape if as_stored else shape[::-1]}
+    return {}
 
 
 def _is_index(node: Any, graph: _Graph, main: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from compresskit.render import figures
 from compresskit.render.console import make_console
+from compresskit.render.outlook_view import even_rank, outlook_parts
 
 ROWS = 40
 _SPECTRUM = (
@@ -20,7 +22,12 @@ _SPECTRUM = (
 
 
 def print_inspection(
-    found: dict[str, Any], console: Console | None = None, *, title: str = "", rows: int = ROWS
+    found: dict[str, Any],
+    console: Console | None = None,
+    *,
+    title: str = "",
+    rows: int = ROWS,
+    words: Sequence[str] = ("MODEL",),
 ) -> None:
     """Draw an inspection: totals, then the layers in the model's order.
 
@@ -29,6 +36,7 @@ def print_inspection(
         console: Where to draw; standard output by default.
         title: The model, as typed.
         rows: Most layers to show. Of more, the largest are shown, and the rest is counted.
+        words: MODEL and what tells its architecture, as typed, for commands that are shown.
     """
     console = make_console() if console is None else console
     layers = found["layers"]
@@ -44,6 +52,8 @@ def print_inspection(
         parts += [Padding(_spectrum_table(known[:rows]), (0, 0, 0, 2), expand=False)]
         if len(known) > rows:
             parts.append(_indented(Text(f"and {len(known) - rows} more layers: --rows or --json")))
+    if "outlook" in found:
+        parts += outlook_parts(found, words, rows)
     if found["notes"]:
         parts += [Text(), *(_indented(Text(f"note: {figures.clean(note)}")) for note in found["notes"])]
     for part in parts:
@@ -74,7 +84,9 @@ def _table(layers: list[dict[str, Any]], found: dict[str, Any]) -> Table:
     macs = found["totals"]["macs"] is not None or any(layer["macs"] is not None for layer in layers)
     typed = found["kind"] != "tensors"
     columns = {"layer": True, "type": typed, "shape": True, "dtype": True, "size": True, "zeros": True, "MACs": macs}
-    right = {"size", "zeros", "MACs"}
+    ranks = found.get("outlook", {}).get("factorize", {}).get("layers", {})
+    columns["even"] = bool(ranks)
+    right = {"size", "zeros", "MACs", "even"}
     for title, shown in columns.items():
         if shown:
             table.add_column(title, justify="right" if title in right else "left", overflow="fold")
@@ -89,6 +101,7 @@ def _table(layers: list[dict[str, Any]], found: dict[str, Any]) -> Table:
             size,
             figures.percent(layer["sparsity"]),
             figures.amount(layer["macs"]),
+            even_rank(ranks.get(layer["name"])),
         )
         table.add_row(*(Text(cell) for cell, shown in zip(cells, columns.values(), strict=True) if shown))
     return table

@@ -14,7 +14,7 @@ COMMANDS = {
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
     "check": "Gate a build: hold a report to limits, and to the report of an earlier run.",
-    "inspect": "Show layers, parameters, bytes, MACs and zeros of a model.",
+    "inspect": "Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",

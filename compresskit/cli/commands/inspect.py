@@ -21,6 +21,32 @@ Spectrum = Annotated[
         "architecture.",
     ),
 ]
+Sensitivity = Annotated[
+    bool,
+    typer.Option(
+        "--sensitivity",
+        help="Show what the output loses when one layer alone is in 4 bit; needs --data and the architecture.",
+    ),
+]
+Suggest = Annotated[
+    str | None,
+    typer.Option(
+        "--suggest",
+        metavar="FILE.yaml|-",
+        help="Write a recipe to start from; - is stdout, without the table.",
+        rich_help_panel="Output",
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Samples for --sensitivity, or for the shape of the input: .npz, folder of class folders, "
+        ".txt/.csv/.jsonl, FILE.py:NAME.",
+        rich_help_panel="Data",
+    ),
+]
 
 
 def command(
@@ -30,42 +56,132 @@ def command(
     input_shape: shared.InputShape = None,
     rows: Rows = 40,
     spectrum: Spectrum = False,
+    sensitivity: Sensitivity = False,
+    data: Data = None,
+    normalize: shared.Normalize = None,
+    sequence: shared.Sequence = 128,
+    seed: shared.Seed = 0,
+    suggest: Suggest = None,
     json: shared.Json = None,
     quiet: shared.Quiet = False,
+    force: shared.Force = False,
 ) -> None:
-    """Show layers, parameters, bytes, MACs and zeros of a model.
+    """Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.
 
-    MACs are counted for one sample and need the architecture and its input shape, or an ONNX graph.
+    MACs are counted for one sample and need the architecture and its input shape, or an ONNX graph. Sizes in fewer bits
+    are estimates. Nothing is written but what --suggest and --json ask for.
     """
     import json as jsonlib
 
-    from compresskit.cli.console import check_json, write_json
+    from compresskit.cli.console import check_json, progressing, write_json, write_out
     from compresskit.cli.inputs import load_model, load_options
+    from compresskit.runner.outlook import outlook
+    from compresskit.runner.outlook import sensitivity as measured
+    from compresskit.runner.suggest import suggest as suggestion_for
 
-    check_json(json, (model, arch))
+    check_json(json, (model, arch, data))
+    _check(suggest, json, force, (model, arch, data))
     # What is to be looked at may be broken: NaN is shown, not refused.
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite=True))
-    if not isinstance(loaded.body, Path):
-        from compresskit.ops.inspect import inspect_module
-
-        found = inspect_module(loaded.body, loaded.card.inputs)
-    elif loaded.body.suffix == ".onnx":
-        from compresskit.ops.inspect_onnx import inspect_onnx
-
-        found = inspect_onnx(loaded.body)
-    else:
-        from compresskit.checkpoint.tensors import open_tensors
-        from compresskit.ops.inspect import inspect_tensors
-
-        found = inspect_tensors(open_tensors(loaded.body, allow_nonfinite=True))
+    loaded, source = _with_data(loaded, data, normalize, sequence, sensitivity)
+    found = _inspected(loaded)
     if spectrum:
         found["spectrum"] = _spectrum(loaded)
     found["history"] = [applied.name for applied in loaded.card.history]
+    with progressing(quiet) as progress:
+        found["outlook"] = outlook(loaded, found, seed=seed)
+        if source is not None and sensitivity:
+            found["outlook"]["sensitivity"] = measured(loaded, source, progress)
+    words = _words(model, arch, arch_args, input_shape)
+    chosen = suggestion_for(loaded, found, words)
+    if found["outlook"]["quantize"]["forms"]:
+        found["outlook"]["suggestion"] = {"kind": chosen.kind, "form": chosen.form, "options": list(chosen.options)}
+    _write_suggestion(suggest, chosen.recipe, found, force)
     write_json(jsonlib.dumps(found, indent=2, ensure_ascii=False) + "\n", json)
-    if json != "-" and not quiet:
+    if suggest == "-":
+        write_out(chosen.recipe)
+    elif json != "-" and not quiet:
         from compresskit.render.inspect_view import print_inspection
 
-        print_inspection(found, title=str(model), rows=rows)
+        print_inspection(found, title=str(model), rows=rows, words=words)
+
+
+def _inspected(loaded: Model) -> dict[str, Any]:
+    """What the model is made of."""
+    if not isinstance(loaded.body, Path):
+        from compresskit.ops.inspect import inspect_module
+
+        return inspect_module(loaded.body, loaded.card.inputs)
+    if loaded.body.suffix == ".onnx":
+        from compresskit.ops.inspect_onnx import inspect_onnx
+
+        return inspect_onnx(loaded.body)
+    from compresskit.checkpoint.tensors import open_tensors
+    from compresskit.ops.inspect import inspect_tensors
+
+    return inspect_tensors(open_tensors(loaded.body, allow_nonfinite=True))
+
+
+def _check(suggest: str | None, json: str | None, force: bool, inputs: tuple[Path | str | None, ...]) -> None:
+    """Refuse a place for the recipe that can't be written to, before the work.
+
+    Raises:
+        UsageError: It exists and isn't to be replaced, is an input, or both documents go to stdout.
+    """
+    from compresskit.cli.console import check_json
+    from compresskit.errors import UsageError
+
+    check_json(suggest, inputs, option="--suggest")
+    if suggest is None:
+        return
+    if suggest == json:
+        raise UsageError(f"--suggest {suggest} and --json {suggest}: there is room for one document", "give one a file")
+    if suggest != "-" and Path(suggest).exists() and not force:
+        raise UsageError(f"--suggest {suggest} exists already", "choose another file, or --force to replace it")
+
+
+def _with_data(loaded: Model, data: str | None, normalize: str | None, sequence: int, sensitivity: bool) -> Any:
+    """The model with its inputs known, if the data tell; and the data.
+
+    Raises:
+        UsageError: The data are missing, or of no use.
+    """
+    from compresskit.errors import UsageError
+    from compresskit.runner.prepare import with_inputs
+    from compresskit.runner.sources import opener
+
+    if sensitivity and isinstance(loaded.body, Path):
+        raise UsageError("--sensitivity needs a module: its layers are rounded one by one", "give --arch FILE.py:NAME")
+    if sensitivity and data is None:
+        raise UsageError("--sensitivity needs samples to run the model on", "give --data FILE; labels aren't read")
+    if data is not None and not sensitivity and (loaded.card.inputs or isinstance(loaded.body, Path)):
+        raise UsageError("--data is for --sensitivity, or for an input whose shape isn't known", "add --sensitivity")
+    source = opener(loaded, normalize, sequence, paths=[data])(data)
+    return (loaded if source is None else with_inputs(loaded, source)), source
+
+
+def _words(model: Path, arch: str | None, arch_args: str | None, input_shape: str | None) -> list[str]:
+    """MODEL and what tells its architecture, as typed."""
+    given = {"--arch": arch, "--arch-args": arch_args, "--input-shape": input_shape}
+    return [str(model), *(word for name, value in given.items() if value is not None for word in (name, value))]
+
+
+def _write_suggestion(suggest: str | None, recipe: str, found: dict[str, Any], force: bool) -> None:
+    """Put the recipe where ``--suggest`` says.
+
+    Raises:
+        InputError: There is nothing to suggest.
+    """
+    from compresskit.checkpoint.atomic import write_file
+    from compresskit.errors import InputError
+
+    if suggest is None:
+        return
+    sizes = found["outlook"]["quantize"]
+    if not sizes["forms"]:
+        raise InputError(f"there is no recipe to suggest: {sizes['reason']}")
+    if suggest != "-":
+        write_file(Path(suggest), lambda path: path.write_text(recipe, encoding="utf-8", newline="\n"), force=force)
 
 
 def _spectrum(loaded: Model) -> list[dict[str, Any]]:

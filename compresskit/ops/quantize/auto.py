@@ -15,7 +15,7 @@ from compresskit.errors import InputError, listing
 from compresskit.ops.quantize.grid import Grid, dequantize
 from compresskit.ops.quantize.modules import same_tensor
 from compresskit.ops.quantize.rtn import quantize_rtn
-from compresskit.ops.quantize.select import row_bytes
+from compresskit.ops.quantize.select import bytes_of
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
 CHOICES = (2, 3, 4, 8)
@@ -89,7 +89,7 @@ def plan_bits(
     """
     owners = {name: layer for name, layer in layers.items() if name not in ties}
     shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
-    changed = {name: partial(_rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
+    changed = {name: partial(rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
     found = distances(module, changed, batches, forward, progress, scores=scores)
     sizes = {name: {b: bytes_of(grid(shape, b), shape) for b in CHOICES} for name, shape in shapes.items()}
     items = [Layer(name, found[name], sizes[name]) for name in owners]
@@ -120,12 +120,8 @@ def plan_bits(
     return Plan({name: b for name, b in every.items() if b != wanted.bits}, mean, tuple(notes))
 
 
-def bytes_of(grid: Grid, shape: tuple[int, ...]) -> int:
-    """Bytes of a packed weight with scales of two bytes."""
-    return shape[0] * row_bytes(grid, math.prod(shape[1:]))
-
-
-def _rounded(weight: Tensor, grid: Grid) -> Tensor:
+def rounded(weight: Tensor, grid: Grid) -> Tensor:
+    """A weight as plain rounding leaves it, in floating point."""
     return dequantize(quantize_rtn(weight, grid))
 
 
@@ -153,7 +149,7 @@ def _kept(
         before = {name: weight.data for name, weight in kept.items()}
         try:
             for name, weight in kept.items():
-                weight.data = _rounded(before[name], grid(shapes[name], bits[name])).to(weight.dtype)
+                weight.data = rounded(before[name], grid(shapes[name], bits[name])).to(weight.dtype)
             passed, said = within(module)
         finally:
             for name, weight in kept.items():

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.layout import BITS, packed_bytes
+from compresskit.ops.quantize.layout import BITS, Grid, packed_bytes
 
 NF4 = torch.tensor(
     [
@@ -29,43 +28,6 @@ _MAX_SQNR = 200.0
 
 
 __all__ = ["BITS", "NF4", "Grid", "Packed", "dequantize", "pack", "packed_bytes", "sqnr", "unpack"]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Which values a weight may take.
-
-    Attributes:
-        bits: Bits of a code: 2, 3, 4 or 8.
-        group_size: Columns that share a scale; 0 means the whole row (per channel).
-        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored.
-        kind: ``linear`` for equal steps, ``nf4`` for the table :data:`NF4`: 4 bits, symmetric.
-    """
-
-    bits: int
-    group_size: int = 32
-    symmetric: bool = False
-    kind: Literal["linear", "nf4"] = "linear"
-
-    def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        if self.bits not in BITS or (self.kind == "nf4" and (self.bits != 4 or not self.symmetric)):
-            raise ValueError(f"there is no such grid: {self}")
-
-    @property
-    def levels(self) -> int:
-        """Largest code."""
-        return (1 << self.bits) - 1
-
-    @property
-    def middle(self) -> int:
-        """The code that stands for 0 in a grid without stored zero points."""
-        return 7 if self.kind == "nf4" else 1 << (self.bits - 1)
-
-    def layout(self, columns: int) -> tuple[int, int, int]:
-        """(groups in a row, columns in a group, bytes of a group). The last group of a row may be partly padding."""
-        size = self.group_size or columns
-        return math.ceil(columns / size), size, packed_bytes(size, self.bits)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from compresskit.ops.globs import check_globs
-from compresskit.ops.quantize.grid import Grid, packed_bytes
+from compresskit.ops.quantize.layout import Grid, packed_bytes
 
 _SCALE_BYTES = {"linear": 2, "nf4": 4}
 _SIZES = (16, 32, 64, 128, 256)
@@ -95,3 +95,8 @@ def row_bytes(grid: Grid, columns: int) -> int:
     groups, _, nbytes = grid.layout(columns)
     zeros = 0 if grid.symmetric else packed_bytes(groups, grid.bits)
     return groups * (nbytes + _SCALE_BYTES[grid.kind]) + zeros
+
+
+def bytes_of(grid: Grid, shape: tuple[int, ...]) -> int:
+    """Bytes of a packed weight with scales of two bytes."""
+    return shape[0] * row_bytes(grid, math.prod(shape[1:]))

@@ -1,0 +1,247 @@
+"""A first recipe for a model, by what kind of model it is and what this machine multiplies fast."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from compresskit.bench.target import Target, get
+from compresskit.errors import printable
+from compresskit.model import Model, portable
+from compresskit.ops.globs import escaped
+from compresskit.recipe.reading import read_recipe
+
+Kind = Literal["cnn", "text", "causal-lm", "linear", "tiny", "tensors", "other"]
+_TITLES: dict[Kind, str] = {
+    "cnn": "a network of convolutions",
+    "text": "a transformer that reads text",
+    "causal-lm": "a causal language model",
+    "linear": "a model of Linear layers",
+    "tiny": "a small model",
+    "tensors": "tensors without an architecture",
+    "other": "a model most of whose weights no stage of quantize takes",
+}
+_TINY = 20_000
+"""Parameters below which a file is mostly operators and names."""
+_MOSTLY = 0.5
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What to try first.
+
+    Attributes:
+        kind: What was seen.
+        form: The estimate it belongs to, by its name in the outlook; empty for none.
+        recipe: YAML, checked.
+        options: Of the command that does the same in one step.
+    """
+
+    kind: Kind
+    form: str
+    recipe: str
+    options: tuple[str, ...]
+
+
+def kind_of(model: Model, found: Mapping[str, Any]) -> Kind:
+    """What kind of model this is, by its task, its inputs and where its weights are.
+
+    Args:
+        model: As it was read.
+        found: The inspection, with its ``outlook``.
+    """
+    kinds = found["outlook"]["kinds"]
+    if isinstance(model.body, Path) and model.body.suffix != ".onnx":
+        return "tensors"
+    if model.card.task == "causal-lm":
+        return "causal-lm"
+    if kinds["other"] > _MOSTLY:
+        return "other"
+    if found["totals"]["parameters"] < _TINY:
+        return "tiny"
+    if kinds["conv"] > _MOSTLY:
+        return "cnn"
+    tokens = kinds["embedding"] > 0 and all(spec.dtype.startswith("int") for spec in model.card.inputs)
+    return "text" if model.card.task == "embedding" or tokens else "linear"
+
+
+def suggest(model: Model, found: Mapping[str, Any], words: Sequence[str]) -> Suggestion:
+    """A recipe to start from.
+
+    Args:
+        model: As it was read.
+        found: The inspection, with its ``outlook``.
+        words: MODEL and what tells its architecture, as they were typed.
+
+    Raises:
+        RecipeError: A bug: the recipe isn't one.
+    """
+    kind, target = kind_of(model, found), get(None)
+    made = _Making(model, found, kind, target, find_spec("openvino") is not None)
+    form, options, steps, drop = made.choice()
+    text = "\n".join(
+        [
+            *made.head(form, words, plain=not _varied(steps)),
+            "steps:",
+            *steps,
+            "",
+            *_CHECKS,
+            f"checks: {{max-drop: {drop}}}",
+            "",
+        ]
+    )
+    _check(text)
+    return Suggestion(kind, form, text, options)
+
+
+def _varied(steps: Sequence[str]) -> bool:
+    """True where some layers get other bits."""
+    return any("layer-bits" in step or "target-bits" in step for step in steps)
+
+
+_CHECKS = (
+    "# What the result must keep, or the exit code is 1. Points are of the metric, 1% is of its value.",
+    "# {max-size: 1MB, min-speedup: 1.2} may stand beside it.",
+)
+
+
+def _check(text: str) -> None:
+    """Read it as ``run`` would."""
+    with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
+        path = Path(folder) / "suggested.yaml"
+        path.write_text(text, encoding="utf-8")
+        read_recipe(path)
+
+
+@dataclass(frozen=True)
+class _Making:
+    """One suggestion; each method of a kind gives (form, options of the command, steps, limit)."""
+
+    model: Model
+    found: Mapping[str, Any]
+    kind: Kind
+    target: Target
+    openvino: bool
+
+    def head(self, form: str, words: Sequence[str], *, plain: bool) -> list[str]:
+        """Comments on where this comes from and how it is run, and the description.
+
+        Args:
+            form: The estimate that is shown.
+            words: As typed.
+            plain: All layers have the bits of that form.
+        """
+        forms = {f["form"]: f for f in self.found["outlook"]["quantize"]["forms"]}
+        count = self.found["totals"]["parameters"]
+        typed = shlex.join([printable(portable(word)) for word in words])
+        lines = [
+            f"# Suggested by compresskit inspect for {_TITLES[self.kind]} of {count:,} parameters.",
+            "# A place to start from, not a promise: the run measures what it gives.",
+        ]
+        if form in forms:
+            size = forms[form]
+            lines.append(
+                f"# Estimated size in {form}: about {size['bytes'] / 1e3:,.0f} kB, {size['smaller']:.1f} times smaller "
+                "than the file in float32" + ("." if plain else "; layers with more bits add to it.")
+            )
+        data = "" if self.kind == "tensors" else " --data DATA --eval-data DATA"
+        lines += ["#", f"#   compresskit run FILE.yaml {typed}{data}", "#"]
+        return [*lines, f"description: A first try for {_TITLES[self.kind]}.", ""]
+
+    def choice(self) -> tuple[str, tuple[str, ...], list[str], str]:
+        """What is tried."""
+        eight, four = ("--bits", "8", "--data", "DATA"), ("--bits", "4", "--data", "DATA")
+        if self.kind == "tensors":
+            why = [
+                "  # Nothing can run, so nothing can be calibrated: give --arch FILE.py:NAME for more than rounding."
+            ]
+            return "8 bit weights", ("--bits", "8"), [*why, "  - quantize.rtn: {bits: 8}"], "1%"
+        if self.kind == "causal-lm" and not isinstance(self.model.body, Path):
+            return "4 bit weights", four, self._language(), "5%"
+        if self.kind == "linear" and not isinstance(self.model.body, Path):
+            return "4 bit weights", four, self._linear(), "1%"
+        if self.kind == "other":
+            why = [
+                "  # What isn't a Linear layer, a convolution or an embedding stays as it is, so little gets smaller.",
+                "  # prune --method magnitude and distill into a smaller model are the other ways.",
+            ]
+            if isinstance(self.model.body, Path):
+                return "8 bit products", ("--bits", "8"), [*why, "  - quantize.int8-dynamic"], "1%"
+            return "8 bit weights", ("--bits", "8"), [*why, "  - quantize.rtn: {bits: 8}"], "1%"
+        if self.kind == "text" and not isinstance(self.model.body, Path):
+            return "8 bit", eight, self._text(), "1%"
+        return "8 bit", eight, self._static(), "1pt"
+
+    def _static(self) -> list[str]:
+        lines = self._eight()
+        if self.kind == "tiny":
+            lines.append("  # So small a file is mostly operators and names: the estimate of its size is rough.")
+        lines.append("  - quantize.int8-static: {samples: 512}")
+        pruned = self.found["outlook"]["prune"]
+        if pruned["known"] and self.kind == "cnn":
+            lines += [
+                "  # For less work as well, put this first. It trains, since a cut without training costs a lot.",
+                f"  # {100 * pruned['macs']:.0f} % of the MACs are in layers that can be cut.",
+                "  # - prune.structured: {target-macs: 0.5, epochs: 15}",
+            ]
+        return lines
+
+    def _text(self) -> list[str]:
+        return [
+            *self._eight(),
+            "  # A few channels of a transformer are far larger than the others: they move into the weights first.",
+            *self._engine(),
+            "  - quantize.smoothquant: {samples: 256}",
+            "  # Smaller, and slower under onnxruntime: - quantize.gptq: {bits: 4}",
+        ]
+
+    def _language(self) -> list[str]:
+        lines = [
+            "  # One token at a time is bound by memory: 4-bit weights are the faster the larger the model is.",
+            "  # Each rounding error is made up for by the weights that are still to be rounded.",
+        ]
+        tied = _tied_embedding(self.found["layers"])
+        wide = ""
+        if tied:
+            lines.append("  # The embedding is the output layer too, and decides every word: 8 bit there cost little.")
+            wide = f", layer-bits: [{json.dumps(escaped(tied) + '=8/64', ensure_ascii=False)}]"
+        return [*lines, *self._engine(), f"  - quantize.gptq: {{bits: 4, samples: 256{wide}}}"]
+
+    def _linear(self) -> list[str]:
+        lines = ["  # Products with a few rows are bound by memory: 4-bit weights make them faster as well as smaller."]
+        if self.openvino:
+            return [
+                *lines,
+                "  # OpenVINO, which is installed here, multiplies 4 bit without zero points the fastest: as small and",
+                "  # as exact as the default with more bits for fragile layers.",
+                "  - quantize.auto: {symmetric: true, group-size: 64, target-bits: 4.6}",
+            ]
+        return [*lines, "  - quantize.auto: {bits: 4}"]
+
+    def _eight(self) -> list[str]:
+        """What this machine makes of 8-bit products."""
+        if self.target.saturates:
+            return [
+                f"  # Made for {self.target.title}, where weights get 7 bits: products of 8 bits would be clipped.",
+                "  # For a CPU with VNNI say {target: x86-vnni}.",
+            ]
+        return [
+            f"  # Made for {self.target.title}, whose 8-bit products are fast and exact; for another say {{target: …}}."
+        ]
+
+    def _engine(self) -> list[str]:
+        if self.openvino:
+            return ["  # OpenVINO is installed and often the faster engine: compresskit bench OUT --runtime auto"]
+        return ["  # OpenVINO is often the faster engine for it: pip install 'compresskit[openvino]'"]
+
+
+def _tied_embedding(layers: Sequence[Mapping[str, Any]]) -> str:
+    """The name of an embedding that a later layer shares."""
+    embeddings = {layer["name"] for layer in layers if layer["type"] == "Embedding"}
+    return next((str(layer["tied_to"]) for layer in layers if layer.get("tied_to") in embeddings), "")
