@@ -15,6 +15,8 @@ from compresskit.errors import ExitCode, InputError
 SCHEMA = 1
 NAME = "report.json"
 """What a report is called in a bundle."""
+PAGE = "report.html"
+"""What its pictures are called there."""
 _MOST = 64_000_000
 """Bytes of the largest document that is read; those of real models take some hundred thousand."""
 

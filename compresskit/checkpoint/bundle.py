@@ -14,11 +14,12 @@ from compresskit.checkpoint.files import contained, regular_file, unreadable
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import InputError
 from compresskit.model import Card
-from compresskit.report import NAME
+from compresskit.report import NAME, PAGE
 
 WEIGHTS_NAME = "model.safetensors"
 ONNX_NAME = "model.onnx"
 REPORT_NAME = NAME
+PAGE_NAME = PAGE
 PROVENANCE_NAME = "provenance.json"
 EXTRAS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -90,16 +91,17 @@ def provenance(card: Card) -> str:
 def seal(folder: Path | str, card: Card) -> None:
     """Write compresskit.json: the card, and size and SHA-256 of every other file.
 
-    Not of the report and the provenance: they say what was measured, and where.
+    Not of the report, its page and the provenance: they say what was measured, and where.
 
     Raises:
         MachineError: The disk is full or read-only.
     """
     folder = Path(folder)
+    aside = (CARD_NAME, REPORT_NAME, PAGE_NAME, PROVENANCE_NAME)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in (CARD_NAME, REPORT_NAME, PROVENANCE_NAME)
+        if path.is_file() and path.relative_to(folder).as_posix() not in aside
     }
     text = json.dumps({**card.to_json(), "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with writing(folder / CARD_NAME):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError, printable
+from compresskit.errors import UsageError, missing_extra, printable
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
 
@@ -103,6 +104,48 @@ def check_json(
         raise UsageError(f"{option} {target} is in the output {output}", "a report is written there anyway")
 
 
+def check_html(target: Path | None, inputs: Iterable[Path | str | None] = (), output: Path | None = None) -> None:
+    """Refuse a page that can't be drawn or written, or that would take the place of something else than a page.
+
+    Raises:
+        UsageError: As :func:`check_json`, or another file is there.
+        MachineError: plotly isn't installed.
+    """
+    if target is None:
+        return
+    if find_spec("plotly") is None:
+        raise missing_extra("plotly", "html")
+    if str(target) == "-":
+        raise UsageError("--html -: a page goes to a file", "give its name")
+    check_json(str(target), inputs, output, option="--html")
+    if target.exists():
+        from compresskit.render.html.page import is_page
+
+        if not is_page(target):
+            raise UsageError(f"--html {target} exists already, and is no page of compresskit", "give another file")
+
+
+def drawing() -> Callable[[Report], str] | None:
+    """What draws a report as a page; None, and a line that says so, where plotly isn't installed."""
+    if find_spec("plotly") is None:
+        tell("no report.html is written: plotly is not installed (pip install 'compresskit[html]')")
+        return None
+    from compresskit.render.html import html
+
+    return html
+
+
+def write_page(report: Report, target: Path | None, output: str = "") -> None:
+    """Put a page where ``--html`` says, if it was given."""
+    if target is None:
+        return
+    from compresskit.checkpoint.atomic import write_file
+    from compresskit.render.html import html
+
+    text = html(report, output=output)
+    write_file(target, lambda path: path.write_bytes(text.encode("utf-8")), force=True)
+
+
 def check_output(output: Path, inputs: Iterable[Path | str | None], *, force: bool) -> None:
     """Refuse an output that is there already, or that is, holds or lies in something that the command reads.
 
@@ -167,10 +210,13 @@ def write_json(text: str, target: str | None) -> None:
         write_file(Path(target), lambda path: path.write_bytes(text.encode("utf-8", "backslashreplace")), force=True)
 
 
-def finish(report: Report, *, json: str | None, quiet: bool, markdown: bool = False, output: str = "") -> int:
+def finish(
+    report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None, output: str = ""
+) -> int:
     """Show a report; returns the exit code that follows from it."""
     with listening():
         write_json(report.to_json(), json)
+        write_page(report, html, output)
         if json != "-" and not quiet:
             if markdown:
                 from compresskit.render.markdown import markdown as as_markdown

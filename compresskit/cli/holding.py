@@ -38,6 +38,7 @@ def hold_models(
     runtimes: Sequence[str],
     judged: bool,
     json: str | None,
+    html: Path | None,
     markdown: bool,
     quiet: bool,
     arch: str | None,
@@ -60,7 +61,7 @@ def hold_models(
     limits: tuple[str | None, str | None, float | None] = (None, None, None),
 ) -> int:
     """Measure models as they are and show the report; returns the exit code."""
-    from compresskit.cli.console import check_json, finish, progressing
+    from compresskit.cli.console import check_html, check_json, finish, progressing
     from compresskit.cli.inputs import command_line, load_options, load_shipped
     from compresskit.errors import UsageError
     from compresskit.recipe.limits import Limits
@@ -70,6 +71,7 @@ def hold_models(
     from compresskit.runner.sources import opener
 
     check_json(json, (*models, data, arch, metric))
+    check_html(html, (*models, data, arch, metric))
     engines = engine_names(runtimes, allow_auto=not evaluated)
     if products_for(target) != "native" and engines != ["onnxruntime"]:
         raise UsageError(f"--target {target} can be emulated for onnxruntime only", "leave --runtime away")
@@ -112,4 +114,4 @@ def hold_models(
             command=command_line(),
             progress=progress,
         )
-    return finish(report, json=json, quiet=quiet, markdown=markdown)
+    return finish(report, json=json, html=html, quiet=quiet, markdown=markdown)

@@ -37,6 +37,19 @@ Json = Annotated[
         "--json", metavar="FILE|-", help="Write the report there; - is stdout, without the table.", rich_help_panel=_OUT
     ),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the report there as a page with pictures.",
+        rich_help_panel=_OUT,
+        show_default=False,
+    ),
+]
+NoHtml = Annotated[
+    bool, typer.Option("--no-html", help="Write no report.html beside the report.json.", rich_help_panel=_OUT)
+]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.", rich_help_panel=_OUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.", rich_help_panel=_OUT)]
 Arch = Annotated[

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from compresskit.cli.console import check_json, check_output, finish, progressing, tell
+from compresskit.cli.console import check_html, check_json, check_output, drawing, finish, progressing, tell, write_page
 from compresskit.cli.inputs import command_line, default_output
 from compresskit.errors import ExitCode, UsageError
 from compresskit.recipe.plan import Recipe
-from compresskit.report import Report
+from compresskit.report import PAGE, Report
 from compresskit.runner.cache import Cache
 from compresskit.runner.pipeline import run_recipe
 from compresskit.stage import say_nothing
@@ -27,6 +27,8 @@ class Running:
         markdown: As ``--markdown``.
         quiet: As ``--quiet``.
         force: As ``--force``.
+        html: As ``--html``.
+        pages: Put a report.html beside each report.json.
     """
 
     cache: Cache | None
@@ -35,6 +37,8 @@ class Running:
     markdown: bool
     quiet: bool
     force: bool
+    html: Path | None = None
+    pages: bool = True
 
 
 def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) -> int:
@@ -52,7 +56,10 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
     target = output or default_output(Path(first.model), first.name)
     if not first.point:
         report = run_one(first, target, running)
-        return finish(report, json=running.json, quiet=running.quiet, markdown=running.markdown, output=str(target))
+        return finish(
+            report, json=running.json, html=running.html, quiet=running.quiet, markdown=running.markdown,
+            output=str(target),
+        )  # fmt: skip
     if running.json == "-":
         raise UsageError(
             "--json - is for one report, a matrix gives several", "each point's folder has its report.json"
@@ -60,15 +67,22 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
     places = [target / _folder(recipe) for recipe in recipes]
     for recipe, place in zip(recipes, places, strict=True):
         check_output(place, _inputs(recipe), force=running.force)
+    check_html(running.html, _inputs(first))
     reports = []
     for index, (recipe, place) in enumerate(zip(recipes, places, strict=True), 1):
         if not running.quiet:
             tell(f"point {index} of {len(recipes)}: {place.name}")
         reports.append(run_one(recipe, place, running))
+    names = [place.name for place in places]
+    page = running.html or (target / PAGE if running.pages and drawing() is not None else None)
+    if page is not None:
+        from compresskit.render.html import joined
+
+        write_page(joined(names, reports), page)
     if not running.quiet:
         from compresskit.render.sweep import print_sweep
 
-        print_sweep([place.name for place in places], reports, markdown=running.markdown)
+        print_sweep(names, reports, markdown=running.markdown)
     return int(max((report.exit_code() for report in reports), default=ExitCode.OK))
 
 
@@ -77,10 +91,12 @@ def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
     inputs = _inputs(recipe)
     check_output(target, inputs, force=running.force)
     check_json(running.json, inputs, target)
+    if not recipe.point:
+        check_html(running.html, inputs, target)
     with progressing(running.quiet) as progress:
         return run_recipe(
             recipe, target, bench=running.bench, cache=running.cache, force=running.force, command=command_line(),
-            progress=progress, tell=say_nothing if running.quiet else tell,
+            progress=progress, tell=say_nothing if running.quiet else tell, draw=drawing() if running.pages else None,
         )  # fmt: skip
 
 

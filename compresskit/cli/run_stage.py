@@ -35,12 +35,13 @@ def run_stage(
     threads: shared.Threads = 0,
     seed: shared.Seed = 0,
     json: shared.Json = None,
+    html: shared.Html = None,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
     """Run one stage; the keyword arguments are the options of its command."""
-    from compresskit.cli.console import check_json, check_output, finish, progressing, tell
+    from compresskit.cli.console import check_html, check_json, check_output, finish, progressing, tell
     from compresskit.cli.helpers import for_nobody, is_first
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options
     from compresskit.errors import UsageError
@@ -53,6 +54,7 @@ def run_stage(
     inputs = (model, data, eval_data, arch, metric, *(getattr(stage, n, None) for n in ("teacher", "teacher_arch")))
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
+    check_html(html, inputs, target)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
@@ -71,7 +73,7 @@ def run_stage(
     first = is_first()
     if not first:
         measuring = replace(measuring, source=None, limits=Limits(), bench=False)
-        json, quiet = None, True
+        json, html, quiet = None, None, True
     with progressing(quiet) as progress, nullcontext(target) if first else for_nobody(target) as place:
         report = run(
             loaded,
@@ -84,7 +86,7 @@ def run_stage(
             progress=progress,
             tell=say_nothing if quiet else tell,
         )
-    code = finish(report, json=json, quiet=quiet, markdown=markdown, output=str(target))
+    code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
     raise typer.Exit(code if first else 0)
 
 

@@ -17,6 +17,7 @@ from compresskit.report import Measurement, Report, Verdict, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.judging import Measuring
+from compresskit.runner.layers import layers_of
 from compresskit.runner.measure import fitting, quality, speed
 from compresskit.runner.prepare import candidate, with_inputs
 from compresskit.runner.products import about_products, products_for
@@ -127,6 +128,7 @@ def hold(
         about_int8 = about_products(models, measured, source, progress=progress) if evaluated else []
         if evaluated and measuring.target is not None and not about_int8:
             about_int8 = [f"--target {measuring.target} changes nothing: only the products of int8 files depend on it"]
+        layers = [layer for model in models for layer in layers_of(model.name, model.path)] if judged else []
     figures = [*(measured.measurements if measured else []), *timed]
     evaluation = measured.evaluation() if measured else None
     broken = measured.broken if measured else {}
@@ -136,6 +138,7 @@ def hold(
         verdict=judge(found, verified=evaluation is not None) if judged else _unjudged(timed),
         models=entries,
         measurements=figures,
+        layers=layers,
         evaluation=evaluation,
         gates=found,
         notes=[

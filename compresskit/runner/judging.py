@@ -14,6 +14,7 @@ from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Gate, Measurement, Report, StepEntry, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
+from compresskit.runner.layers import layers_of
 from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.products import about_products, products_for
@@ -148,6 +149,7 @@ def report_on(
         verdict=judge(found, verified=evaluation is not None),
         models=entries,
         measurements=[*figures, *rounded],
+        layers=[*layers_of(baseline.name, baseline.path), *layers_of(new.name, new.path, history)],
         evaluation=evaluation,
         coverage=coverage(facts, last.skipped if last else {}),
         gates=found,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
 from compresskit.checkpoint.bundle import (
     ONNX_NAME,
+    PAGE_NAME,
     PROVENANCE_NAME,
     REPORT_NAME,
     WEIGHTS_NAME,
@@ -68,6 +69,7 @@ def run_recipe(
     command: str = "",
     progress: Progress = silent,
     tell: Callable[[str], None] = say_nothing,
+    draw: Callable[[Report], str] | None = None,
 ) -> Report:
     """Run the steps of a recipe, write the bundle, and judge it against the original.
 
@@ -83,6 +85,7 @@ def run_recipe(
         command: How the user asked for this.
         progress: Called now and then.
         tell: Shows the user a line right away.
+        draw: Gives the page that is put beside the report; None leaves it away.
 
     Raises:
         GateError: A step's ONNX export computes something else, or every step was undone; nothing is written.
@@ -119,6 +122,8 @@ def run_recipe(
             del model
             report = walk.run(folder, output, command)
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
+            if draw is not None:
+                (folder / PAGE_NAME).write_text(draw(report), encoding="utf-8")
         seal(folder, walk.now.ready.model.card)
     kept.tidy(keep={at.place for at in (walk.now,) if at.place})
     return report

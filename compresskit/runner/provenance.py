@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compresskit.checkpoint.atomic import CARD_NAME
-from compresskit.checkpoint.bundle import PROVENANCE_NAME, REPORT_NAME, sha256
+from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME, sha256
 from compresskit.errors import InputError
 from compresskit.recipe.plan import Recipe
 from compresskit.report import StepEntry
@@ -81,8 +81,8 @@ def _folder(path: Path) -> str:
 
 
 def files_of_result(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that a recipe's bytes are: all but the card, the report and this file."""
-    aside = (CARD_NAME, REPORT_NAME, PROVENANCE_NAME)
+    """SHA-256 of the files that a recipe's bytes are: all but the card, the report, its page and this file."""
+    aside = (CARD_NAME, REPORT_NAME, PAGE_NAME, PROVENANCE_NAME)
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         name.as_posix(): sha256(folder / name)

@@ -44,6 +44,7 @@ def command(
     threads: shared.Threads = 0,
     seed: shared.Seed = 0,
     json: shared.Json = None,
+    html: shared.Html = None,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
 ) -> None:
@@ -58,7 +59,7 @@ def command(
     code = hold_models(
         models, sequence=sequence, arch=arch, arch_args=arch_args, input_shape=input_shape,
         allow_nonfinite=allow_nonfinite, runtimes=runtime, device=device, threads=threads, seed=seed, json=json,
-        markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batch, rounds=rounds,
+        html=html, markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batch, rounds=rounds,
         processes=processes, limits=(None, None, min_speedup),
     )  # fmt: skip
     raise typer.Exit(code)

@@ -28,6 +28,7 @@ def command(
     threads: shared.Threads = 0,
     seed: shared.Seed = 0,
     json: shared.Json = None,
+    html: shared.Html = None,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
 ) -> None:
@@ -44,7 +45,7 @@ def command(
     code = hold_models(
         models, data=data, normalize=normalize, sequence=sequence, metric=metric, arch=arch, arch_args=arch_args,
         input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
-        threads=threads, seed=seed, json=json, markdown=markdown, quiet=quiet, bench=not no_bench, judged=True,
-        batch=batch, limits=(max_drop, max_size, min_speedup),
+        threads=threads, seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=not no_bench,
+        judged=True, batch=batch, limits=(max_drop, max_size, min_speedup),
     )  # fmt: skip
     raise typer.Exit(code)

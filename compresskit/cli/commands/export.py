@@ -27,6 +27,7 @@ def command(
     data: shared.MeasureData = None,
     seed: shared.Seed = 0,
     json: shared.Json = None,
+    html: shared.Html = None,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
@@ -35,7 +36,7 @@ def command(
     The file is written only if it computes what the model computes: on 32 seeded inputs and more, zeros and extremes
     among them, in several batch sizes. Batch and sequence axes may vary. Exit code 1 when it doesn't.
     """
-    from compresskit.cli.console import check_json, check_output, finish, progressing
+    from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model, load_options
     from compresskit.errors import UsageError
     from compresskit.runner.exporting import export
@@ -47,8 +48,9 @@ def command(
         raise UsageError(f"--output {target}: expected a file that ends in .onnx")
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
+    check_html(html, inputs, target)
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
     source = opener(loaded, None, 128, paths=[data])(data)
     with progressing(quiet) as progress:
         report = export(loaded, target, data=source, seed=seed, force=force, command=command_line(), progress=progress)
-    raise typer.Exit(finish(report, json=json, quiet=quiet, output=str(target)))
+    raise typer.Exit(finish(report, json=json, html=html, quiet=quiet, output=str(target)))

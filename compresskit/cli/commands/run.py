@@ -46,6 +46,8 @@ def command(
     min_speedup: shared.MinSpeedup = None,
     no_bench: shared.NoBench = False,
     json: shared.Json = None,
+    html: shared.Html = None,
+    no_html: shared.NoHtml = False,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
@@ -83,5 +85,5 @@ def command(
     if dry_run:
         show_plan(points)
         return
-    running = Running(kept, not no_bench, json, markdown, quiet, force)
+    running = Running(kept, not no_bench, json, markdown, quiet, force, html, not no_html)
     raise typer.Exit(run_all(points, output, running))

@@ -1,0 +1,43 @@
+"""``compresskit report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compresskit.cli import options as shared
+
+ReportArg = Annotated[
+    Path,
+    typer.Argument(metavar="REPORT", help="A report.json, a bundle that holds one, or - (stdin).", show_default=False),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="File to write; replaces an earlier page. (report.html beside the report)",
+        rich_help_panel="Output",
+        show_default=False,
+    ),
+]
+
+
+def command(report: ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
+    """Draw a report as one HTML page with pictures, which needs no network.
+
+    Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.
+    """
+    from compresskit.cli.console import check_html, write_out, write_page
+    from compresskit.errors import printable
+    from compresskit.report import PAGE, read_report
+
+    folder = Path() if str(report) == "-" else report if report.is_dir() else report.parent
+    target = output or folder / PAGE
+    check_html(target, [] if report.is_dir() else [report])
+    write_page(read_report(report), target)
+    if not quiet:
+        write_out(f"{printable(target)}\n")

@@ -1,0 +1,118 @@
+"""What is known of single layers: bytes, bits, zeros, rank, rounding, and what each node takes of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from compresskit.render import figures
+from compresskit.render.html.compared import MARGIN, order_of, pick
+from compresskit.render.html.markup import Chart, label
+from compresskit.render.html.style import PALETTE, PATTERNS
+from compresskit.report import LayerEntry, NodeTime, Report
+
+_ROW = 15
+_NODES = 40
+
+
+def layers(report: Report) -> list[Chart]:
+    """A chart for each figure that is known of any layer."""
+    by_name: dict[str, dict[str, LayerEntry]] = {}
+    for entry in report.layers:
+        by_name.setdefault(entry.name, {})[entry.model] = entry
+    kinds: list[tuple[str, Callable[[LayerEntry], float | None], Callable[[float], str], str]] = [
+        ("Bytes", lambda e: float(e.bytes), figures.size, "B"),
+        ("Bits per weight", lambda e: e.bits, lambda v: f"{v:.3g}", ""),
+        ("Sparsity", lambda e: None if e.sparsity is None else 100 * e.sparsity, lambda v: f"{v:.1f} %", " %"),
+        ("Rank", lambda e: None if e.rank is None else float(e.rank), lambda v: f"{v:.0f}", ""),
+        ("SQNR of the weights", lambda e: e.sqnr, lambda v: f"{v:.1f} dB", " dB"),
+    ]
+    found = [_chart(report, by_name, *kind) for kind in kinds]
+    return [chart for chart in found if chart is not None] + nodes(report)
+
+
+def _chart(
+    report: Report,
+    by_name: dict[str, dict[str, LayerEntry]],
+    title: str,
+    value: Callable[[LayerEntry], float | None],
+    shown: Callable[[float], str],
+    suffix: str,
+) -> Chart | None:
+    models = [name for name in order_of(report) if any(name in found for found in by_name.values())]
+    table: dict[str, dict[str, float]] = {}
+    for name, found in by_name.items():
+        known = {model: v for model, entry in found.items() if (v := value(entry)) is not None}
+        if known:
+            table[name] = known
+    models = [model for model in models if any(model in known for known in table.values())]
+    if not table or (title == "Sparsity" and max(v for known in table.values() for v in known.values()) < 0.1):
+        return None
+    traces = [_trace(report, model, {n: k[model] for n, k in table.items() if model in k}, shown) for model in models]
+    lines = [(n, *(shown(k[m]) if m in k else figures.DASH for m in models)) for n, k in table.items()]
+    note = f"{len(table)} layers, the first at the top"
+    return Chart(title, traces, _tall(list(table), suffix), ("layer", *models), lines, note, _height(table, models))
+
+
+def _trace(report: Report, model: str, found: dict[str, float], shown: Callable[[float], str]) -> dict[str, Any]:
+    place = order_of(report).get(model, 0)
+    return {
+        "type": "bar", "orientation": "h", "name": label(model, 26),
+        "x": [float(f"{v:.6g}") for v in found.values()],
+        "y": list(found),
+        "customdata": list(map(shown, found.values())),
+        "hovertemplate": f"%{{y}}<br>{label(model, 40)}: %{{customdata}}<extra></extra>",
+        "marker": {
+            "color": pick(PALETTE, place),
+            "pattern": {"shape": pick(PATTERNS, place), "fgcolor": "rgba(255,255,255,.35)", "fgopacity": 1,
+                        "fillmode": "overlay", "size": 5},
+        },
+    }  # fmt: skip
+
+
+def _tall(names: Sequence[str], suffix: str) -> dict[str, Any]:
+    return {
+        "margin": MARGIN | {"t": 30},
+        "bargap": 0.2, "bargroupgap": 0.05,
+        "xaxis": {"nticks": 5, "ticksuffix": suffix, "rangemode": "tozero", "fixedrange": True, "side": "top"},
+        "yaxis": {
+            "type": "category", "categoryorder": "array", "categoryarray": list(names),
+            "range": [len(names) - 0.5, -0.5], "fixedrange": True, "showgrid": False,
+            "tickmode": "array", "tickvals": list(names), "ticktext": [label(name, 30) for name in names],
+            "tickfont": {"size": 11},
+        },
+        "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "container", "x": 0},
+        "showlegend": False,
+    }  # fmt: skip
+
+
+def _height(names: object, models: Sequence[str]) -> int:
+    count = len(names) if isinstance(names, (dict, list)) else 1
+    return 60 + count * max(_ROW + 3, 9 * len(models) + 4)
+
+
+def nodes(report: Report) -> list[Chart]:
+    """What each node takes of a call, by the runtime's profiler: the most expensive first, a chart a model."""
+    groups: dict[tuple[str, str, int | None], list[NodeTime]] = {}
+    for node in report.profile:
+        groups.setdefault((node.model, node.runtime, node.batch), []).append(node)
+    out = []
+    for (model, runtime, batch), found in groups.items():
+        ranked = sorted(found, key=lambda node: -node.share)
+        top = ranked[:_NODES]
+        # Two nodes may have one name; a bar each all the same.
+        keys = [f"{node.name or node.op} #{index}" for index, node in enumerate(top)]
+        trace = _trace(
+            report, model, {k: 100 * n.share for k, n in zip(keys, top, strict=True)}, lambda v: f"{v:.1f} %"
+        )
+        layout = _tall(keys, " %")
+        layout["yaxis"]["ticktext"] = [label(f"{node.name or node.op} ({node.op})", 36) for node in top]
+        where = ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
+        rest = sum(node.share for node in ranked[_NODES:])
+        note = f"{where}; {len(found)} nodes" + (f", those not drawn take {100 * rest:.1f} %" if rest else "")
+        lines = [(n.name, n.op, figures.milliseconds(n.ms), figures.percent(n.share)) for n in ranked]
+        title = f"Share of a call: {figures.clean(model)}"
+        out.append(
+            Chart(title, [trace], layout, ("node", "operator", "ms", "share"), lines, note, _height(keys, [model]))
+        )
+    return out

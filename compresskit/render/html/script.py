@@ -1,0 +1,47 @@
+"""The page's own script: draws what lies in its JSON, in the colours of the reader's scheme."""
+
+SCRIPT = """
+(function () {
+  'use strict';
+  var figures = JSON.parse(document.getElementById('figures').textContent);
+  var dark = window.matchMedia('(prefers-color-scheme: dark)');
+  var narrow = window.matchMedia('(max-width: 560px)');
+  var nodes = Array.prototype.slice.call(document.querySelectorAll('[data-figure]'));
+  var printing = false;
+
+  function scheme() {
+    var night = dark.matches && !printing;
+    return night ? {ink: '#c9d0d9', line: '#343c47', card: '#191d23'} : {ink: '#333a43', line: '#e3e7ec', card: '#fff'};
+  }
+  function layout(given) {
+    var tone = scheme(), out = JSON.parse(JSON.stringify(given));
+    out.paper_bgcolor = out.plot_bgcolor = 'rgba(0,0,0,0)';
+    out.font = {color: tone.ink, size: 12, family: 'system-ui, -apple-system, "Segoe UI", Roboto, sans-serif'};
+    out.hoverlabel = {bgcolor: tone.card, bordercolor: tone.ink, font: {color: tone.ink}, align: 'left'};
+    ['xaxis', 'yaxis'].forEach(function (name) {
+      out[name] = Object.assign({gridcolor: tone.line, zerolinecolor: tone.line, linecolor: tone.line,
+        automargin: true}, out[name]);
+      if (narrow.matches && name === 'xaxis') { out[name].nticks = 4; }
+    });
+    return out;
+  }
+  var options = {displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false};
+  var drawn = nodes.map(function (node) {
+    var given = figures[Number(node.getAttribute('data-figure'))];
+    return Plotly.newPlot(node, given.data, layout(given.layout), options);
+  });
+  function again() {
+    nodes.forEach(function (node) {
+      var given = figures[Number(node.getAttribute('data-figure'))];
+      Plotly.react(node, given.data, layout(given.layout), options);
+    });
+  }
+  dark.addEventListener('change', again);
+  narrow.addEventListener('change', again);
+  window.addEventListener('beforeprint', function () {
+    printing = true; again(); nodes.forEach(function (node) { Plotly.Plots.resize(node); });
+  });
+  window.addEventListener('afterprint', function () { printing = false; again(); });
+  Promise.all(drawn).then(function () { document.documentElement.setAttribute('data-drawn', String(nodes.length)); });
+}());
+"""

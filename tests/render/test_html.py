@@ -1,0 +1,165 @@
+"""The page: every text is text, nothing is loaded, and all that the report holds is drawn."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from conftest import make_report
+
+from compresskit.errors import MachineError
+from compresskit.render.html import html, joined
+from compresskit.render.html.page import is_page
+from compresskit.render.html.tradeoff import front
+from compresskit.report import Distribution, LayerEntry, Measurement, ModelEntry, NodeTime, Report, Verdict
+
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>\u2028"
+
+
+class _Page(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.data: dict[str, str] = {}
+        self.words: list[str] = []
+        self._in = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in = str(dict(attrs).get("id") or tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = ""
+
+    def handle_data(self, data: str) -> None:
+        self.data[self._in] = self.data.get(self._in, "") + data
+        if self._in not in ("script", "style", "figures"):
+            self.words.append(data)
+
+
+def parsed(report: Report) -> _Page:
+    page = _Page()
+    page.feed(html(report))
+    return page
+
+
+def pictures(page: _Page) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(page.data["figures"])
+    return found
+
+
+def full_report() -> Report:
+    models = ("fp32", "int8")
+    return make_report(
+        environment={"cpu": "x", "packages": {"torch": "2"}},
+        layers=[
+            LayerEntry(
+                model=m, name=f"layer{i}", kind="Conv", parameters=100, bytes=400 if m == "fp32" else 110,
+                bits=32 if m == "fp32" else 8, sparsity=0.5, rank=4, sqnr=42.0 if m == "int8" else None,
+            )
+            for m in models for i in range(3)
+        ],
+        latencies=[Distribution(model=m, quantiles=[0.1, 0.2, 0.3, 0.9], n=500, runtime="onnxruntime") for m in models],
+        profile=[NodeTime(model="int8", name=f"node{i}", op="Conv", ms=0.1, share=0.5) for i in range(2)],
+        history=[
+            {
+                "name": "distill.kd", "options": {}, "skipped": {},
+                "facts": {"training": {"kept_epoch": 2, "curve": [
+                    {"epoch": 1, "loss": 0.9, "accuracy": 50.0}, {"epoch": 2, "loss": 0.5, "accuracy": 60.0},
+                ]}},
+            }
+        ],
+    )  # fmt: skip
+
+
+def test_hostile_text_stays_text() -> None:
+    report = make_report(
+        command=HOSTILE,
+        models=[
+            ModelEntry(name=HOSTILE, path=HOSTILE, bytes=5, sha256="0"),
+            ModelEntry(name="b", path="b", bytes=4, sha256="1"),
+        ],
+        measurements=[Measurement(model=HOSTILE, name=HOSTILE, value=1.0, unit=HOSTILE)],
+        layers=[LayerEntry(model=HOSTILE, name=HOSTILE, kind=HOSTILE, parameters=1, bytes=1)],
+        notes=[HOSTILE],
+        environment={HOSTILE: HOSTILE},
+        history=[{"name": HOSTILE, "options": {HOSTILE: HOSTILE}, "facts": {}, "skipped": {}}],
+    )
+    page = parsed(report)
+    assert [tag for tag, _ in page.tags].count("script") == 3
+    assert not {"img", "b"} & {tag for tag, attrs in page.tags if tag == "img" or "onerror" in attrs}
+    assert any("<img src=x onerror=alert(1)>" in words for words in page.words)
+    assert len(pictures(page)) >= 2
+
+
+def test_nothing_is_loaded() -> None:
+    page = parsed(full_report())
+    assert not [attrs for _, attrs in page.tags if attrs.keys() & {"src", "href", "srcset", "data"}]
+    assert "url(" not in page.data["style"] and "@import" not in page.data["style"]
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy is not None and policy.startswith("default-src 'none'") and "unsafe-eval" not in policy
+    assert not re.search(r"https?:", policy)
+
+
+def test_all_that_is_known_is_drawn() -> None:
+    page = parsed(full_report())
+    titles = " ".join(page.words)
+    for title in (
+        "Size of what ships", "Accuracy, %", "Latency, median", "Speed-up", "Latency of all calls", "Training loss",
+        "accuracy, held out", "Bytes", "Bits per weight", "Sparsity", "Rank", "SQNR of the weights", "Share of a call",
+        "Coverage", "History", "Environment", "PASS", "91.72 %", "calibrated with 512 images",
+    ):  # fmt: skip
+        assert title in titles, title
+    places = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
+    assert places == [str(i) for i in range(len(pictures(page)))]
+    # Without scripts each picture has its table.
+    figures = [tag for tag, _ in page.tags].count("figure")
+    assert figures == len(places) <= [tag for tag, _ in page.tags].count("table")
+
+
+def test_same_report_same_bytes() -> None:
+    assert html(full_report()) == html(full_report())
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_bare_reports(verdict: Verdict) -> None:
+    page = parsed(Report(command="bench", verdict=verdict, models=[]))
+    assert pictures(page) == []
+
+
+def test_a_front_holds_what_no_other_beats() -> None:
+    def point(name: str, cost: float, value: float) -> tuple[str, float, Measurement]:
+        return name, cost, Measurement(model=name, name="accuracy", value=value)
+
+    points = [point("a", 4, 90), point("b", 2, 90), point("c", 1, 80), point("d", 3, 85), point("e", 8, 92)]
+    assert [name for name, _, _ in front(points, True)] == ["c", "b", "e"]
+    assert [name for name, _, _ in front(points, False)] == ["c"]
+
+
+def test_a_sweep_is_one_page_with_its_tradeoff() -> None:
+    report = joined(["bits=8", "bits=4"], [make_report(), make_report(verdict=Verdict.FAIL)])
+    assert [m.name for m in report.models] == ["fp32", "bits=8", "bits=4"]
+    assert report.verdict is Verdict.FAIL
+    assert not any(m.name.startswith("latency") for m in report.measurements)
+    titles = " ".join(parsed(report).words)
+    assert "Quality and size" in titles and "Quality and time of a call" in titles
+
+
+def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(MachineError) as caught:
+        html(make_report())
+    assert "plotly" in caught.value.message and "compresskit[html]" in caught.value.hint
+
+
+def test_a_page_is_known_as_one(tmp_path: Any) -> None:
+    ours, other = tmp_path / "a.html", tmp_path / "b.html"
+    ours.write_text(html(make_report()), encoding="utf-8")
+    other.write_text("<html>", encoding="utf-8")
+    assert is_page(ours) and not is_page(other) and not is_page(tmp_path / "c.html")
