@@ -45,26 +45,30 @@ def hold_models(
     input_shape: str | None,
     allow_nonfinite: bool,
     device: str,
-    threads: int,
+    threads: Sequence[int],
     seed: int,
-    sequence: int,
+    sequence: Sequence[int],
     data: str | None = None,
     normalize: str | None = None,
     metric: str | None = None,
     evaluated: bool = True,
     bench: bool = True,
     target: str | None = None,
-    batch: int = 1,
+    batch: Sequence[int] = (1,),
     rounds: int | None = None,
     processes: int | None = None,
     limits: tuple[str | None, str | None, float | None] = (None, None, None),
 ) -> int:
-    """Measure models as they are and show the report; returns the exit code."""
+    """Measure models as they are and show the report; returns the exit code.
+
+    Several ``threads``, ``sequence`` or ``batch`` are a sweep: speed is measured for each combination of them.
+    """
+    from compresskit.bench.sweep import points
     from compresskit.cli.console import check_json, finish, progressing
     from compresskit.cli.inputs import command_line, load_options, load_shipped
-    from compresskit.errors import UsageError
+    from compresskit.errors import ExitCode, UsageError
     from compresskit.recipe.limits import Limits
-    from compresskit.runner.held import hold
+    from compresskit.runner.held import Interrupted, hold
     from compresskit.runner.judging import Measuring
     from compresskit.runner.products import products_for
     from compresskit.runner.sources import opener
@@ -80,8 +84,8 @@ def hold_models(
         metric=metric,
         limits=Limits(*limits),
         bench=bench,
-        sequence=sequence,
-        threads=threads,
+        sequence=sequence[0],
+        threads=threads[0],
         device=device,
         seed=seed,
         target=target,
@@ -94,22 +98,26 @@ def hold_models(
         return load_shipped(path, options, several=len(models) > 1, runtime=runtime)
 
     def open_data(model: Any) -> Any:
-        return opener(model, normalize, sequence, paths=[data])(data)
+        return opener(model, normalize, sequence[0], paths=[data])(data)
 
-    with progressing(quiet) as progress:
-        report = hold(
-            models,
-            read,
-            open_data,
-            measuring,
-            judged=judged or limits[2] is not None,
-            runtimes=engines,
-            batch=batch,
-            rounds=rounds,
-            processes=processes,
-            evaluated=evaluated,
-            loader_args=options,
-            command=command_line(),
-            progress=progress,
-        )
+    try:
+        with progressing(quiet) as progress:
+            report = hold(
+                models,
+                read,
+                open_data,
+                measuring,
+                judged=judged or limits[2] is not None,
+                runtimes=engines,
+                where=points(batch, threads, sequence),
+                rounds=rounds,
+                processes=processes,
+                evaluated=evaluated,
+                loader_args=options,
+                command=command_line(),
+                progress=progress,
+            )
+    except Interrupted as stopped:
+        finish(stopped.report, json=json, quiet=quiet, markdown=markdown)
+        return int(ExitCode.INTERRUPTED)
     return finish(report, json=json, quiet=quiet, markdown=markdown)

@@ -31,6 +31,28 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
+def parse_counts(option: str, text: str, *, least: int = 1) -> list[int]:
+    """The numbers of a sweep: ``1,8``.
+
+    Args:
+        option: What it was given to.
+        text: As typed.
+        least: The smallest that is allowed.
+
+    Raises:
+        UsageError: Anything but different whole numbers with commas.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        digits = part.strip()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10) or int(digits) < least:
+            raise UsageError(f"{option} is whole numbers from {least} with commas as 1,8, found '{text}'")
+        if int(digits) in found:
+            raise UsageError(f"{option} {text} has {int(digits)} twice", "give each number once")
+        found.append(int(digits))
+    return found
+
+
 def parse_args(text: str | None) -> dict[str, Any]:
     """A JSON object.
 

@@ -10,7 +10,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.model import Model, portable
 from compresskit.report import Gate
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.measure import SEQUENCE
+from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:

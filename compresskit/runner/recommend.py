@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from compresskit.bench.run import change, refusal
 from compresskit.errors import InputError
-from compresskit.report import Measurement
+from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate
 from compresskit.runtimes import get, names
 
@@ -52,18 +52,29 @@ def able(models: Sequence[Candidate], *, batch: int, sequence: int) -> tuple[lis
 
 
 def recommendation(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[str]:
-    """What to take: the fastest pair of model and runtime, where the measurements prove it faster than the first."""
+    """What to take, at each point: the fastest pair of model and runtime, where it is proven faster than the first."""
+    points = points_of(timed)
+    found = []
+    for point in points:
+        where = point_name(point, points)
+        own = [m for m in timed if m.point == point]
+        found += [f"fastest here{f' at {where}' if where else ''}{said}" for said in _fastest(models, own)]
+    return found
+
+
+def _fastest(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[str]:
+    """The end of the sentence, for one point."""
     latency = {m.model: m.value for m in timed if m.name == "latency_p50"}
     known = [model for model in models if model.name in latency]
     if len(known) < 2:
-        return [f"fastest here: {known[0].runtime}, the only one that runs the model"] if known else []
+        return [f": {known[0].runtime}, the only one that runs the model"] if known else []
     base = known[0]
     best = min(known, key=lambda model: latency[model.name])
     ratio = next((m for m in timed if m.name == "speedup" and m.model == best.name), None)
     if ratio is None:
         rivals = [m for m in timed if m.name == "speedup"]
         proven = all(change(m) == "slower" for m in rivals)
-        return [f"fastest here: {base.name}" + ("" if proven else "; not every other one is proven slower")]
+        return [f": {base.name}" + ("" if proven else "; not every other one is proven slower")]
     interval = f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})" if ratio.low and ratio.high else ""
     text = f"{best.name} {ratio.value:.2f}× {base.name}{interval}"
-    return [f"fastest here: {text}" if change(ratio) == "faster" else f"fastest here, but not proven: {text}"]
+    return [f": {text}" if change(ratio) == "faster" else f", but not proven: {text}"]
