@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,19 @@ from compresskit.errors import CompressKitError, InputError, UsageError
 from compresskit.report import Distribution, Measurement
 from compresskit.stage import Progress, silent
 
-__all__ = ["Plan", "Spec", "Timed", "Timing", "bench", "change", "measure", "open_spec", "refusal", "time_models"]
+__all__ = [
+    "Plan",
+    "Spec",
+    "Timed",
+    "Timing",
+    "bench",
+    "change",
+    "measure",
+    "node_times",
+    "open_spec",
+    "refusal",
+    "time_models",
+]
 
 _WARM_TURN_S = 0.02
 _STABLE = 1.05
@@ -224,18 +237,7 @@ def open_spec(
     Raises:
         CompressKitError: It can't be opened or run, or an axis that is to be ``varied`` has a fixed size.
     """
-    answer = worker.ask(
-        do="open",
-        path=str(spec.path),
-        runtime=spec.runtime,
-        threads=spec.threads or machine.cores(),
-        device=spec.device,
-        inputs=[asdict(one) for one in spec.inputs],
-        sizes={"batch": batch, **spec.sizes},
-        seed=seed,
-        loader=spec.loader,
-        loader_args=spec.loader_args,
-    )
+    answer = worker.ask(do="open", loader=spec.loader, loader_args=spec.loader_args, **_told(spec, batch, seed))
     timing.load_ms.append(answer["load_ms"])
     timing.first_ms.append(answer["first_ms"])
     timing.rows, timing.tokens = answer["rows"], answer["tokens"]
@@ -245,6 +247,38 @@ def open_spec(
             f"give one --{axis}, or export the model with a free {axis} axis",
         )
     return float(answer["call_ns"]) / 1e9
+
+
+def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) -> list[tuple[str, str, float]]:
+    """Name, operator and median ms of each node of a model, the slowest first, measured in a process of its own.
+
+    Args:
+        spec: The model under one runtime.
+        batch: Size of the batch axis, where it may vary.
+        seed: Of the made-up inputs.
+        calls: That count.
+
+    Raises:
+        CompressKitError: As :func:`compresskit.bench.profile.profile`.
+    """
+    with ExitStack() as stack:
+        worker = Worker(spec.name, spec.runtime, Plan.timeout_s, stack)
+        worker.answer()
+        found = worker.ask(do="profile", calls=calls, **_told(spec, batch, seed))
+    return [(str(name), str(op), float(ms)) for name, op, ms in found]
+
+
+def _told(spec: Spec, batch: int, seed: int) -> dict[str, Any]:
+    """What a worker must know to open a model."""
+    return {
+        "path": str(spec.path),
+        "runtime": spec.runtime,
+        "threads": spec.threads or machine.cores(),
+        "device": spec.device,
+        "inputs": [asdict(one) for one in spec.inputs],
+        "sizes": {"batch": batch, **spec.sizes},
+        "seed": seed,
+    }
 
 
 def _warm_up(worker: Worker, limit_s: float) -> None:

@@ -1,7 +1,8 @@
 """One engine in a process of its own: reads commands on stdin, answers on stdout, one JSON document a line.
 
 Commands: ``{"do": "open", …}`` (see :func:`_open`), ``{"do": "round", "min_time_s": s, "min_calls": n}``,
-``{"do": "peak"}``, ``{"do": "energy"}`` and ``{"do": "close"}``. Answers: ``{"ok": …}`` or
+``{"do": "peak"}``, ``{"do": "energy"}``, ``{"do": "profile", …}`` (see :func:`_profile`),
+``{"do": "bandwidth", "size": bytes, "threads": n}`` and ``{"do": "close"}``. Answers: ``{"ok": …}`` or
 ``{"error": kind, "message": …, "hint": …}``; the first one, unasked, is ``ready`` once the engine is imported.
 The process ends when stdin does, in the middle of a run if need be, so that no worker outlives its parent.
 """
@@ -23,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from compresskit.bench import energy, memory
+from compresskit.bench import energy, memory, memory_rate
 from compresskit.bench.feeds import SEQUENCE, axis_sizes, make_feeds
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.model import InputSpec
@@ -56,6 +57,10 @@ def main(runtime: str) -> None:
                 os._exit(0)  # a regular exit would wait for the thread that reads stdin
             if command["do"] == "open":
                 engine, answer = _open(command)
+            elif command["do"] == "profile":
+                answer = _profile(command)
+            elif command["do"] == "bandwidth":
+                answer = memory_rate.moved(command["size"], command["threads"])
             elif engine is None:
                 raise UsageError("the worker has no model open")
             else:
@@ -152,6 +157,17 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     tokens = command["sizes"].get("sequence", SEQUENCE) if "sequence" in free else None
     facts = {"load_ms": load_ms, "first_ms": first_ms, "rows": int(shape[0]) if shape else 1, "tokens": tokens}
     return engine, {**facts, "free": free, "call_ns": engine.first()}
+
+
+def _profile(command: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """Open as :func:`_open` does, with the runtime's profiler; ``calls`` count. Name, operator and ms of each node."""
+    from compresskit.bench.profile import profile
+
+    inputs = tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in command["inputs"])
+    runtime = get(command["runtime"])
+    path, threads, device = Path(command["path"]), command["threads"], command["device"]
+    feeds = make_feeds(inputs or runtime.open(path, threads, device).inputs, command["sizes"], command["seed"])
+    return profile(runtime, path, threads, device, feeds, command["calls"])
 
 
 def _free(inputs: tuple[InputSpec, ...], sizes: dict[str, int]) -> list[str]:

@@ -99,9 +99,10 @@ def load_shipped(path: Path, options: dict[str, Any], *, several: bool, runtime:
     """
     from compresskit.checkpoint.load import kind_of
     from compresskit.runner.loading import load
+    from compresskit.runtimes import runs_modules
 
     own = dict(options)
-    rebuilt = runtime == "torch" and kind_of(path) == "bundle"
+    rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
     if several and kind_of(path) != "tensors" and not rebuilt:
         own |= {"arch": None, "arch_args": {}, "input_shape": None}
     return load(path, **own, shipped=not rebuilt)

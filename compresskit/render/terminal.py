@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compresskit.render import figures, points, rows
+from compresskit.render import figures, nodes, points, rows
 from compresskit.render.console import make_console
 from compresskit.report import Report, Verdict
 
@@ -47,6 +47,8 @@ def _parts(report: Report, output: str) -> list[RenderableType]:
         parts += [Text(), *_timings(timing)]
     if rows.is_sweep(report):
         parts += [Text(), _sweep(report)]
+    for title, lines in nodes.profiles(report):
+        parts += [Text(), _indented(Text(title)), _profile(lines)]
     if report.gates:
         parts += [Text(), _gates(report)]
     parts += _block([line for line in (rows.done_line(report), *rows.skipped_lines(report)) if line])
@@ -133,6 +135,13 @@ def _sweep(report: Report) -> RenderableType:
     table = _table(*((title, index > 0) for index, title in enumerate(header)))
     for line in lines:
         table.add_row(*(Text(cell) for cell in line.cells[:-1]), Text(line.cells[-1], style=_PACE[line.faster]))
+    return Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def _profile(lines: list[tuple[str, ...]]) -> RenderableType:
+    table = _table(*((title, title in ("ms", "share")) for title in nodes.HEADER))
+    for line in lines:
+        table.add_row(*map(Text, line))
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 

@@ -23,6 +23,7 @@ from compresskit.runner.prepare import candidate, with_inputs
 from compresskit.runner.products import about_products, products_for
 from compresskit.runner.recommend import able, everywhere, recommendation
 from compresskit.runner.timing import Speed, fitting, speed
+from compresskit.runtimes import runs_modules
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def hold(
     where: Sequence[Point] | None = None,
     rounds: int | None = None,
     processes: int | None = None,
+    roofline: bool = False,
+    profiled: bool = False,
     evaluated: bool = True,
     loader_args: dict[str, Any] | None = None,
     command: str = "",
@@ -68,6 +71,8 @@ def hold(
         where: The points at which models are timed; None is one sample a call, with ``measuring``'s threads and tokens.
         rounds: See :class:`compresskit.bench.run.Plan`.
         processes: The same.
+        roofline: Measure what bounds each latency.
+        profiled: Time each node, by the runtime's own profiler.
         evaluated: Measure quality; needs data, or a second model.
         loader_args: Arguments of ``load``, for runtimes that read the model again.
         command: How the user asked for this.
@@ -109,7 +114,7 @@ def hold(
                         progress=progress,
                     )
                 except (InputError, UsageError) as error:
-                    if not automatic or runtime != "torch":  # torch alone needs to know how to build a module
+                    if not automatic or not runs_modules(runtime):  # torch alone needs to know how to build a module
                         raise
                     left_out.append(f"{runtime} can't run {names[index]}: {error.message}")
                     continue
@@ -134,6 +139,8 @@ def hold(
                 rounds=rounds,
                 processes=processes,
                 seed=measuring.seed,
+                roofline=roofline,
+                profiled=profiled,
                 keep=True,
                 progress=progress,
             )

@@ -10,21 +10,28 @@ from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate
 from compresskit.runtimes import get, names
 
-_ROUNDED = {"openvino-bf16": "it computes floats in bfloat16, so its outputs differ"}
+_LEFT_OUT = {
+    "openvino-bf16": "it computes floats in bfloat16, so its outputs differ",
+    "torch-compile": "it compiles anew in each process, which takes minutes",
+}
 
 
 def everywhere() -> tuple[list[str], list[str]]:
     """(names of the runtimes that are installed and keep the arithmetic, a note on each of the others)."""
-    found, notes = [], []
+    found, notes, absent = [], [], []
     for name in names():
         lack = get(name).missing()
         if lack:
-            if name not in _ROUNDED:
+            if name.startswith("onnxruntime-"):
+                absent.append(name)
+            elif name not in _LEFT_OUT:
                 notes.append(f"not tried: {lack}")
-        elif name in _ROUNDED:
-            notes.append(f"not tried: {name}, because {_ROUNDED[name]}; --runtime {name} times it")
+        elif name in _LEFT_OUT:
+            notes.append(f"not tried: {name}, because {_LEFT_OUT[name]}; --runtime {name} times it")
         else:
             found.append(name)
+    if absent:
+        notes.append(f"not tried, not installed: {', '.join(absent)}; compresskit doctor says how to get them")
     return found, notes
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compresskit.bench import noise
-from compresskit.bench.run import Plan
+from compresskit.bench.run import Plan, node_times
 from compresskit.bench.sweep import Point, sweep
 from compresskit.data.tokens import longest
+from compresskit.errors import CompressKitError
 from compresskit.report import Distribution, Measurement, NodeTime
 from compresskit.runner.candidate import Candidate
+from compresskit.runner.roofline import limits
 from compresskit.runner.why_slower import slower
 from compresskit.stage import Progress, silent
 
@@ -56,6 +58,8 @@ def speed(
     rounds: int | None = None,
     processes: int | None = None,
     seed: int = 0,
+    roofline: bool = False,
+    profiled: bool = False,
     keep: bool = False,
     progress: Progress = silent,
 ) -> Speed:
@@ -67,6 +71,8 @@ def speed(
         rounds: See :class:`compresskit.bench.run.Plan`; None is its default.
         processes: The same.
         seed: Of the made-up inputs.
+        roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
+        profiled: Time each node at the first point, by the runtime's own profiler.
         keep: After Ctrl-C give what is known so far, see :func:`compresskit.bench.sweep.sweep`.
         progress: Called after each generation of processes.
     """
@@ -79,4 +85,43 @@ def speed(
     load, before = noise.load_average(), noise.snapshot()
     timed = sweep(specs, where, plan=plan, seed=seed, keep=keep, progress=progress)
     notes = [*slower(models, timed.measurements), *noise.notes(before, noise.snapshot(), load=load)]
-    return Speed(timed.measurements, timed.latencies, notes=notes, interrupted=timed.interrupted)
+    found = Speed(timed.measurements, timed.latencies, notes=notes, interrupted=timed.interrupted)
+    try:
+        if roofline and not found.interrupted:
+            figures, about = limits(models, found.measurements, progress=progress)
+            found.measurements += figures
+            found.notes += about
+        if profiled and not found.interrupted:
+            found.profile, about = profile(models, where[0], seed=seed)
+            found.notes += about
+    except KeyboardInterrupt:
+        if not keep:
+            raise
+        found.interrupted = True
+    return found
+
+
+def profile(models: Sequence[Candidate], point: Point, *, seed: int = 0) -> tuple[list[NodeTime], list[str]]:
+    """What each node of each model takes of a call at a point, the slowest first; a note where that isn't known.
+
+    Args:
+        models: Those that were timed.
+        point: Where.
+        seed: Of the made-up inputs.
+    """
+    found: list[NodeTime] = []
+    notes: list[str] = []
+    for model in models:
+        try:
+            rows = node_times(point.of(model.spec({})), batch=point.batch, seed=seed)
+        except CompressKitError as error:
+            notes.append(f"no profile of {model.name}: {error.message.removeprefix(f'{model.name}: ')}")
+            continue
+        total = sum(ms for _, _, ms in rows) or 1.0
+        found += [
+            NodeTime(
+                model=model.name, name=name, op=op, ms=ms, share=ms / total, runtime=model.runtime, batch=point.batch
+            )
+            for name, op, ms in rows
+        ]
+    return found, notes

@@ -11,6 +11,8 @@ import pytest
 from cli_material import Cli
 from onnx import TensorProto, helper, numpy_helper
 
+from compresskit import runtimes
+
 QUICK = ("--processes", "2", "--rounds", "1")
 JSON = (*QUICK, "--json", "-")
 
@@ -153,3 +155,53 @@ def test_ctrl_c_before_anything_was_measured_leaves_nothing(
     monkeypatch.setattr(run, "_take_turns", interrupted)
     outcome = cli("bench", "a.onnx", *QUICK, "--json", "r.json")
     assert outcome.code == 130 and not Path("r.json").exists()
+
+
+def test_a_baseline_holds_sizes_and_speedups(cli: Cli, two: Path) -> None:
+    sweep = ("bench", "a.onnx", "b.onnx", "--batch", "1,3", *QUICK)
+    assert cli(*sweep, "--json", "old.json").code == 0
+    outcome = cli(*sweep, "--baseline", "old.json", "--json", "-")
+    gates = {gate["name"]: gate["passed"] for gate in json.loads(outcome.out)["gates"]}
+    assert set(gates) == {
+        "size since baseline", "speed (batch 1) since baseline", "speed (batch 3) since baseline",
+    }  # fmt: skip
+    product(two / "b.onnx", ["batch", "sequence", 8], width=64)
+    outcome = cli(*sweep, "--baseline", "old.json", "--json", "-")
+    gates = {gate["name"]: gate["passed"] for gate in json.loads(outcome.out)["gates"]}
+    assert outcome.code == 1 and gates["size since baseline"] is False
+
+
+def test_a_baseline_of_other_points_is_refused(cli: Cli, two: Path) -> None:
+    assert cli("bench", "a.onnx", "b.onnx", "--batch", "1,3", *QUICK, "--json", "old.json").code == 0
+    outcome = cli("bench", "a.onnx", "b.onnx", "--batch", "1,4", *QUICK, "--baseline", "old.json")
+    assert outcome.code == 2
+    assert "batch 3" in outcome.err and "batch 4" in outcome.err
+
+
+def test_options_about_a_baseline_need_one(cli: Cli, two: Path) -> None:
+    outcome = cli("bench", "a.onnx", "--max-growth", "5%", *QUICK)
+    assert outcome.code == 2 and "--baseline" in outcome.err
+    assert cli("bench", "a.onnx", "--baseline", "missing.json", *QUICK).code == 3
+
+
+@pytest.mark.parametrize("runtime", [n for n in ("onnxruntime", "openvino") if not runtimes.get(n).missing()])
+def test_a_profile_tells_each_node(cli: Cli, two: Path, runtime: str) -> None:
+    outcome = cli("bench", "a.onnx", "b.onnx", "--runtime", runtime, "--profile", "--no-limits", *JSON)
+    assert outcome.code == 0, outcome
+    profile = json.loads(outcome.out)["profile"]
+    assert {node["model"] for node in profile} == {"a.onnx", "b.onnx"}
+    assert all(node["ms"] >= 0 and node["runtime"] == runtime and node["name"] for node in profile)
+    for model in ("a.onnx", "b.onnx"):
+        assert sum(node["share"] for node in profile if node["model"] == model) == pytest.approx(1)
+    assert not [path.name for path in two.iterdir() if path.name.startswith(("onnxruntime_profile", "profile"))]
+
+
+def test_the_limit_of_each_model_is_told(cli: Cli, two: Path) -> None:
+    report = json.loads(cli("bench", "a.onnx", "b.onnx", "--seq", "4", *JSON).out)
+    for model in ("a.onnx", "b.onnx"):
+        figures = {m["name"]: m["value"] for m in report["measurements"] if m["model"] == model}
+        assert figures["of_limit"] == pytest.approx(figures["limit"] / figures["latency_p50"])
+        assert figures["operations"] == 2 * 4 * 8 * 8
+        assert sum(note.startswith(f"limit: {model} runs at ") for note in report["notes"]) == 1
+    report = json.loads(cli("bench", "a.onnx", "--no-limits", *JSON).out)
+    assert not [m for m in report["measurements"] if m["name"] in ("limit", "traffic")]

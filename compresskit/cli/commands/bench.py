@@ -22,7 +22,7 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="Engine: onnxruntime, openvino, openvino-bf16, torch, or auto for all; repeatable.",
+        help="Engine, see compresskit doctor; auto for all that are installed; repeatable.",
         rich_help_panel="Run",
     ),
 ]
@@ -49,6 +49,17 @@ ManyThreads = Annotated[
     ),
 ]  # fmt: skip
 
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Time each node too, by the engine's own profiler.", rich_help_panel="Run"),
+]
+NoLimits = Annotated[
+    bool,
+    typer.Option(
+        "--no-limits", help="Do not measure how fast this machine could run each model.", rich_help_panel="Run"
+    ),
+]
+
 
 def command(
     models: shared.ModelArgs,
@@ -56,7 +67,12 @@ def command(
     sequence: Sequences = "128",
     rounds: Rounds = None,
     processes: Processes = None,
+    profile: Profile = False,
+    no_limits: NoLimits = False,
     min_speedup: shared.MinSpeedup = None,
+    baseline: shared.Baseline = None,
+    max_growth: shared.MaxGrowth = None,
+    allow_other_machine: shared.AllowOtherMachine = False,
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
@@ -79,7 +95,7 @@ def command(
     over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C ends it with the figures so
     far, and exit code 130.
     """
-    from compresskit.cli.holding import hold_models
+    from compresskit.cli.holding import Earlier, hold_models
     from compresskit.cli.inputs import parse_counts
 
     batches, tokens = parse_counts("--batch", batch), parse_counts("--sequence", sequence)
@@ -89,6 +105,8 @@ def command(
         models, sequence=tokens, arch=arch, arch_args=arch_args, input_shape=input_shape,
         allow_nonfinite=allow_nonfinite, runtimes=runtime, device=device, threads=counts, seed=seed, json=json,
         markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batches, rounds=rounds,
-        processes=processes, limits=(None, None, min_speedup),
+        processes=processes,
+        roofline=not no_limits, profiled=profile, limits=(None, None, min_speedup),
+        earlier=Earlier(baseline, max_growth, allow_other_machine),
     )  # fmt: skip
     raise typer.Exit(code)
