@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ _MOST = 64_000_000
 """Bytes of the largest document that is read; those of real models take some hundred thousand."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Point = tuple[int | None, int | None, int | None]
+"""Batch size, threads and tokens of a timed call."""
 
 
 class Verdict(str, Enum):
@@ -56,7 +59,9 @@ class Measurement(_Part):
 
     Names in use: ``accuracy``, ``top5``, ``perplexity``, ``spearman``, ``cosine``, ``sqnr``, ``agreement`` (quality);
     ``weight_sqnr`` (dB, median over layers, where nothing ran); ``latency_p50``, ``latency_p95``, ``latency_p99`` (ms),
-    ``throughput`` (1/s), ``speedup`` (×, against the baseline), ``load`` (ms), ``peak_memory`` (bytes).
+    ``throughput`` (1/s), ``speedup`` (×, against the baseline at the same point), ``load`` and ``first_call`` (ms),
+    ``peak_memory`` (bytes), ``energy`` (J a call); ``traffic`` (bytes a call), ``operations`` (a call), ``limit`` (ms)
+    and ``of_limit`` (the share of it that is reached, 0 to 1).
     ``batch``, ``threads`` and ``sequence`` (tokens) tell the points of a sweep apart; None where it doesn't apply.
     """
 
@@ -71,6 +76,11 @@ class Measurement(_Part):
     batch: Count | None = None
     threads: Count | None = None
     sequence: Count | None = None
+
+    @property
+    def point(self) -> Point:
+        """Where it was measured."""
+        return self.batch, self.threads, self.sequence
 
 
 class Distribution(_Part):
@@ -202,8 +212,12 @@ class Report(_Part):
         return text.encode("utf-8", "replace").decode("utf-8")
 
     def values(self, name: str) -> dict[str, Measurement]:
-        """The measurements of one name, by model."""
-        return {m.model: m for m in self.measurements if m.name == name}
+        """The measurements of one name, by model; of a sweep those at its first point."""
+        found: dict[str, Measurement] = {}
+        for measured in self.measurements:
+            if measured.name == name:
+                found.setdefault(measured.model, measured)
+        return found
 
     def exit_code(self) -> ExitCode:
         """GATE when a gate failed, or when one that the user asked for could not be proven."""
@@ -247,6 +261,24 @@ def _content(path: Path) -> tuple[str, bytes]:
     if len(text) > _MOST:
         raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
     return name, text.removeprefix(b"\xef\xbb\xbf")
+
+
+def points_of(measurements: Iterable[Measurement], name: str = "latency_p50") -> list[Point]:
+    """The points at which something was measured, in the order of the report."""
+    return list(dict.fromkeys(m.point for m in measurements if m.name == name))
+
+
+def point_name(point: Point, among: Sequence[Point]) -> str:
+    """What sets a point apart from the others: ``batch 8, 1 thread``; empty where there are no others."""
+    batch, threads, sequence = (
+        own if len({other[axis] for other in among}) > 1 else None for axis, own in enumerate(point)
+    )
+    parts = [
+        f"batch {batch}" if batch is not None else "",
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads is not None else "",
+        f"{sequence} tokens" if sequence is not None else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def judge(gates: list[Gate], *, verified: bool) -> Verdict:

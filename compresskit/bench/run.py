@@ -7,100 +7,57 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compresskit.bench import machine, stats
+from compresskit.bench.plan import Plan, Spec, Timing
 from compresskit.bench.pool import Worker
 from compresskit.bench.stats import Change, Estimate
-from compresskit.errors import CompressKitError, UsageError
-from compresskit.model import InputSpec
-from compresskit.report import Measurement
+from compresskit.bench.summary import distribution, measurement, summary
+from compresskit.errors import CompressKitError, InputError, UsageError
+from compresskit.report import Distribution, Measurement
 from compresskit.stage import Progress, silent
+
+__all__ = [
+    "Plan",
+    "Spec",
+    "Timed",
+    "Timing",
+    "bench",
+    "change",
+    "measure",
+    "node_times",
+    "open_spec",
+    "refusal",
+    "time_models",
+]
 
 _WARM_TURN_S = 0.02
 _STABLE = 1.05
 _MIN_ROUNDS = 3
 
 
-@dataclass(frozen=True)
-class Spec:
-    """One model under one runtime.
-
-    Attributes:
-        name: The model's name in the report.
-        path: What the runtime opens.
-        runtime: One of :func:`compresskit.runtimes.names`.
-        threads: Threads of one operator; 0 is one for each physical core.
-        device: As the runtime names it.
-        inputs: What goes in; empty where the runtime reads it off the file.
-        sizes: Sizes of named axes (``{"batch": 1, "sequence": 128}``); ``batch`` is added by :func:`bench`.
-        loader: ``module:function`` that gives a module for a path; for torch.
-        loader_args: Keyword arguments of the loader; JSON.
-    """
-
-    name: str
-    path: Path
-    runtime: str = "onnxruntime"
-    threads: int = 0
-    device: str = "cpu"
-    inputs: tuple[InputSpec, ...] = ()
-    sizes: dict[str, int] = field(default_factory=dict)
-    loader: str = ""
-    loader_args: dict[str, Any] = field(default_factory=dict)
-
-
 @dataclass
-class Timing:
-    """What was measured of one model, a list item for each process.
+class Timed:
+    """What a bench found out.
 
     Attributes:
-        rounds: By process and round, the latencies of one call in ns.
-        load_ms: Time to open the model, by process.
-        peak: Peak resident bytes, by process; empty where the system doesn't tell.
-        rows: Batch size of the inputs that were in fact fed.
+        measurements: As :func:`bench` gives them.
+        latencies: All latencies of each model, as quantiles.
+        interrupted: It was stopped with Ctrl-C; the rest is of the generations that were whole by then.
     """
 
-    rounds: list[list[np.ndarray]] = field(default_factory=list)
-    load_ms: list[float] = field(default_factory=list)
-    peak: list[int] = field(default_factory=list)
-    rows: int = 1
+    measurements: list[Measurement] = field(default_factory=list)
+    latencies: list[Distribution] = field(default_factory=list)
+    interrupted: bool = False
 
-    def extend(self, further: Timing) -> None:
-        """Add what later processes measured."""
-        self.rounds += further.rounds
-        self.load_ms += further.load_ms
-        self.peak += further.peak
-
-    def medians(self) -> list[list[float]]:
-        """Median latency by process and round, ns."""
-        return [[float(np.median(turn)) for turn in process] for process in self.rounds]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long to measure; the default takes about 7 seconds for two small models.
-
-    Attributes:
-        rounds: Turns of each model in one process.
-        processes: How often everything starts afresh; fewer than two give no interval. More of these, not more
-            rounds, is what sharpens a comparison.
-        more: Further processes where the first leave it open which model is faster; 0 for none.
-        turn_s: Least length of a turn, seconds; it holds at least one call.
-        warmup_s: Longest warm-up of one process, seconds; it ends when three turns in a row agree within 5 %.
-        budget_s: About how long all turns may take, seconds; slow models get fewer rounds, at least 3.
-        timeout_s: Longest wait for one answer of a process, seconds.
-    """
-
-    rounds: int = 5
-    processes: int = 7
-    more: int = 7
-    turn_s: float = 0.04
-    warmup_s: float = 0.5
-    budget_s: float = 60.0
-    timeout_s: float = 600.0
+    def extend(self, further: Timed) -> None:
+        """Add what was found at another point."""
+        self.measurements += further.measurements
+        self.latencies += further.latencies
+        self.interrupted |= further.interrupted
 
 
 def bench(
@@ -126,23 +83,61 @@ def bench(
 
     Returns:
         For each model ``latency_p50`` (with the interval over processes), ``latency_p95``, ``latency_p99``,
-        ``throughput``, ``load``, ``peak_memory`` (of the whole process, interpreter and engine included) and, from the
-        second on, ``speedup`` with its 95 % interval; :func:`change` says what a speed-up proves. ``n`` counts
-        processes, for the two percentiles samples: single calls, or the mean of several that are under 20 µs.
+        ``throughput``, ``load``, ``first_call`` (opening and the first call), ``peak_memory`` (of the whole process,
+        interpreter and engine included), ``energy`` (J a call, of all that runs on the processor; where the machine
+        tells) and, from the second on, ``speedup`` with its 95 % interval; :func:`change` says what a speed-up proves.
+        ``n`` counts processes, for the two percentiles samples: single calls, or the mean of several that are under
+        20 µs.
 
     Raises:
         CompressKitError: As :func:`measure`.
     """
     plan = plan or Plan(rounds=rounds, processes=processes, more=Plan.more if processes == Plan.processes else 0)
-    timings = measure(specs, plan, batch=batch, seed=seed, progress=progress)
-    if plan.more and _open_questions(timings):
-        again = measure(specs, replace(plan, processes=plan.more), batch=batch, seed=seed, progress=progress)
-        for timing, further in zip(timings, again, strict=True):
-            timing.extend(further)
-    found = [m for spec, timing in zip(specs, timings, strict=True) for m in _summary(spec, timing)]
-    for spec, timing in zip(specs[1:], timings[1:], strict=True):
+    return time_models(specs, batch=batch, seed=seed, plan=plan, progress=progress).measurements
+
+
+def time_models(
+    specs: Sequence[Spec],
+    *,
+    batch: int = 1,
+    seed: int = 0,
+    plan: Plan | None = None,
+    varied: frozenset[str] = frozenset(),
+    keep: bool = False,
+    progress: Progress = silent,
+) -> Timed:
+    """As :func:`bench`, with the latencies behind the figures.
+
+    Args:
+        specs: The models, the baseline first.
+        batch: Size of the batch axis, where it may vary.
+        seed: Of the made-up inputs.
+        plan: How long to measure.
+        varied: Axes (``batch``, ``sequence``) of which other sizes will be timed: each model must leave them free.
+        keep: After Ctrl-C give what the whole generations so far say; without it, or with none, the interrupt goes on.
+        progress: Called after each generation of processes.
+
+    Raises:
+        CompressKitError: As :func:`measure`.
+        KeyboardInterrupt: See ``keep``.
+    """
+    plan = plan or Plan()
+    timings = [Timing() for _ in specs]
+    stopped = False
+    try:
+        measure(specs, plan, batch=batch, seed=seed, varied=varied, into=timings, progress=progress)
+        if plan.more and _open_questions(timings):
+            again = replace(plan, processes=plan.more)
+            measure(specs, again, batch=batch, seed=seed, varied=varied, into=timings, progress=progress)
+    except KeyboardInterrupt:
+        if not (keep and timings and timings[0].rounds):
+            raise
+        stopped = True
+    pairs = list(zip(specs, timings, strict=True))
+    found = Timed([m for pair in pairs for m in summary(*pair)], [distribution(*pair) for pair in pairs], stopped)
+    for spec, timing in pairs[1:]:
         ratio = stats.speedup(timings[0].medians(), timing.medians())
-        found.append(_measurement(spec, timing, "speedup", ratio, "×"))
+        found.measurements.append(measurement(spec, timing, "speedup", ratio, "×"))
     return found
 
 
@@ -160,26 +155,43 @@ def change(speedup: Measurement, min_effect: float = stats.MIN_EFFECT) -> Change
 
 
 def measure(
-    specs: Sequence[Spec], plan: Plan, *, batch: int = 1, seed: int = 0, progress: Progress = silent
+    specs: Sequence[Spec],
+    plan: Plan,
+    *,
+    batch: int = 1,
+    seed: int = 0,
+    varied: frozenset[str] = frozenset(),
+    into: list[Timing] | None = None,
+    progress: Progress = silent,
 ) -> list[Timing]:
     """Collect latencies: as often as the plan says, start one process a model and let them take turns.
 
     All models are in memory at once, each in its process; only one computes at a time. Who goes first changes from
     round to round and from generation to generation.
 
+    Args:
+        specs: The models.
+        plan: How long to measure.
+        batch: Size of the batch axis, where it may vary.
+        seed: Of the made-up inputs.
+        varied: As in :func:`time_models`.
+        into: Timings to add to, a generation at a time, once it is whole; new ones by default.
+        progress: Called after each generation.
+
     Returns:
         One timing for each spec, in order.
 
     Raises:
         UsageError: No models, or fewer than one round or process.
-        InputError: A model can't be opened or run, or crashes its engine.
+        InputError: A model can't be opened or run, crashes its engine, or has an axis of fixed size that is to vary.
         MachineError: A runtime isn't installed, memory runs out, or a process doesn't answer.
     """
     if not specs or plan.rounds < 1 or plan.processes < 1:
         raise UsageError(f"cannot time {len(specs)} models, {plan.processes} processes of {plan.rounds} rounds")
-    timings = [Timing() for _ in specs]
+    found = [Timing() for _ in specs] if into is None else into
     for generation in range(plan.processes):
         progress("bench", generation, plan.processes)
+        timings = [Timing() for _ in specs]
         with ExitStack() as stack:
             order = [(i + generation) % len(specs) for i in range(len(specs))]
             workers = {i: Worker(specs[i].name, specs[i].runtime, plan.timeout_s, stack) for i in order}
@@ -187,13 +199,15 @@ def measure(
                 worker.answer()
             fastest = 0.0
             for i in order:
-                fastest += max(plan.turn_s, _open(specs[i], workers[i], timings[i], batch, seed))
+                fastest += max(plan.turn_s, open_spec(specs[i], workers[i], timings[i], batch, seed, varied))
             for i in order:
                 _warm_up(workers[i], plan.warmup_s)
             fitting = int(plan.budget_s / plan.processes / fastest)
             _take_turns(workers, timings, order, min(plan.rounds, max(_MIN_ROUNDS, fitting)), plan.turn_s)
+        for timing, further in zip(found, timings, strict=True):
+            timing.extend(further)
     progress("bench", plan.processes, plan.processes)
-    return timings
+    return found
 
 
 def refusal(spec: Spec, *, batch: int = 1, seed: int = 0, timeout_s: float = Plan.timeout_s) -> str | None:
@@ -209,29 +223,62 @@ def refusal(spec: Spec, *, batch: int = 1, seed: int = 0, timeout_s: float = Pla
         try:
             worker = Worker(spec.name, spec.runtime, timeout_s, stack)
             worker.answer()
-            _open(spec, worker, Timing(), batch, seed)
+            open_spec(spec, worker, Timing(), batch, seed)
         except CompressKitError as error:
             return error.message.removeprefix(f"{spec.name}: ")
     return None
 
 
-def _open(spec: Spec, worker: Worker, timing: Timing, batch: int, seed: int) -> float:
-    """Open a model in its worker; seconds of its fastest call."""
-    answer = worker.ask(
-        do="open",
-        path=str(spec.path),
-        runtime=spec.runtime,
-        threads=spec.threads or machine.cores(),
-        device=spec.device,
-        inputs=[asdict(one) for one in spec.inputs],
-        sizes={"batch": batch, **spec.sizes},
-        seed=seed,
-        loader=spec.loader,
-        loader_args=spec.loader_args,
-    )
+def open_spec(
+    spec: Spec, worker: Worker, timing: Timing, batch: int, seed: int, varied: frozenset[str] = frozenset()
+) -> float:
+    """Open a model in its worker; seconds of its fastest call.
+
+    Raises:
+        CompressKitError: It can't be opened or run, or an axis that is to be ``varied`` has a fixed size.
+    """
+    answer = worker.ask(do="open", loader=spec.loader, loader_args=spec.loader_args, **_told(spec, batch, seed))
     timing.load_ms.append(answer["load_ms"])
-    timing.rows = answer["rows"]
+    timing.first_ms.append(answer["first_ms"])
+    timing.rows, timing.tokens = answer["rows"], answer["tokens"]
+    for axis in sorted(varied - set(answer["free"])):
+        raise InputError(
+            f"{spec.name} can't be timed with several sizes of its {axis} axis: no input has one of free size",
+            f"give one --{axis}, or export the model with a free {axis} axis",
+        )
     return float(answer["call_ns"]) / 1e9
+
+
+def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) -> list[tuple[str, str, float]]:
+    """Name, operator and median ms of each node of a model, the slowest first, measured in a process of its own.
+
+    Args:
+        spec: The model under one runtime.
+        batch: Size of the batch axis, where it may vary.
+        seed: Of the made-up inputs.
+        calls: That count.
+
+    Raises:
+        CompressKitError: As :func:`compresskit.bench.profile.profile`.
+    """
+    with ExitStack() as stack:
+        worker = Worker(spec.name, spec.runtime, Plan.timeout_s, stack)
+        worker.answer()
+        found = worker.ask(do="profile", calls=calls, **_told(spec, batch, seed))
+    return [(str(name), str(op), float(ms)) for name, op, ms in found]
+
+
+def _told(spec: Spec, batch: int, seed: int) -> dict[str, Any]:
+    """What a worker must know to open a model."""
+    return {
+        "path": str(spec.path),
+        "runtime": spec.runtime,
+        "threads": spec.threads or machine.cores(),
+        "device": spec.device,
+        "inputs": [asdict(one) for one in spec.inputs],
+        "sizes": {"batch": batch, **spec.sizes},
+        "seed": seed,
+    }
 
 
 def _warm_up(worker: Worker, limit_s: float) -> None:
@@ -256,39 +303,6 @@ def _take_turns(
         peak = worker.ask(do="peak")
         if peak is not None:
             timings[i].peak.append(peak)
-
-
-def _summary(spec: Spec, timing: Timing) -> list[Measurement]:
-    """The figures of one model by itself."""
-    calls = np.concatenate([turn for process in timing.rounds for turn in process]) / 1e6
-    middle = stats.estimate([float(np.median(process)) / 1e6 for process in timing.medians()])
-    rate = 1e3 * timing.rows
-    flipped = Estimate(rate / middle.value, rate / middle.high, rate / middle.low if middle.low else math.inf, middle.n)
-    found = [_measurement(spec, timing, "latency_p50", middle, "ms")]
-    for percent in (95, 99):
-        value = float(np.percentile(calls, percent))
-        found.append(_measurement(spec, timing, f"latency_p{percent}", Estimate(value, 0, math.inf, len(calls)), "ms"))
-    found.append(_measurement(spec, timing, "throughput", flipped, "1/s"))
-    found.append(_measurement(spec, timing, "load", _median(timing.load_ms), "ms"))
-    if timing.peak:
-        found.append(_measurement(spec, timing, "peak_memory", _median(timing.peak), "bytes"))
-    return found
-
-
-def _median(values: Sequence[float]) -> Estimate:
-    return Estimate(float(np.median(values)), min(values), max(values), len(values))
-
-
-def _measurement(spec: Spec, timing: Timing, name: str, found: Estimate, unit: str) -> Measurement:
-    bounded = found.low > 0 and found.high < math.inf
-    return Measurement(
-        model=spec.name,
-        name=name,
-        value=found.value,
-        unit=unit,
-        n=found.n,
-        low=found.low if bounded else None,
-        high=found.high if bounded else None,
-        runtime=spec.runtime,
-        batch=timing.rows,
-    )
+        joules = worker.ask(do="energy")
+        if joules is not None:
+            timings[i].joules.append(joules)

@@ -1,7 +1,8 @@
 """One engine in a process of its own: reads commands on stdin, answers on stdout, one JSON document a line.
 
 Commands: ``{"do": "open", …}`` (see :func:`_open`), ``{"do": "round", "min_time_s": s, "min_calls": n}``,
-``{"do": "peak"}`` and ``{"do": "close"}``. Answers: ``{"ok": …}`` or
+``{"do": "peak"}``, ``{"do": "energy"}``, ``{"do": "profile", …}`` (see :func:`_profile`),
+``{"do": "bandwidth", "size": bytes, "threads": n}`` and ``{"do": "close"}``. Answers: ``{"ok": …}`` or
 ``{"error": kind, "message": …, "hint": …}``; the first one, unasked, is ``ready`` once the engine is imported.
 The process ends when stdin does, in the middle of a run if need be, so that no worker outlives its parent.
 """
@@ -23,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from compresskit.bench import memory
-from compresskit.bench.feeds import make_feeds
+from compresskit.bench import energy, memory, memory_rate
+from compresskit.bench.feeds import SEQUENCE, axis_sizes, make_feeds
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.model import InputSpec
 from compresskit.runtimes import get
@@ -56,10 +57,14 @@ def main(runtime: str) -> None:
                 os._exit(0)  # a regular exit would wait for the thread that reads stdin
             if command["do"] == "open":
                 engine, answer = _open(command)
+            elif command["do"] == "profile":
+                answer = _profile(command)
+            elif command["do"] == "bandwidth":
+                answer = memory_rate.moved(command["size"], command["threads"])
             elif engine is None:
                 raise UsageError("the worker has no model open")
             else:
-                answer = engine.peak() if command["do"] == "peak" else engine.round(command)
+                answer = _ASKED[command["do"]](engine, command)
             _say(answers, {"ok": answer})
         except CompressKitError as error:
             _say(answers, {"error": type(error).__name__, "message": error.message, "hint": error.hint})
@@ -73,7 +78,12 @@ class Engine:
     def __init__(self, session: Session, feeds: dict[str, np.ndarray]) -> None:
         self._run: Callable[[], Any] = partial(session.run, feeds)
         self._calls = 1
+        self._joules, self._counted = 0.0, 0
         gc.freeze()  # what is loaded by now stays: later collections needn't walk it
+
+    def once(self) -> int:
+        """The first call of all, ns: caches are cold, and an engine may still be making up its mind."""
+        return self._sample()
 
     def first(self) -> int:
         """Run three times; the fastest sets how many calls make a sample. Nanoseconds of the fastest."""
@@ -86,6 +96,7 @@ class Engine:
         samples: list[int] = []
         gc.collect()  # takes 200 ms where torch is loaded: not out of the round's time
         gc.disable()
+        before = energy.read()
         end = time.perf_counter_ns() + int(command["min_time_s"] * 1e9)
         try:
             while len(samples) < command["min_calls"] or time.perf_counter_ns() < end:
@@ -94,11 +105,21 @@ class Engine:
                     break
         finally:
             gc.enable()
+        self._add_energy(before, len(samples))
         return samples[1:] if len(samples) > 4 else samples  # the first finds the caches full of another's data
 
     def peak(self) -> int | None:
         """Peak resident bytes of this process: interpreter, engine and model."""
         return memory.peak()
+
+    def joules(self) -> float | None:
+        """Joules of one call, over all rounds; None where the machine doesn't tell."""
+        return self._joules / self._counted if self._counted else None
+
+    def _add_energy(self, before: energy.Counters, samples: int) -> None:
+        if (used := energy.joules(before, energy.read())) is not None:
+            self._joules += used
+            self._counted += samples * self._calls
 
     def _sample(self) -> int:
         run, calls = self._run, self._calls
@@ -112,7 +133,8 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     """Open ``path`` with ``runtime``, ``threads`` and ``device``; make feeds for ``inputs``, ``sizes`` and ``seed``.
 
     ``loader`` is ``module:function``, called with the path and ``loader_args``; ``inputs`` may be empty where the
-    runtime knows them. Answers the load time in ms, the rows of one call and the ns of the fastest first call.
+    runtime knows them. Answers the load time and that until the first answer in ms, rows and tokens of one call, the
+    axes of free size and the ns of the fastest of three calls.
     """
     inputs = tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in command["inputs"])
     options: dict[str, Any] = {}
@@ -129,9 +151,37 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     if not feeds:
         raise UsageError("the inputs of the model are not known", "give --input-shape")
     engine = Engine(session, feeds)
+    first_ms = load_ms + engine.once() / 1e6
     shape = next(iter(feeds.values())).shape
-    rows = int(shape[0]) if shape else 1
-    return engine, {"load_ms": load_ms, "rows": rows, "call_ns": engine.first()}
+    free = _free(inputs or session.inputs, command["sizes"])
+    tokens = command["sizes"].get("sequence", SEQUENCE) if "sequence" in free else None
+    facts = {"load_ms": load_ms, "first_ms": first_ms, "rows": int(shape[0]) if shape else 1, "tokens": tokens}
+    return engine, {**facts, "free": free, "call_ns": engine.first()}
+
+
+def _profile(command: dict[str, Any]) -> list[tuple[str, str, float]]:
+    """Open as :func:`_open` does, with the runtime's profiler; ``calls`` count. Name, operator and ms of each node."""
+    from compresskit.bench.profile import profile
+
+    inputs = tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in command["inputs"])
+    runtime = get(command["runtime"])
+    path, threads, device = Path(command["path"]), command["threads"], command["device"]
+    feeds = make_feeds(inputs or runtime.open(path, threads, device).inputs, command["sizes"], command["seed"])
+    return profile(runtime, path, threads, device, feeds, command["calls"])
+
+
+def _free(inputs: tuple[InputSpec, ...], sizes: dict[str, int]) -> list[str]:
+    """The axes that a caller may choose the size of: those whose other size gives other shapes."""
+    shapes = [axis_sizes(spec, sizes) for spec in inputs]
+    other = {axis: {**sizes, axis: sizes.get(axis, 0) + SEQUENCE + 1} for axis in ("batch", "sequence")}
+    return [axis for axis, changed in other.items() if [axis_sizes(spec, changed) for spec in inputs] != shapes]
+
+
+_ASKED: dict[str, Callable[[Engine, dict[str, Any]], Any]] = {
+    "round": lambda engine, command: engine.round(command),
+    "peak": lambda engine, _: engine.peak(),
+    "energy": lambda engine, _: engine.joules(),
+}
 
 
 def _import(reference: str) -> Callable[..., Any]:

@@ -3,8 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compresskit.report import Report
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What ``--baseline`` and the options about it say."""
+
+    path: Path | None = None
+    max_growth: str | None = None
+    other_machine: bool = False
+
+    def open(self) -> Report | None:
+        """The report of the earlier run, if there is one.
+
+        Raises:
+            UsageError: There is none, and an option is about it.
+            InputError: It can't be read, or contradicts itself.
+        """
+        from compresskit.errors import UsageError
+        from compresskit.runner.check import open_report
+
+        if self.path is not None:
+            return open_report(self.path)
+        if self.max_growth is not None or self.other_machine:
+            option = "--max-growth" if self.max_growth is not None else "--allow-other-machine"
+            raise UsageError(f"{option} is about a baseline", "give --baseline REPORT")
+        return None
 
 
 def engine_names(typed: Sequence[str], *, allow_auto: bool) -> list[str]:
@@ -15,10 +45,12 @@ def engine_names(typed: Sequence[str], *, allow_auto: bool) -> list[str]:
         allow_auto: ``auto`` may stand alone.
 
     Raises:
+        MachineError: A runtime isn't installed.
         UsageError: A name isn't known, or ``auto`` is not alone or not for this command.
     """
     from compresskit.errors import UsageError
     from compresskit.runtimes import get, names
+    from compresskit.runtimes.base import require
 
     found = list(dict.fromkeys(name.strip() for text in typed for name in text.split(",")))
     if "auto" in found:
@@ -28,7 +60,7 @@ def engine_names(typed: Sequence[str], *, allow_auto: bool) -> list[str]:
             raise UsageError("--runtime auto stands alone", "leave the other --runtime away")
         return found
     for name in found:
-        get(name)
+        require(get(name))
     return found
 
 
@@ -46,32 +78,42 @@ def hold_models(
     input_shape: str | None,
     allow_nonfinite: bool,
     device: str,
-    threads: int,
+    threads: Sequence[int],
     seed: int,
-    sequence: int,
+    sequence: Sequence[int],
     data: str | None = None,
     normalize: str | None = None,
     metric: str | None = None,
     evaluated: bool = True,
     bench: bool = True,
     target: str | None = None,
-    batch: int = 1,
+    batch: Sequence[int] = (1,),
     rounds: int | None = None,
     processes: int | None = None,
+    roofline: bool = False,
+    profiled: bool = False,
     limits: tuple[str | None, str | None, float | None] = (None, None, None),
+    earlier: Earlier | None = None,
 ) -> int:
-    """Measure models as they are and show the report; returns the exit code."""
+    """Measure models as they are and show the report; returns the exit code.
+
+    Several ``threads``, ``sequence`` or ``batch`` are a sweep: speed is measured for each combination of them.
+    """
+    from compresskit.bench.sweep import points
     from compresskit.cli.console import check_html, check_json, finish, progressing
     from compresskit.cli.inputs import command_line, load_options, load_shipped
-    from compresskit.errors import UsageError
+    from compresskit.errors import ExitCode, UsageError
     from compresskit.recipe.limits import Limits
-    from compresskit.runner.held import hold
+    from compresskit.runner.check import check
+    from compresskit.runner.held import Interrupted, hold
     from compresskit.runner.judging import Measuring
     from compresskit.runner.products import products_for
     from compresskit.runner.sources import opener
 
-    check_json(json, (*models, data, arch, metric))
-    check_html(html, (*models, data, arch, metric))
+    earlier = earlier or Earlier()
+    check_json(json, (*models, data, arch, metric, earlier.path))
+    check_html(html, (*models, data, arch, metric, earlier.path))
+    before = earlier.open()
     engines = engine_names(runtimes, allow_auto=not evaluated)
     if products_for(target) != "native" and engines != ["onnxruntime"]:
         raise UsageError(f"--target {target} can be emulated for onnxruntime only", "leave --runtime away")
@@ -82,8 +124,8 @@ def hold_models(
         metric=metric,
         limits=Limits(*limits),
         bench=bench,
-        sequence=sequence,
-        threads=threads,
+        sequence=sequence[0],
+        threads=threads[0],
         device=device,
         seed=seed,
         target=target,
@@ -96,22 +138,33 @@ def hold_models(
         return load_shipped(path, options, several=len(models) > 1, runtime=runtime)
 
     def open_data(model: Any) -> Any:
-        return opener(model, normalize, sequence, paths=[data])(data)
+        return opener(model, normalize, sequence[0], paths=[data])(data)
 
-    with progressing(quiet) as progress:
-        report = hold(
-            models,
-            read,
-            open_data,
-            measuring,
-            judged=judged or limits[2] is not None,
-            runtimes=engines,
-            batch=batch,
-            rounds=rounds,
-            processes=processes,
-            evaluated=evaluated,
-            loader_args=options,
-            command=command_line(),
-            progress=progress,
-        )
+    try:
+        with progressing(quiet) as progress:
+            report = hold(
+                models,
+                read,
+                open_data,
+                measuring,
+                judged=judged or limits[2] is not None,
+                runtimes=engines,
+                where=points(batch, threads, sequence),
+                rounds=rounds,
+                processes=processes,
+                roofline=roofline,
+                profiled=profiled,
+                evaluated=evaluated,
+                loader_args=options,
+                command=command_line(),
+                progress=progress,
+            )
+    except Interrupted as stopped:
+        finish(stopped.report, json=json, html=html, quiet=quiet, markdown=markdown)
+        return int(ExitCode.INTERRUPTED)
+    if before is not None:
+        report = check(
+            report, measuring.limits, baseline=before, max_growth=earlier.max_growth,
+            allow_other_machine=earlier.other_machine,
+        )  # fmt: skip
     return finish(report, json=json, html=html, quiet=quiet, markdown=markdown)

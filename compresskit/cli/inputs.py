@@ -31,6 +31,28 @@ def parse_shape(text: str | None) -> tuple[int, ...] | None:
     return shape
 
 
+def parse_counts(option: str, text: str, *, least: int = 1) -> list[int]:
+    """The numbers of a sweep: ``1,8``.
+
+    Args:
+        option: What it was given to.
+        text: As typed.
+        least: The smallest that is allowed.
+
+    Raises:
+        UsageError: Anything but different whole numbers with commas.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        digits = part.strip()
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 10) or int(digits) < least:
+            raise UsageError(f"{option} is whole numbers from {least} with commas as 1,8, found '{text}'")
+        if int(digits) in found:
+            raise UsageError(f"{option} {text} has {int(digits)} twice", "give each number once")
+        found.append(int(digits))
+    return found
+
+
 def parse_args(text: str | None) -> dict[str, Any]:
     """A JSON object.
 
@@ -77,9 +99,10 @@ def load_shipped(path: Path, options: dict[str, Any], *, several: bool, runtime:
     """
     from compresskit.checkpoint.load import kind_of
     from compresskit.runner.loading import load
+    from compresskit.runtimes import runs_modules
 
     own = dict(options)
-    rebuilt = runtime == "torch" and kind_of(path) == "bundle"
+    rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
     if several and kind_of(path) != "tensors" and not rebuilt:
         own |= {"arch": None, "arch_args": {}, "input_shape": None}
     return load(path, **own, shipped=not rebuilt)

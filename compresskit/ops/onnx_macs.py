@@ -36,18 +36,18 @@ def count_onnx_macs(
         return None, {}, [f"MACs were not counted: {error.message}"]
     if not sizes:
         return None, {}, ["MACs were not counted: the graph does not give the shapes of its inputs"]
-    shapes = _infer(model, sizes, packed or {})
+    shapes = infer_shapes(model, sizes, packed or {})
     if shapes is None:
         return None, {}, ["MACs were not counted: ONNX could not infer the shapes of this graph"]
     out: dict[str, int | None] = {}
     for node in model.graph.node:
-        macs = _macs(node, shapes, constant)
+        macs = macs_of(node, shapes, constant)
         if macs != 0:
             out[node.output[0]] = macs
     return out, {name: list(size) for name, size in sizes.items()}, []
 
 
-def _infer(model: Any, sizes: dict[str, Shape], packed: Mapping[str, Found]) -> dict[str, Shape] | None:
+def infer_shapes(model: Any, sizes: dict[str, Shape], packed: Mapping[str, Found]) -> dict[str, Shape] | None:
     """The shape of every value that ONNX can tell, weights included."""
     import onnx
 
@@ -128,7 +128,7 @@ def _value(name: str, kind: int, shape: Shape) -> Any:
     return onnx.helper.make_tensor_value_info(name, kind, shape)
 
 
-def _macs(node: Any, shapes: dict[str, Shape], constant: Callable[[str], bool]) -> int | None:
+def macs_of(node: Any, shapes: dict[str, Shape], constant: Callable[[str], bool]) -> int | None:
     """A weight is used once at each position; 0 for operators that multiply with no weight, None when unknown."""
     inputs, out = node.input, node.output[0] if node.output else ""
     if node.op_type == "MatMulNBits":

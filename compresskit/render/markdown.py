@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from compresskit.render import figures, rows
+from compresskit.render import figures, nodes, points, rows
 from compresskit.report import Report, Verdict
 
 _MARK = {Verdict.PASS: "✅", Verdict.FAIL: "❌", Verdict.INCONCLUSIVE: "⚠️", Verdict.UNVERIFIED: "⚠️"}
@@ -34,6 +34,11 @@ def markdown(report: Report, *, output: str = "") -> str:
         lines += ["", *_table(rows.STEP_HEADER, rows.steps(report))]
     for timing in rows.timings(report):
         lines += ["", escape(timing.run), "", *_table(rows.TIMING_HEADER, timing.lines)]
+    if rows.is_sweep(report):
+        header, swept = points.table(report)
+        lines += ["", *_table(header, [line.cells for line in swept])]
+    for title, own in nodes.profiles(report):
+        lines += ["", escape(title), "", *_table(nodes.HEADER, own)]
     if report.gates:
         gates = [(rows.gate_state(gate), rows.gate_text(gate)) for gate in report.gates]
         lines += ["", *(f"- {_bold(state)} {escape(text)}" for state, text in gates)]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from compresskit.errors import listing
 from compresskit.render import figures
-from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict
+from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, points_of
 
 _TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
 _ANY_BATCH = ("load", "peak_memory")
 _SPEED = _TIMED + _ANY_BATCH
-_UNSHOWN = (*_SPEED, "max_abs")
+_UNSHOWN = (*_SPEED, "max_abs", "first_call", "energy", "traffic", "operations", "limit", "of_limit")
 _ALIKE = 0.95
 REASONS_SHOWN = 6
 STEP_HEADER = ("step", "", "size", "quality", "cost")
@@ -59,6 +59,11 @@ def word(report: Report) -> str:
     return "MEASURED" if report.verdict is Verdict.UNVERIFIED and not report.gates else report.verdict.value
 
 
+def is_sweep(report: Report) -> bool:
+    """True where models were timed at several points; :mod:`compresskit.render.points` draws those."""
+    return len(points_of(m for m in report.measurements if m.threads is not None)) > 1
+
+
 def rows(report: Report) -> list[Row]:
     """The main table; latency and speedup are of the first run, and :func:`timings` has them all."""
     run = next((run for run in runs(report) if _timed(report, run)), ("", None))
@@ -75,7 +80,7 @@ def rows(report: Report) -> list[Row]:
             latency=f"{figures.milliseconds(latency.value)} ms" if latency else figures.DASH,
             speedup=figures.speedup(ratio),
             grew=entry.bytes > base.bytes,
-            faster=_faster(ratio),
+            faster=faster(ratio),
         )
         out.append(row)
     return out
@@ -106,17 +111,17 @@ def quality(report: Report, entry: ModelEntry) -> tuple[str, ...]:
 def timings(report: Report) -> list[Timings]:
     """Every speed figure, run by run; empty when the main table already says it all."""
     timed = runs(report)
-    if len(timed) < 2 and _command(report) != "bench":
+    if is_sweep(report) or (len(timed) < 2 and _command(report) != "bench"):
         return []
     out = []
     for run in timed:
-        lines, faster = [], []
+        lines, paces = [], []
         for entry in report.models:
             found = {name: _find(report, entry.name, name, run) for name in _SPEED}
             if any(found.values()):
                 lines.append((figures.clean(entry.name), *_timing_cells(found)))
-                faster.append(_faster(found["speedup"]))
-        out.append(Timings(run_name(run), lines, faster))
+                paces.append(faster(found["speedup"]))
+        out.append(Timings(run_name(run), lines, paces))
     return out
 
 
@@ -168,8 +173,8 @@ def headline(report: Report, output: str = "") -> str:
 
 
 def _pace(found: Measurement) -> str:
-    faster = _faster(found)
-    if faster is None and found.low is not None and found.high is not None:
+    pace = faster(found)
+    if pace is None and found.low is not None and found.high is not None:
         return "as fast" if found.low > _ALIKE and found.high < 1 / _ALIKE else "speed unclear"
     return f"{figures.times(found.value)} faster" if found.value >= 1 else f"{figures.times(1 / found.value)} SLOWER"
 
@@ -255,7 +260,7 @@ def _find(report: Report, model: str, name: str, run: Run) -> Measurement | None
     return exact or next((m for m in own if m.batch is None and name in _ANY_BATCH), None)
 
 
-def _faster(found: Measurement | None) -> bool | None:
+def faster(found: Measurement | None) -> bool | None:
     """True or False when the interval (or, without one, the value) lies on one side of 1, else None."""
     if found is None or found.value == 1:
         return None

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compresskit.render import figures, rows
+from compresskit.render import figures, nodes, points, rows
 from compresskit.render.console import make_console
 from compresskit.report import Report, Verdict
 
@@ -45,10 +45,14 @@ def _parts(report: Report, output: str) -> list[RenderableType]:
         parts += [Text(), _steps(report)]
     for timing in rows.timings(report):
         parts += [Text(), *_timings(timing)]
+    if rows.is_sweep(report):
+        parts += [Text(), _sweep(report)]
+    for title, lines in nodes.profiles(report):
+        parts += [Text(), _indented(Text(title)), _profile(lines)]
     if report.gates:
         parts += [Text(), _gates(report)]
     parts += _block([line for line in (rows.done_line(report), *rows.skipped_lines(report)) if line])
-    parts += _block([figures.clean(note) for note in report.notes], "note: ")
+    parts += _notes(report)
     if output:
         parts += _block([f"Written to {figures.clean(output)}"])
     return parts
@@ -57,6 +61,17 @@ def _parts(report: Report, output: str) -> list[RenderableType]:
 def _block(lines: list[str], prefix: str = "") -> list[RenderableType]:
     """An empty line and the lines, or nothing when there are none."""
     return [Text(), *(_indented(Text(prefix + line)) for line in lines)] if lines else []
+
+
+def _notes(report: Report) -> list[RenderableType]:
+    """Notes; one that tells of a model slower than the original stands out."""
+    if not report.notes:
+        return []
+    shown = (figures.clean(note) for note in report.notes)
+    return [
+        Text(),
+        *(_indented(Text(f"note: {note}", style="red" if " SLOWER than " in note else "")) for note in shown),
+    ]
 
 
 def _indented(text: Text) -> RenderableType:
@@ -75,7 +90,8 @@ def _table(*header: tuple[str, bool]) -> Table:
 def _models(report: Report) -> RenderableType:
     body = rows.rows(report)
     compared = len(report.models) > 1
-    timed = any(row.latency != figures.DASH for row in body) and not rows.timings(report)
+    elsewhere = rows.is_sweep(report) or bool(rows.timings(report))
+    timed = any(row.latency != figures.DASH for row in body) and not elsewhere
     columns = {
         "model": (True, False),
         "size": (True, True),
@@ -112,6 +128,21 @@ def _timings(timing: rows.Timings) -> list[RenderableType]:
     for line, faster in zip(timing.lines, timing.faster, strict=True):
         table.add_row(*(Text(cell) for cell in line[:-1]), Text(line[-1], style=_PACE[faster]))
     return [_indented(Text(timing.run)), Padding(table, (0, 0, 0, 2), expand=False)]
+
+
+def _sweep(report: Report) -> RenderableType:
+    header, lines = points.table(report)
+    table = _table(*((title, index > 0) for index, title in enumerate(header)))
+    for line in lines:
+        table.add_row(*(Text(cell) for cell in line.cells[:-1]), Text(line.cells[-1], style=_PACE[line.faster]))
+    return Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def _profile(lines: list[tuple[str, ...]]) -> RenderableType:
+    table = _table(*((title, title in ("ms", "share")) for title in nodes.HEADER))
+    for line in lines:
+        table.add_row(*map(Text, line))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def _gates(report: Report) -> RenderableType:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from compresskit.bench.run import Spec
 from compresskit.model import InputSpec
 from compresskit.report import ModelEntry
-from compresskit.runtimes import get
+from compresskit.runtimes import get, runs_modules
 from compresskit.runtimes.base import Session
 
 Products = Literal["native", "clipped", "exact"]
@@ -76,11 +76,11 @@ class Candidate:
             InputError: The runtime refuses the file.
             MachineError: The runtime isn't installed.
         """
-        if self.runtime == "torch":
+        if runs_modules(self.runtime):
             from compresskit.runner.loading import load_module
 
             loader = partial(load_module, **self.loader_args)
-            return get("torch", loader=loader, inputs=self.inputs).open(self.path, self.threads, self.device)
+            return get(self.runtime, loader=loader, inputs=self.inputs).open(self.path, self.threads, self.device)
         if self.runtime == "onnxruntime" and self.products != "native":
             from compresskit.runtimes.saturating import SaturatingOnnxRuntime
 
@@ -89,7 +89,7 @@ class Candidate:
 
     def spec(self, sizes: dict[str, int]) -> Spec:
         """What the bench needs to open the model in a process of its own."""
-        loader = "compresskit.runner.loading:load_module" if self.runtime == "torch" else ""
+        loader = "compresskit.runner.loading:load_module" if runs_modules(self.runtime) else ""
         return Spec(
             self.name, self.path, self.runtime, self.threads, self.device, self.inputs, sizes, loader, self.loader_args
         )

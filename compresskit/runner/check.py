@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from compresskit.checkpoint.bundle import is_bundle
 from compresskit.errors import InputError, UsageError
 from compresskit.recipe.limits import Limits
-from compresskit.report import NAME, Gate, Measurement, Report, judge, read_report
+from compresskit.report import NAME, Gate, Measurement, Point, Report, judge, read_report
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.regression import regressions
@@ -86,13 +86,15 @@ def _merged(old: Iterable[Gate], new: Iterable[Gate]) -> list[Gate]:
 
 def _consistent(path: Path, report: Report) -> None:
     """Refuse figures of which it isn't clear, or can't be, what they say."""
+    names: Sequence[str | tuple[str, Point]]
     for what, names in (
         ("two models", [entry.name for entry in report.models]),
         ("two gates", [gate.name for gate in report.gates]),
-        ("two figures", [f"{m.name} of {m.model}" for m in _judged(report)]),
+        ("two figures", [(f"{m.name} of {m.model}", m.point) for m in _judged(report)]),
     ):
-        for name, count in Counter(names).items():
+        for found, count in Counter(names).items():
             if count > 1:
+                name = found if isinstance(found, str) else found[0]
                 raise InputError(f"{path} is no sound report: {what} are called '{name}'")
     for ratio in report.measurements:
         if ratio.name == "speedup" and not 0 < (ratio.low or ratio.value) <= ratio.value <= (ratio.high or ratio.value):

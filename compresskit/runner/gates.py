@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from compresskit.bench.run import change
 from compresskit.quality.drop import Limit, parse_drop, within
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
-from compresskit.report import Evaluation, Gate, Measurement, ModelEntry
+from compresskit.report import Evaluation, Gate, Measurement, ModelEntry, point_name, points_of
 
 SAME = 1.001
 """Growth that nobody would call so: two constants that were equal, and shared, before."""
@@ -30,6 +30,7 @@ def gates(
 ) -> list[Gate]:
     """One gate for each limit that was asked for, and the default ones, for each model but the first.
 
+    A speed-up is held to its limit at every point of a sweep, by a gate for each.
     A limit that was asked for has a gate whatever was measured: what nothing is known of is not passed. A model that is
     alone has gates only for what was asked.
 
@@ -42,7 +43,7 @@ def gates(
     """
     found: list[Gate] = []
     scores = {m.model: m for m in measurements if evaluation is not None and m.name == evaluation.metric}
-    speedups = {m.model: m for m in measurements if m.name == "speedup"}
+    speedups = [m for m in measurements if m.name == "speedup"]
     alone = len(models) == 1
     default = not (alone or limits.may_grow)
     for entry in models[1:] or models:
@@ -57,9 +58,11 @@ def gates(
             allowed = parse_size(limits.max_size) if limits.max_size else round(SAME * models[0].bytes)
             asked = limits.max_size is not None
             found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))
-        speedup = speedups.get(entry.name)
-        if limits.min_speedup is not None or (default and speedup is not None):
-            found.append(_speed_gate(speedup, limits, prefix))
+        own = [m for m in speedups if m.model == entry.name]
+        for speedup in own if own and (default or limits.min_speedup is not None) else ():
+            found.append(_speed_gate(speedup, limits, prefix, point_name(speedup.point, points_of(own, "speedup"))))
+        if limits.min_speedup is not None and not own:
+            found.append(_speed_gate(None, limits, prefix))
     return found
 
 
@@ -120,8 +123,8 @@ def _interval(ratio: Measurement, noisy: bool) -> str:
     return f"{'too noisy to tell, ' if noisy else ''}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
 
 
-def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str) -> Gate:
-    name, asked = f"{prefix}speed", limits.min_speedup is not None
+def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, where: str = "") -> Gate:
+    name, asked = f"{prefix}speed{f' ({where})' if where else ''}", limits.min_speedup is not None
     limit = f"≥ {limits.min_speedup:g}×" if limits.min_speedup is not None else "not slower"
     if speedup is None:
         return Gate(name=name, limit=limit, value=None, unit="×", passed=None, asked=asked, reason=_NO_BENCH)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit.bench import target as targets
 from compresskit.bench.machine import environment
 from compresskit.bench.run import change
+from compresskit.bench.sweep import Point
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
 from compresskit.report import Measurement, Report, Verdict, judge
@@ -18,16 +19,27 @@ from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.judging import Measuring
 from compresskit.runner.layers import layers_of
-from compresskit.runner.measure import fitting, quality, speed
+from compresskit.runner.measure import quality
 from compresskit.runner.prepare import candidate, with_inputs
 from compresskit.runner.products import about_products, products_for
 from compresskit.runner.recommend import able, everywhere, recommendation
+from compresskit.runner.timing import Speed, fitting, speed
+from compresskit.runtimes import runs_modules
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
 
+_STOPPED = "interrupted: the figures are of what was measured by then"
 Reader = Callable[[Path, str], Model]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while models were timed; ``report`` tells what was measured by then."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
 
 
 def hold(
@@ -38,9 +50,11 @@ def hold(
     *,
     judged: bool,
     runtimes: Sequence[str] = ("onnxruntime",),
-    batch: int = 1,
+    where: Sequence[Point] | None = None,
     rounds: int | None = None,
     processes: int | None = None,
+    roofline: bool = False,
+    profiled: bool = False,
     evaluated: bool = True,
     loader_args: dict[str, Any] | None = None,
     command: str = "",
@@ -55,9 +69,11 @@ def hold(
         measuring: Metric, limits, bench, threads, device and seed; its ``source`` isn't used.
         judged: Hold the models to the limits; without it there are no gates.
         runtimes: Each model is measured under each; ``auto`` alone is every one that is installed and opens the model.
-        batch: Samples in one timed call.
+        where: The points at which models are timed; None is one sample a call, with ``measuring``'s threads and tokens.
         rounds: See :class:`compresskit.bench.run.Plan`.
         processes: The same.
+        roofline: Measure what bounds each latency.
+        profiled: Time each node, by the runtime's own profiler.
         evaluated: Measure quality; needs data, or a second model.
         loader_args: Arguments of ``load``, for runtimes that read the model again.
         command: How the user asked for this.
@@ -69,7 +85,9 @@ def hold(
 
     Raises:
         CompressKitError: A model can't be read, exported or run.
+        Interrupted: Ctrl-C, when something had been timed.
     """
+    where = where or [Point(1, measuring.threads, measuring.sequence)]
     automatic = list(runtimes) == ["auto"]
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
         models: list[Candidate] = []
@@ -97,14 +115,14 @@ def hold(
                         progress=progress,
                     )
                 except (InputError, UsageError) as error:
-                    if not automatic or runtime != "torch":  # torch alone needs to know how to build a module
+                    if not automatic or not runs_modules(runtime):  # torch alone needs to know how to build a module
                         raise
                     left_out.append(f"{runtime} can't run {names[index]}: {error.message}")
                     continue
                 history = [asdict(applied) for applied in model.card.history]
                 models.append(replace(made, products=products))
         if automatic:
-            models, refused = able(models, batch=batch, sequence=fitting(paths, measuring.sequence)[0])
+            models, refused = able(models, batch=where[0].batch, sequence=fitting(paths, where[0].sequence)[0])
             left_out += refused
         entries = [model.entry() for model in models]
         measured = None
@@ -112,46 +130,66 @@ def hold(
             measured = quality(models, source, measuring.metric, seed=measuring.seed, progress=progress)
         if evaluated and len(models) == 1 and (measured is None or measured.metric is None):
             raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
-        timed = []
+        timed = Speed()
         shorter: list[str] = []
         if measuring.bench:
-            sequence, shorter = fitting(paths, measuring.sequence)
+            where, shorter = _fitting(paths, where)
             timed = speed(
                 models,
-                batch=batch,
-                sequence=sequence,
+                where,
                 rounds=rounds,
                 processes=processes,
                 seed=measuring.seed,
+                roofline=roofline,
+                profiled=profiled,
+                keep=True,
                 progress=progress,
             )
         about_int8 = about_products(models, measured, source, progress=progress) if evaluated else []
         if evaluated and measuring.target is not None and not about_int8:
             about_int8 = [f"--target {measuring.target} changes nothing: only the products of int8 files depend on it"]
         layers = [layer for model in models for layer in layers_of(model.name, model.path)] if judged else []
-    figures = [*(measured.measurements if measured else []), *timed]
+    figures = [*(measured.measurements if measured else []), *timed.measurements]
     evaluation = measured.evaluation() if measured else None
     broken = measured.broken if measured else {}
     found = gates(entries, evaluation, figures, measuring.limits, broken=broken) if judged else []
-    return Report(
+    report = Report(
         command=command,
-        verdict=judge(found, verified=evaluation is not None) if judged else _unjudged(timed),
+        verdict=judge(found, verified=evaluation is not None) if judged else _unjudged(timed.measurements),
         models=entries,
         measurements=figures,
         layers=layers,
+        latencies=timed.latencies,
+        profile=timed.profile,
         evaluation=evaluation,
         gates=found,
         notes=[
-            *(recommendation(models, timed) if automatic else []),
+            *([_STOPPED] if timed.interrupted else []),
+            *(recommendation(models, timed.measurements) if automatic else []),
             *left_out,
             *(measured.notes if measured else []),
             *about_int8,
             *shorter,
-            *_elsewhere(measuring.target, timed),
+            *timed.notes,
+            *_elsewhere(measuring.target, timed.measurements),
         ],
         environment=environment(measuring.threads),
         history=history,
     )
+    if timed.interrupted:
+        raise Interrupted(report)
+    return report
+
+
+def _fitting(paths: Sequence[Path], where: Sequence[Point]) -> tuple[list[Point], list[str]]:
+    """The points, with no sample longer than the models take, and a note where that changed one."""
+    notes: list[str] = []
+    found = []
+    for point in where:
+        sequence, shorter = fitting(paths, point.sequence)
+        found.append(replace(point, sequence=sequence))
+        notes += shorter
+    return list(dict.fromkeys(found)), list(dict.fromkeys(notes))
 
 
 def _elsewhere(target: str | None, timed: list[Measurement]) -> list[str]:

@@ -9,15 +9,17 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compresskit.bench.machine import environment
+from compresskit.bench.sweep import Point
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Gate, Measurement, Report, StepEntry, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.layers import layers_of
-from compresskit.runner.measure import SEQUENCE, fitting, quality, speed
+from compresskit.runner.measure import quality
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.products import about_products, products_for
+from compresskit.runner.timing import SEQUENCE, Speed, fitting, speed
 from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -124,19 +126,20 @@ def report_on(
     shown = portable(output / (after.shipped.path if after.shipped else after.place).name)
     new = after.candidate(output.name if output.name != baseline.name else shown, shown, measuring)
     entries = [baseline.entry(), new.entry()]
-    measured, timed = None, []
+    measured, timed = None, Speed()
     shorter: list[str] = []
     if after.shipped is not None:
         measured = quality([baseline, new], measuring.source, measuring.metric, seed=measuring.seed, progress=progress)
         if measuring.bench:
             sequence, shorter = fitting([after.model.source, origin], measuring.sequence)
-            timed = speed([baseline, new], sequence=sequence, seed=measuring.seed, progress=progress)
+            where = [Point(1, measuring.threads, sequence)]
+            timed = speed([baseline, new], where, seed=measuring.seed, progress=progress)
     about_int8 = about_products([new], measured, measuring.source, progress=progress) if after.shipped else []
     history = after.model.card.history
     last = history[-1] if history else None
     facts = last.facts if last else {}
     rounded, about = _rounding(facts if measured is None else {}, new.name)
-    figures = [*(measured.measurements if measured else []), *timed]
+    figures = [*(measured.measurements if measured else []), *timed.measurements]
     evaluation = measured.evaluation() if measured else None
     found = gates(entries, evaluation, figures, measuring.limits, broken=measured.broken if measured else {})
     if facts.get("merged"):  # dense layers were asked for: larger is what they are
@@ -150,6 +153,7 @@ def report_on(
         models=entries,
         measurements=[*figures, *rounded],
         layers=[*layers_of(baseline.name, baseline.path), *layers_of(new.name, new.path, history)],
+        latencies=timed.latencies,
         evaluation=evaluation,
         coverage=coverage(facts, last.skipped if last else {}),
         gates=found,
@@ -164,6 +168,7 @@ def report_on(
             *(measured.notes if measured else []),
             *about_int8,
             *shorter,
+            *timed.notes,
         ],
         environment=environment(measuring.threads),
         history=[asdict(applied) for applied in history],

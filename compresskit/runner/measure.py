@@ -1,15 +1,12 @@
-"""Quality and speed of models against the first of them, as lines of a report."""
+"""Quality of models against the first of them, as lines of a report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from compresskit.bench.run import Plan, bench
 from compresskit.data.source import Source
-from compresskit.data.tokens import longest
 from compresskit.model import portable
 from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
 from compresskit.quality.fidelity import compare_outputs
@@ -21,8 +18,6 @@ from compresskit.runner.candidate import Candidate
 from compresskit.runtimes.base import Session
 from compresskit.stage import Progress, silent
 
-SEQUENCE = 128
-"""Tokens of a sample where the sequence axis may vary and no data says how long."""
 _SYNTHETIC = 64
 _FIDELITY = 256
 
@@ -166,43 +161,3 @@ def _fidelity(
         source = synthetic_inputs(baseline.inputs or original.inputs, _SYNTHETIC, seed=seed)
     compared = compare_outputs(original, new, source, task=baseline.task, limit=_FIDELITY, progress=progress)
     return [score.measurement(model.name, model.runtime) for score in compared.scores()]
-
-
-def fitting(sources: Iterable[Path], sequence: int) -> tuple[int, list[str]]:
-    """A sample's length that all models take, and a note when it isn't the one that was asked for.
-
-    Args:
-        sources: Where the models were read from; a Hugging Face folder or its bundle says how long a sample may be.
-        sequence: Tokens of a sample.
-    """
-    most = min(longest(source) for source in sources)
-    return (sequence, []) if sequence <= most else (most, [f"timed with {most} tokens a sample, the most there may be"])
-
-
-def speed(
-    models: Sequence[Candidate],
-    *,
-    batch: int = 1,
-    sequence: int = SEQUENCE,
-    rounds: int | None = None,
-    processes: int | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> list[Measurement]:
-    """Latency, throughput, load time and memory of each model, and the speed-up against the first.
-
-    Args:
-        models: The baseline first.
-        batch: Samples in one call.
-        sequence: Length of the sequence axis where it may vary.
-        rounds: See :class:`compresskit.bench.run.Plan`; None is its default.
-        processes: The same.
-        seed: Of the made-up inputs.
-        progress: Called after each generation of processes.
-    """
-    specs = [model.spec({"sequence": sequence}) for model in models]
-    default = Plan()
-    plan = replace(default, rounds=rounds or default.rounds)
-    if processes is not None:
-        plan = replace(plan, processes=processes, more=0)
-    return bench(specs, batch=batch, seed=seed, plan=plan, progress=progress)

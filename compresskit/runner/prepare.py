@@ -10,7 +10,8 @@ from compresskit.errors import InputError, UsageError
 from compresskit.model import Model, portable
 from compresskit.report import Gate
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.measure import SEQUENCE
+from compresskit.runner.timing import SEQUENCE
+from compresskit.runtimes import runs_modules
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def candidate(
     """
     common: dict[str, Any] = {"name": name, "shown": portable(model.source), "inputs": model.card.inputs}
     common |= {"task": model.card.task, "runtime": runtime, "threads": threads, "device": device, **counted(model)}
-    if runtime == "torch":
+    if runs_modules(runtime):
         if isinstance(model.body, Path):
             raise UsageError(f"{model.source} does not say how to build the module", "give --arch FILE.py:NAME")
         return Candidate(path=model.source, loader_args=loader_args or {}, **common)

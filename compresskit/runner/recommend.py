@@ -6,25 +6,32 @@ from collections.abc import Sequence
 
 from compresskit.bench.run import change, refusal
 from compresskit.errors import InputError
-from compresskit.report import Measurement
+from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate
 from compresskit.runtimes import get, names
 
-_ROUNDED = {"openvino-bf16": "it computes floats in bfloat16, so its outputs differ"}
+_LEFT_OUT = {
+    "openvino-bf16": "it computes floats in bfloat16, so its outputs differ",
+    "torch-compile": "it compiles anew in each process, which takes minutes",
+}
 
 
 def everywhere() -> tuple[list[str], list[str]]:
     """(names of the runtimes that are installed and keep the arithmetic, a note on each of the others)."""
-    found, notes = [], []
+    found, notes, absent = [], [], []
     for name in names():
         lack = get(name).missing()
         if lack:
-            if name not in _ROUNDED:
+            if name.startswith("onnxruntime-"):
+                absent.append(name)
+            elif name not in _LEFT_OUT:
                 notes.append(f"not tried: {lack}")
-        elif name in _ROUNDED:
-            notes.append(f"not tried: {name}, because {_ROUNDED[name]}; --runtime {name} times it")
+        elif name in _LEFT_OUT:
+            notes.append(f"not tried: {name}, because {_LEFT_OUT[name]}; --runtime {name} times it")
         else:
             found.append(name)
+    if absent:
+        notes.append(f"not tried, not installed: {', '.join(absent)}; compresskit doctor says how to get them")
     return found, notes
 
 
@@ -52,18 +59,29 @@ def able(models: Sequence[Candidate], *, batch: int, sequence: int) -> tuple[lis
 
 
 def recommendation(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[str]:
-    """What to take: the fastest pair of model and runtime, where the measurements prove it faster than the first."""
+    """What to take, at each point: the fastest pair of model and runtime, where it is proven faster than the first."""
+    points = points_of(timed)
+    found = []
+    for point in points:
+        where = point_name(point, points)
+        own = [m for m in timed if m.point == point]
+        found += [f"fastest here{f' at {where}' if where else ''}{said}" for said in _fastest(models, own)]
+    return found
+
+
+def _fastest(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[str]:
+    """The end of the sentence, for one point."""
     latency = {m.model: m.value for m in timed if m.name == "latency_p50"}
     known = [model for model in models if model.name in latency]
     if len(known) < 2:
-        return [f"fastest here: {known[0].runtime}, the only one that runs the model"] if known else []
+        return [f": {known[0].runtime}, the only one that runs the model"] if known else []
     base = known[0]
     best = min(known, key=lambda model: latency[model.name])
     ratio = next((m for m in timed if m.name == "speedup" and m.model == best.name), None)
     if ratio is None:
         rivals = [m for m in timed if m.name == "speedup"]
         proven = all(change(m) == "slower" for m in rivals)
-        return [f"fastest here: {base.name}" + ("" if proven else "; not every other one is proven slower")]
+        return [f": {base.name}" + ("" if proven else "; not every other one is proven slower")]
     interval = f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})" if ratio.low and ratio.high else ""
     text = f"{best.name} {ratio.value:.2f}× {base.name}{interval}"
-    return [f"fastest here: {text}" if change(ratio) == "faster" else f"fastest here, but not proven: {text}"]
+    return [f": {text}" if change(ratio) == "faster" else f", but not proven: {text}"]

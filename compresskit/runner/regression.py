@@ -8,10 +8,11 @@ from typing import Any
 from compresskit.errors import UsageError
 from compresskit.quality.drop import parse_drop
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_growth
-from compresskit.report import Gate, Measurement, ModelEntry, Report
+from compresskit.report import Gate, Measurement, ModelEntry, Point, Report, point_name, points_of
 from compresskit.runner.gates import SAME, drop_gate, pace, size_gate
 
 _MESSAGE = 2000
+_AXES = ("batch", "threads", "tokens")
 _GONE = "the baseline has it, this report hasn't: measure it again"
 
 
@@ -61,7 +62,7 @@ def regressions(
                 reason=f"{before.bytes} → {entry.bytes} bytes",
             )
         )  # fmt: skip
-        found += _speed(_figure(new, "speedup", entry), _figure(old, "speedup", before), prefix)
+        found += _speeds(new, old, entry, before, prefix)
     for what, here, there in (
         ("quality", new.evaluation, old.evaluation),
         ("speed-up", new.values("speedup"), old.values("speedup")),
@@ -86,10 +87,32 @@ def _quality(
     return [drop_gate(name, shown, then, now, limit, old.evaluation.higher_is_better, asked=True)]
 
 
-def _speed(now: Measurement | None, then: Measurement | None, prefix: str) -> list[Gate]:
-    name, shown = f"{prefix}speed since baseline", "not slower"
-    if then is None:
-        return []
+def _speeds(new: Report, old: Report, entry: ModelEntry, before: ModelEntry, prefix: str) -> list[Gate]:
+    """A gate for each point of the baseline."""
+    found = []
+    now = [m for m in new.measurements if (m.name, m.model) == ("speedup", entry.name)]
+    then = [m for m in old.measurements if (m.name, m.model) == ("speedup", before.name)]
+    for figure in then:
+        where = point_name(figure.point, [m.point for m in then])
+        same = next((m for m in now if _same(_point(m, new), _point(figure, old))), None)
+        found += _speed(same, figure, f"{prefix}speed{f' ({where})' if where else ''} since baseline")
+    return found
+
+
+def _point(measured: Measurement, report: Report) -> Point:
+    """Where it was measured; threads that don't vary are a fact of the environment, and are compared there."""
+    batch, threads, sequence = measured.point
+    varied = len({threads for _, threads, _ in points_of(report.measurements, "speedup")}) > 1
+    return batch, threads if varied else None, sequence
+
+
+def _same(now: Point, then: Point) -> bool:
+    """One point: reports of earlier versions know the batch alone."""
+    return all(a == b or a is None or b is None for a, b in zip(now, then, strict=True))
+
+
+def _speed(now: Measurement | None, then: Measurement, name: str) -> list[Gate]:
+    shown = "not slower"
     if now is None:
         return [Gate(name=name, limit=shown, value=None, unit="×", passed=None, asked=True, reason=_GONE)]
     ratio = _ratio(now, then)
@@ -142,10 +165,11 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
             found += _unlike(what, getattr(old.evaluation, what), getattr(new.evaluation, what))
     metric = new.evaluation.metric if new.evaluation else ""
     for entry, before in pairs:
-        for name, whats in ((metric, ("n", "runtime", "unit")), ("speedup", ("runtime", "batch"))):
+        for name, whats in ((metric, ("n", "runtime", "unit")), ("speedup", ("runtime",))):
             now, then = _figure(new, name, entry), _figure(old, name, before)
             for what in whats if now and then else ():
                 found += _unlike(f"{what} of {name}", getattr(then, what), getattr(now, what))
+    found += _other_points(new, old)
     first, other = new.models[0], old.models[0]
     if len(new.models) > 1 and first.sha256 != other.sha256:  # one of the same shape is as fast: it was trained anew
         unlike = [
@@ -160,6 +184,27 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
             "make the baseline anew, with the same data, metric and original",
             limit=_MESSAGE,
         )
+
+
+def _other_points(new: Report, old: Report) -> list[str]:
+    """Points of the baseline at which the new report has no speed-up, unless it has none at all."""
+    there, here = (
+        list(dict.fromkeys(_point(m, report) for m in report.measurements if m.name == "speedup"))
+        for report in (old, new)
+    )
+    gone = [point for point in there if not any(_same(other, point) for other in here)]
+    if not here or not gone:
+        return []
+    if len(here) == len(there) == 1:
+        pairs = zip(_AXES, there[0], here[0], strict=True)
+        return [text for axis, then, now in pairs for text in _unlike(f"{axis} of speedup", then, now)]
+    return [f"speed-ups at {_at(there)} → at {_at(here)}"]
+
+
+def _at(points: list[Point]) -> str:
+    """Points in full: two reports needn't differ among their own."""
+    shown = [[f"{axis} {size}" for axis, size in zip(_AXES, point, strict=True) if size] for point in points]
+    return "; ".join(" ".join(parts) for parts in shown)
 
 
 def _unlike(what: str, then: Any, now: Any) -> list[str]:

@@ -9,19 +9,30 @@ from typing import Any
 from compresskit.errors import UsageError
 from compresskit.runtimes.base import Runtime, Session
 
-__all__ = ["Runtime", "Session", "get", "names"]
+__all__ = ["Runtime", "Session", "get", "names", "runs_modules"]
 
+_ONNX = "compresskit.runtimes.onnxruntime:OnnxRuntime"
 _RUNTIMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "onnxruntime": ("compresskit.runtimes.onnxruntime:OnnxRuntime", {}),
+    "onnxruntime": (_ONNX, {}),
     "openvino": ("compresskit.runtimes.openvino:OpenVino", {}),
     "openvino-bf16": ("compresskit.runtimes.openvino:OpenVino", {"precision": "bf16"}),
     "torch": ("compresskit.runtimes.torch:TorchRuntime", {}),
+    "torch-compile": ("compresskit.runtimes.torch:TorchRuntime", {"compiled": True}),
+    **{
+        f"onnxruntime-{kind}": (_ONNX, {"provider": kind})
+        for kind in ("cuda", "tensorrt", "openvino", "coreml", "xnnpack", "qnn")
+    },
 }
 
 
 def names() -> list[str]:
     """The names that :func:`get` knows, in the order in which they are offered."""
     return list(_RUNTIMES)
+
+
+def runs_modules(name: str) -> bool:
+    """True for a runtime that takes an ``nn.Module``; the others take ONNX files."""
+    return name.partition("-")[0] == "torch"
 
 
 def get(name: str, **options: Any) -> Runtime:

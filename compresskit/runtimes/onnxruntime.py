@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the other names are numpy's own
+PROVIDERS = {
+    "cuda": ("CUDAExecutionProvider", "pip install onnxruntime-gpu in its place (NVIDIA)"),
+    "tensorrt": ("TensorrtExecutionProvider", "pip install onnxruntime-gpu in its place, and TensorRT (NVIDIA)"),
+    "openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-openvino in its place (Intel)"),
+    "coreml": ("CoreMLExecutionProvider", "onnxruntime for macOS has it"),
+    "xnnpack": ("XnnpackExecutionProvider", "a build of onnxruntime with --use_xnnpack has it"),
+    "qnn": ("QNNExecutionProvider", "pip install onnxruntime-qnn in its place (Qualcomm)"),
+}
+"""Of a runtime's name behind ``onnxruntime-``: the provider, and how to get it."""
 
 
 class OnnxRuntime:
@@ -29,19 +38,30 @@ class OnnxRuntime:
         exact: Apply only the graph rewrites that keep the arithmetic, so that the outputs are those of the file's
             operators as written. Without it onnxruntime may round activations to int8, for instance where it makes
             MatMulNBits of a ``DequantizeLinear`` and a MatMul.
+        provider: Execution provider, a key of ``PROVIDERS``; empty is the CPU's own. What a provider doesn't take is
+            run by the CPU's, as onnxruntime always does.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, exact: bool = False) -> None:
+    def __init__(self, exact: bool = False, provider: str = "") -> None:
         self.exact = exact
+        self.provider = provider
+        if provider:
+            self.name = f"onnxruntime-{provider}"
         os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library loads; on by default since 1.29
 
     def missing(self) -> str | None:
-        """None when onnxruntime is installed."""
-        if importlib.util.find_spec("onnxruntime") is not None:
-            return None
-        return "onnxruntime is not installed: pip install onnxruntime"
+        """None when onnxruntime is installed, and has the provider."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed: pip install onnxruntime"
+        if self.provider:
+            import onnxruntime
+
+            title, way = PROVIDERS[self.provider]
+            if title not in onnxruntime.get_available_providers():
+                return f"this onnxruntime has no {title.removesuffix('ExecutionProvider')} provider: {way}"
+        return None
 
     def prepare(self) -> Any:
         """Import the library.
@@ -70,12 +90,21 @@ class OnnxRuntime:
         ort = self.prepare()
         if not path.is_file():
             raise InputError(f"{path} is not a file", "give the path of an .onnx file")
-        providers = _providers(ort, device)
+        providers = self.providers() if self.provider else _providers(ort, device)
         graph = scan(path)
         options = self.options(ort, threads)
         if not self.exact and folds_weights(graph):
             options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return self.load(ort, str(path), options, providers, path.name, index_limits(graph))
+        session = self.load(ort, str(path), options, providers, path.name, index_limits(graph))
+        if providers[0] not in (found := session.providers()):
+            lack = f"{providers[0]} did not start here, onnxruntime would use {', '.join(found)}"
+            raise MachineError(lack, "its libraries or its device are missing: see onnxruntime's page on this provider")
+        return session
+
+    def providers(self) -> list[str]:
+        """What a session is opened with on a CPU, or for this runtime's own provider."""
+        own = [PROVIDERS[self.provider][0]] if self.provider else []
+        return [*own, "CPUExecutionProvider"]
 
     @staticmethod
     def load(
@@ -108,6 +137,14 @@ class OnnxSession:
         self._name = name
         self.inputs = tuple(_spec(value, limits) for value in engine.get_inputs())
         self.outputs = tuple(value.name for value in engine.get_outputs())
+
+    def providers(self) -> list[str]:
+        """The execution providers that take part, the first choice first."""
+        return list(self._engine.get_providers())
+
+    def end_profiling(self) -> str:
+        """Where the profiler wrote what it saw of a session that was opened with profiling."""
+        return str(self._engine.end_profiling())
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One forward pass.

@@ -1,9 +1,11 @@
-"""torch: the model as its author wrote it, run eagerly."""
+"""torch: the model as its author wrote it, run eagerly or compiled."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -25,17 +27,32 @@ class TorchRuntime:
     Args:
         loader: Gives the module for a path. Reading checkpoints lies above this layer, so the caller brings it.
         inputs: What the module takes, where known; a module itself doesn't say.
+        compiled: Let ``torch.compile`` make kernels of it on the first call, for the shapes of that call; it needs a
+            C++ compiler, and falls back to eager code, in parts, where it can't follow the module.
     """
 
     name = "torch"
 
-    def __init__(self, loader: Callable[[Path], nn.Module] | None = None, inputs: tuple[InputSpec, ...] = ()) -> None:
+    def __init__(
+        self,
+        loader: Callable[[Path], nn.Module] | None = None,
+        inputs: tuple[InputSpec, ...] = (),
+        compiled: bool = False,
+    ) -> None:
         self.loader = loader
         self.inputs = inputs
+        self.compiled = compiled
+        if compiled:
+            self.name = "torch-compile"
 
     def missing(self) -> str | None:
-        """None when torch is installed."""
-        return None if importlib.util.find_spec("torch") is not None else "torch is not installed: pip install torch"
+        """None when torch is installed, and a compiler where one is needed."""
+        if importlib.util.find_spec("torch") is None:
+            return "torch is not installed: pip install torch"
+        compilers = (os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl")
+        if self.compiled and not any(shutil.which(name) for name in compilers if name):
+            return "torch.compile finds no C++ compiler: install one (apt install g++), or name it in CXX"
+        return None
 
     def prepare(self) -> Any:
         """Import the library.
@@ -73,14 +90,17 @@ class TorchRuntime:
             raise
         except Exception as error:  # a user's factory may raise anything
             raise _wrapped(error, f"torch cannot load {path.name}") from error
-        return TorchSession(module.eval().to(where), path.name, self.inputs)
+        module = module.eval().to(where)
+        return TorchSession(module, path.name, self.inputs, torch.compile(module) if self.compiled else None)
 
 
 class TorchSession:
     """A module that is ready to run; ``outputs`` is known after the first run."""
 
-    def __init__(self, module: nn.Module, name: str, inputs: tuple[InputSpec, ...]) -> None:
-        self._module = module
+    def __init__(
+        self, module: nn.Module, name: str, inputs: tuple[InputSpec, ...], compiled: Callable[..., Any] | None = None
+    ) -> None:
+        self._module = compiled or module
         self._name = name
         self._keywords = _keywords(module)
         self._device = next((t.device for t in chain(module.parameters(), module.buffers())), "cpu")

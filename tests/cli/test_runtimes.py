@@ -13,6 +13,8 @@ import pytest
 from cli_material import ARCH, SHAPE, Cli
 from onnx import helper
 
+from compresskit import runtimes
+
 QUICK = ("--processes", "2", "--rounds", "1", "--json", "-")
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 
@@ -174,3 +176,31 @@ def test_a_missing_openvino_is_one_line(cli: Cli, here: Path, monkeypatch: pytes
     found = json.loads(outcome.out)
     assert "pip install" in found["runtimes"]["openvino"]
     assert found["environment"]["target"] in ("x86-vnni", "x86-avx2", "arm64")
+
+
+@pytest.mark.parametrize("name", [n for n in runtimes.names() if runtimes.get(n).missing()])
+def test_a_runtime_that_is_missing_is_named_with_the_way_to_get_it(cli: Cli, here: Path, name: str) -> None:
+    outcome = cli("bench", "m.onnx", "--runtime", name, *QUICK)
+    assert outcome.code == 4, outcome
+    lack = runtimes.get(name).missing()
+    assert lack is not None and lack.split(":")[0] in outcome.err and lack.split(": ")[1][:12] in outcome.err
+
+
+def test_doctor_lists_every_runtime(cli: Cli, here: Path) -> None:
+    found = json.loads(cli("doctor", "--json", "-").out)["runtimes"]
+    assert found == {name: runtimes.get(name).missing() for name in runtimes.names()}
+
+
+def test_auto_tells_of_absent_providers_in_one_line(cli: Cli, here: Path) -> None:
+    notes = report(cli("bench", "m.onnx", "--runtime", "auto", *QUICK))["notes"]
+    absent = [n for n in runtimes.names() if n.startswith("onnxruntime-") and runtimes.get(n).missing()]
+    assert [note for note in notes if "not installed: onnxruntime-" in note] == [
+        f"not tried, not installed: {', '.join(absent)}; compresskit doctor says how to get them"
+    ] * bool(absent)
+
+
+def test_torch_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler" in (runtimes.get("torch-compile").missing() or "")
+    assert runtimes.get("torch").missing() is None

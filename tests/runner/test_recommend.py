@@ -50,15 +50,22 @@ def test_one_alone_is_said_to_be_alone():
 
 
 def test_runtimes_that_change_the_arithmetic_or_are_missing_are_named(monkeypatch):
+    from compresskit.runtimes.onnxruntime import OnnxRuntime
     from compresskit.runtimes.openvino import OpenVino
+    from compresskit.runtimes.torch import TorchRuntime
 
     monkeypatch.setattr(OpenVino, "missing", lambda self: None)
+    monkeypatch.setattr(TorchRuntime, "missing", lambda self: None)
+    monkeypatch.setattr(OnnxRuntime, "missing", lambda self: self.name if self.provider else None)
     found, notes = recommend.everywhere()
-    assert [name for name in names() if name not in found] == ["openvino-bf16"]
-    assert len(notes) == 1 and "bfloat16" in notes[0]
+    absent = [name for name in names() if name.startswith("onnxruntime-")]
+    assert [name for name in names() if name not in found] == ["openvino-bf16", "torch-compile", *absent]
+    rounded, compiled, providers = notes
+    assert "bfloat16" in rounded and "compiles anew" in compiled
+    assert all(name in providers for name in absent) and "doctor" in providers
     monkeypatch.setattr(OpenVino, "missing", lambda self: "openvino is not installed: pip install it")
     found, notes = recommend.everywhere()
-    assert "openvino" not in found and notes == ["not tried: openvino is not installed: pip install it"]
+    assert "openvino" not in found and notes[0] == "not tried: openvino is not installed: pip install it"
     assert all(get(name).missing() is None for name in found)
 
 

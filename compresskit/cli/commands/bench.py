@@ -22,26 +22,64 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="Engine: onnxruntime, openvino, openvino-bf16, torch, or auto for all; repeatable.",
+        help="Engine, see compresskit doctor; auto for all that are installed; repeatable.",
         rich_help_panel="Run",
+    ),
+]
+
+
+Batches = Annotated[
+    str,
+    typer.Option(
+        "--batch", metavar="N[,N]", help="Samples in one timed call; several with commas.", rich_help_panel="Run"
+    ),
+]
+Sequences = Annotated[
+    str,
+    typer.Option(
+        "--sequence", "--seq", metavar="N[,N]", help="Tokens of a timed sample; several with commas.",
+        rich_help_panel="Run",
+    ),
+]  # fmt: skip
+ManyThreads = Annotated[
+    str,
+    typer.Option(
+        "--threads", metavar="N[,N]", help="Threads of one operator, 0: all cores; several with commas.",
+        rich_help_panel="Run",
+    ),
+]  # fmt: skip
+
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Time each node too, by the engine's own profiler.", rich_help_panel="Run"),
+]
+NoLimits = Annotated[
+    bool,
+    typer.Option(
+        "--no-limits", help="Do not measure how fast this machine could run each model.", rich_help_panel="Run"
     ),
 ]
 
 
 def command(
     models: shared.ModelArgs,
-    batch: shared.Batch = 1,
-    sequence: shared.Sequence = 128,
+    batch: Batches = "1",
+    sequence: Sequences = "128",
     rounds: Rounds = None,
     processes: Processes = None,
+    profile: Profile = False,
+    no_limits: NoLimits = False,
     min_speedup: shared.MinSpeedup = None,
+    baseline: shared.Baseline = None,
+    max_growth: shared.MaxGrowth = None,
+    allow_other_machine: shared.AllowOtherMachine = False,
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
     allow_nonfinite: shared.AllowNonfinite = False,
     runtime: Runtimes = ["onnxruntime"],  # noqa: B006 - typer copies it
     device: shared.Device = "cpu",
-    threads: shared.Threads = 0,
+    threads: ManyThreads = "0",
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
@@ -53,13 +91,23 @@ def command(
     Each model runs in a process of its own; they take turns, and all is started afresh several times. The speed-up
     against the first model comes with a 95 % interval; a machine too noisy to tell says so. With --runtime auto every
     engine that is installed and opens the models takes part, and the fastest is named.
+
+    Several values of --batch, --threads or --sequence are a sweep: each combination is timed by itself, the speed-up is
+    over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C ends it with the figures so
+    far, and exit code 130.
     """
-    from compresskit.cli.holding import hold_models
+    from compresskit.cli.holding import Earlier, hold_models
+    from compresskit.cli.inputs import parse_counts
+
+    batches, tokens = parse_counts("--batch", batch), parse_counts("--sequence", sequence)
+    counts = parse_counts("--threads", threads, least=0)
 
     code = hold_models(
-        models, sequence=sequence, arch=arch, arch_args=arch_args, input_shape=input_shape,
-        allow_nonfinite=allow_nonfinite, runtimes=runtime, device=device, threads=threads, seed=seed, json=json,
-        html=html, markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batch, rounds=rounds,
-        processes=processes, limits=(None, None, min_speedup),
+        models, sequence=tokens, arch=arch, arch_args=arch_args, input_shape=input_shape,
+        allow_nonfinite=allow_nonfinite, runtimes=runtime, device=device, threads=counts, seed=seed, json=json,
+        html=html, markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batches, rounds=rounds,
+        processes=processes,
+        roofline=not no_limits, profiled=profile, limits=(None, None, min_speedup),
+        earlier=Earlier(baseline, max_growth, allow_other_machine),
     )  # fmt: skip
     raise typer.Exit(code)

@@ -43,9 +43,9 @@ def command(
     if len(models) < 2:
         raise UsageError("compare needs two models or more, the baseline first", "for one model: compresskit evaluate")
     code = hold_models(
-        models, data=data, normalize=normalize, sequence=sequence, metric=metric, arch=arch, arch_args=arch_args,
+        models, data=data, normalize=normalize, sequence=[sequence], metric=metric, arch=arch, arch_args=arch_args,
         input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
-        threads=threads, seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=not no_bench,
-        judged=True, batch=batch, limits=(max_drop, max_size, min_speedup),
+        threads=[threads], seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=not no_bench,
+        judged=True, batch=[batch], limits=(max_drop, max_size, min_speedup),
     )  # fmt: skip
     raise typer.Exit(code)

@@ -39,8 +39,8 @@ def command(
     if data is None:
         raise UsageError("evaluate needs --data", "for example --data test.npz with arrays x and y")
     code = hold_models(
-        [model], data=data, normalize=normalize, sequence=sequence, metric=metric, arch=arch, arch_args=arch_args,
+        [model], data=data, normalize=normalize, sequence=[sequence], metric=metric, arch=arch, arch_args=arch_args,
         input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
-        threads=threads, seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=False, judged=False,
+        threads=[threads], seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=False, judged=False,
     )  # fmt: skip
     raise typer.Exit(code)

@@ -1,0 +1,98 @@
+"""What is timed, how long, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compresskit.model import InputSpec
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model under one runtime.
+
+    Attributes:
+        name: The model's name in the report.
+        path: What the runtime opens.
+        runtime: One of :func:`compresskit.runtimes.names`.
+        threads: Threads of one operator; 0 is one for each physical core.
+        device: As the runtime names it.
+        inputs: What goes in; empty where the runtime reads it off the file.
+        sizes: Sizes of named axes (``{"batch": 1, "sequence": 128}``); ``batch`` is added by :func:`bench`.
+        loader: ``module:function`` that gives a module for a path; for torch.
+        loader_args: Keyword arguments of the loader; JSON.
+    """
+
+    name: str
+    path: Path
+    runtime: str = "onnxruntime"
+    threads: int = 0
+    device: str = "cpu"
+    inputs: tuple[InputSpec, ...] = ()
+    sizes: dict[str, int] = field(default_factory=dict)
+    loader: str = ""
+    loader_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Timing:
+    """What was measured of one model, a list item for each process.
+
+    Attributes:
+        rounds: By process and round, the latencies of one call in ns.
+        load_ms: Time to open the model, by process.
+        first_ms: Time from the closed file to the first answer, by process: opening and the first call.
+        peak: Peak resident bytes, by process; empty where the system doesn't tell.
+        joules: Energy of one call, by process; empty where the machine doesn't tell.
+        rows: Batch size of the inputs that were in fact fed.
+        tokens: Length of the sequence axis that was fed; None where the inputs have none of free size.
+    """
+
+    rounds: list[list[np.ndarray]] = field(default_factory=list)
+    load_ms: list[float] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)
+    peak: list[int] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+    rows: int = 1
+    tokens: int | None = None
+
+    def extend(self, further: Timing) -> None:
+        """Add what later processes measured."""
+        self.rounds += further.rounds
+        self.load_ms += further.load_ms
+        self.first_ms += further.first_ms
+        self.peak += further.peak
+        self.joules += further.joules
+        self.rows, self.tokens = further.rows, further.tokens
+
+    def medians(self) -> list[list[float]]:
+        """Median latency by process and round, ns."""
+        return [[float(np.median(turn)) for turn in process] for process in self.rounds]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure; the default takes about 7 seconds for two small models.
+
+    Attributes:
+        rounds: Turns of each model in one process.
+        processes: How often everything starts afresh; fewer than two give no interval. More of these, not more
+            rounds, is what sharpens a comparison.
+        more: Further processes where the first leave it open which model is faster; 0 for none.
+        turn_s: Least length of a turn, seconds; it holds at least one call.
+        warmup_s: Longest warm-up of one process, seconds; it ends when three turns in a row agree within 5 %.
+        budget_s: About how long all turns may take, seconds; slow models get fewer rounds, at least 3.
+        timeout_s: Longest wait for one answer of a process, seconds.
+    """
+
+    rounds: int = 5
+    processes: int = 7
+    more: int = 7
+    turn_s: float = 0.04
+    warmup_s: float = 0.5
+    budget_s: float = 60.0
+    timeout_s: float = 600.0
