@@ -44,7 +44,7 @@ def words_of(text: str) -> list[str]:
 
 def test_pages_have_examples() -> None:
     names = {page.stem for page in PAGES}
-    assert names >= {"quantize", "measure"}
+    assert names >= {"tutorial", "quantize", "measure"}
     commands = " ".join(command for page in PAGES for command in replayed(page))
     for word in ("quantize", "export", "evaluate", "compare", "bench"):
         assert f"compresskit {word} " in commands, word
@@ -79,6 +79,13 @@ def test_a_replay_runs_checks_and_fills_in(tmp_path: Path) -> None:
     assert "bits" in module.Replay(tmp_path).page(wrong)
     with pytest.raises(module.Failed, match="only compresskit"):
         module.Replay(tmp_path).page("```text run\n$ rm x\n```\n")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    text = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    assert words_of(replayer().Replay(tmp_path).page(text)) == words_of(text)
 
 
 @pytest.fixture(scope="module")
