@@ -8,7 +8,7 @@ from typing import Any
 
 from compresskit.render import figures, rows
 from compresskit.render.html.markup import Chart, label
-from compresskit.render.html.style import DASHES, PALETTE, PATTERNS, SYMBOLS
+from compresskit.render.html.style import DASHES, PALETTE, SYMBOLS
 from compresskit.report import Distribution, Measurement, Report
 
 _SPEED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup", "load", "peak_memory", "max_abs")
@@ -67,13 +67,6 @@ def _bars(
         "hovertemplate": "%{y}: %{text}<extra></extra>",
         "marker": {
             "color": [pick(PALETTE, places.get(m.model, 0)) for m in found],
-            "pattern": {
-                "shape": [pick(PATTERNS, places.get(m.model, 0)) for m in found],
-                "fgcolor": "rgba(255,255,255,.35)",
-                "fgopacity": 1,
-                "fillmode": "overlay",
-                "size": 7,
-            },
         },
         "cliponaxis": False,
     }

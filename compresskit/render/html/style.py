@@ -39,7 +39,7 @@ table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric
 th,td{text-align:right;padding:.4rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--soft);white-space:nowrap}
 th:first-child,td:first-child,table.text th,table.text td{text-align:left;overflow-wrap:anywhere}
-table.text td:first-child{min-width:6.5rem}
+td:first-child{min-width:6.5rem}
 tr:last-child td{border-bottom:0}
 details{margin-top:.4rem;font-size:.875rem}
 summary{cursor:pointer;color:var(--soft);overflow-wrap:anywhere}
