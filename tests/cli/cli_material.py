@@ -86,6 +86,10 @@ Job = Callable[..., dict[str, int]]
 """Runs a command in a folder, killed at the n-th thing it does to a file of its output."""
 
 
+MEASURED = ("report.json", "report.html", "provenance.json")
+"""What differs in a bundle from run to run: what was measured, and where."""
+
+
 def picture(folder: Path) -> dict[str, str]:
     """Every path below a folder, hidden ones too, with a hash of what it holds."""
     found = {}

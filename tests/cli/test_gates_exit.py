@@ -71,10 +71,11 @@ def test_an_unproven_limit_fails_only_when_it_was_asked_for(
     """A machine too noisy to tell, made up: the interval of the ratio holds 1."""
     from compresskit.report import Measurement
     from compresskit.runner import held
+    from compresskit.runner.timing import Speed
 
-    def noisy(models: list[object], **_: object) -> list[Measurement]:
+    def noisy(*_: object, **__: object) -> Speed:
         ratio = Measurement(model="bundle", name="speedup", value=1.0, unit="×", n=7, low=0.5, high=2.0)
-        return [ratio.model_copy(update={"runtime": "onnxruntime", "batch": 1})]
+        return Speed([ratio.model_copy(update={"runtime": "onnxruntime", "batch": 1})])
 
     monkeypatch.setattr(held, "speed", noisy)
     found = cli("compare", "m.onnx", "bundle", "--data", "d.npz", *asked, "--json", "-")

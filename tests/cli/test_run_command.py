@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_material import ARCH, RECIPE, Cli, picture
+from cli_material import ARCH, MEASURED, RECIPE, Cli, picture
 from cli_material import RUN_RECIPE as RUN
 
 from compresskit.checkpoint.bundle import read_card
@@ -61,8 +61,7 @@ def scaled(source: str, target: str) -> None:
 
 def result(place: str = "out") -> dict[str, str]:
     """The bytes of a result: all but what was measured, and where."""
-    measured = ("report.json", "provenance.json")
-    return {name: what for name, what in picture(Path(place)).items() if name not in measured}
+    return {name: what for name, what in picture(Path(place)).items() if name not in MEASURED}
 
 
 @pytest.mark.usefixtures("recipe")
@@ -108,14 +107,14 @@ def test_with_and_without_a_cache_the_bytes_are_the_same(cli: Cli) -> None:
 
 @pytest.mark.usefixtures("recipe")
 def test_a_cached_run_is_timed_all_the_same(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compresskit.report import Measurement
     from compresskit.runner import judging
+    from compresskit.runner.timing import Speed
 
     timed: list[str] = []
 
-    def speed(models: list[object], **_: object) -> list[Measurement]:
+    def speed(models: list[object], *_: object, **__: object) -> Speed:
         timed.append(str(models[-1]))
-        return []
+        return Speed()
 
     monkeypatch.setattr(judging, "speed", speed)
     words = [word for word in RUN if word != "--no-bench"]
@@ -193,7 +192,7 @@ def test_a_matrix_gives_a_folder_for_each_point(cli: Cli, recipe: Path) -> None:
     recipe.write_text(RECIPE + "matrix: {steps.2.bits: [4, 8]}\n", encoding="utf-8")
     done = cli(*RUN)
     assert done.code == 0, done
-    assert sorted(path.name for path in Path("out").iterdir()) == ["bits=4", "bits=8"]
+    assert sorted(path.name for path in Path("out").iterdir()) == ["bits=4", "bits=8", "report.html"]
     assert [step.state for step in report("out/bits=8").steps] == ["cached", "cached", "done"]
     four, eight = (report(f"out/bits={bits}").models[-1].bytes for bits in (4, 8))
     assert four < eight

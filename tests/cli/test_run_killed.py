@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_material import RECIPE, RUN_RECIPE, Cli, Job, picture
+from cli_material import MEASURED, RECIPE, RUN_RECIPE, Cli, Job, picture
 
 from compresskit.checkpoint.bundle import read_card
 
@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(job: Job, recipe: Path, kills: i
         again = job((*RUN, "--force"), recipe)
         assert again["code"] == 0, (recipe.parent / "log").read_text()
         fewer += again["events"] < told["events"]
-        same = {k: v for k, v in picture(recipe / "out").items() if k not in ("report.json", "provenance.json")}
+        same = {k: v for k, v in picture(recipe / "out").items() if k not in MEASURED}
         assert same.items() <= whole.items(), at
         assert visible(recipe / "steps") == entries, "no debris in the cache"
         shutil.rmtree(recipe / "out")
