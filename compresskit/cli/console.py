@@ -104,7 +104,12 @@ def check_json(
         raise UsageError(f"{option} {target} is in the output {output}", "a report is written there anyway")
 
 
-def check_html(target: Path | None, inputs: Iterable[Path | str | None] = (), output: Path | None = None) -> None:
+def check_html(
+    target: Path | None,
+    inputs: Iterable[Path | str | None] = (),
+    output: Path | None = None,
+    option: str = "--html",
+) -> None:
     """Refuse a page that can't be drawn or written, or that would take the place of something else than a page.
 
     Raises:
@@ -116,13 +121,13 @@ def check_html(target: Path | None, inputs: Iterable[Path | str | None] = (), ou
     if find_spec("plotly") is None:
         raise missing_extra("plotly", "html")
     if str(target) == "-":
-        raise UsageError("--html -: a page goes to a file", "give its name")
-    check_json(str(target), inputs, output, option="--html")
+        raise UsageError(f"{option} -: a page goes to a file", "give its name")
+    check_json(str(target), inputs, output, option=option)
     if target.exists():
         from compresskit.render.html.page import is_page
 
         if not is_page(target):
-            raise UsageError(f"--html {target} exists already, and is no page of compresskit", "give another file")
+            raise UsageError(f"{option} {target} exists already, and is no page of compresskit", "give another file")
 
 
 def drawing() -> Callable[[Report], str] | None:

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from conftest import make_report
+from report_material import full_report, make_report
 
 from compresskit.errors import MachineError
 from compresskit.render.html import html, joined
 from compresskit.render.html.page import is_page
 from compresskit.render.html.tradeoff import front
-from compresskit.report import Distribution, LayerEntry, Measurement, ModelEntry, NodeTime, Report, Verdict
+from compresskit.report import LayerEntry, Measurement, ModelEntry, Report, Verdict
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&<b>\u2028"
 
@@ -52,30 +52,6 @@ def parsed(report: Report) -> _Page:
 def pictures(page: _Page) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(page.data["figures"])
     return found
-
-
-def full_report() -> Report:
-    models = ("fp32", "int8")
-    return make_report(
-        environment={"cpu": "x", "packages": {"torch": "2"}},
-        layers=[
-            LayerEntry(
-                model=m, name=f"layer{i}", kind="Conv", parameters=100, bytes=400 if m == "fp32" else 110,
-                bits=32 if m == "fp32" else 8, sparsity=0.5, rank=4, sqnr=42.0 if m == "int8" else None,
-            )
-            for m in models for i in range(3)
-        ],
-        latencies=[Distribution(model=m, quantiles=[0.1, 0.2, 0.3, 0.9], n=500, runtime="onnxruntime") for m in models],
-        profile=[NodeTime(model="int8", name=f"node{i}", op="Conv", ms=0.1, share=0.5) for i in range(2)],
-        history=[
-            {
-                "name": "distill.kd", "options": {}, "skipped": {},
-                "facts": {"training": {"kept_epoch": 2, "curve": [
-                    {"epoch": 1, "loss": 0.9, "accuracy": 50.0}, {"epoch": 2, "loss": 0.5, "accuracy": 60.0},
-                ]}},
-            }
-        ],
-    )  # fmt: skip
 
 
 def test_hostile_text_stays_text() -> None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_html import full_report
+from report_material import full_report
 
 from compresskit.render.html import html
 
@@ -32,8 +32,15 @@ def test_a_browser_draws_it_all(tmp_path: Path, width: int, scheme: str) -> None
             "[document.querySelectorAll('.plot .main-svg:first-child').length, "
             "document.querySelectorAll('.plot').length]"
         )
+        page.set_viewport_size({"width": width, "height": 1500})
+        page.wait_for_timeout(1000)
+        axis = page.evaluate(
+            "[...document.querySelectorAll('.plot')].map(plot => plot._fullLayout.xaxis)"
+            ".find(axis => axis.type === 'log').range"
+        )
         wide = page.evaluate("document.documentElement.scrollWidth")
         browser.close()
     assert said == []
     assert drawn == places > 5
     assert wide <= width
+    assert -1.2 < axis[0] < -1 and -0.05 < axis[1] < 0.05, "0.1 to 0.9 ms, after a resize too"

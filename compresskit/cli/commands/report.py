@@ -37,7 +37,7 @@ def command(report: ReportArg, output: Page = None, quiet: shared.Quiet = False)
 
     folder = Path() if str(report) == "-" else report if report.is_dir() else report.parent
     target = output or folder / PAGE
-    check_html(target, [] if report.is_dir() else [report])
+    check_html(target, [] if report.is_dir() else [report], option="--output")
     write_page(read_report(report), target)
     if not quiet:
         write_out(f"{printable(target)}\n")

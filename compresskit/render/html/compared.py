@@ -191,9 +191,10 @@ def _distribution(report: Report, point: tuple[Any, ...], found: Sequence[Distri
         )  # fmt: skip
         picked = (_at(one.quantiles, q) for q in (0, 0.25, 0.5, 0.75, 0.95, 0.99, 1))
         lines.append((one.model, *map(figures.milliseconds, picked), str(one.n)))
+    known = [value for one in found for value in one.quantiles]
     layout = {
         "margin": MARGIN | {"t": 28},
-        "xaxis": {"title": {"text": "ms"}, "type": "log", "fixedrange": True},
+        "xaxis": {"title": {"text": "ms"}, "type": "log", "range": log_range(known), "fixedrange": True},
         "yaxis": {"ticksuffix": " %", "range": [0, 100], "fixedrange": True},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "showlegend": True,
@@ -204,6 +205,14 @@ def _distribution(report: Report, point: tuple[Any, ...], found: Sequence[Distri
     header = ("model, ms", "least", "25 %", "50 %", "75 %", "95 %", "99 %", "most", "n")
     note = f"{where}; share of calls that were done in this time, log axis"
     return Chart("Latency of all calls", traces, layout, header, lines, note, 300)
+
+
+def log_range(values: Sequence[float]) -> list[float]:
+    """The range of a logarithmic axis. Plotly's own goes back to its default of 0.1 to a million on a resize."""
+    known = [value for value in values if value > 0] or [1.0]
+    low, high = math.log10(min(known)), math.log10(max(known))
+    space = (high - low) * 0.06 or 0.1
+    return [low - space, high + space]
 
 
 def _at(quantiles: Sequence[float], share: float) -> float:

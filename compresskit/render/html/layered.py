@@ -78,12 +78,18 @@ def _tall(names: Sequence[str], suffix: str) -> dict[str, Any]:
         "yaxis": {
             "type": "category", "categoryorder": "array", "categoryarray": list(names),
             "range": [len(names) - 0.5, -0.5], "fixedrange": True, "showgrid": False,
-            "tickmode": "array", "tickvals": list(names), "ticktext": [label(name, 30) for name in names],
+            "tickmode": "array", "tickvals": list(names), "ticktext": list(map(_ending, names)),
             "tickfont": {"size": 11},
         },
         "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "container", "x": 0},
         "showlegend": False,
     }  # fmt: skip
+
+
+def _ending(name: str) -> str:
+    """A layer's name, cut at the front: its end tells it from the others."""
+    plain = figures.clean(name)
+    return label(plain if len(plain) <= 34 else f"…{plain[-33:]}")
 
 
 def _height(names: object, models: Sequence[str]) -> int:
@@ -109,7 +115,10 @@ def nodes(report: Report) -> list[Chart]:
         layout["yaxis"]["ticktext"] = [label(f"{node.name or node.op} ({node.op})", 36) for node in top]
         where = ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
         rest = sum(node.share for node in ranked[_NODES:])
-        note = f"{where}; {len(found)} nodes" + (f", those not drawn take {100 * rest:.1f} %" if rest else "")
+        count = f"{len(found)} nodes"
+        note = (f"{where}; {count}" if where else count) + (
+            f", those not drawn take {100 * rest:.1f} %" if rest else ""
+        )
         lines = [(n.name, n.op, figures.milliseconds(n.ms), figures.percent(n.share)) for n in ranked]
         title = f"Share of a call: {figures.clean(model)}"
         out.append(

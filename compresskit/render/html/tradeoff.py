@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from compresskit.render import figures
-from compresskit.render.html.compared import MARGIN, order_of, pick
+from compresskit.render.html.compared import MARGIN, log_range, order_of, pick
 from compresskit.render.html.markup import Chart, label
 from compresskit.render.html.style import PALETTE, SYMBOLS
 from compresskit.report import Measurement, Report
@@ -91,7 +91,13 @@ def _scatter(
         "margin": MARGIN,
         "showlegend": True,
         "legend": {"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
-        "xaxis": {"type": "log", "ticksuffix": suffix, "nticks": 6, "fixedrange": True},
+        "xaxis": {
+            "type": "log",
+            "range": log_range([p[1] for p in points]),
+            "ticksuffix": suffix,
+            "nticks": 6,
+            "fixedrange": True,
+        },
         "yaxis": {"title": {"text": f"{label(metric)}{f', {unit}' if unit else ''}"}, "fixedrange": True},
     }
     winners = {p[0] for p in best}
