@@ -263,6 +263,10 @@ def _content(path: Path) -> tuple[str, bytes]:
     return name, text.removeprefix(b"\xef\xbb\xbf")
 
 
+AXES = ("batch", "threads", "tokens")
+"""What the parts of a point are called."""
+
+
 def points_of(measurements: Iterable[Measurement], name: str = "latency_p50") -> list[Point]:
     """The points at which something was measured, in the order of the report."""
     return list(dict.fromkeys(m.point for m in measurements if m.name == name))

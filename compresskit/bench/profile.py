@@ -10,7 +10,6 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from compresskit.errors import UsageError
-from compresskit.runtimes.onnxfile import folds_weights, scan
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 from compresskit.runtimes.openvino import OpenVino
 
@@ -45,7 +44,7 @@ def profile(
         UsageError: This runtime has no profiler of nodes.
     """
     if isinstance(runtime, OnnxRuntime):
-        rows = _onnxruntime(runtime, path, threads, feeds, calls)
+        rows = _onnxruntime(runtime, path, threads, device, feeds, calls)
     elif isinstance(runtime, OpenVino):
         rows = _openvino(runtime, path, threads, device, feeds, calls)
     else:
@@ -53,17 +52,13 @@ def profile(
     return sorted(rows, key=lambda row: -row[2])
 
 
-def _onnxruntime(runtime: OnnxRuntime, path: Path, threads: int, feeds: dict[str, np.ndarray], calls: int) -> list[Row]:
+def _onnxruntime(
+    runtime: OnnxRuntime, path: Path, threads: int, device: str, feeds: dict[str, np.ndarray], calls: int
+) -> list[Row]:
     times: dict[str, list[float]] = defaultdict(list)
     kinds: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
-        ort = runtime.prepare()
-        options = runtime.options(ort, threads)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        if folds_weights(scan(path)):
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        session = runtime.load(ort, str(path), options, runtime.providers(), path.name, {})
+        session = runtime.profiled(path, threads, device, Path(folder) / "profile")
         for _ in range(_WARM + calls):
             session.run(feeds)
         file = Path(session.end_profiling())

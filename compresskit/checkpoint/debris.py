@@ -43,19 +43,16 @@ def sweep(target: Path) -> None:
 
     Whatever can't be removed is left: debris is no reason to fail.
     """
-    with contextlib.suppress(OSError):
-        prefix = f".{target.name}{_MARK}"
-        for stage in sorted(target.parent.iterdir()):
-            if stage.name.startswith(prefix) and stage.is_dir() and not stage.is_symlink() and _dead(stage):
-                clear(stage, target)
+    sweep_folder(target.parent, only=target.name)
 
 
-def sweep_folder(folder: Path) -> None:
-    """As :func:`sweep`, for every target that ever was written into a folder."""
+def sweep_folder(folder: Path, only: str | None = None) -> None:
+    """As :func:`sweep`, for every target that ever was written into a folder, or the one that is called ``only``."""
     with contextlib.suppress(OSError):
         for stage in sorted(folder.iterdir()):
             name, mark, _ = stage.name[1:].rpartition(_MARK)
-            if stage.name.startswith(".") and mark and stage.is_dir() and not stage.is_symlink() and _dead(stage):
+            ours = stage.name.startswith(".") and mark and only in (None, name)
+            if ours and stage.is_dir() and not stage.is_symlink() and _dead(stage):
                 clear(stage, folder / name)
 
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from compresskit.render import figures
 from compresskit.render.rows import faster
-from compresskit.report import Measurement, Report, points_of
-
-_AXES = ("batch", "threads", "tokens")
+from compresskit.report import AXES, Measurement, Report, points_of
 
 
 @dataclass(frozen=True)
@@ -44,4 +42,4 @@ def table(report: Report) -> tuple[tuple[str, ...], list[Line]]:
                 figures.speedup(own["speedup"]),
             )
             lines.append(Line(cells, faster(own["speedup"])))
-    return ("model", *(_AXES[axis] for axis in varied), "p50 ms", "p99 ms", "per s", "speedup"), lines
+    return ("model", *(AXES[axis] for axis in varied), "p50 ms", "p99 ms", "per s", "speedup"), lines

@@ -12,7 +12,8 @@ from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, p
 _TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
 _ANY_BATCH = ("load", "peak_memory")
 _SPEED = _TIMED + _ANY_BATCH
-_UNSHOWN = (*_SPEED, "max_abs", "first_call", "energy", "traffic", "operations", "limit", "of_limit")
+NO_QUALITY = (*_SPEED, "max_abs", "first_call", "energy", "traffic", "operations", "limit", "of_limit")
+"""Figures that don't say how good a model's answers are."""
 _ALIKE = 0.95
 REASONS_SHOWN = 6
 STEP_HEADER = ("step", "", "size", "quality", "cost")
@@ -102,7 +103,7 @@ def quality(report: Report, entry: ModelEntry) -> tuple[str, ...]:
     base = report.models[0].name
     out = []
     for found in report.measurements:
-        if found.model == entry.name and found.name not in _UNSHOWN:
+        if found.model == entry.name and found.name not in NO_QUALITY:
             reference = report.values(found.name).get(base) if entry.name != base else None
             out.append(figures.quality(found, reference))
     return tuple(out)

@@ -10,6 +10,7 @@ from typing import Any
 from compresskit.errors import CompressKitError
 from compresskit.model import Applied
 from compresskit.report import LayerEntry
+from compresskit.runner.candidate import files_of
 
 _MOST_LAYERS = 2000
 _MOST_BYTES = 1 << 30
@@ -26,7 +27,11 @@ def layers_of(name: str, path: Path, history: Sequence[Applied] = ()) -> list[La
         path: Its ONNX file.
         history: What was done to it.
     """
-    if path.suffix != ".onnx" or not path.is_file() or _size(path) > _MOST_BYTES:
+    if (
+        path.suffix != ".onnx"
+        or not path.is_file()
+        or sum(file.stat().st_size for file in files_of(path)) > _MOST_BYTES
+    ):
         return []
     from compresskit.ops.inspect_onnx import inspect_onnx
 
@@ -37,11 +42,6 @@ def layers_of(name: str, path: Path, history: Sequence[Applied] = ()) -> list[La
     known = _facts(history)
     entries = [_entry(name, layer, known) for layer in found if "tied_to" not in layer and layer["parameters"]]
     return sorted(entries, key=lambda e: -e.bytes)[:_MOST_LAYERS] if len(entries) > _MOST_LAYERS else entries
-
-
-def _size(path: Path) -> int:
-    data = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
 
 
 def _entry(model: str, layer: dict[str, Any], known: dict[str, dict[str, Any]]) -> LayerEntry:

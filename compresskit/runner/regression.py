@@ -8,11 +8,10 @@ from typing import Any
 from compresskit.errors import UsageError
 from compresskit.quality.drop import parse_drop
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_growth
-from compresskit.report import Gate, Measurement, ModelEntry, Point, Report, point_name, points_of
+from compresskit.report import AXES, Gate, Measurement, ModelEntry, Point, Report, point_name, points_of
 from compresskit.runner.gates import SAME, drop_gate, pace, size_gate
 
 _MESSAGE = 2000
-_AXES = ("batch", "threads", "tokens")
 _GONE = "the baseline has it, this report hasn't: measure it again"
 
 
@@ -196,14 +195,14 @@ def _other_points(new: Report, old: Report) -> list[str]:
     if not here or not gone:
         return []
     if len(here) == len(there) == 1:
-        pairs = zip(_AXES, there[0], here[0], strict=True)
+        pairs = zip(AXES, there[0], here[0], strict=True)
         return [text for axis, then, now in pairs for text in _unlike(f"{axis} of speedup", then, now)]
     return [f"speed-ups at {_at(there)} → at {_at(here)}"]
 
 
 def _at(points: list[Point]) -> str:
     """Points in full: two reports needn't differ among their own."""
-    shown = [[f"{axis} {size}" for axis, size in zip(_AXES, point, strict=True) if size] for point in points]
+    shown = [[f"{axis} {size}" for axis, size in zip(AXES, point, strict=True) if size] for point in points]
     return "; ".join(" ".join(parts) for parts in shown)
 
 

@@ -9,7 +9,6 @@ from compresskit.bench.roofline import Kind, bandwidth, matrix_rate
 from compresskit.errors import CompressKitError
 from compresskit.report import Measurement
 from compresskit.runner.candidate import Candidate
-from compresskit.runtimes import runs_modules
 from compresskit.stage import Progress, silent
 
 _SINGLE = ("onnxruntime", "openvino")
@@ -61,7 +60,7 @@ def limits(
     for number, latency in enumerate(latencies):
         progress("limits", number, len(latencies))
         model = by_name[latency.model]
-        if runs_modules(model.runtime) or model.runtime not in _SINGLE or model.device != "cpu":
+        if model.runtime not in _SINGLE or model.device != "cpu":
             continue
         sizes = {"batch": latency.batch or 1, "sequence": latency.sequence or 1}
         threads = latency.threads or 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from compresskit.bench.machine import cpu_flags
@@ -26,6 +27,7 @@ def slower(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[st
     """
     found = []
     points = points_of(timed)
+    graph = cache(_graph)
     by_name = {model.name: model for model in models}
     for ratio in timed:
         if ratio.name != "speedup" or ratio.model not in by_name or change(ratio) != "slower":
@@ -35,7 +37,7 @@ def slower(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[st
         )
         where = point_name(ratio.point, points)
         what = f"{ratio.model} is {1 / ratio.value:.2f}× SLOWER than {models[0].name}{f' at {where}' if where else ''}"
-        reason = likely(_graph(by_name[ratio.model].path), ratio.batch or 1, base, _graph(models[0].path))
+        reason = likely(graph(by_name[ratio.model].path), ratio.batch or 1, base, graph(models[0].path))
         found.append(f"{what}: {reason}" if reason else f"{what}, and nothing in its graph says why; see --profile")
     return found
 

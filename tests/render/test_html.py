@@ -74,6 +74,17 @@ def test_hostile_text_stays_text() -> None:
     assert len(pictures(page)) >= 2
 
 
+def test_what_a_bench_tells_is_not_drawn_as_quality() -> None:
+    more = [
+        Measurement(model=model, name=name, value=2.0, n=7)
+        for name in ("first_call", "energy", "traffic", "operations", "limit", "of_limit")
+        for model in ("fp32", "int8")
+    ]
+    report = make_report()
+    told = make_report(measurements=[*report.measurements, *more])
+    assert len(pictures(parsed(told))) == len(pictures(parsed(report)))
+
+
 def test_nothing_is_loaded() -> None:
     page = parsed(full_report())
     assert not [attrs for _, attrs in page.tags if attrs.keys() & {"src", "href", "srcset", "data"}]

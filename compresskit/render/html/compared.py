@@ -11,7 +11,6 @@ from compresskit.render.html.markup import Chart, label
 from compresskit.render.html.style import DASHES, PALETTE, SYMBOLS
 from compresskit.report import Distribution, Measurement, Report
 
-_SPEED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup", "load", "peak_memory", "max_abs")
 _INTERVAL = "whiskers: 95 % interval"
 _TITLES = {"latency_p50": "Latency, median", "throughput": "Throughput", "peak_memory": "Peak memory"}
 MARGIN = {"l": 8, "r": 16, "t": 8, "b": 36}
@@ -20,7 +19,7 @@ MARGIN = {"l": 8, "r": 16, "t": 8, "b": 36}
 def comparisons(report: Report) -> list[Chart]:
     """Size, each quality figure, and the median latency under each runtime and batch."""
     charts = [sizes(report)] if report.models else []
-    names = dict.fromkeys(m.name for m in report.measurements if m.name not in _SPEED)
+    names = dict.fromkeys(m.name for m in report.measurements if m.name not in rows.NO_QUALITY)
     charts += [_dots(report, name, [m for m in report.measurements if m.name == name]) for name in names]
     for run in rows.runs(report):
         found = [m for m in report.measurements if m.name == "latency_p50" and (m.runtime, m.batch) == run]

@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from compresskit.render import figures
+from compresskit.render import figures, rows
 from compresskit.render.html.compared import MARGIN, log_range, order_of, pick
 from compresskit.render.html.markup import Chart, label
 from compresskit.render.html.style import PALETTE, SYMBOLS
 from compresskit.report import Measurement, Report
 
-_OTHERS = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup", "load", "peak_memory", "max_abs")
 Point = tuple[str, float, Measurement]
 
 
@@ -45,7 +44,7 @@ def tradeoffs(report: Report) -> list[Chart]:
 def _metric(report: Report) -> tuple[str, bool]:
     if report.evaluation is not None and report.values(report.evaluation.metric):
         return report.evaluation.metric, report.evaluation.higher_is_better
-    known = Counter(m.name for m in report.measurements if m.name not in _OTHERS)
+    known = Counter(m.name for m in report.measurements if m.name not in rows.NO_QUALITY)
     name = max(known, key=lambda name: known[name], default="")
     return name, name != "perplexity"
 
