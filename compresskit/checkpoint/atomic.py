@@ -78,12 +78,20 @@ def new_folder(path: Path | str, *, force: bool = False, ours: Callable[[Path], 
         yield staged
         with writing(target):
             _sync_tree(staged)
-            if target.exists():
-                _check_folder_target(target, force, ours)
-                swap.exchange_folders(staged, target)
-            else:
-                swap.move_new(staged, target)
+            try:
+                _put_folder(staged, target, force, ours)
+            except FileExistsError:  # another run was first, since we looked: now it is there
+                _put_folder(staged, target, force, ours)
             _sync_folder(target.parent)
+
+
+def _put_folder(staged: Path, target: Path, force: bool, ours: Callable[[Path], bool]) -> None:
+    """Move a staged folder to its place, or in the place of what is there."""
+    if target.exists():
+        _check_folder_target(target, force, ours)
+        swap.exchange_folders(staged, target)
+    else:
+        swap.move_new(staged, target)
 
 
 def refuse_same(source: Path | str, output: Path | str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -69,6 +70,25 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, way: str) -> None:
     assert content(target) == "old"
     put(target, "new", force=True)
     assert content(target) == "new" and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_another_that_is_first_at_the_last_moment_is_replaced_only_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    target, move = tmp_path / "out", swap.move_new
+
+    def late(staged: Path, place: Path) -> None:
+        if not place.exists():
+            place.mkdir()
+            bundle(place, "another's")
+        move(staged, place)
+
+    monkeypatch.setattr(swap, "move_new", late)
+    with contextlib.nullcontext() if force else pytest.raises(UsageError, match="exists already"):
+        put(target, "ours", force=force)
+    assert content(target) == ("ours" if force else "another's")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path, way: str) -> None:
