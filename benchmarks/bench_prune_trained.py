@@ -1,11 +1,13 @@
 """ResNet-20 and -56 on CIFAR-10 with fewer multiply-accumulates, trained on for 6 to 15 epochs.
 
-The original teaches, by ``compresskit prune --target-macs … --epochs …``; or ResNet-56 teaches ResNet-20, by
-``prune`` without epochs and then ``distill --teacher``. Figures are the accuracy of the shipped ONNX file on the test
-images, after the last epoch. The teacher's part was chosen on 2,000 held-out training images in runs of 5 epochs, the
-number of samples for ranking and refit on 8,000 such without training; both favour what stays close to the original,
-since that was trained on them. The learning rate is prune's default. The test images have no part in any choice. Seeds
-order and augment the training images.
+The original teaches, by ``compresskit prune --target-macs … --epochs …``. Where ResNet-56 teaches ResNet-20, or whole
+blocks go first (``prune --method depth``), it is ``prune`` without epochs and then ``distill --teacher``.
+
+Figures are the accuracy of the shipped ONNX file on the test images, after the last epoch. The teacher's part and the
+number of blocks were chosen on 2,000 held-out training images in runs of 5 epochs (ResNet-56 goes without the same
+share of its blocks), the number of samples for ranking and refit on 8,000 such without training; all favour what stays
+close to the original, since that was trained on them. The learning rate is prune's default. The test images have no
+part in any choice. Seeds order and augment the training images.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from cifar import NORMALIZE
 from harness import Bench, cli, figure, interval, workplace
+
+from compresskit.report import Report
 
 RANKING = ("--samples", 4096)
 TRAINING = ("--teacher-share", 0.9, "--temperature", 4, "--precision", "bfloat16", "--held-out", 0)
@@ -30,14 +34,17 @@ class Case(NamedTuple):
     least: float
     seeds: int = 1
     teacher: int | None = None
+    blocks: int = 0
 
 
 CASES = {
     "ResNet-20, 2.0×": Case(20, 0.5, 15, 90.9, 3),
     "ResNet-20 taught by ResNet-56, 2.0×": Case(20, 0.5, 15, 90.9, 3, teacher=56),
+    "ResNet-20 without two blocks, 2.0×": Case(20, 0.5, 15, 90.9, 3, blocks=2),
     "ResNet-20, 1.37×": Case(20, 0.73, 10, 91.5),
     "ResNet-20 taught by ResNet-56, 1.37×": Case(20, 0.73, 10, 91.5, teacher=56),
     "ResNet-56, 2.11×": Case(56, 0.4739, 6, 92.9),
+    "ResNet-56 without six blocks, 2.11×": Case(56, 0.4739, 15, 92.9, blocks=6),
 }
 
 
@@ -68,21 +75,34 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
     shared = (*data, "--normalize", NORMALIZE, "--no-bench", "--seed", seed, "--force")
     length = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", case.epochs)
     training = (*length, *TRAINING)
-    report = cli(
-        "prune", model, "--arch", f"{arch}:resnet{case.depth}", "--input-shape", "1,3,32,32",
-        "--target-macs", case.macs, *RANKING, *(() if case.teacher else training), *shared, "-o", folder / "out",
-    )  # fmt: skip
-    before, after = report.models
-    if case.teacher:
-        teacher = bench.data("models", f"resnet{case.teacher}.th")
+    shape, left = ("--input-shape", "1,3,32,32"), 1.0
+    name_of = f"{arch}:resnet{case.depth}"
+    if case.blocks:
         report = cli(
-            "distill", folder / "out", "--arch", f"{arch}:resnet{case.depth}", "--teacher", teacher,
-            "--teacher-arch", f"{arch}:resnet{case.teacher}", *training, *AS_PRUNE, *shared, "-o", folder / "taught",
+            "prune", model, "--arch", name_of, *shape, "--method", "depth", "--drop", case.blocks, "--samples", 512,
+            *shared, "-o", folder / "shallow",
         )  # fmt: skip
-    found, macs = figure(report, "accuracy"), (before.macs or 0) / (after.macs or 1)
-    about = f"{interval(found)}; {macs:.2f}× fewer MACs, {report.models[-1].bytes / 1e3:.0f} kB"
+        model, left = folder / "shallow", macs(report, 1) / macs(report, 0)
+    taught = case.teacher or (case.depth if case.blocks else None)
+    report = cli(
+        "prune", model, "--arch", name_of, *shape, "--target-macs", case.macs / left, *RANKING,
+        *(() if taught else training), *shared, "-o", folder / "out",
+    )  # fmt: skip
+    fewer = macs(report, 0) / left / macs(report, 1)
+    if taught:
+        report = cli(
+            "distill", folder / "out", "--arch", name_of, "--teacher", bench.data("models", f"resnet{taught}.th"),
+            "--teacher-arch", f"{arch}:resnet{taught}", *training, *AS_PRUNE, *shared, "-o", folder / "taught",
+        )  # fmt: skip
+    found = figure(report, "accuracy")
+    about = f"{interval(found)}; {fewer:.2f}× fewer MACs, {report.models[-1].bytes / 1e3:.0f} kB"
     bench.row(row, "", f"{found.value:.3f} %", found.n, about)
     return found.value
+
+
+def macs(report: Report, entry: int) -> float:
+    """Multiply-accumulates of a report's model."""
+    return float(report.models[entry].macs or 0)
 
 
 if __name__ == "__main__":

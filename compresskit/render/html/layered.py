@@ -13,6 +13,8 @@ from compresskit.report import LayerEntry, NodeTime, Report
 
 _ROW = 15
 _NODES = 40
+_LETTER = 6.6
+"""Width of a letter of the labels in pixels, of size 11."""
 
 
 def layers(report: Report) -> list[Chart]:
@@ -70,16 +72,18 @@ def _trace(report: Report, model: str, found: dict[str, float], shown: Callable[
     }  # fmt: skip
 
 
-def _tall(names: Sequence[str], suffix: str) -> dict[str, Any]:
+def _tall(names: Sequence[str], suffix: str, shown: Sequence[str] | None = None) -> dict[str, Any]:
+    """The layout of a bar a name. The margin is reckoned here: the library would draw twice to measure 300 labels."""
+    words = [_ending(name) for name in names] if shown is None else shown
     return {
-        "margin": MARGIN | {"t": 30},
+        "margin": MARGIN | {"t": 30, "l": 12 + round(_LETTER * max(map(len, words), default=0))},
         "bargap": 0.2, "bargroupgap": 0.05,
         "xaxis": {"nticks": 5, "ticksuffix": suffix, "rangemode": "tozero", "fixedrange": True, "side": "top"},
         "yaxis": {
             "type": "category", "categoryorder": "array", "categoryarray": list(names),
             "range": [len(names) - 0.5, -0.5], "fixedrange": True, "showgrid": False,
-            "tickmode": "array", "tickvals": list(names), "ticktext": list(map(_ending, names)),
-            "tickfont": {"size": 11},
+            "tickmode": "array", "tickvals": list(names), "ticktext": list(words),
+            "tickfont": {"size": 11}, "automargin": False,
         },
         "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "container", "x": 0},
         "showlegend": False,
@@ -111,8 +115,7 @@ def nodes(report: Report) -> list[Chart]:
         trace = _trace(
             report, model, {k: 100 * n.share for k, n in zip(keys, top, strict=True)}, lambda v: f"{v:.1f} %"
         )
-        layout = _tall(keys, " %")
-        layout["yaxis"]["ticktext"] = [label(f"{node.name or node.op} ({node.op})", 36) for node in top]
+        layout = _tall(keys, " %", [label(f"{node.name or node.op} ({node.op})", 36) for node in top])
         where = ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
         rest = sum(node.share for node in ranked[_NODES:])
         count = f"{len(found)} nodes"

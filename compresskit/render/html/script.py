@@ -26,12 +26,21 @@ SCRIPT = """
     return out;
   }
   var options = {displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false};
-  var drawn = nodes.map(function (node) {
+  var waiting = nodes.slice();
+  function draw(node) {
     var given = figures[Number(node.getAttribute('data-figure'))];
-    return Plotly.newPlot(node, given.data, layout(given.layout), options);
-  });
+    waiting.splice(waiting.indexOf(node), 1);
+    Plotly.newPlot(node, given.data, layout(given.layout), options);
+  }
+  // What is on the screen first, then a picture at a time, so that the page can be read and scrolled meanwhile.
+  function next() {
+    if (waiting.length) { draw(waiting[0]); }
+    if (waiting.length) { setTimeout(next, 0); return; }
+    document.documentElement.setAttribute('data-drawn', String(nodes.length));
+  }
   function again() {
     nodes.forEach(function (node) {
+      if (waiting.indexOf(node) >= 0) { return; }
       var given = figures[Number(node.getAttribute('data-figure'))];
       Plotly.react(node, given.data, layout(given.layout), options);
     });
@@ -39,9 +48,13 @@ SCRIPT = """
   dark.addEventListener('change', again);
   narrow.addEventListener('change', again);
   window.addEventListener('beforeprint', function () {
-    printing = true; again(); nodes.forEach(function (node) { Plotly.Plots.resize(node); });
+    waiting.slice().forEach(draw); printing = true; again();
+    nodes.forEach(function (node) { Plotly.Plots.resize(node); });
   });
   window.addEventListener('afterprint', function () { printing = false; again(); });
-  Promise.all(drawn).then(function () { document.documentElement.setAttribute('data-drawn', String(nodes.length)); });
+  waiting.filter(function (node) {
+    return node.getBoundingClientRect().top < window.innerHeight;
+  }).forEach(draw);
+  setTimeout(next, 0);
 }());
 """
