@@ -70,7 +70,37 @@ def build(name: str, arguments: list[str]) -> Any:
     single.command(name)(function)
     command = typer.main.get_command(single)
     command.name = name
+    command.params.append(_plain())
     return command
+
+
+def _set_plain(wanted: bool) -> None:
+    from compresskit.render.console import set_plain
+
+    set_plain(wanted)
+
+
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain",
+        help="For logs: no colour, no line wrapped, progress as lines.",
+        rich_help_panel="Output",
+        callback=_set_plain,
+        is_eager=True,
+        expose_value=False,
+    ),
+]
+
+
+def _plain() -> Any:
+    """The option that every command has, whatever its function takes."""
+
+    def holder(plain: Plain = False) -> None: ...
+
+    single = typer.Typer(add_completion=False)
+    single.command()(holder)
+    return next(option for option in typer.main.get_command(single).params if option.name == "plain")
 
 
 def _version(wanted: bool) -> None:

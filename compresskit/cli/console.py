@@ -17,6 +17,8 @@ from compresskit.report import Report
 from compresskit.stage import Progress, silent
 
 _DELAY = 2.0
+_EVERY = 30.0
+"""Seconds between two lines of progress in a log."""
 
 
 class Bar:
@@ -55,9 +57,31 @@ class Bar:
             self._bar.stop()
 
 
+class Log:
+    """Progress for a log: a line when work of another kind has gone on for two seconds, then one each half minute."""
+
+    def __init__(self) -> None:
+        self._name = ""
+        self._start = self._last = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """As :meth:`Bar.__call__`."""
+        now = time.monotonic()
+        if (name := what.partition(": ")[0]) != self._name:
+            self._name, self._start, self._last = name, now, now + _DELAY - _EVERY
+        if now - self._last >= _EVERY:
+            self._last = now
+            tell(f"{what}, {done}{f' of {total}' if total else ''}, {now - self._start:.0f} s")
+
+
 @contextmanager
 def progressing(quiet: bool) -> Iterator[Progress]:
-    """A progress callback: a bar on a terminal, silence elsewhere and with ``--quiet``."""
+    """A progress callback: a bar on a terminal, lines with ``--plain``, silence elsewhere and with ``--quiet``."""
+    from compresskit.render.console import is_plain
+
+    if is_plain() and not quiet:
+        yield Log()
+        return
     if quiet or not sys.stderr.isatty():
         yield silent
         return

@@ -67,14 +67,15 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
     places = [target / _folder(recipe) for recipe in recipes]
     for recipe, place in zip(recipes, places, strict=True):
         check_output(place, _inputs(recipe), force=running.force)
-    check_html(running.html, _inputs(first))
+    page = running.html or (target / PAGE if running.pages and drawing() is not None else None)
+    if page is not None and (running.html or page.exists()):
+        check_html(page, _inputs(first), option="--html" if running.html else "the page of the matrix,")
     reports = []
     for index, (recipe, place) in enumerate(zip(recipes, places, strict=True), 1):
         if not running.quiet:
             tell(f"point {index} of {len(recipes)}: {place.name}")
         reports.append(run_one(recipe, place, running))
     names = [place.name for place in places]
-    page = running.html or (target / PAGE if running.pages and drawing() is not None else None)
     if page is not None:
         from compresskit.render.html import joined
 
