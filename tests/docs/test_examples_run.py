@@ -44,7 +44,7 @@ def words_of(text: str) -> list[str]:
 
 def test_pages_have_examples() -> None:
     names = {page.stem for page in PAGES}
-    assert names >= {"tutorial", "quantize", "measure"}
+    assert names >= {"tutorial", "measure", "quantize", "prune", "factorize", "distill", "lora"}
     commands = " ".join(command for page in PAGES for command in replayed(page))
     for word in ("quantize", "export", "evaluate", "compare", "bench"):
         assert f"compresskit {word} " in commands, word
