@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -12,25 +11,10 @@ import tarfile
 from pathlib import Path
 
 from bench_serve import model
+from dockerfile import commands, variables
 from harness import ROOT, Bench, absent, workplace
 
 from compresskit.serve.probe import is_ready
-
-
-def steps(stage: str) -> list[list[str]]:
-    """The commands of a stage's RUN lines."""
-    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
-    part = re.search(rf"^FROM \S+ AS {stage}\n(.*?)(?=^FROM )", text, re.M | re.S)
-    if part is None:
-        sys.exit(f"the Dockerfile has no stage {stage}")
-    return [shlex.split(line) for line in re.findall(r"^RUN (.+)$", part[1], re.M)]
-
-
-def environment() -> dict[str, str]:
-    """The variables that the edge image sets."""
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    found = re.search(r"^FROM scratch AS edge\n.*?^ENV (.*?)\n(?=[A-Z])", text, re.M | re.S)
-    return dict(pair.split("=", 1) for pair in (found[1] if found else "").replace("\\\n", " ").split())
 
 
 def main() -> None:
@@ -38,7 +22,7 @@ def main() -> None:
     if sys.platform != "linux" or sys.version_info < (3, 12):
         absent("Python 3.12 on Linux, as in the image", "run this with another interpreter: it needs onnx and pydantic")
     with workplace() as folder:
-        for step in steps("build"):
+        for step in map(shlex.split, commands("build")):
             words = [word.replace("/packages", f"{folder}/packages").replace("/rootfs", f"{folder}/rootfs", 1)
                      if word in ("/packages", "/rootfs") else word for word in step]  # fmt: skip
             subprocess.run([sys.executable, *words[1:]], cwd=ROOT, check=True, stdout=sys.stderr)
@@ -66,7 +50,7 @@ def main() -> None:
 def chrooted(root: Path, words: list[str]) -> subprocess.Popen[str]:
     """Start compresskit in the folder as the image would, as a user who owns nothing of it."""
     outer = [str(shutil.which("chroot")), "--userspec=65532:65532", str(root), "/bin/python", "-m", "compresskit"]
-    return subprocess.Popen([*outer, *words], env=environment(), stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([*outer, *words], env=variables("edge"), stdout=subprocess.PIPE, text=True)
 
 
 def serves(root: Path) -> bool:
