@@ -85,6 +85,28 @@ def test_what_a_bench_tells_is_not_drawn_as_quality() -> None:
     assert len(pictures(parsed(told))) == len(pictures(parsed(report)))
 
 
+def test_each_point_of_a_sweep_has_a_place_of_its_own() -> None:
+    places = [(batch, threads) for batch in (1, 8) for threads in (1, 2)]
+    measured = [
+        Measurement(
+            model=model, name=name, value=value, low=value * 0.9, high=value * 1.1, runtime="onnxruntime",
+            batch=batch, threads=threads,
+        )
+        for index, (batch, threads) in enumerate(places, 1)
+        for model, name, value in (
+            ("fp32", "latency_p50", 1.0 * index), ("int8", "latency_p50", 0.5 * index), ("int8", "speedup", 2.0)
+        )
+    ]  # fmt: skip
+    page = parsed(make_report(measurements=measured))
+    drawn = {tuple(p["layout"]["yaxis"].get("ticktext", ())): p for p in pictures(page)}
+    names = ("batch 1, 1 thread", "batch 1, 2 threads", "batch 8, 1 thread", "batch 8, 2 threads")
+    assert names in drawn
+    for picture in (p for p in pictures(page) if tuple(p["layout"]["yaxis"].get("ticktext", ())) == names):
+        spots = [round(y, 6) for trace in picture["data"] for y in trace["y"]]
+        assert len(set(spots)) == len(spots) >= 4
+    assert sum(words in ("Latency, median", "Speed-up") for words in page.words) == 2
+
+
 def test_nothing_is_loaded() -> None:
     page = parsed(full_report())
     assert not [attrs for _, attrs in page.tags if attrs.keys() & {"src", "href", "srcset", "data"}]

@@ -21,7 +21,7 @@ def comparisons(report: Report) -> list[Chart]:
     charts = [sizes(report)] if report.models else []
     names = dict.fromkeys(m.name for m in report.measurements if m.name not in rows.NO_QUALITY)
     charts += [_dots(report, name, [m for m in report.measurements if m.name == name]) for name in names]
-    for run in rows.runs(report):
+    for run in () if rows.is_sweep(report) else rows.runs(report):
         found = [m for m in report.measurements if m.name == "latency_p50" and (m.runtime, m.batch) == run]
         if found:
             charts.append(_latency(report, found, rows.run_name(run)))
@@ -70,12 +70,12 @@ def _bars(
         "cliponaxis": False,
     }
     if any(m.low is not None for m in found):
-        trace |= {"error_x": _errors(found), "textposition": "inside", "insidetextanchor": "start"}
+        trace |= {"error_x": errors(found), "textposition": "inside", "insidetextanchor": "start"}
     # Room at the right for a label that doesn't fit into its bar.
     most = max((m.value if m.high is None else m.high for m in found), default=1.0) or 1.0
     layout = _lying(len(found), {"range": [0, most * 1.22], "ticksuffix": f" {unit}" if unit != "B" else "B"})
-    lines = [(m.model, shown(m.value), _interval(m, shown)) for m in found]
-    return Chart(title, [trace], layout, ("model", title.lower(), "95 % interval"), lines, note, _height(len(found)))
+    lines = [(m.model, shown(m.value), interval(m, shown)) for m in found]
+    return Chart(title, [trace], layout, ("model", title.lower(), "95 % interval"), lines, note, height(len(found)))
 
 
 def _dots(report: Report, name: str, found: Sequence[Measurement]) -> Chart:
@@ -98,7 +98,7 @@ def _dots(report: Report, name: str, found: Sequence[Measurement]) -> Chart:
                 "marker": {"size": 12, "color": pick(PALETTE, place), "symbol": pick(SYMBOLS, place)},
                 "showlegend": False,
                 "cliponaxis": False,
-                **({"error_x": _errors([m])} if m.low is not None else {}),
+                **({"error_x": errors([m])} if m.low is not None else {}),
             }
         )
     counts = ", ".join(dict.fromkeys(f"n = {m.n}" for m in found))
@@ -107,8 +107,8 @@ def _dots(report: Report, name: str, found: Sequence[Measurement]) -> Chart:
     layout["yaxis"]["range"] = [len(found) - 0.5, -0.75]
     title = figures.clean(name).replace("_", " ")
     title = title[:1].upper() + title[1:] + (f", {unit}" if unit else "")
-    lines = [(m.model, figures.number(m.value), _interval(m, figures.number), str(m.n)) for m in found]
-    return Chart(title, traces, layout, ("model", "value", "95 % interval", "n"), lines, note, _height(len(found)) + 14)
+    lines = [(m.model, figures.number(m.value), interval(m, figures.number), str(m.n)) for m in found]
+    return Chart(title, traces, layout, ("model", "value", "95 % interval", "n"), lines, note, height(len(found)) + 14)
 
 
 def _range(found: Sequence[Measurement]) -> list[float]:
@@ -139,7 +139,8 @@ def _speedups(report: Report, found: Sequence[Measurement], run: str) -> Chart:
     return Chart("Speed-up", chart.data, layout, chart.header, chart.lines, note, chart.height)
 
 
-def _errors(found: Sequence[Measurement]) -> dict[str, Any]:
+def errors(found: Sequence[Measurement]) -> dict[str, Any]:
+    """The whiskers of measurements."""
     up = [max(0.0, (m.value if m.high is None else m.high) - m.value) for m in found]
     down = [max(0.0, m.value - (m.value if m.low is None else m.low)) for m in found]
     return {
@@ -148,7 +149,8 @@ def _errors(found: Sequence[Measurement]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _interval(m: Measurement, shown: Callable[[float], str]) -> str:
+def interval(m: Measurement, shown: Callable[[float], str]) -> str:
+    """The 95 % interval as text."""
     return figures.DASH if m.low is None or m.high is None else f"{shown(m.low)} to {shown(m.high)}"
 
 
@@ -162,7 +164,8 @@ def _lying(count: int, xaxis: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _height(count: int) -> int:
+def height(count: int) -> int:
+    """Pixels of a chart with as many rows."""
     return 56 + 46 * max(count, 1)
 
 

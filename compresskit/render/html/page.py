@@ -14,6 +14,7 @@ from compresskit.render.html.compared import comparisons, latencies
 from compresskit.render.html.curves import curves
 from compresskit.render.html.layered import layers
 from compresskit.render.html.markup import Pictures, section, table, text
+from compresskit.render.html.points import sweeps
 from compresskit.render.html.script import SCRIPT
 from compresskit.render.html.style import CSS, NOSCRIPT
 from compresskit.render.html.tradeoff import tradeoffs
@@ -127,6 +128,7 @@ def _pictured(report: Report, pictures: Pictures) -> str:
     gates = [
         (f"{_SIGNS[rows.gate_state(gate)]} {rows.gate_state(gate)}", rows.gate_text(gate)) for gate in report.gates
     ]
+    swept = sweeps(report)
     scatter, spread, curved, by_layer = tradeoffs(report), latencies(report), curves(report), layers(report)
     return "".join(
         (
@@ -137,6 +139,7 @@ def _pictured(report: Report, pictures: Pictures) -> str:
                 _card(table(header, main)) if main else "",
                 f'<div style="height:.9rem"></div>{pictures.grid(comparisons(report))}' if main else "",
             ),
+            section("Sweep", pictures.grid(swept, wide=True) if swept else ""),
             section("Timings", _card(timings) if timings else ""),
             section("Latencies", pictures.grid(spread, wide=True) if spread else ""),
             section("Steps", _card(table(rows.STEP_HEADER, rows.steps(report))) if report.steps else ""),
