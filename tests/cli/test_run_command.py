@@ -300,11 +300,15 @@ def test_a_cache_that_may_not_be_written_to_is_told(cli: Cli) -> None:
     cli(*RUN).refused(4, "steps")
 
 
-def test_the_folder_and_the_hash_seed_leave_no_trace(finished: Path, recipe: Path) -> None:
-    words = [sys.executable, "-m", "compresskit", "run", "r.yaml", *ARCH, "--no-bench", "--no-cache", "-o", "out"]
-    env = {**os.environ, "PYTHONHASHSEED": "7"}
-    done = subprocess.run(words, cwd=recipe.parent, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert result(str(recipe.parent / "out")) == result(str(finished / "out"))
-    for file in (recipe.parent / "out").glob("*.json"):
-        assert str(recipe.parent) not in file.read_text()
+@pytest.mark.parametrize("seeds", [("7",), pytest.param(tuple("0123456789"), marks=pytest.mark.slow)])
+def test_the_folder_and_the_hash_seed_leave_no_trace(finished: Path, recipe: Path, seeds: tuple[str, ...]) -> None:
+    places = [recipe.parent, recipe.parent.parent / "elsewhere"]
+    shutil.copytree(*places)
+    words = [sys.executable, "-m", "compresskit", "run", "r.yaml", *ARCH, "--no-bench", "--no-cache", "--force"]
+    for number, seed in enumerate(seeds):
+        place, env = places[number % 2], {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([*words, "-o", "out"], cwd=place, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert result(str(place / "out")) == result(str(finished / "out")), (place, seed)
+        for file in (place / "out").glob("*.json"):
+            assert str(place) not in file.read_text()

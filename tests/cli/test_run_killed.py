@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(job: Job, recipe: Path, kills: i
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("at", [1, 9])
+@pytest.mark.parametrize("at", [1, 9, *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 40) if n != 9)])
 def test_a_disk_that_fails_leaves_nothing_half_written(
     cli: Cli, recipe: Path, monkeypatch: pytest.MonkeyPatch, code: int, at: int
 ) -> None:
@@ -75,16 +75,20 @@ def test_a_disk_that_fails_leaves_nothing_half_written(
 
     monkeypatch.setattr(os, "fsync", failing)
     done = cli(*RUN)
+    if seen[0] < at:
+        pytest.skip(f"the run writes {seen[0]} times")
     assert done.code == 4, done
     assert len(done.err.splitlines()) <= 2
     monkeypatch.setattr(os, "fsync", sync)
     after = picture(recipe)
-    assert {name: what for name, what in after.items() if not name.startswith("steps")} == before
+    if (recipe / "out").exists():  # it was in place, and only then the disk refused to confirm it
+        read_card(recipe / "out", verify=True)
+    assert {name: what for name, what in after.items() if not name.startswith(("steps", "out"))} == before
     for place in (recipe / "steps").iterdir() if (recipe / "steps").is_dir() else ():
         assert not place.name.startswith("."), "no debris"
         if place.name != "figures":
             read_card(place, verify=True)
-    assert cli(*RUN).code == 0
+    assert cli(*RUN, "--force").code == 0
 
 
 def test_two_runs_onto_one_output_are_one_whole_winner(recipe: Path) -> None:
