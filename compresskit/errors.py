@@ -22,6 +22,15 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+STOPS = (KeyboardInterrupt, SystemExit)
+"""What Ctrl-C and SIGTERM raise."""
+
+
+def stop_code(error: BaseException) -> ExitCode:
+    """The exit code of a program that was stopped by one of :data:`STOPS`."""
+    return ExitCode.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitCode.TERMINATED
+
+
 def printable(text: object, limit: int = 400) -> str:
     """Text from a file, made safe for a terminal.
 

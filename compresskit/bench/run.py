@@ -16,7 +16,7 @@ from compresskit.bench.plan import Plan, Spec, Timing
 from compresskit.bench.pool import Worker
 from compresskit.bench.stats import Change, Estimate
 from compresskit.bench.summary import distribution, measurement, summary
-from compresskit.errors import CompressKitError, InputError, UsageError
+from compresskit.errors import STOPS, CompressKitError, InputError, UsageError, stop_code
 from compresskit.report import Distribution, Measurement
 from compresskit.stage import Progress, silent
 
@@ -46,18 +46,19 @@ class Timed:
     Attributes:
         measurements: As :func:`bench` gives them.
         latencies: All latencies of each model, as quantiles.
-        interrupted: It was stopped with Ctrl-C; the rest is of the generations that were whole by then.
+        stopped: The exit code where it was stopped by Ctrl-C or SIGTERM, else 0; the rest is of the generations that
+            were whole by then.
     """
 
     measurements: list[Measurement] = field(default_factory=list)
     latencies: list[Distribution] = field(default_factory=list)
-    interrupted: bool = False
+    stopped: int = 0
 
     def extend(self, further: Timed) -> None:
         """Add what was found at another point."""
         self.measurements += further.measurements
         self.latencies += further.latencies
-        self.interrupted |= further.interrupted
+        self.stopped = self.stopped or further.stopped
 
 
 def bench(
@@ -114,25 +115,25 @@ def time_models(
         seed: Of the made-up inputs.
         plan: How long to measure.
         varied: Axes (``batch``, ``sequence``) of which other sizes will be timed: each model must leave them free.
-        keep: After Ctrl-C give what the whole generations so far say; without it, or with none, the interrupt goes on.
+        keep: After Ctrl-C or SIGTERM give what the whole generations so far say; without it, or with none, it goes on.
         progress: Called after each generation of processes.
 
     Raises:
         CompressKitError: As :func:`measure`.
-        KeyboardInterrupt: See ``keep``.
+        KeyboardInterrupt, SystemExit: See ``keep``.
     """
     plan = plan or Plan()
     timings = [Timing() for _ in specs]
-    stopped = False
+    stopped = 0
     try:
         measure(specs, plan, batch=batch, seed=seed, varied=varied, into=timings, progress=progress)
         if plan.more and _open_questions(timings):
             again = replace(plan, processes=plan.more)
             measure(specs, again, batch=batch, seed=seed, varied=varied, into=timings, progress=progress)
-    except KeyboardInterrupt:
+    except STOPS as error:
         if not (keep and timings and timings[0].rounds):
             raise
-        stopped = True
+        stopped = stop_code(error)
     pairs = list(zip(specs, timings, strict=True))
     found = Timed([m for pair in pairs for m in summary(*pair)], [distribution(*pair) for pair in pairs], stopped)
     for spec, timing in pairs[1:]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from compresskit.bench import machine
 from compresskit.bench.run import Plan, Spec, Timed, time_models
+from compresskit.errors import STOPS, stop_code
 from compresskit.stage import Progress, silent
 
 
@@ -53,12 +54,12 @@ def sweep(
         where: One point or more.
         plan: How long to measure at each.
         seed: Of the made-up inputs.
-        keep: After Ctrl-C give what is known so far; without it, or with nothing known, the interrupt goes on.
+        keep: After Ctrl-C or SIGTERM give what is known so far; without it, or with nothing known, it goes on.
         progress: Called after each generation of processes.
 
     Raises:
         CompressKitError: As :func:`compresskit.bench.run.measure`; also where an axis of fixed size is to vary.
-        KeyboardInterrupt: See ``keep``.
+        KeyboardInterrupt, SystemExit: See ``keep``.
     """
     varied = frozenset(axis for axis in ("batch", "sequence") if len({getattr(p, axis) for p in where}) > 1)
     found = Timed()
@@ -72,10 +73,10 @@ def sweep(
             found.extend(
                 time_models(own, batch=point.batch, seed=seed, plan=plan, varied=varied, keep=keep, progress=told)
             )
-        except KeyboardInterrupt:
+        except STOPS as error:
             if not (keep and found.measurements):
                 raise
-            found.interrupted = True
-        if found.interrupted:
+            found.stopped = stop_code(error)
+        if found.stopped:
             break
     return found

@@ -102,7 +102,7 @@ def hold_models(
     from compresskit.bench.sweep import points
     from compresskit.cli.console import check_html, check_json, finish, progressing
     from compresskit.cli.inputs import command_line, load_options, load_shipped
-    from compresskit.errors import ExitCode, UsageError
+    from compresskit.errors import UsageError
     from compresskit.recipe.limits import Limits
     from compresskit.runner.check import check
     from compresskit.runner.held import Interrupted, hold
@@ -161,7 +161,7 @@ def hold_models(
             )
     except Interrupted as stopped:
         finish(stopped.report, json=json, html=html, quiet=quiet, markdown=markdown)
-        return int(ExitCode.INTERRUPTED)
+        return stopped.code
     if before is not None:
         report = check(
             report, measuring.limits, baseline=before, max_growth=earlier.max_growth,

@@ -35,11 +35,11 @@ Reader = Callable[[Path, str], Model]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while models were timed; ``report`` tells what was measured by then."""
+    """Ctrl-C or SIGTERM while models were timed; ``report`` tells what was measured by then, ``code`` how to exit."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, code: int) -> None:
         super().__init__()
-        self.report = report
+        self.report, self.code = report, code
 
 
 def hold(
@@ -85,7 +85,7 @@ def hold(
 
     Raises:
         CompressKitError: A model can't be read, exported or run.
-        Interrupted: Ctrl-C, when something had been timed.
+        Interrupted: Ctrl-C or SIGTERM, when something had been timed.
     """
     where = where or [Point(1, measuring.threads, measuring.sequence)]
     automatic = list(runtimes) == ["auto"]
@@ -164,7 +164,7 @@ def hold(
         evaluation=evaluation,
         gates=found,
         notes=[
-            *([_STOPPED] if timed.interrupted else []),
+            *([_STOPPED] if timed.stopped else []),
             *(recommendation(models, timed.measurements) if automatic else []),
             *left_out,
             *(measured.notes if measured else []),
@@ -176,8 +176,8 @@ def hold(
         environment=environment(measuring.threads),
         history=history,
     )
-    if timed.interrupted:
-        raise Interrupted(report)
+    if timed.stopped:
+        raise Interrupted(report, timed.stopped)
     return report
 
 

@@ -10,7 +10,7 @@ from compresskit.bench import noise
 from compresskit.bench.run import Plan, node_times
 from compresskit.bench.sweep import Point, sweep
 from compresskit.data.tokens import longest
-from compresskit.errors import CompressKitError
+from compresskit.errors import STOPS, CompressKitError, stop_code
 from compresskit.report import Distribution, Measurement, NodeTime
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.roofline import limits
@@ -30,14 +30,14 @@ class Speed:
         latencies: As quantiles.
         profile: By node, where it was asked for.
         notes: What a reader must know.
-        interrupted: Stopped with Ctrl-C; the figures are of what was whole by then.
+        stopped: The exit code where Ctrl-C or SIGTERM stopped it, else 0; the figures are of what was whole by then.
     """
 
     measurements: list[Measurement] = field(default_factory=list)
     latencies: list[Distribution] = field(default_factory=list)
     profile: list[NodeTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    interrupted: bool = False
+    stopped: int = 0
 
 
 def fitting(sources: Iterable[Path], sequence: int) -> tuple[int, list[str]]:
@@ -85,19 +85,19 @@ def speed(
     load, before = noise.load_average(), noise.snapshot()
     timed = sweep(specs, where, plan=plan, seed=seed, keep=keep, progress=progress)
     notes = [*slower(models, timed.measurements), *noise.notes(before, noise.snapshot(), load=load)]
-    found = Speed(timed.measurements, timed.latencies, notes=notes, interrupted=timed.interrupted)
+    found = Speed(timed.measurements, timed.latencies, notes=notes, stopped=timed.stopped)
     try:
-        if roofline and not found.interrupted:
+        if roofline and not found.stopped:
             figures, about = limits(models, found.measurements, progress=progress)
             found.measurements += figures
             found.notes += about
-        if profiled and not found.interrupted:
+        if profiled and not found.stopped:
             found.profile, about = profile(models, where[0], seed=seed)
             found.notes += about
-    except KeyboardInterrupt:
+    except STOPS as error:
         if not keep:
             raise
-        found.interrupted = True
+        found.stopped = stop_code(error)
     return found
 
 

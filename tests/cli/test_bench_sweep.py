@@ -121,9 +121,11 @@ def test_an_axis_of_fixed_size_has_no_sweep(cli: Cli, two: Path, option: str, ax
     assert "fixed.onnx" in outcome.err and f"{axis} axis" in outcome.err
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_ctrl_c_keeps_the_whole_generations(cli: Cli, two: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Ctrl-C in the second process of the first point, or in the second point."""
+@pytest.mark.parametrize(("after", "stop"), [(1, KeyboardInterrupt()), (3, KeyboardInterrupt()), (1, SystemExit(143))])
+def test_a_stop_keeps_the_whole_generations(
+    cli: Cli, two: Path, monkeypatch: pytest.MonkeyPatch, after: int, stop: BaseException
+) -> None:
+    """Ctrl-C or SIGTERM in the second process of the first point, or in the second point."""
     from compresskit.bench import run
 
     take, count = run._take_turns, []
@@ -131,12 +133,12 @@ def test_ctrl_c_keeps_the_whole_generations(cli: Cli, two: Path, monkeypatch: py
     def interrupted(*words: object) -> None:
         count.append(1)
         if len(count) > after:
-            raise KeyboardInterrupt
+            raise stop
         take(*words)
 
     monkeypatch.setattr(run, "_take_turns", interrupted)
     outcome = cli("bench", "a.onnx", "b.onnx", "--batch", "1,3", *QUICK, "--json", "r.json")
-    assert outcome.code == 130, outcome
+    assert outcome.code == (130 if isinstance(stop, KeyboardInterrupt) else 143), outcome
     report = json.loads(Path("r.json").read_text())
     assert any(note.startswith("interrupted:") for note in report["notes"])
     medians = [m for m in report["measurements"] if m["name"] == "latency_p50"]

@@ -93,8 +93,8 @@ def command(
     engine that is installed and opens the models takes part, and the fastest is named.
 
     Several values of --batch, --threads or --sequence are a sweep: each combination is timed by itself, the speed-up is
-    over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C ends it with the figures so
-    far, and exit code 130.
+    over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C or SIGTERM ends it with the
+    figures so far, and exit code 130 or 143.
     """
     from compresskit.cli.holding import Earlier, hold_models
     from compresskit.cli.inputs import parse_counts
