@@ -48,6 +48,8 @@ class Timing:
         first_ms: Time from the closed file to the first answer, by process: opening and the first call.
         peak: Peak resident bytes, by process; empty where the system doesn't tell.
         joules: Energy of one call, by process; empty where the machine doesn't tell.
+        device_ms: A call by the events of a GPU, by process; empty elsewhere.
+        device_bytes: Memory on a GPU, by process; empty elsewhere.
         rows: Batch size of the inputs that were in fact fed.
         tokens: Length of the sequence axis that was fed; None where the inputs have none of free size.
     """
@@ -57,6 +59,8 @@ class Timing:
     first_ms: list[float] = field(default_factory=list)
     peak: list[int] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
+    device_bytes: list[int] = field(default_factory=list)
     rows: int = 1
     tokens: int | None = None
 
@@ -67,6 +71,8 @@ class Timing:
         self.first_ms += further.first_ms
         self.peak += further.peak
         self.joules += further.joules
+        self.device_ms += further.device_ms
+        self.device_bytes += further.device_bytes
         self.rows, self.tokens = further.rows, further.tokens
 
     def medians(self) -> list[list[float]]:

@@ -85,10 +85,11 @@ def bench(
     Returns:
         For each model ``latency_p50`` (with the interval over processes), ``latency_p95``, ``latency_p99``,
         ``throughput``, ``load``, ``first_call`` (opening and the first call), ``peak_memory`` (of the whole process,
-        interpreter and engine included), ``energy`` (J a call, of all that runs on the processor; where the machine
-        tells) and, from the second on, ``speedup`` with its 95 % interval; :func:`change` says what a speed-up proves.
-        ``n`` counts processes, for the two percentiles samples: single calls, or the mean of several that are under
-        20 µs.
+        interpreter and engine included), ``energy`` (J a call, of all that runs on the processor and the GPU; where
+        the machine tells), of a GPU ``device_time`` (ms of a call by its events) and ``device_memory`` (bytes that the
+        process holds there) and, from the second on, ``speedup`` with its 95 % interval; :func:`change` says what a
+        speed-up proves. ``n`` counts processes, for the two percentiles samples: single calls, or the mean of several
+        that are under 20 µs.
 
     Raises:
         CompressKitError: As :func:`measure`.
@@ -307,3 +308,8 @@ def _take_turns(
         joules = worker.ask(do="energy")
         if joules is not None:
             timings[i].joules.append(joules)
+        device = worker.ask(do="device")
+        if device["ms"] is not None:
+            timings[i].device_ms.append(device["ms"])
+        if device["bytes"] is not None:
+            timings[i].device_bytes.append(device["bytes"])

@@ -33,6 +33,10 @@ def summary(spec: Spec, timing: Timing) -> list[Measurement]:
         found.append(measurement(spec, timing, "peak_memory", _median(timing.peak), "bytes"))
     if timing.joules:
         found.append(measurement(spec, timing, "energy", _median(timing.joules), "J"))
+    if timing.device_ms:
+        found.append(measurement(spec, timing, "device_time", _median(timing.device_ms), "ms"))
+    if timing.device_bytes:
+        found.append(measurement(spec, timing, "device_memory", _median(timing.device_bytes), "bytes"))
     return found
 
 

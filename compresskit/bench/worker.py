@@ -1,7 +1,7 @@
 """One engine in a process of its own: reads commands on stdin, answers on stdout, one JSON document a line.
 
 Commands: ``{"do": "open", …}`` (see :func:`_open`), ``{"do": "round", "min_time_s": s, "min_calls": n}``,
-``{"do": "peak"}``, ``{"do": "energy"}``, ``{"do": "profile", …}`` (see :func:`_profile`),
+``{"do": "peak"}``, ``{"do": "energy"}``, ``{"do": "device"}``, ``{"do": "profile", …}`` (see :func:`_profile`),
 ``{"do": "bandwidth", "size": bytes, "threads": n}`` and ``{"do": "close"}``. Answers: ``{"ok": …}`` or
 ``{"error": kind, "message": …, "hint": …}``; the first one, unasked, is ``ready`` once the engine is imported.
 The process ends when stdin does, in the middle of a run if need be, so that no worker outlives its parent.
@@ -15,6 +15,7 @@ import json
 import os
 import queue
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from compresskit.bench import energy, memory, memory_rate
 from compresskit.bench.feeds import SEQUENCE, axis_sizes, make_feeds
+from compresskit.bench.gpu import Gpu
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.model import InputSpec
 from compresskit.runtimes import get
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_NS = 20_000  # faster calls are timed several at once: the clock steps and costs up to 100 ns
 _MAX_SAMPLES = 20_000  # a round's answer stays small
+_EVENTS = 20
 
 
 def main(runtime: str) -> None:
@@ -75,8 +78,11 @@ def main(runtime: str) -> None:
 class Engine:
     """An opened model with its inputs, and how many calls make a sample."""
 
-    def __init__(self, session: Session, feeds: dict[str, np.ndarray]) -> None:
+    def __init__(self, session: Session, feeds: dict[str, np.ndarray], device: str = "cpu") -> None:
         self._run: Callable[[], Any] = partial(session.run, feeds)
+        events = getattr(session, "device_ms", None)
+        self._events: Callable[[], float | None] | None = None if events is None else partial(events, feeds)
+        self._gpu = Gpu(device)
         self._calls = 1
         self._joules, self._counted = 0.0, 0
         gc.freeze()  # what is loaded by now stays: later collections needn't walk it
@@ -96,7 +102,7 @@ class Engine:
         samples: list[int] = []
         gc.collect()  # takes 200 ms where torch is loaded: not out of the round's time
         gc.disable()
-        before = energy.read()
+        before = self._counters()
         end = time.perf_counter_ns() + int(command["min_time_s"] * 1e9)
         try:
             while len(samples) < command["min_calls"] or time.perf_counter_ns() < end:
@@ -116,8 +122,16 @@ class Engine:
         """Joules of one call, over all rounds; None where the machine doesn't tell."""
         return self._joules / self._counted if self._counted else None
 
+    def device(self) -> dict[str, float | None]:
+        """Of a GPU: ms of a call by its own events, median of ``_EVENTS``; bytes that this process holds there."""
+        timed = [] if self._events is None else [found for _ in range(_EVENTS) if (found := self._events()) is not None]
+        return {"ms": statistics.median(timed) if timed else None, "bytes": self._gpu.memory()}
+
+    def _counters(self) -> energy.Counters:
+        return {**energy.read(), **self._gpu.counters()}
+
     def _add_energy(self, before: energy.Counters, samples: int) -> None:
-        if (used := energy.joules(before, energy.read())) is not None:
+        if (used := energy.joules(before, self._counters())) is not None:
             self._joules += used
             self._counted += samples * self._calls
 
@@ -150,7 +164,7 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     feeds = make_feeds(inputs or session.inputs, command["sizes"], command["seed"])
     if not feeds:
         raise UsageError("the inputs of the model are not known", "give --input-shape")
-    engine = Engine(session, feeds)
+    engine = Engine(session, feeds, command["device"])
     first_ms = load_ms + engine.once() / 1e6
     shape = next(iter(feeds.values())).shape
     free = _free(inputs or session.inputs, command["sizes"])
@@ -181,6 +195,7 @@ _ASKED: dict[str, Callable[[Engine, dict[str, Any]], Any]] = {
     "round": lambda engine, command: engine.round(command),
     "peak": lambda engine, _: engine.peak(),
     "energy": lambda engine, _: engine.joules(),
+    "device": lambda engine, _: engine.device(),
 }
 
 

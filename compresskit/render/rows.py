@@ -12,7 +12,8 @@ from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, p
 _TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
 _ANY_BATCH = ("load", "peak_memory")
 _SPEED = _TIMED + _ANY_BATCH
-NO_QUALITY = (*_SPEED, "max_abs", "first_call", "energy", "traffic", "operations", "limit", "of_limit")
+_MACHINE = ("first_call", "energy", "device_time", "device_memory", "traffic", "operations", "limit", "of_limit")
+NO_QUALITY = (*_SPEED, "max_abs", *_MACHINE)
 """Figures that don't say how good a model's answers are."""
 _ALIKE = 0.95
 REASONS_SHOWN = 6

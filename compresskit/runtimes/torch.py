@@ -114,22 +114,49 @@ class TorchSession:
             InputError: The module doesn't take these inputs, or gives no tensor.
             MachineError: Out of memory.
         """
-        import torch
-
-        tensors = {name: torch.from_numpy(_writable(array)).to(self._device) for name, array in feeds.items()}
-        try:
-            with torch.inference_mode():
-                if self._keywords is None or all(name in self._keywords for name in tensors):
-                    out = self._module(**tensors)
-                else:
-                    out = self._module(*tensors.values())
-        except Exception as error:
-            raise _wrapped(error, f"torch cannot run {self._name}") from error
+        out = self._forward(self._tensors(feeds))
         found = flatten(out)
         if not found:
             raise InputError(f"{self._name} gave {type(out).__name__}, expected a tensor, or a dict or tuple of them")
         self.outputs = tuple(found)
         return {name: _array(tensor) for name, tensor in found.items()}
+
+    def device_ms(self, feeds: dict[str, np.ndarray]) -> float | None:
+        """Time of one forward pass on a CUDA device by its own events, without moving inputs; None on others.
+
+        Raises:
+            InputError, MachineError: As :meth:`run`.
+        """
+        if getattr(self._device, "type", "") != "cuda":
+            return None
+        import torch
+
+        tensors = self._tensors(feeds)
+        event: Any = torch.cuda.Event
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        with torch.cuda.device(self._device):
+            torch.cuda.synchronize()
+            start.record()
+            self._forward(tensors)
+            end.record()
+            torch.cuda.synchronize()
+        return float(start.elapsed_time(end))
+
+    def _tensors(self, feeds: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(_writable(array)).to(self._device) for name, array in feeds.items()}
+
+    def _forward(self, tensors: dict[str, Tensor]) -> object:
+        import torch
+
+        try:
+            with torch.inference_mode():
+                if self._keywords is None or all(name in self._keywords for name in tensors):
+                    return self._module(**tensors)
+                return self._module(*tensors.values())
+        except Exception as error:
+            raise _wrapped(error, f"torch cannot run {self._name}") from error
 
 
 def flatten(out: object, name: str = "output") -> dict[str, Tensor]:

@@ -77,7 +77,16 @@ def test_hostile_text_stays_text() -> None:
 def test_what_a_bench_tells_is_not_drawn_as_quality() -> None:
     more = [
         Measurement(model=model, name=name, value=2.0, n=7)
-        for name in ("first_call", "energy", "traffic", "operations", "limit", "of_limit")
+        for name in (
+            "first_call",
+            "energy",
+            "device_time",
+            "device_memory",
+            "traffic",
+            "operations",
+            "limit",
+            "of_limit",
+        )
         for model in ("fp32", "int8")
     ]
     report = make_report()
