@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compresskit import runtimes
 
-QUICK = ("--processes", "2", "--rounds", "1")
+SHORT = ("--processes", "2", "--rounds", "1")
+QUICK = (*SHORT, "--no-limits")
 JSON = (*QUICK, "--json", "-")
 
 
@@ -188,7 +189,7 @@ def test_options_about_a_baseline_need_one(cli: Cli, two: Path) -> None:
 
 @pytest.mark.parametrize("runtime", [n for n in ("onnxruntime", "openvino") if not runtimes.get(n).missing()])
 def test_a_profile_tells_each_node(cli: Cli, two: Path, runtime: str) -> None:
-    outcome = cli("bench", "a.onnx", "b.onnx", "--runtime", runtime, "--profile", "--no-limits", *JSON)
+    outcome = cli("bench", "a.onnx", "b.onnx", "--runtime", runtime, "--profile", *JSON)
     assert outcome.code == 0, outcome
     profile = json.loads(outcome.out)["profile"]
     assert {node["model"] for node in profile} == {"a.onnx", "b.onnx"}
@@ -199,11 +200,11 @@ def test_a_profile_tells_each_node(cli: Cli, two: Path, runtime: str) -> None:
 
 
 def test_the_limit_of_each_model_is_told(cli: Cli, two: Path) -> None:
-    report = json.loads(cli("bench", "a.onnx", "b.onnx", "--seq", "4", *JSON).out)
+    report = json.loads(cli("bench", "a.onnx", "b.onnx", "--seq", "4", *SHORT, "--json", "-").out)
     for model in ("a.onnx", "b.onnx"):
         figures = {m["name"]: m["value"] for m in report["measurements"] if m["model"] == model}
         assert figures["of_limit"] == pytest.approx(figures["limit"] / figures["latency_p50"])
         assert figures["operations"] == 2 * 4 * 8 * 8
         assert sum(note.startswith(f"limit: {model} runs at ") for note in report["notes"]) == 1
-    report = json.loads(cli("bench", "a.onnx", "--no-limits", *JSON).out)
+    report = json.loads(cli("bench", "a.onnx", *JSON).out)
     assert not [m for m in report["measurements"] if m["name"] in ("limit", "traffic")]

@@ -90,7 +90,7 @@ def test_the_whole_way(cli: Cli, brought: tuple[str, ...], bits: str, tmp_path: 
     assert all(reason for reason in report.coverage.skipped.values())
     arch = dict(zip(("arch", "arch_args"), _arch(brought), strict=False))
     module_and_file_agree(out, arch)
-    timed = cli("bench", out, "--processes", "2", "--rounds", "3", "--json", "-")
+    timed = cli("bench", out, "--processes", "2", "--rounds", "2", "--no-limits", "--json", "-")
     assert timed.code == 0 and timed.err == "" and Report.model_validate_json(timed.out).values("latency_p50")
     assert picture(Path()) == before
 
@@ -130,7 +130,7 @@ def test_what_is_not_supported_is_said(
 def test_no_more_tokens_are_timed_than_the_model_takes(
     cli: Cli, brought: tuple[str, ...], sequence: tuple[str, ...], note: bool
 ) -> None:
-    found = cli("bench", *brought, *sequence, "--processes", "2", "--rounds", "3", "--json", "-")
+    found = cli("bench", *brought, *sequence, "--processes", "2", "--rounds", "2", "--no-limits", "--json", "-")
     assert found.code == 0 and found.err == "", found
     assert ("timed with 64 tokens" in str(Report.model_validate_json(found.out).notes)) == note
 

@@ -25,7 +25,7 @@ REPORTING = {
     "export": ("export", "m.pt", *ARCH, *SHAPE, "-o", "out.onnx"),
     "evaluate": ("evaluate", "m.onnx", "--data", "d.npz"),
     "compare": ("compare", "m.onnx", "bundle", "--data", "d.npz", "--no-bench"),
-    "bench": ("bench", "m.onnx", "bundle", "--processes", "2", "--rounds", "3"),
+    "bench": ("bench", "m.onnx", "bundle", "--processes", "2", "--rounds", "2", "--no-limits"),
 }
 
 

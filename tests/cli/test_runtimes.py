@@ -15,7 +15,7 @@ from onnx import helper
 
 from compresskit import runtimes
 
-QUICK = ("--processes", "2", "--rounds", "1", "--json", "-")
+QUICK = ("--processes", "2", "--rounds", "1", "--no-limits", "--json", "-")
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 
 
