@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from cifar import NORMALIZE
+from cifar import NORMALIZE, share, without_blocks
 from harness import Bench, cli, figure, interval, workplace
-
-from compresskit.report import Report
 
 RANKING = ("--samples", 4096)
 TRAINING = ("--teacher-share", 0.9, "--temperature", 4, "--precision", "bfloat16", "--held-out", 0)
@@ -75,20 +73,17 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
     shared = (*data, "--normalize", NORMALIZE, "--no-bench", "--seed", seed, "--force")
     length = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", case.epochs)
     training = (*length, *TRAINING)
-    shape, left = ("--input-shape", "1,3,32,32"), 1.0
-    name_of = f"{arch}:resnet{case.depth}"
+    name_of, left = f"{arch}:resnet{case.depth}", 1.0
     if case.blocks:
-        report = cli(
-            "prune", model, "--arch", name_of, *shape, "--method", "depth", "--drop", case.blocks, "--samples", 512,
-            *shared, "-o", folder / "shallow",
+        model, left = without_blocks(
+            bench, case.depth, case.blocks, folder / "shallow", "--seed", seed, "--force"
         )  # fmt: skip
-        model, left = folder / "shallow", macs(report, 1) / macs(report, 0)
     taught = case.teacher or (case.depth if case.blocks else None)
     report = cli(
-        "prune", model, "--arch", name_of, *shape, "--target-macs", case.macs / left, *RANKING,
+        "prune", model, "--arch", name_of, "--input-shape", "1,3,32,32", "--target-macs", case.macs / left, *RANKING,
         *(() if taught else training), *shared, "-o", folder / "out",
     )  # fmt: skip
-    fewer = macs(report, 0) / left / macs(report, 1)
+    fewer = 1 / (left * share(report))
     if taught:
         report = cli(
             "distill", folder / "out", "--arch", name_of, "--teacher", bench.data("models", f"resnet{taught}.th"),
@@ -98,11 +93,6 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
     about = f"{interval(found)}; {fewer:.2f}× fewer MACs, {report.models[-1].bytes / 1e3:.0f} kB"
     bench.row(row, "", f"{found.value:.3f} %", found.n, about)
     return found.value
-
-
-def macs(report: Report, entry: int) -> float:
-    """Multiply-accumulates of a report's model."""
-    return float(report.models[entry].macs or 0)
 
 
 if __name__ == "__main__":
