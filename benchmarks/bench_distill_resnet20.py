@@ -15,7 +15,7 @@ from cifar import NORMALIZE
 from harness import ROOT, Bench, cli, figure, workplace
 
 ARGS = '{"blocks": 3, "width": 8}'
-EPOCHS, SEEDS = 10, 1
+EPOCHS, SEEDS = 15, 1
 LEAST_GAIN = 0.5
 CASES = {"alone": ("--method", "kd", "--teacher-share", 0), "distilled": ("--method", "standardized")}
 

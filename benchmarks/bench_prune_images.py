@@ -6,8 +6,8 @@ fits layers again on 512 training images, without labels and without training. R
 choosing, for comparison.
 
 Two ways to be faster at the same count are measured too. Widths are multiples of 8, but kernels that compute 16
-channels at once (AVX-512) do no less work for 24 than for 32: widths in multiples of 16. And with two blocks taken out
-first (``prune --method depth``) there are fewer layers to wait for.
+channels at once (AVX-512) do no less work for 24 than for 32: widths in multiples of 16. And with two or three blocks
+taken out first (``prune --method depth``) there are fewer layers to wait for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from cifar import NORMALIZE, accuracy_row, speed_rows, without_blocks
 from harness import Bench, cli, workplace
 
 LEAST, LEAST_SPEEDUP = 60.0, 1.6
-SIXTEEN, SHALLOW = "widths in multiples of 16", "without two blocks"
+SIXTEEN = "widths in multiples of 16"
+SHALLOW = {2: "without two blocks", 3: "without three blocks"}
 OTHERS = {
     "l2, isomorphic, without refit": ("--importance", "l2", "--ranking", "isomorphic", "--no-refit"),
     "l2, isomorphic, with refit": ("--importance", "l2", "--ranking", "isomorphic"),
@@ -37,9 +38,10 @@ def main() -> None:
             pruned(bench, depth, f"ResNet-{depth} one-shot", LEAST if depth == 20 else None, out)
         wide = folder / "cut20-16"
         pruned(bench, 20, f"ResNet-20 one-shot, {SIXTEEN}", None, wide, "--round-to", 16)
-        shallow = folder / "cut20-blocks"
-        pruned(bench, 20, f"ResNet-20 one-shot, {SHALLOW}", None, shallow, blocks=2)
-        cuts = {"": folder / "cut20", f", {SIXTEEN}": wide, f", {SHALLOW}": shallow}
+        cuts = {"": folder / "cut20", f", {SIXTEEN}": wide}
+        for blocks, what in SHALLOW.items():
+            cuts[f", {what}"] = folder / f"cut20-without{blocks}"
+            pruned(bench, 20, f"ResNet-20 one-shot, {what}", None, cuts[f", {what}"], blocks=blocks)
         for name, cut in ((f"ResNet-20 one-shot{what}", cut) for what, cut in cuts.items()):
             if cut.exists():
                 speed_rows(bench, name, cut, LEAST_SPEEDUP)
