@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
 from compresskit.errors import UsageError
+from compresskit.render.plain import set_plain
 
 
 class Group(TyperGroup):
@@ -74,19 +75,13 @@ def build(name: str, arguments: list[str]) -> Any:
     return command
 
 
-def _set_plain(wanted: bool) -> None:
-    from compresskit.render.console import set_plain
-
-    set_plain(wanted)
-
-
 Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
         help="For logs: no colour, no line wrapped, progress as lines.",
         rich_help_panel="Output",
-        callback=_set_plain,
+        callback=set_plain,
         is_eager=True,
         expose_value=False,
     ),

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
 from compresskit.errors import UsageError, missing_extra, printable
+from compresskit.render.plain import is_plain
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
 
@@ -77,8 +78,6 @@ class Log:
 @contextmanager
 def progressing(quiet: bool) -> Iterator[Progress]:
     """A progress callback: a bar on a terminal, lines with ``--plain``, silence elsewhere and with ``--quiet``."""
-    from compresskit.render.console import is_plain
-
     if is_plain() and not quiet:
         yield Log()
         return

@@ -13,6 +13,11 @@ from compresskit.report import Distribution, Measurement, Report
 
 _INTERVAL = "whiskers: 95 % interval"
 _TITLES = {"latency_p50": "Latency, median", "throughput": "Throughput", "peak_memory": "Peak memory"}
+AS_FAST = {
+    "type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
+    "line": {"dash": "dot", "width": 1.5, "color": "#8a919c"},
+}  # fmt: skip
+"""A line where the speed-up is 1."""
 MARGIN = {"l": 8, "r": 16, "t": 8, "b": 36}
 
 
@@ -126,13 +131,8 @@ def _latency(report: Report, found: Sequence[Measurement], run: str) -> Chart:
 def _speedups(report: Report, found: Sequence[Measurement], run: str) -> Chart:
     chart = _dots(report, "speedup", found)
     layout = chart.layout | {
-        "shapes": [
-            {
-                "type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
-                "line": {"dash": "dot", "width": 1.5, "color": "#8a919c"},
-            }
-        ]
-    }  # fmt: skip
+        "shapes": [AS_FAST],
+    }
     low, high = chart.layout["xaxis"]["range"]
     layout["xaxis"] = layout["xaxis"] | {"range": [min(low, 0.95), max(high, 1.05)], "ticksuffix": "×"}
     note = f"{run}; dotted: as fast as the baseline; {_INTERVAL}"

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from compresskit.render import figures
-from compresskit.render.html.compared import MARGIN, errors, height, interval, log_range, order_of, pick
+from compresskit.render.html.compared import AS_FAST, MARGIN, errors, height, interval, log_range, order_of, pick
 from compresskit.render.html.markup import Chart, label
 from compresskit.render.html.style import PALETTE, SYMBOLS
 from compresskit.render.rows import is_sweep
 from compresskit.report import Measurement, Point, Report, point_name, points_of
 
 _SHIFT = 0.16
-"""How far apart the models of one point lie, of the room for a point."""
+"""How far apart the models of one point lie at most, of the room for a point."""
+_ROOM = 0.8
+"""What they take of it together."""
 _KINDS: dict[str, tuple[str, str, Callable[[float], str]]] = {
     "latency_p50": ("Latency, median", "ms", lambda value: f"{figures.milliseconds(value)} ms"),
     "speedup": ("Speed-up", "×", lambda value: f"{value:.2f}×"),
@@ -45,11 +47,9 @@ def _chart(report: Report, name: str, found: Sequence[Measurement]) -> Chart:
         "showlegend": True,
     }  # fmt: skip
     if name == "speedup":
-        layout["shapes"] = [
-            {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper",
-             "line": {"dash": "dot", "width": 1.5, "color": "#8a919c"}}
-        ]  # fmt: skip
-    traces = [_trace(report, model, index - (len(models) - 1) / 2, found, points, names, shown)
+        layout["shapes"] = [AS_FAST]
+    shift = min(_SHIFT, _ROOM / len(models))
+    traces = [_trace(report, model, shift * (index - (len(models) - 1) / 2), found, points, names, shown)
               for index, model in enumerate(models)]  # fmt: skip
     lines = [(names[points.index(m.point)], m.model, shown(m.value), interval(m, shown)) for m in found]
     runtimes = ", ".join(dict.fromkeys(figures.clean(m.runtime) for m in found))
@@ -68,7 +68,7 @@ def _trace(
     return {
         "type": "scatter", "mode": "markers", "name": label(model, 26),
         "x": [m.value for m in own],
-        "y": [index + _SHIFT * place for index in where],
+        "y": [index + place for index in where],
         "customdata": [f"{label(names[index])}: {shown(m.value)}" for m, index in zip(own, where, strict=True)],
         "hovertemplate": f"{label(model, 40)}, %{{customdata}}<extra></extra>",
         "marker": {"size": 10, "color": pick(PALETTE, rank), "symbol": pick(SYMBOLS, rank)},

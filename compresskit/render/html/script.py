@@ -26,17 +26,22 @@ SCRIPT = """
     return out;
   }
   var options = {displaylogo: false, displayModeBar: false, responsive: true, scrollZoom: false};
-  var waiting = nodes.slice();
+  var waiting = nodes.slice(), drawn = [];
   function draw(node) {
     var given = figures[Number(node.getAttribute('data-figure'))];
     waiting.splice(waiting.indexOf(node), 1);
-    Plotly.newPlot(node, given.data, layout(given.layout), options);
+    // One that fails leaves the others to be drawn; the console tells.
+    drawn.push(new Promise(function (done) {
+      done(Plotly.newPlot(node, given.data, layout(given.layout), options));
+    }));
   }
   // What is on the screen first, then a picture at a time, so that the page can be read and scrolled meanwhile.
   function next() {
     if (waiting.length) { draw(waiting[0]); }
     if (waiting.length) { setTimeout(next, 0); return; }
-    document.documentElement.setAttribute('data-drawn', String(nodes.length));
+    Promise.all(drawn).then(function () {
+      document.documentElement.setAttribute('data-drawn', String(nodes.length));
+    });
   }
   function again() {
     nodes.forEach(function (node) {
