@@ -45,7 +45,15 @@ class Gpu:
 
 
 def _handle(nvml: Any, number: int) -> Any:
-    """NVML counts all GPUs, CUDA those that ``CUDA_VISIBLE_DEVICES`` names, by number or by UUID."""
+    """NVML counts all GPUs, CUDA those that ``CUDA_VISIBLE_DEVICES`` names, by number or by UUID.
+
+    Raises:
+        ValueError: Numbers may mean another GPU there: CUDA begins with the fastest, unless it is told otherwise.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     name = visible.split(",")[number].strip() if visible else str(number)
-    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+    if not name.isdigit():
+        return nvml.nvmlDeviceGetHandleByUUID(name)
+    if os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID" and nvml.nvmlDeviceGetCount() > 1:
+        raise ValueError("the order of CUDA's numbers isn't known")
+    return nvml.nvmlDeviceGetHandleByIndex(int(name))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_NS = 20_000  # faster calls are timed several at once: the clock steps and costs up to 100 ns
 _MAX_SAMPLES = 20_000  # a round's answer stays small
-_EVENTS = 20
+_EVENTS, _EVENTS_S = 20, 1.0  # calls that are timed by a GPU's events, and the seconds after which no more are
 
 
 def main(runtime: str) -> None:
@@ -123,8 +123,13 @@ class Engine:
         return self._joules / self._counted if self._counted else None
 
     def device(self) -> dict[str, float | None]:
-        """Of a GPU: ms of a call by its own events, median of ``_EVENTS``; bytes that this process holds there."""
-        timed = [] if self._events is None else [found for _ in range(_EVENTS) if (found := self._events()) is not None]
+        """Of a GPU: ms of a call by its own events, median; bytes that this process holds there."""
+        timed: list[float] = []
+        end = time.monotonic() + _EVENTS_S
+        while self._events is not None and len(timed) < _EVENTS and (found := self._events()) is not None:
+            timed.append(found)
+            if time.monotonic() >= end:
+                break
         return {"ms": statistics.median(timed) if timed else None, "bytes": self._gpu.memory()}
 
     def _counters(self) -> energy.Counters:

@@ -21,6 +21,7 @@ def nvml(**changes: object) -> SimpleNamespace:
     return SimpleNamespace(**{
         "NVMLError": Refused,
         "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
         "nvmlDeviceGetHandleByIndex": lambda index: f"index {index}",
         "nvmlDeviceGetHandleByUUID": lambda name: f"uuid {name}",
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: {"index 0": 5_000, "index 3": 9_000}.get(handle, 1),
@@ -36,6 +37,7 @@ def refuse(*_: object) -> None:
 @pytest.fixture(autouse=True)
 def visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
 
 def test_energy_and_memory_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +55,17 @@ def test_energy_and_memory_are_those_of_the_device(monkeypatch: pytest.MonkeyPat
 )
 def test_numbers_are_those_of_cuda(monkeypatch: pytest.MonkeyPatch, names: str, device: str, expected: int) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml())
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(nvmlDeviceGetCount=lambda: 4))
     assert Gpu(device).counters() == {"gpu": (1000 * expected, 0)}
+
+
+def test_another_gpu_is_never_taken_for_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's numbers begin with the fastest GPU, NVML's with the first on the bus."""
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(nvmlDeviceGetCount=lambda: 2))
+    assert Gpu("cuda").counters() == {}
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    assert Gpu("cuda").counters() == {"gpu": (5_000_000, 0)}
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda", "cuda:9", "cuda:x"])
