@@ -8,6 +8,7 @@ float32 file under onnxruntime, or over float32 under torch where torch runs bot
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def ends(known: tuple[float, ...]) -> tuple[float, float]:
 
 def step(figure: float) -> float:
     """What the last digit of a figure of two digits stands for."""
-    return 0.1 if figure >= 1 else 0.01
+    return 10.0 ** (math.floor(math.log10(figure)) - 1)
 
 
 def runtimes(*names: str) -> tuple[str, ...]:

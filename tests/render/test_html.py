@@ -116,6 +116,23 @@ def test_each_point_of_a_sweep_has_a_place_of_its_own() -> None:
     assert sum(words in ("Latency, median", "Speed-up") for words in page.words) == 2
 
 
+@pytest.mark.parametrize("count", [2, 7, 20])
+def test_no_model_of_a_sweep_lies_at_another_point(count: int) -> None:
+    names = [f"m{number}" for number in range(count)]
+    report = make_report(
+        models=[ModelEntry(name=name, path=name, bytes=1, sha256="0" * 64) for name in names],
+        measurements=[
+            Measurement(model=name, name="latency_p50", value=1.0, runtime="onnxruntime", batch=1, threads=threads)
+            for name in names
+            for threads in (1, 2)
+        ],
+    )
+    (picture,) = (p for p in pictures(parsed(report)) if "1 thread" in p["layout"]["yaxis"].get("ticktext", ()))
+    for trace in picture["data"]:
+        assert [round(y) for y in trace["y"]] == [0, 1]
+        assert all(abs(y - round(y)) < 0.45 for y in trace["y"])
+
+
 def test_nothing_is_loaded() -> None:
     page = parsed(full_report())
     assert not [attrs for _, attrs in page.tags if attrs.keys() & {"src", "href", "srcset", "data"}]
