@@ -18,6 +18,8 @@ def read(root: Path = ROOT) -> Counters:
             if zone.name.count(":") != 1:  # cores and memory are parts of a package, or of another kind
                 continue
             with suppress(OSError, ValueError):
+                if (zone / "name").read_text(encoding="ascii").strip() == "psys":  # the whole board, packages included
+                    continue
                 top = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
                 found[zone.name] = (int((zone / "energy_uj").read_text(encoding="ascii")), top)
     return found

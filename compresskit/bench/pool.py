@@ -19,7 +19,13 @@ from compresskit.errors import CompressKitError, InputError, MachineError
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 # The parent's own search path is handed down: `-m` would put the current folder first, where a user's json.py waits.
-_BOOT = "import sys; sys.path[:] = sys.argv[2:]; from compresskit.bench.worker import main; main(sys.argv[1])"
+# Ctrl-C, and SIGTERM of a service or a container, reach the whole group; the parent closes the workers, when it has
+# kept what they measured.
+_BOOT = """import sys; sys.path[:] = sys.argv[2:]
+import signal
+for stop in (signal.SIGINT, signal.SIGTERM): signal.signal(stop, signal.SIG_IGN)
+from compresskit.bench.worker import main
+main(sys.argv[1])"""
 _KINDS: dict[str, type[CompressKitError]] = {
     kind.__name__: kind for kind in (errors.InputError, errors.UsageError, errors.MachineError)
 }

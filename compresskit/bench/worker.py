@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import queue
-import signal
 import statistics
 import sys
 import threading
@@ -45,7 +44,6 @@ _EVENTS, _EVENTS_S = 20, 1.0  # calls that are timed by a GPU's events, and the 
 def main(runtime: str) -> None:
     """Import the engine of ``runtime``, then serve until told to close or until stdin ends."""
     answers = _take_stdout()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent closes us
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
     with suppress(ImportError, CompressKitError):  # what is missing is told on opening

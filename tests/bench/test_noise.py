@@ -66,8 +66,9 @@ def test_what_a_system_does_not_tell_is_not_said(tmp_path: Path) -> None:
     assert noise.notes(nothing, noise.snapshot(tmp_path), root=tmp_path) == []
 
 
-def package(root: Path, name: str, now: int, top: int = 1000) -> None:
+def package(root: Path, name: str, now: int, top: int = 1000, called: str = "package-0") -> None:
     (root / name).mkdir(exist_ok=True)
+    (root / name / "name").write_text(f"{called}\n")
     (root / name / "energy_uj").write_text(f"{now}\n")
     (root / name / "max_energy_range_uj").write_text(f"{top}\n")
 
@@ -75,6 +76,7 @@ def package(root: Path, name: str, now: int, top: int = 1000) -> None:
 def test_energy_is_that_of_all_packages_across_a_wrap(tmp_path: Path) -> None:
     for name, now in (("intel-rapl:0", 900), ("intel-rapl:1", 100), ("intel-rapl:0:0", 5)):
         package(tmp_path, name, now)
+    package(tmp_path, "intel-rapl:2", 7, called="psys")  # the board, with the packages in it
     before = energy.read(tmp_path)
     assert set(before) == {"intel-rapl:0", "intel-rapl:1"}
     package(tmp_path, "intel-rapl:0", 100)
