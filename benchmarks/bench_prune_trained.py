@@ -34,12 +34,14 @@ class Case(NamedTuple):
     seeds: int = 1
     teacher: int | None = None
     blocks: int = 0
+    multiple: int = 8
 
 
 CASES = {
     "ResNet-20, 2.0×": Case(20, 0.5, 15, 90.9, 3),
     "ResNet-20 taught by ResNet-56, 2.0×": Case(20, 0.5, 15, 90.9, 3, teacher=56),
     "ResNet-20 without two blocks, 2.0×": Case(20, 0.5, 15, 90.9, 3, blocks=2),
+    "ResNet-20 of any width, 2.0×": Case(20, 0.5, 15, 90.9, 3, multiple=1),
     "ResNet-20, 1.37×": Case(20, 0.73, 10, 91.5),
     "ResNet-20 taught by ResNet-56, 1.37×": Case(20, 0.73, 10, 91.5, teacher=56),
     "ResNet-56, 2.11×": Case(56, 0.4739, 6, 92.9),
@@ -82,7 +84,7 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
     taught = case.teacher or (case.depth if case.blocks else None)
     report = cli(
         "prune", model, "--arch", name_of, "--input-shape", "1,3,32,32", "--target-macs", case.macs / left, *RANKING,
-        *(() if taught else training), *shared, "-o", folder / "out",
+        "--round-to", case.multiple, *(() if taught else training), *shared, "-o", folder / "out",
     )  # fmt: skip
     fewer = 1 / (left * share(report))
     if taught:
