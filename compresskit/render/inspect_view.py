@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from compresskit.render import figures
+from compresskit.render.branches import branches
 from compresskit.render.console import make_console
 from compresskit.render.outlook_view import even_rank, outlook_parts
 
 ROWS = 40
+_MARGIN = 2
 _SPECTRUM = (
     "spectrum: effective rank; smallest ranks for 90, 95 and 99 % of the energy; break-even rank of two factors; and "
     "the energy that they keep at 80, 60 and 40 % of the size"
@@ -43,13 +47,13 @@ def print_inspection(
     ranked = sorted(range(len(layers)), key=lambda index: -layers[index]["bytes"])[:rows]
     parts: list[RenderableType] = [Text(figures.clean(title), style="bold")] if title else []
     parts += [_indented(Text(line)) for line in _totals(found)]
-    parts += [Text(), Padding(_table([layers[index] for index in sorted(ranked)], found), (0, 0, 0, 2), expand=False)]
+    parts += [Text(), _fitting(partial(_table, [layers[index] for index in sorted(ranked)], found), console)]
     if hidden := len(layers) - len(ranked):
         rest = sum(layers[index]["bytes"] for index in set(range(len(layers))).difference(ranked))
         parts += [_indented(Text(f"and {hidden} smaller layers of {figures.size(rest)} in all: --json lists them"))]
     if known := found.get("spectrum"):
         parts += [Text(), _indented(Text(_SPECTRUM))]
-        parts += [Padding(_spectrum_table(known[:rows]), (0, 0, 0, 2), expand=False)]
+        parts += [_fitting(partial(_spectrum_table, known[:rows]), console)]
         if len(known) > rows:
             parts.append(_indented(Text(f"and {len(known) - rows} more layers: --rows or --json")))
     if "outlook" in found:
@@ -62,7 +66,8 @@ def print_inspection(
 
 def _totals(found: dict[str, Any]) -> list[str]:
     totals = found["totals"]
-    facts = [f"{figures.amount(totals['parameters'])} parameters", figures.size(totals["bytes"])]
+    only = "".join(f" of {figures.clean(name)}" for name in found["dtypes"] if len(found["dtypes"]) == 1)
+    facts = [f"{figures.amount(totals['parameters'])} parameters", figures.size(totals["bytes"]) + only]
     if totals["macs"] is not None:
         shapes = ", ".join(
             f"{figures.clean(name)} {'×'.join(map(str, shape)) or 'scalar'}" for name, shape in found["inputs"].items()
@@ -79,22 +84,40 @@ def _totals(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _table(layers: list[dict[str, Any]], found: dict[str, Any]) -> Table:
+def _fitting(draw: Callable[[bool], Table], console: Console) -> RenderableType:
+    """The table as it is where the console is wide enough; else drawn for a narrow one."""
+    wide = draw(False)
+    fits = Measurement.get(console, console.options, wide).maximum + _MARGIN <= console.width
+    return Padding(wide if fits else draw(True), (0, 0, 0, _MARGIN), expand=False)
+
+
+def _add_rows(table: Table, names: Sequence[str], rest: Sequence[Sequence[str]], narrow: bool) -> None:
+    """A row for each name; in a narrow table under headings."""
+    shown = [figures.clean(name) or "(root)" for name in names]
+    for (heading, cell), others in zip(branches(shown) if narrow else [("", n) for n in shown], rest, strict=True):
+        if heading:
+            table.add_row(Text(heading, style="dim"))
+        table.add_row(*map(Text, (cell, *others)))
+
+
+def _table(layers: list[dict[str, Any]], found: dict[str, Any], narrow: bool) -> Table:
+    """One dtype is told above a narrow table, not in each row."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     macs = found["totals"]["macs"] is not None or any(layer["macs"] is not None for layer in layers)
     typed = found["kind"] != "tensors"
-    columns = {"layer": True, "type": typed, "shape": True, "dtype": True, "size": True, "zeros": True, "MACs": macs}
+    dtype = not narrow or len(found["dtypes"]) != 1
+    columns = {"layer": True, "type": typed, "shape": True, "dtype": dtype, "size": True, "zeros": True, "MACs": macs}
     ranks = found.get("outlook", {}).get("factorize", {}).get("layers", {})
     columns["even"] = bool(ranks)
     right = {"size", "zeros", "MACs", "even"}
     for title, shown in columns.items():
         if shown:
             table.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    rest = []
     for layer in layers:
         size = "tied" if "tied_to" in layer else figures.size(layer["bytes"])
         group = f" g{layer['group_size']}" if layer.get("group_size") else ""
         cells = (
-            figures.clean(layer["name"]) or "(root)",
             figures.clean(layer["type"]),
             "×".join(map(str, layer["shape"])) or "scalar",
             figures.clean(layer["dtype"]) + group,
@@ -103,28 +126,30 @@ def _table(layers: list[dict[str, Any]], found: dict[str, Any]) -> Table:
             figures.amount(layer["macs"]),
             even_rank(ranks.get(layer["name"])),
         )
-        table.add_row(*(Text(cell) for cell, shown in zip(cells, columns.values(), strict=True) if shown))
+        rest.append([cell for cell, shown in zip(cells, list(columns.values())[1:], strict=True) if shown])
+    _add_rows(table, [layer["name"] for layer in layers], rest, narrow)
     return table
 
 
-def _spectrum_table(layers: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
+def _spectrum_table(layers: list[dict[str, Any]], narrow: bool) -> Table:
+    table = Table(box=None, padding=(0, 1 if narrow else 2, 0, 0), header_style="bold", pad_edge=False)
     first = layers[0]
     energies, budgets = list(first["rank_for"]), list(first["kept"])
     table.add_column("layer", overflow="fold")
     titles = ("matrix", "eff.", *(f"r{e}" for e in energies), "even", *(f"@{b} %" for b in budgets))
     for title in titles:
         table.add_column(title, justify="right")
+    rest = []
     for layer in layers:
         cells = (
-            figures.clean(layer["name"]) or "(root)",
             "×".join(map(str, layer["shape"])),
             f"{layer['effective_rank']:.1f}",
             *(str(layer["rank_for"][e]) for e in energies),
             f"{layer['break_even']:.4g}",
             *(figures.percent(layer["kept"][b]) for b in budgets),
         )
-        table.add_row(*(Text(cell) for cell in cells))
+        rest.append(cells)
+    _add_rows(table, [layer["name"] for layer in layers], rest, narrow)
     return table
 
 

@@ -65,6 +65,20 @@ def test_names_fit_and_are_whole(width: int) -> None:
     assert text.count("Q") == 150
 
 
+def test_long_names_share_a_heading_where_the_table_is_narrow() -> None:
+    parts = ("attention.self.query", "attention.output.dense", "output.dense")
+    names = [f"encoder.layer.{index}.{part}" for index in (0, 1) for part in parts]
+    data = found([layer(1, name=name, type="Linear") for name in (*names, "classifier.out_proj")], biggest=[])
+    narrow, wide = (draw(data | {"dtypes": {"float32": 1}}, width) for width in (70, 120))
+    assert all(name in wide for name in names) and "16.4 kB of float32" in wide
+    lines = narrow.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert [line.split()[0] for line in lines if line.startswith("  encoder")] == ["encoder.layer.0", "encoder.layer.1"]
+    assert all(sum(line.startswith(f"    {part} ") for line in lines) == 2 for part in parts)
+    assert "  classifier.out_proj " in narrow  # alone, so whole
+    assert "float32  " not in narrow
+
+
 def test_names_are_no_markup() -> None:
     text = draw(found([layer(1, name="[red]x\x1b[0m")]), 120, title="[bold]m\x07")
     assert r"[red]x\x1b[0m" in text
