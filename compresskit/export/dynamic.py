@@ -18,6 +18,7 @@ from compresskit.export.graph import constant
 from compresskit.export.int8 import explained, named, prepared
 from compresskit.export.qdq import is_weight, plain_name, weighs
 from compresskit.export.quiet import quiet
+from compresskit.export.rounding import add_sqnr
 from compresskit.export.slim import DATA_ABOVE, save, slim
 from compresskit.stage import Progress, silent
 
@@ -51,8 +52,8 @@ def quantize_dynamic_int8(
         progress: Told of the steps.
 
     Returns:
-        Facts: ``layers`` (weight name to operator, bits and number of scales) and ``skipped`` (weight name to the
-        reason).
+        Facts: ``layers`` (weight name to operator, bits, number of scales and SQNR in dB) and ``skipped`` (weight name
+        to the reason).
 
     Raises:
         InputError: The model can't be read or quantized, or has no matrix product with a weight.
@@ -74,6 +75,7 @@ def quantize_dynamic_int8(
                 f"nothing in {fp32_onnx.name} gains from dynamic int8: no matrix product has a stored weight",
                 "int8-static quantizes convolutions",
             )
+        add_sqnr(layers, model, ready)
         slim(model)
         save(model, out, data_above=data_above)
     progress("quantize", 2, 2)

@@ -29,6 +29,7 @@ from compresskit.export.embedding import quantize_embeddings
 from compresskit.export.qdq import after, before, coverage
 from compresskit.export.quiet import first_line, quiet
 from compresskit.export.ranges import PERCENTILE, Histogram, Method, find_range
+from compresskit.export.rounding import add_sqnr
 from compresskit.export.slim import DATA_ABOVE, save, slim
 from compresskit.stage import Progress, silent
 
@@ -102,8 +103,8 @@ def quantize_static_int8(
         progress: Told of the batches and steps.
 
     Returns:
-        Facts: ``layers`` (weight name to operator, bits and number of scales), ``skipped`` (weight name to the
-        reason), ``samples``, ``tensors`` (activations quantized), ``method``, ``activation``, ``weight``,
+        Facts: ``layers`` (weight name to operator, bits, number of scales and SQNR in dB), ``skipped`` (weight name to
+        the reason), ``samples``, ``tensors`` (activations quantized), ``method``, ``activation``, ``weight``,
         ``per_channel``, ``op_types``.
 
     Raises:
@@ -128,6 +129,7 @@ def quantize_static_int8(
         layers, skipped = {**tables, **layers}, {**skipped, **left, **kept}
         if not layers:
             raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8", "try weight-only quantization")
+        add_sqnr(layers, model, ready)
         slim(model)
         save(model, out, data_above=data_above)
     return {

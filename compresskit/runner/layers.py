@@ -70,5 +70,6 @@ def _facts(history: Sequence[Applied]) -> dict[str, dict[str, Any]]:
         layers = applied.facts.get("layers")
         for name, facts in layers.items() if isinstance(layers, dict) else ():
             if isinstance(facts, dict):
-                known[name] = {**known.get(name, {}), **facts}
+                plain = _TENSOR.sub("", name)  # stages on ONNX files know weights, those on modules know layers
+                known[plain] = {**known.get(plain, {}), **facts}
     return known

@@ -44,6 +44,7 @@ def test_a_transformer_stays_close_and_every_code_is_reported(tmp_path: Path) ->
     kinds = Counter(layer["kind"] for layer in facts["layers"].values())
     assert kinds == {"Embedding": 3, "MatMul": 7}
     assert facts["layers"]["encoder.layer.0.intermediate.dense.weight"]["scales"] == 48
+    assert all(35 < layer["sqnr"] < 55 for layer in facts["layers"].values())
     assert all("two activations" in reason for reason in facts["skipped"].values())
     before = (tmp_path / "q.onnx").read_bytes()
     quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")

@@ -184,7 +184,21 @@ def test_codes_in_the_file_are_the_rounded_weights(floats: Path, tmp_path: Path)
     codes = tensors["head.weight_quantized"]
     scales = np.abs(weight).max(1, keepdims=True) / 127
     assert codes.dtype == np.int8 and facts["layers"]["head.weight"]["scales"] == len(weight)
-    assert np.abs(codes * scales - weight).max() <= scales.max() / 2 * 1.01
+    error = codes * tensors["head.weight_scale"][:, None] - weight
+    assert np.abs(error).max() <= scales.max() / 2 * 1.01
+    sqnr = 10 * np.log10(np.square(weight).sum() / np.square(error).sum())
+    assert facts["layers"]["head.weight"]["sqnr"] == pytest.approx(sqnr, abs=0.06)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_channel": False}, {"weight": "uint8"}, {"activation": "int8"}], ids=str)
+def test_every_weight_tells_its_rounding(options: dict[str, Any], floats: Path, tmp_path: Path) -> None:
+    """A bit is worth 6 dB, in all forms of codes."""
+    eight, seven = (
+        quantize_static_int8(floats, tmp_path / "q.onnx", images(), reduce_range=reduced, **options)["layers"]
+        for reduced in (False, True)
+    )
+    assert all(35 < layer["sqnr"] < 55 for layer in eight.values()), eight
+    assert all(4 < eight[name]["sqnr"] - layer["sqnr"] < 8 for name, layer in seven.items())
 
 
 def test_a_model_with_a_fixed_batch_takes_any_number_of_samples(tmp_path: Path) -> None:

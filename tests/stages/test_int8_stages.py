@@ -15,6 +15,7 @@ from compresskit.data.opening import open_source
 from compresskit.errors import GateError, InputError, UsageError
 from compresskit.model import Arch, Card, InputSpec, Model
 from compresskit.registry import get
+from compresskit.runner.layers import layers_of
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 from compresskit.stage import Context
 
@@ -110,6 +111,13 @@ def test_the_target_decides_the_codes(target: str, kind: int | None, largest: in
     zeros = {t.data_type for t in tensors if not t.dims and t.data_type in (onnx.TensorProto.UINT8,)}
     assert zeros == ({kind} if kind else set())
     assert result.card.history[-1].facts["target"] == target and distance < 0.2
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "smoothquant"])
+def test_the_layers_of_a_report_tell_their_rounding(name: str, tmp_path: Path) -> None:
+    result, _ = done(name, tmp_path)
+    layers = [layer for layer in layers_of("m", result.body, result.card.history) if layer.bits == 8]
+    assert layers and all(layer.sqnr is not None and 30 < layer.sqnr < 60 for layer in layers)
 
 
 def test_dynamic_needs_no_data_and_honours_the_target(tmp_path: Path) -> None:

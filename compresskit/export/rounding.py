@@ -1,0 +1,76 @@
+"""How near the 8-bit weights of a file are to the floats that they were rounded from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from compresskit.export.graph import constant
+from compresskit.export.qdq import plain_name
+
+_MOST = 200.0
+_QUANTIZED, _TRANSPOSED = "_quantized", "_Transposed"
+
+
+def add_sqnr(layers: dict[str, dict[str, Any]], model: ir.Model, floats: Path) -> None:
+    """Note for each layer the power of its weight over that of the rounding error: ``sqnr`` in dB, at most 200.
+
+    The quantizer names what belongs to a weight after it: codes, ``_scale`` and ``_zero_point``. A weight that isn't
+    found by its name in the float file gets no figure.
+
+    Args:
+        layers: Facts by the weight's name; changed in place.
+        model: With the codes.
+        floats: The float file that was quantized.
+    """
+    stored, original = model.graph.initializers, ir.load(floats).graph.initializers
+    for codes in stored.values():
+        base = str(codes.name).removesuffix(_QUANTIZED)
+        layer = layers.get(plain_name(codes.name))
+        if layer is None or base == codes.name:
+            continue
+        weight, found, scale = _weight(original, base), constant(codes), constant(stored.get(f"{base}_scale"))
+        if weight is None or found is None or scale is None or weight.shape != found.shape:
+            continue
+        found, zero, axis = found.astype(np.float32), constant(stored.get(f"{base}_zero_point")), _axis(codes)
+        if zero is not None:
+            found -= _along(zero.astype(np.float32), found.ndim, axis)
+        found *= _along(scale, found.ndim, axis)
+        layer["sqnr"] = round(_decibel(weight, found), 1)
+
+
+def _weight(original: Any, base: str) -> np.ndarray | None:
+    """The float weight; the quantizer turns the one of a Gemm over where that has to be."""
+    if base in original:
+        return constant(original[base])
+    turned = constant(original.get(base.removesuffix(_TRANSPOSED)))
+    return None if turned is None or turned.ndim != 2 else turned.T
+
+
+def _axis(codes: ir.Value) -> int:
+    """The axis that a vector of scales belongs to: DequantizeLinear tells it, an integer product has it at the end."""
+    for use in codes.uses():
+        if use.node.op_type == "DequantizeLinear":
+            return use.node.attributes["axis"].as_int() if "axis" in use.node.attributes else 1
+    return -1
+
+
+def _along(values: np.ndarray, dimensions: int, axis: int) -> np.ndarray:
+    """What has one number for all, one for each place of the axis, or all dimensions already, to be broadcast."""
+    if values.ndim == dimensions or values.size == 1:
+        return values
+    shape = [1] * dimensions
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def _decibel(weight: np.ndarray, found: np.ndarray) -> float:
+    found -= weight
+    signal, noise = float(np.vdot(weight, weight)), float(np.vdot(found, found))
+    if not noise or not signal:
+        return 0.0 if noise else _MOST
+    return min(_MOST, 10 * math.log10(signal / noise))
