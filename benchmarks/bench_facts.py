@@ -3,8 +3,9 @@
 The figures are those that this project was planned by; a row is met where the 95 % interval of the ratio covers the
 figure, which is rounded to two digits. Where compresskit writes another file than the one that the figure was taken
 from (another format, fused attention), the row can miss it on the fast side: the spread tells. Speed-ups are over the
-float32 file under onnxruntime, or over float32 under torch where torch runs both. The sizes of the attention and of the
-separable network behind the known figures aren't told: those of variants.py are ours.
+float32 file under onnxruntime, or over float32 under torch where torch runs both. The sizes of the attention and of
+the separable network behind the known figures aren't told: those of variants.py are ours. The ratios differ between
+CPUs, and so do those on record: the table names the machine of each row.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ fits layers again on 512 training images, without labels and without training. R
 choosing, for comparison.
 
 Two ways to be faster at the same count are measured too. Widths are multiples of 8, but kernels that compute 16
-channels at once (AVX-512) do no less work for 24 than for 32: widths in multiples of 16. And with two or three blocks
+channels at once (AVX-512) do no less work for 24 than for 32: widths in multiples of 16. The other way round, widths
+that are no multiples at all are nearer to the original and slower. And with two or three blocks
 taken out first (``prune --method depth``) there are fewer layers to wait for.
 """
 
@@ -20,7 +21,7 @@ from cifar import NORMALIZE, accuracy_row, speed_rows, without_blocks
 from harness import Bench, cli, workplace
 
 LEAST, LEAST_SPEEDUP = 60.0, 1.6
-SIXTEEN = "widths in multiples of 16"
+ROUNDED = {16: "widths in multiples of 16", 1: "of any width"}
 SHALLOW = {2: "without two blocks", 3: "without three blocks"}
 OTHERS = {
     "l2, isomorphic, without refit": ("--importance", "l2", "--ranking", "isomorphic", "--no-refit"),
@@ -36,9 +37,10 @@ def main() -> None:
         for depth in (20,) if bench.quick else (20, 56):
             out = folder / f"cut{depth}"
             pruned(bench, depth, f"ResNet-{depth} one-shot", LEAST if depth == 20 else None, out)
-        wide = folder / "cut20-16"
-        pruned(bench, 20, f"ResNet-20 one-shot, {SIXTEEN}", None, wide, "--round-to", 16)
-        cuts = {"": folder / "cut20", f", {SIXTEEN}": wide}
+        cuts = {"": folder / "cut20"}
+        for multiple, what in ROUNDED.items():
+            cuts[f", {what}"] = folder / f"cut20-{multiple}"
+            pruned(bench, 20, f"ResNet-20 one-shot, {what}", None, cuts[f", {what}"], "--round-to", multiple)
         for blocks, what in SHALLOW.items():
             cuts[f", {what}"] = folder / f"cut20-without{blocks}"
             pruned(bench, 20, f"ResNet-20 one-shot, {what}", None, cuts[f", {what}"], blocks=blocks)
