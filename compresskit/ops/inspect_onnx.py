@@ -33,6 +33,7 @@ _SIZES = ("Reshape", "Slice", "Pad", "Expand", "Squeeze", "Unsqueeze", "Split", 
 _POSITIONS = ("ConstantOfShape", "CumSum", "ScatterND", "GatherND", "OneHot", "Trilu")
 _LIMITS = ("Clip", "Equal", "Less", "Greater", "Where", "Pow")
 _AXES = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+_CODES, _PARTNERS = "_quantized", ("_scale", "_zero_point")
 _SHAPING = frozenset((*_SIZES, *_POSITIONS, *_LIMITS, *_AXES))
 
 
@@ -77,6 +78,15 @@ class _Graph:
             elif current in self.maker:
                 stack.extend(n for n in self.maker[current].input if n)
         return found
+
+    def partners(self, name: str) -> set[str]:
+        """The scales and zero points that belong to codes by their name, whatever operator takes them."""
+        base = name.removesuffix(_CODES)
+        return {f"{base}{end}" for end in _PARTNERS if base != name} & self.stored.keys()
+
+    def is_partner(self, name: str) -> bool:
+        """True for what :meth:`partners` gives of other codes."""
+        return any(name.endswith(end) and f"{name.removesuffix(end)}{_CODES}" in self.stored for end in _PARTNERS)
 
     def array(self, name: str) -> np.ndarray:
         """The numbers of a stored tensor; 4-bit ones as int8."""
@@ -133,9 +143,9 @@ def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] |
         return None
     found = dict(graph.leaf(name) for name in data)
     main = max(found, key=lambda name: math.prod(graph.stored[name].dims))
-    if math.prod(graph.stored[main].dims) <= 1 or _is_index(node, graph, main):
+    if math.prod(graph.stored[main].dims) <= 1 or _is_index(node, graph, main) or graph.is_partner(main):
         return None
-    tensors = set().union(*(graph.leaves(name) for name in node.input if graph.constant(name)))
+    tensors = graph.partners(main).union(*(graph.leaves(name) for name in node.input if graph.constant(name)))
     shape, dtype = _logical(graph, node, main)
     parameters = math.prod(shape) + sum(math.prod(graph.stored[name].dims) for name in found if name != main)
     entry = {

@@ -144,6 +144,26 @@ def test_dequantized_weights_know_their_zero_points(tmp_path: Path, blocked: boo
     assert layer["bytes"] == codes.nbytes + scales.nbytes + points.nbytes
 
 
+def test_scales_of_an_integer_product_belong_to_its_codes(tmp_path: Path) -> None:
+    """As onnxruntime's dynamic quantization writes it: the scales are multiplied by another operator."""
+    stored = {
+        "fc.weight_quantized": np.arange(48, dtype=np.int8).reshape(8, 6), "fc.weight_scale": weight(6),
+        "fc.weight_zero_point": np.zeros(6, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "fc.weight_quantized", "z", "fc.weight_zero_point"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "fc.weight_scale"], ["step"]),
+        helper.make_node("Mul", ["f", "step"], ["y"]),
+    ]
+    found = inspect_onnx(save(tmp_path / "m.onnx", nodes, stored, ("n", 8)))
+    (layer,) = found["layers"]
+    assert (layer["name"], layer["dtype"], layer["bytes"]) == ("fc.weight_quantized", "int8", 48 + 4 * 6 + 6)
+    assert layer["parameters"] == found["totals"]["parameters"] == 48
+    assert not any("belong to no layer" in note for note in found["notes"])
+
+
 def test_shared_weights_count_once_and_shape_constants_are_no_layers(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Reshape", ["x", "shape"], ["a"]),
