@@ -148,18 +148,18 @@ class Cancelling(nn.Module):
 
 
 class Undecided(nn.Module):
-    """Attention to two keys that are nearly the same: the softmax of large scores keeps what float32 rounds off."""
+    """Pairs of keys that are nearly the same: the softmax of large scores keeps what float32 rounds off."""
 
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.inner = nn.Linear(64, 2)
+        self.inner = nn.Linear(64, 512)
         with torch.no_grad():
-            one = 20 * torch.randn(1, 64, generator=generator)
-            self.inner.weight.copy_(torch.cat([one, one + 1e-3 * torch.randn(1, 64, generator=generator)]))
+            one = 3 * torch.randn(256, 64, generator=generator)
+            self.inner.weight.copy_(torch.cat([one, one + 1e-3 * torch.randn(256, 64, generator=generator)]))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x).softmax(-1)
+        return self.inner(x).unflatten(-1, (2, 256)).softmax(-2)
 
 
 @pytest.mark.parametrize("kind", [Cancelling, Undecided])
@@ -168,5 +168,5 @@ def test_where_float32_itself_is_off_float64_judges(tmp_path: Path, kind: type[C
     assert result.parity.passed and result.parity.rel_l2 > 1e-5
     damaged = kind()
     with torch.no_grad():
-        damaged.inner.weight[1, 5] *= 1 + 1e-4
+        damaged.inner.weight[3, 5] *= 1 + 1e-4
     assert not parity(damaged, tmp_path / "m.onnx", ROW).passed
