@@ -20,8 +20,7 @@ from typing import NamedTuple
 
 from bench_mlp import WIDTH, make_mlp
 from harness import ROOT, Bench, cli, interval, minilm, workplace
-from variants import TOKENS
-from variants import WIDTH as WIDE
+from variants import HEAD, TOKENS
 
 from compresskit.report import Report
 
@@ -211,7 +210,7 @@ def text(bench: Bench, folder: Path) -> Iterator[Command]:
 
 def attention(_bench: Bench, folder: Path) -> Iterator[Command]:
     names = ("Dense", "Masked", "Gathered", "Linformer", "Performer")
-    files = [variant(folder, name, f"1,{TOKENS},{3 * WIDE}") for name in names]
+    files = [variant(folder, name, f"1,{TOKENS},{3 * HEAD}") for name in names]
     known = (15.4 / 32.6, 15.4 / 3.1, 15.4 / 2.0, 15.4 / 2.6)
     facts = tuple(Fact(file.name, (k,)) for file, k in zip(files[1:], known, strict=True))
     yield Command(f"attention over {TOKENS} tokens", tuple(files), facts)

@@ -7,8 +7,8 @@ choosing, for comparison.
 
 Two ways to be faster at the same count are measured too. Widths are multiples of 8, but kernels that compute 16
 channels at once (AVX-512) do no less work for 24 than for 32: widths in multiples of 16. The other way round, widths
-that are no multiples at all are nearer to the original and slower. And with two or three blocks
-taken out first (``prune --method depth``) there are fewer layers to wait for.
+that are no multiples at all are nearer to the original and slower. And with two or three blocks taken out first
+(``prune --method depth``) there are fewer layers to wait for.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-TOKENS, WIDTH = 2048, 64
+TOKENS, HEAD = 2048, 64
 WINDOW, GLOBAL = 64, 16  # tokens of a block, which sees itself and its neighbours; tokens that all see
 FEW = 64  # keys or features of the two low-rank forms
 
@@ -22,7 +22,7 @@ class Dense(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.tensor(WIDTH**-0.5))  # something to save
+        self.scale = nn.Parameter(torch.tensor(HEAD**-0.5))  # something to save
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = x.chunk(3, dim=-1)
@@ -82,7 +82,7 @@ class Performer(Dense):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("directions", torch.randn(WIDTH, FEW) * WIDTH**-0.25)
+        self.register_buffer("directions", torch.randn(HEAD, FEW) * HEAD**-0.25)
 
     def weighed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = self.features(q, -1), self.features(k, (-2, -1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import onnx_ir as ir
 
 from compresskit.export.graph import constant
 from compresskit.export.qdq import plain_name
+from compresskit.quality.decibel import decibels
 
-_MOST = 200.0
 _QUANTIZED, _TRANSPOSED = "_quantized", "_Transposed"
 
 
@@ -40,7 +39,8 @@ def add_sqnr(layers: dict[str, dict[str, Any]], model: ir.Model, floats: Path) -
         if zero is not None:
             found -= _along(zero.astype(np.float32), found.ndim, axis)
         found *= _along(scale, found.ndim, axis)
-        layer["sqnr"] = round(_decibel(weight, found), 1)
+        found -= weight
+        layer["sqnr"] = round(decibels(float(np.vdot(weight, weight)), float(np.vdot(found, found))), 1)
 
 
 def _weight(original: Any, base: str) -> np.ndarray | None:
@@ -66,11 +66,3 @@ def _along(values: np.ndarray, dimensions: int, axis: int) -> np.ndarray:
     shape = [1] * dimensions
     shape[axis] = -1
     return values.reshape(shape)
-
-
-def _decibel(weight: np.ndarray, found: np.ndarray) -> float:
-    found -= weight
-    signal, noise = float(np.vdot(weight, weight)), float(np.vdot(found, found))
-    if not noise or not signal:
-        return 0.0 if noise else _MOST
-    return min(_MOST, 10 * math.log10(signal / noise))

@@ -10,14 +10,13 @@ import numpy as np
 from compresskit.data.source import Source
 from compresskit.errors import InputError
 from compresskit.quality import intervals
+from compresskit.quality.decibel import decibels
 from compresskit.quality.embedding import pool
 from compresskit.quality.evaluate import Score
 from compresskit.quality.forward import NonFiniteOutput, check_finite, forward
 from compresskit.runtimes.base import Session
 from compresskit.stage import Progress, silent
 
-MAX_SQNR = 200.0
-"""Given for outputs that are equal to the bit, in dB; float32 rounding alone is about 140."""
 _TOKENS = 2048
 _POOLED = ("last_hidden_state",)
 
@@ -30,7 +29,7 @@ class Fidelity:
         cosine: Mean over samples of the cosine between the two outputs, 0 to 1 for models that agree.
         cosine_interval: Its 95 % interval; None below 5 samples.
         worst: The smallest cosine of a sample.
-        sqnr: Power of the original's output over that of the error, in dB; at most :data:`MAX_SQNR`.
+        sqnr: Power of the original's output over that of the error, in dB; at most 200.
         agreement: Share of predictions (classes, or next tokens) that are the same, in %; None for outputs that
             aren't scores.
         agreement_interval: Wilson, 95 %.
@@ -180,13 +179,11 @@ def _cosine(dot: float, own: float, other: float) -> float:
 
 def _result(sums: _Sums, name: str) -> Fidelity:
     cosines = np.concatenate(sums.cosines)
-    sqnr = 10 * math.log10(sums.signal / sums.noise) if sums.noise > 0 and sums.signal > 0 else -math.inf
-    sqnr = MAX_SQNR if sums.noise == 0 else max(-MAX_SQNR, min(MAX_SQNR, sqnr))
     return Fidelity(
         cosine=float(cosines.mean()),
         cosine_interval=intervals.mean(cosines),
         worst=float(cosines.min()),
-        sqnr=sqnr,
+        sqnr=decibels(sums.signal, sums.noise),
         agreement=100 * sums.same / sums.predictions if sums.predictions else None,
         agreement_interval=_percent(intervals.wilson(sums.same, sums.predictions)) if sums.predictions else None,
         predictions=sums.predictions,

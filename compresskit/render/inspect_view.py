@@ -66,7 +66,7 @@ def print_inspection(
 
 def _totals(found: dict[str, Any]) -> list[str]:
     totals = found["totals"]
-    only = "".join(f" of {figures.clean(name)}" for name in found["dtypes"] if len(found["dtypes"]) == 1)
+    only = f" of {figures.clean(next(iter(found['dtypes'])))}" if len(found["dtypes"]) == 1 else ""
     facts = [f"{figures.amount(totals['parameters'])} parameters", figures.size(totals["bytes"]) + only]
     if totals["macs"] is not None:
         shapes = ", ".join(

@@ -11,7 +11,7 @@ from compresskit.data import Batch
 from compresskit.errors import InputError, UsageError
 from compresskit.model import InputSpec
 from compresskit.quality import NonFiniteOutput, compare_outputs, synthetic_inputs
-from compresskit.quality.fidelity import MAX_SQNR
+from compresskit.quality.decibel import MAX_SQNR
 
 X = (InputSpec("x", "float32", ("batch", 8)),)
 TEXT = (

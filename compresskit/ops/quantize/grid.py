@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compresskit.ops.quantize.layout import BITS, Grid, packed_bytes
+from compresskit.quality.decibel import decibels
 
 NF4 = torch.tensor(
     [
@@ -24,7 +25,6 @@ NF4 = torch.tensor(
 )  # fmt: skip
 """float32 ``(16,)``: the levels of NF4 as bitsandbytes has them, for weights between -1 and 1."""
 _BLOCK = 1 << 20
-_MAX_SQNR = 200.0
 
 
 __all__ = ["BITS", "NF4", "Grid", "Packed", "dequantize", "pack", "packed_bytes", "sqnr", "unpack"]
@@ -103,9 +103,7 @@ def sqnr(weight: Tensor, packed: Packed) -> float:
         error = dequantize(Packed(packed.codes[part], packed.scales[part], zeros, shape, packed.grid)).sub_(original)
         signal += float(original.square().sum())
         noise += float(error.square_().sum())
-    if noise == 0:
-        return _MAX_SQNR
-    return min(_MAX_SQNR, 10 * math.log10(signal / noise)) if signal else -_MAX_SQNR
+    return decibels(signal, noise)
 
 
 def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
