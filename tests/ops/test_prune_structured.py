@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any, get_args
 
 import pytest
@@ -174,3 +175,10 @@ def test_a_model_without_channels_to_cut() -> None:
 
     with pytest.raises(InputError, match="it gives the model's output"):
         plan(made(Single), seen(32), How(), silent)
+
+
+def test_a_model_without_conv1d_needs_no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.ops.prune import rewrite
+
+    monkeypatch.setitem(sys.modules, "transformers.pytorch_utils", None)
+    rewrite.linear_to_conv1d(nn.Linear(2, 2), [])

@@ -245,7 +245,9 @@ def conv1d_to_linear(module: nn.Module, among: Sequence[str] | None = None) -> l
 
 
 def linear_to_conv1d(module: nn.Module, names: Sequence[str]) -> None:
-    """The way back, with the widths that the layers have by now."""
+    """The way back, with the widths that the layers have by now; without names nothing of transformers is needed."""
+    if not names:
+        return
     from transformers.pytorch_utils import Conv1D
 
     for name in names:
