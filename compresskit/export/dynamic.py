@@ -20,6 +20,7 @@ from compresskit.export.qdq import is_weight, plain_name, weighs
 from compresskit.export.quiet import quiet
 from compresskit.export.rounding import add_sqnr
 from compresskit.export.slim import DATA_ABOVE, save, slim
+from compresskit.ops.onnx_names import CODES, SCALE
 from compresskit.stage import Progress, silent
 
 _KINDS = ("MatMul", "Gemm", "Attention")
@@ -131,5 +132,5 @@ def _kind(node: ir.Node) -> str:
 
 def _scales(model: ir.Model, codes: str) -> int:
     """Scales of a weight: the quantizer names them after it."""
-    scales = constant(model.graph.initializers.get(f"{codes.removesuffix('_quantized')}_scale"))
+    scales = constant(model.graph.initializers.get(f"{codes.removesuffix(CODES)}{SCALE}"))
     return 1 if scales is None else int(scales.size)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compresskit.export.graph import added, constant, replace
+from compresskit.ops.onnx_names import CODES, SCALE
 
 _MIN_COLUMNS = 8  # below that the scales outweigh what the codes save
 
@@ -48,7 +49,7 @@ def _stored(graph: ir.Graph, name: str, array: np.ndarray) -> tuple[ir.Value, ir
     top = np.abs(array).max(1, keepdims=True)
     scales = (np.where(top > 0, top, 1) / 127).astype(np.float32)
     codes = np.clip(np.round(array / scales), -127, 127).astype(np.int8)
-    return added(graph, codes, f"{name}_quantized"), added(graph, scales, f"{name}_scale")
+    return added(graph, codes, f"{name}{CODES}"), added(graph, scales, f"{name}{SCALE}")
 
 
 def _look_up(node: ir.Node, codes: ir.Value, scales: ir.Value) -> None:

@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from compresskit.export.attention import tidy_attention
 from compresskit.export.graph import added, constant, replace
 from compresskit.export.slim import merge
+from compresskit.ops.onnx_names import CODES, TRANSPOSED
 
 _NUMBERED = re.compile(r"v[0-9a-z]+(_transposed)?$")
 
@@ -174,7 +175,7 @@ def _reason(node: ir.Node, kinds: tuple[str, ...]) -> str:
 
 def plain_name(name: str | None) -> str:
     """A weight's name as it was before the tools added to it."""
-    text = str(name or "").removesuffix("_quantized").removesuffix("_Transposed")
+    text = str(name or "").removesuffix(CODES).removesuffix(TRANSPOSED)
     for prefix in ("ConvBnFusion_W_", "ConvBnFusion_BN_B_", "ConvMulFusion_W_", "ConvAddFusion_B_"):
         text = text.removeprefix(prefix)
     return text

@@ -10,16 +10,14 @@ import onnx_ir as ir
 
 from compresskit.export.graph import constant
 from compresskit.export.qdq import plain_name
+from compresskit.ops.onnx_names import SCALE, TRANSPOSED, ZERO_POINT, coded
 from compresskit.quality.decibel import decibels
-
-_QUANTIZED, _TRANSPOSED = "_quantized", "_Transposed"
 
 
 def add_sqnr(layers: dict[str, dict[str, Any]], model: ir.Model, floats: Path) -> None:
     """Note for each layer the power of its weight over that of the rounding error: ``sqnr`` in dB, at most 200.
 
-    The quantizer names what belongs to a weight after it: codes, ``_scale`` and ``_zero_point``. A weight that isn't
-    found by its name in the float file gets no figure.
+    A weight that isn't found by its name in the float file gets no figure.
 
     Args:
         layers: Facts by the weight's name; changed in place.
@@ -28,14 +26,13 @@ def add_sqnr(layers: dict[str, dict[str, Any]], model: ir.Model, floats: Path) -
     """
     stored, original = model.graph.initializers, ir.load(floats).graph.initializers
     for codes in stored.values():
-        base = str(codes.name).removesuffix(_QUANTIZED)
-        layer = layers.get(plain_name(codes.name))
-        if layer is None or base == codes.name:
+        base, layer = coded(str(codes.name)), layers.get(plain_name(codes.name))
+        if layer is None or base is None:
             continue
-        weight, found, scale = _weight(original, base), constant(codes), constant(stored.get(f"{base}_scale"))
+        weight, found, scale = _weight(original, base), constant(codes), constant(stored.get(f"{base}{SCALE}"))
         if weight is None or found is None or scale is None or weight.shape != found.shape:
             continue
-        found, zero, axis = found.astype(np.float32), constant(stored.get(f"{base}_zero_point")), _axis(codes)
+        found, zero, axis = found.astype(np.float32), constant(stored.get(f"{base}{ZERO_POINT}")), _axis(codes)
         if zero is not None:
             found -= _along(zero.astype(np.float32), found.ndim, axis)
         found *= _along(scale, found.ndim, axis)
@@ -47,7 +44,7 @@ def _weight(original: Any, base: str) -> np.ndarray | None:
     """The float weight; the quantizer turns the one of a Gemm over where that has to be."""
     if base in original:
         return constant(original[base])
-    turned = constant(original.get(base.removesuffix(_TRANSPOSED)))
+    turned = constant(original.get(base.removesuffix(TRANSPOSED)))
     return None if turned is None or turned.ndim != 2 else turned.T
 
 

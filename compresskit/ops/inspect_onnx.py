@@ -12,6 +12,7 @@ import numpy as np
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.onnx_macs import count_onnx_macs
+from compresskit.ops.onnx_names import CODES, SCALE, ZERO_POINT, coded
 from compresskit.ops.onnx_packed import GATHER, Found, join_packed
 from compresskit.ops.quantize.layout import BITS, count_points, packed_bytes
 
@@ -33,7 +34,7 @@ _SIZES = ("Reshape", "Slice", "Pad", "Expand", "Squeeze", "Unsqueeze", "Split", 
 _POSITIONS = ("ConstantOfShape", "CumSum", "ScatterND", "GatherND", "OneHot", "Trilu")
 _LIMITS = ("Clip", "Equal", "Less", "Greater", "Where", "Pow")
 _AXES = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
-_CODES, _PARTNERS = "_quantized", ("_scale", "_zero_point")
+_PARTNERS = (SCALE, ZERO_POINT)
 _SHAPING = frozenset((*_SIZES, *_POSITIONS, *_LIMITS, *_AXES))
 
 
@@ -81,12 +82,12 @@ class _Graph:
 
     def partners(self, name: str) -> set[str]:
         """The scales and zero points that belong to codes by their name, whatever operator takes them."""
-        base = name.removesuffix(_CODES)
-        return {f"{base}{end}" for end in _PARTNERS if base != name} & self.stored.keys()
+        base = coded(name)
+        return set() if base is None else {f"{base}{end}" for end in _PARTNERS} & self.stored.keys()
 
     def is_partner(self, name: str) -> bool:
         """True for what :meth:`partners` gives of other codes."""
-        return any(name.endswith(end) and f"{name.removesuffix(end)}{_CODES}" in self.stored for end in _PARTNERS)
+        return any(name.endswith(end) and f"{name.removesuffix(end)}{CODES}" in self.stored for end in _PARTNERS)
 
     def array(self, name: str) -> np.ndarray:
         """The numbers of a stored tensor; 4-bit ones as int8."""
