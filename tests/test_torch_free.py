@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,20 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blocking import ROOT, block
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "serve"))
-from serve_material import COLUMNS, Server, body, tensor, tiny_model  # noqa: E402
+from serve_material import COLUMNS, Server, body, tensor, tiny_model
 
 LEFT_OUT = ("torch", "transformers", "tokenizers", "safetensors", "onnxscript", "onnx_ir", "sklearn", "scipy", "peft")
-# Read by Python at its start, in the processes of the bench too: these packages are not found, as if never installed.
-BLOCK = """
-from importlib.machinery import PathFinder
-real = PathFinder.find_spec
-def find_spec(name, path=None, target=None):
-    return None if name.partition(".")[0] in BLOCKED else real(name, path, target)
-PathFinder.find_spec = staticmethod(find_spec)
-"""
 
 
 @pytest.fixture
@@ -36,11 +27,6 @@ def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     x = np.random.default_rng(0).normal(size=(32, COLUMNS)).astype(np.float32)
     np.savez(tmp_path / "d.npz", x=x, y=x.argmax(1))
     return tmp_path
-
-
-def block(folder: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-    (folder / "sitecustomize.py").write_text(f"BLOCKED = {names!r}\n{BLOCK}", encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -16,13 +16,16 @@ def print_doctor(found: dict[str, Any], console: Console | None = None) -> None:
     """Draw what is installed and what is missing.
 
     Args:
-        found: ``environment``, ``runtimes`` and ``extras`` (name to None or to what is missing), ``methods``.
+        found: ``environment``, ``runtimes``, ``packages`` and ``extras`` (name to None or to what is missing),
+            ``methods``.
         console: Where to draw; standard output by default.
     """
     console = make_console() if console is None else console
     table = Table(box=None, show_header=False, pad_edge=False)
-    for title in ("runtimes", "extras"):
+    for title in ("runtimes", "packages", "extras"):
         for name, lack in found[title].items():
+            if title == "packages" and not lack:
+                continue
             state = Text("missing", style="red") if lack else Text("ok", style="green")
             table.add_row(Text(title.removesuffix("s")), Text(name), state, Text(figures.clean(lack or "")))
     for name, value in found["environment"].items():

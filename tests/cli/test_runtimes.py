@@ -191,6 +191,52 @@ def test_doctor_lists_every_runtime(cli: Cli, here: Path) -> None:
     assert found == {name: runtimes.get(name).missing() for name in runtimes.names()}
 
 
+REQUIRES = ["numpy>=2.0", "absent-one>=1.5", "onnxruntime>=1.31", "absent-two>=3; extra == 'more'",
+            "numpy>=2.0; extra == 'some'", "absent-three; extra == 'dev'"]  # fmt: skip
+
+
+def test_doctor_names_what_the_install_lacks(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: REQUIRES)
+    outcome = cli("doctor", "--json", "-")
+    found = json.loads(outcome.out)
+    assert outcome.code == 4
+    assert found["packages"] == {"numpy": None, "absent-one": "pip install 'absent-one>=1.5'", "onnxruntime": None}
+    assert found["extras"] == {"more": "absent-two: pip install 'compresskit[more]'", "some": None}
+    shown = cli("doctor", "--plain").out
+    assert "absent-one" in shown and "absent-three" not in shown
+
+
+def test_doctor_takes_another_build_of_a_package(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-gpu is another distribution of the same modules."""
+    import importlib.metadata as metadata
+
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda name: ["onnxruntime>=1.31"])
+    assert cli("doctor").code == 0
+
+
+def test_doctor_asks_nothing_of_a_copy_without_an_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the image for the edge there is no torch, and none is missed."""
+    from importlib import metadata
+
+    from compresskit.runtimes.torch import TorchRuntime
+
+    def requires(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    monkeypatch.setattr(TorchRuntime, "missing", lambda self: "torch is not installed: pip install torch")
+    outcome = cli("doctor", "--json", "-")
+    assert outcome.code == 0 and json.loads(outcome.out)["packages"] == {}
+
+
 def test_auto_tells_of_absent_providers_in_one_line(cli: Cli, here: Path) -> None:
     notes = report(cli("bench", "m.onnx", "--runtime", "auto", *QUICK))["notes"]
     absent = [n for n in runtimes.names() if n.startswith("onnxruntime-") and runtimes.get(n).missing()]

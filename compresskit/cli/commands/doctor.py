@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from importlib import metadata
 
 import typer
 
 from compresskit.cli import options as shared
 
-_NEEDED = ("onnxruntime", "torch")
-_OPTIONAL = {"transformers": "hf", "peft": "lora", "tokenizers": "hf", "accelerate": "hf", "sklearn": "demo"}
+_DEVELOPERS = "dev"  # an extra of no use to users
 
 
 def command(json: shared.Json = None) -> None:
     """Show what is installed here, what is missing and how to get it.
 
-    Exit code 4 when a runtime that every journey needs is missing.
+    Exit code 4 when a package that every install has is missing.
     """
     import json as jsonlib
 
@@ -27,16 +28,49 @@ def command(json: shared.Json = None) -> None:
 
     check_json(json)
     missing = {name: get(name).missing() for name in names()}
-    extras = {
-        name: None if importlib.util.find_spec(name) else f"pip install 'compresskit[{extra}]'"
-        for name, extra in _OPTIONAL.items()
-    }
+    packages, extras = _lacking()
     facts = {**environment(), "target": target.here().name}
-    found = {"environment": facts, "runtimes": missing, "extras": extras, "methods": list(registry.rows())}
+    found = {
+        "environment": facts, "runtimes": missing, "packages": packages, "extras": extras,
+        "methods": list(registry.rows()),
+    }  # fmt: skip
     write_json(jsonlib.dumps(found, indent=2, ensure_ascii=False) + "\n", json)
     if json != "-":
         from compresskit.render.doctor_view import print_doctor
 
         print_doctor(found)
-    if any(missing[name] for name in _NEEDED):
+    if missing["onnxruntime"] or any(packages.values()):
         raise typer.Exit(4)
+
+
+def _lacking() -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """What the install names: each package that it always needs, and each extra; None, or what is missing and how to
+    get it. Both empty where CompressKit wasn't installed but copied."""
+    try:
+        lines = metadata.requires("compresskit") or []
+    except metadata.PackageNotFoundError:
+        return {}, {}
+    packages: dict[str, str | None] = {}
+    absent: dict[str, list[str]] = {}
+    for line in lines:
+        name = re.match(r"[\w.-]+", line)
+        extra = re.search(r"extra == ['\"]([\w.-]+)['\"]", line)
+        if name is None or (extra and extra[1] == _DEVELOPERS):
+            continue
+        lack = _missing(name[0])
+        if extra is None:
+            packages[name[0]] = f"pip install '{line.partition(';')[0].strip()}'" if lack else None
+        else:
+            absent.setdefault(extra[1], []).extend([name[0]] if lack else [])
+    return packages, {
+        extra: f"{', '.join(names)}: pip install 'compresskit[{extra}]'" if names else None
+        for extra, names in sorted(absent.items())
+    }
+
+
+def _missing(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:  # onnxruntime-gpu has the modules of onnxruntime
+        return importlib.util.find_spec(package.replace("-", "_")) is None
+    return False
