@@ -236,6 +236,10 @@ def explanation(report: Report) -> str:
         return "Not every gate could be proven here: too much noise, or data is missing."
     if report.verdict is Verdict.UNVERIFIED and report.gates and not any(m.runtime for m in report.measurements):
         return "Nothing was run: sizes and the rounding of weights are all that is known. To run it, give --arch."
+    if report.verdict is Verdict.UNVERIFIED and report.gates and _command(report) == "bench":
+        return (
+            "bench measures no quality, sizes and speed are all that is known; compresskit compare does, with --data."
+        )
     if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
         return (

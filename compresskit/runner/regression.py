@@ -13,6 +13,7 @@ from compresskit.runner.gates import SAME, drop_gate, pace, size_gate
 
 _MESSAGE = 2000
 _GONE = "the baseline has it, this report hasn't: measure it again"
+_APART = "the machine may have been slower: give bench both files at once to know"
 
 
 def regressions(
@@ -22,7 +23,7 @@ def regressions(
 
     Quality is of the same samples, so the figures decide. Of speed the two speed-ups over the original are compared,
     since these cancel what the machine was busy with; noise that hides the answer doesn't fail, a figure that is gone
-    does.
+    does. Of a model alone it is the latencies: not slower passes, slower proves nothing, since nothing cancels there.
 
     Args:
         new: The report to judge.
@@ -62,13 +63,22 @@ def regressions(
             )
         )  # fmt: skip
         found += _speeds(new, old, entry, before, prefix)
+    speed = _timed(new)
     for what, here, there in (
         ("quality", new.evaluation, old.evaluation),
-        ("speed-up", new.values("speedup"), old.values("speedup")),
+        (_SPEEDS[speed], new.values(speed), old.values(speed)),
     ):
         if not there:
             notes.append(f"no {what} was measured in {'the baseline' if here else 'either report'}: none is compared")
     return found, notes
+
+
+_SPEEDS = {"speedup": "speed-up", "latency_p50": "latency"}
+
+
+def _timed(report: Report) -> str:
+    """The measurement that tells how fast a report's results are."""
+    return "speedup" if len(report.models) > 1 else "latency_p50"
 
 
 def _quality(
@@ -89,19 +99,20 @@ def _quality(
 def _speeds(new: Report, old: Report, entry: ModelEntry, before: ModelEntry, prefix: str) -> list[Gate]:
     """A gate for each point of the baseline."""
     found = []
-    now = [m for m in new.measurements if (m.name, m.model) == ("speedup", entry.name)]
-    then = [m for m in old.measurements if (m.name, m.model) == ("speedup", before.name)]
+    name = _timed(new)
+    now = [m for m in new.measurements if (m.name, m.model) == (name, entry.name)]
+    then = [m for m in old.measurements if (m.name, m.model) == (name, before.name)]
     for figure in then:
         where = point_name(figure.point, [m.point for m in then])
         same = next((m for m in now if _same(_point(m, new), _point(figure, old))), None)
-        found += _speed(same, figure, f"{prefix}speed{f' ({where})' if where else ''} since baseline")
+        found.append(_speed(same, figure, f"{prefix}speed{f' ({where})' if where else ''} since baseline"))
     return found
 
 
 def _point(measured: Measurement, report: Report) -> Point:
     """Where it was measured; threads that don't vary are a fact of the environment, and are compared there."""
     batch, threads, sequence = measured.point
-    varied = len({threads for _, threads, _ in points_of(report.measurements, "speedup")}) > 1
+    varied = len({threads for _, threads, _ in points_of(report.measurements, _timed(report))}) > 1
     return batch, threads if varied else None, sequence
 
 
@@ -110,18 +121,25 @@ def _same(now: Point, then: Point) -> bool:
     return all(a == b or a is None or b is None for a, b in zip(now, then, strict=True))
 
 
-def _speed(now: Measurement | None, then: Measurement, name: str) -> list[Gate]:
+def _speed(now: Measurement | None, then: Measurement, name: str) -> Gate:
     shown = "not slower"
     if now is None:
-        return [Gate(name=name, limit=shown, value=None, unit="×", passed=None, asked=True, reason=_GONE)]
-    ratio = _ratio(now, then)
-    passed, interval = pace(ratio)
-    reason = f"speed-up {then.value:.2f}× → {now.value:.2f}×, {interval}"
-    return [Gate(name=name, limit=shown, value=ratio.value, unit="×", passed=passed, reason=reason)]
+        return Gate(name=name, limit=shown, value=None, unit="×", passed=None, asked=True, reason=_GONE)
+    if then.name == "speedup":
+        ratio = _ratio(now, then)
+        passed, interval = pace(ratio)
+        reason = f"speed-up {then.value:.2f}× → {now.value:.2f}×, {interval}"
+    else:
+        ratio = _ratio(then, now)
+        passed, interval = pace(ratio)
+        reason = f"latency {then.value:.3g} → {now.value:.3g} {now.unit}, {interval}"
+        if passed is False:
+            passed, reason = None, f"{reason}; {_APART}"
+    return Gate(name=name, limit=shown, value=ratio.value, unit="×", passed=passed, reason=reason)
 
 
 def _ratio(now: Measurement, then: Measurement) -> Measurement:
-    """One speed-up over another. They were measured apart, so that the squares of their errors add up."""
+    """One figure over another. They were measured apart, so that the squares of their errors add up."""
     value = now.value / then.value
     sides = [(m.low, m.high) for m in (now, then)]
     low = high = None
@@ -164,10 +182,10 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
             found += _unlike(what, getattr(old.evaluation, what), getattr(new.evaluation, what))
     metric = new.evaluation.metric if new.evaluation else ""
     for entry, before in pairs:
-        for name, whats in ((metric, ("n", "runtime", "unit")), ("speedup", ("runtime",))):
+        for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
             now, then = _figure(new, name, entry), _figure(old, name, before)
             for what in whats if now and then else ():
-                found += _unlike(f"{what} of {name}", getattr(then, what), getattr(now, what))
+                found += _unlike(f"{what} of {_SPEEDS.get(name, name)}", getattr(then, what), getattr(now, what))
     found += _other_points(new, old)
     first, other = new.models[0], old.models[0]
     if len(new.models) > 1 and first.sha256 != other.sha256:  # one of the same shape is as fast: it was trained anew
@@ -186,18 +204,18 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
 
 
 def _other_points(new: Report, old: Report) -> list[str]:
-    """Points of the baseline at which the new report has no speed-up, unless it has none at all."""
+    """Points of the baseline at which the new report tells no speed, unless it tells none at all."""
+    name = _timed(new)
     there, here = (
-        list(dict.fromkeys(_point(m, report) for m in report.measurements if m.name == "speedup"))
-        for report in (old, new)
+        list(dict.fromkeys(_point(m, report) for m in report.measurements if m.name == name)) for report in (old, new)
     )
     gone = [point for point in there if not any(_same(other, point) for other in here)]
     if not here or not gone:
         return []
     if len(here) == len(there) == 1:
         pairs = zip(AXES, there[0], here[0], strict=True)
-        return [text for axis, then, now in pairs for text in _unlike(f"{axis} of speedup", then, now)]
-    return [f"speed-ups at {_at(there)} → at {_at(here)}"]
+        return [text for axis, then, now in pairs for text in _unlike(f"{axis} of {_SPEEDS[name]}", then, now)]
+    return [f"timed at {_at(there)} → at {_at(here)}"]
 
 
 def _at(points: list[Point]) -> str:

@@ -57,11 +57,15 @@ def report(
     return Report(**{**parts, **changes})
 
 
-def alone(**changes: Any) -> Report:
-    """What ``evaluate`` writes: one model, no gates."""
+def alone(latency: tuple[float, float, float] | None = None, **changes: Any) -> Report:
+    """What ``evaluate`` writes, or ``bench`` with a ``latency`` and its interval in ms: one model, no gates."""
     full = report(**changes)
     model = full.models[-1]
     figures = [m for m in full.measurements if m.model == model.name and m.name != "speedup"]
+    if latency is not None:
+        value, low, high = latency
+        run = {"name": "latency_p50", "model": model.name, "unit": "ms", "n": 7, **RUN}
+        figures.append(Measurement(value=value, low=low, high=high, **run))
     update = {"models": [model], "measurements": figures, "gates": [], "verdict": Verdict.UNVERIFIED}
     return full.model_copy(update=update)
 

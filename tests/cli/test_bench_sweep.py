@@ -174,6 +174,18 @@ def test_a_baseline_holds_sizes_and_speedups(cli: Cli, two: Path) -> None:
     assert outcome.code == 1 and gates["size since baseline"] is False
 
 
+def test_a_model_alone_is_held_to_its_latency_at_each_point(cli: Cli, two: Path) -> None:
+    alone = ("bench", "a.onnx", "--batch", "1,3", *QUICK)
+    assert cli(*alone, "--json", "old.json").code == 0
+    outcome = cli(*alone, "--baseline", "old.json")
+    assert outcome.code == 0 and "bench measures no quality" in " ".join(outcome.out.split())
+    gates = json.loads(cli(*alone, "--baseline", "old.json", "--json", "-").out)["gates"]
+    assert [gate["name"] for gate in gates] == [
+        "size since baseline", "speed (batch 1) since baseline", "speed (batch 3) since baseline",
+    ]  # fmt: skip
+    assert all(gate["passed"] is not False for gate in gates)
+
+
 def test_a_baseline_of_other_points_is_refused(cli: Cli, two: Path) -> None:
     assert cli("bench", "a.onnx", "b.onnx", "--batch", "1,3", *QUICK, "--json", "old.json").code == 0
     outcome = cli("bench", "a.onnx", "b.onnx", "--batch", "1,4", *QUICK, "--baseline", "old.json")

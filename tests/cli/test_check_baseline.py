@@ -106,6 +106,31 @@ def test_evaluated_models_are_compared_by_quality_and_size(cli: Cli) -> None:
     assert code == 1 and gates["accuracy"].passed is False and gates["size"].passed is True
 
 
+@pytest.mark.parametrize(("now", "passed", "said"), [
+    ((1.0, 0.98, 1.02), True, "latency 1 → 1 ms"),
+    ((0.5, 0.49, 0.51), True, "latency 1 → 0.5 ms"),
+    ((1.3, 1.28, 1.32), None, "give bench both files at once"),
+    ((1.1, 0.8, 1.5), None, "too noisy to tell"),
+])  # fmt: skip
+def test_the_latency_of_a_model_alone_proves_no_regression(
+    cli: Cli, now: tuple[float, float, float], passed: bool | None, said: str
+) -> None:
+    """Two runs of one machine on two days: what it was busy with doesn't cancel."""
+    save(alone((1.0, 0.98, 1.02)), "old.json")
+    save(alone(now))
+    code, after, gates = since(cli)
+    assert code == 0 and gates["speed"].passed is passed and said in gates["speed"].reason
+    assert gates["speed"].value == pytest.approx(1.0 / now[0])
+    assert (after.verdict is Verdict.INCONCLUSIVE) == (passed is None)
+
+
+def test_a_latency_that_is_gone_fails(cli: Cli) -> None:
+    save(alone((1.0, 0.98, 1.02)), "old.json")
+    save(alone())
+    code, _, gates = since(cli)
+    assert code == 1 and gates["speed"].passed is None and "measure it again" in gates["speed"].reason
+
+
 def test_several_models_are_paired_by_name(cli: Cli) -> None:
     save(report(models=[*report().models, INT4]), "old.json")
     save(report(models=[report().models[0], INT4.model_copy(update={"bytes": 200_000}), report().models[1]]))
@@ -162,7 +187,7 @@ MEANINGLESS = {
     "data": ({"data": "e" * 64}, ("data " + "d" * 64, "e" * 64)),
     "metric": ({"metric": "top5"}, ("metric accuracy → top5",)),
     "number of samples": ({"n": 500}, ("n of accuracy 1000 → 500",)),
-    "engine": ({"measurements": RUNTIME}, ("runtime of speedup onnxruntime → openvino", "batch of speedup 1 → 8")),
+    "engine": ({"measurements": RUNTIME}, ("runtime of speed-up onnxruntime → openvino", "batch of speed-up 1 → 8")),
     "another original": ({"original": entry("fp32", 2_000_000, "3")},
                          ("bytes of the original 1000000 → 2000000", "0" * 64, "3" * 64)),
     "other models": ({"models": [*report().models, INT4]}, ("int8 → int8, int4",)),
