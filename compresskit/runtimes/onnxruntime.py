@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.model import InputSpec
@@ -14,6 +16,8 @@ from compresskit.runtimes.onnxfile import folds_weights, index_limits, scan
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from compresskit.runtimes.cuda_events import CudaCalls
 
 _DTYPES = {"float": "float32", "double": "float64"}  # the other names are numpy's own
 PROVIDERS = {
@@ -25,6 +29,11 @@ PROVIDERS = {
     "qnn": ("QNNExecutionProvider", "pip install onnxruntime-qnn in its place (Qualcomm)"),
 }
 """Of a runtime's name behind ``onnxruntime-``: the provider, and how to get it."""
+
+
+Providers: TypeAlias = "Sequence[str | tuple[str, dict[str, str]]]"
+"""As onnxruntime takes them: the first choice first, each with its settings where it has some."""
+_CUDA = "CUDAExecutionProvider"
 
 
 class OnnxRuntime:
@@ -80,7 +89,7 @@ class OnnxRuntime:
         Args:
             path: The ``.onnx`` file; external data is found beside it.
             threads: Threads of one operator; 0 is one for each physical core.
-            device: ``cpu``, or ``cuda`` where the GPU build is installed.
+            device: ``cpu``, or ``cuda`` or ``cuda:1`` where the GPU build is installed.
 
         Raises:
             InputError: onnxruntime refuses the file.
@@ -104,10 +113,14 @@ class OnnxRuntime:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if profile is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)
-        session = self.load(ort, str(path), options, providers, path.name, index_limits(graph))
+        load = partial(self.load, ort, str(path), options, name=path.name, limits=index_limits(graph))
+        session = load(_settled(providers, device))
         if providers[0] not in (found := session.providers()):
             lack = f"{providers[0]} did not start here, onnxruntime would use {', '.join(found)}"
             raise MachineError(lack, "its libraries or its device are missing: see onnxruntime's page on this provider")
+        if providers[0] == _CUDA:
+            session.reopen = lambda more: load(_settled(providers, device, more))
+            session.number = _number(device)
         return session
 
     def providers(self) -> list[str]:
@@ -117,7 +130,7 @@ class OnnxRuntime:
 
     @staticmethod
     def load(
-        ort: Any, model: str | bytes, options: Any, providers: list[str], name: str, limits: dict[str, int]
+        ort: Any, model: str | bytes, options: Any, providers: Providers, name: str, limits: dict[str, int]
     ) -> OnnxSession:
         """A session of a file or of a serialized model, named ``name`` in errors; raises as :meth:`open`."""
         try:
@@ -144,6 +157,9 @@ class OnnxSession:
     def __init__(self, engine: Any, name: str, limits: dict[str, int]) -> None:
         self._engine = engine
         self._name = name
+        self.reopen: Callable[[dict[str, str]], OnnxSession] | None = None  # on a GPU, with more settings
+        self.number = 0  # of the GPU
+        self._calls: CudaCalls | None = None
         self.inputs = tuple(_spec(value, limits) for value in engine.get_inputs())
         self.outputs = tuple(value.name for value in engine.get_outputs())
 
@@ -168,15 +184,46 @@ class OnnxSession:
             raise _wrapped(error, f"onnxruntime cannot run {self._name}") from error
         return dict(zip(self.outputs, values, strict=True))
 
+    def device_ms(self, feeds: dict[str, np.ndarray]) -> float | None:
+        """Time of one call on a CUDA device by its own events, inputs and outputs there; None on others, without a
+        torch that reaches the GPU, and where a second session of the model doesn't run.
+        """
+        from compresskit.runtimes.cuda_events import CudaCalls, available
+
+        again = self.reopen
+        if again is None or not available():
+            return None
+        try:
+            if self._calls is None:
+                self._calls = CudaCalls(lambda more: again(more)._engine, feeds, self.number)
+            return self._calls.ms()
+        except Exception:  # a figure beside the latency, which was measured already: no reason to lose that
+            self.reopen = None
+            return None
+
+
+def _settled(providers: list[str], device: str, more: dict[str, str] | None = None) -> Providers:
+    """The providers, those of NVIDIA's GPUs with the number of theirs."""
+    settings = {"device_id": str(_number(device)), **(more or {})}
+    return [(name, settings) if name in (_CUDA, "TensorrtExecutionProvider") else name for name in providers]
+
+
+def _number(device: str) -> int:
+    """That of ``cuda:1``; 0 where none is named."""
+    kind, colon, number = device.partition(":")
+    if kind == "cuda" and colon and not number.isdecimal():
+        raise UsageError(f"there is no device '{device}'", "cuda and cuda:1 are names of GPUs")
+    return int(number) if kind == "cuda" and number else 0
+
 
 def _providers(ort: Any, device: str) -> list[str]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
     if device.partition(":")[0] != "cuda":
         raise UsageError(f"onnxruntime has no device '{device}'", "use cpu or cuda")
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+    if _CUDA not in ort.get_available_providers():
         raise MachineError("this onnxruntime has no CUDA support", "pip install onnxruntime-gpu, or use --device cpu")
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return [_CUDA, "CPUExecutionProvider"]
 
 
 def _spec(value: Any, limits: dict[str, int]) -> InputSpec:
