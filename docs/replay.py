@@ -40,6 +40,10 @@ class Replay:
     folder: Path
     ran: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        # Steps that an earlier replay left in the user's cache would be shown as cached.
+        self._own = {**_PLAIN, "COMPRESSKIT_CACHE": str(self.folder.resolve() / ".cache")}
+
     def page(self, text: str) -> str:
         """Run every block of a page that is to be run; gives the page with their output.
 
@@ -68,7 +72,7 @@ class Replay:
             return f"$ {typed}\n"
         if words[0] != "compresskit":
             raise Failed(f"only compresskit and cd are run, found: {typed}")
-        env = {name: value for name, value in os.environ.items() if name not in _HIDDEN} | _PLAIN
+        env = {name: value for name, value in os.environ.items() if name not in _HIDDEN} | self._own
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=self.folder, env=env, encoding="utf-8", check=False, timeout=1200,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
