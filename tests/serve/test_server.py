@@ -217,6 +217,26 @@ def test_a_full_queue_says_when_to_come_back(tmp_path: Path, monkeypatch: pytest
         server.close()
 
 
+def test_headers_that_do_not_arrive_are_given_up(tmp_path: Path) -> None:
+    """Clients that say nothing, or drip, would otherwise hold their connections for ever."""
+    server = Server(tiny_model(tmp_path / "a.onnx"), "--timeout", 1)
+    try:
+        where = ("127.0.0.1", server.port)
+        with socket.create_connection(where, timeout=30) as silent, socket.create_connection(where, timeout=30) as slow:
+            slow.sendall(b"GET /v2/health/ready HTTP/1.1\r\nHost:")
+            assert slow.recv(100) == b"" and silent.recv(100) == b""
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+        kept = server.connect()
+        for pause in (0, 1.5):  # longer than headers may take: a connection at rest sends none
+            time.sleep(pause)
+            kept.request("GET", "/v2/health/ready")
+            assert server.read(kept)[0] == 200
+        kept.close()
+        assert server.stop() == (0, "")
+    finally:
+        server.close()
+
+
 def test_a_request_that_takes_too_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server, gate = gated(tmp_path, monkeypatch, "--workers", 1, "--timeout", 0.5)
     try:
