@@ -52,8 +52,8 @@ def run(place: Path, work: Path, words: list[str], user: int | None) -> int:
     work.mkdir(exist_ok=True)
     work.chmod(0o777)
     env = {**variables("toolkit"), "PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(work)}
-    done = subprocess.run([place / "bin" / "compresskit", *words], cwd=work, env=env, user=user, check=False)
-    return done.returncode
+    other = {} if user is None else {"user": user, "group": user, "extra_groups": []}
+    return subprocess.run([place / "bin" / "compresskit", *words], cwd=work, env=env, check=False, **other).returncode
 
 
 def readable(path: Path) -> bool:

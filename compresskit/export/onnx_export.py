@@ -16,6 +16,7 @@ from compresskit.export.attention import tidy_attention
 from compresskit.export.call import Flat, call, device_of
 from compresskit.export.expand import expand
 from compresskit.export.lower import lowered
+from compresskit.export.operators import read_once
 from compresskit.export.quiet import first_line, quiet
 from compresskit.export.slim import merge, save, slim
 from compresskit.model import InputSpec
@@ -189,14 +190,15 @@ def _translate(
     program: torch.export.ExportedProgram, inputs: tuple[InputSpec, ...], outputs: tuple[str, ...]
 ) -> ir.Model:
     try:
-        result = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[spec.name for spec in inputs],
-            output_names=list(outputs),
-            verbose=False,
-        )
+        with read_once():
+            result = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in inputs],
+                output_names=list(outputs),
+                verbose=False,
+            )
     except MemoryError as error:
         raise MachineError("not enough memory to export the model") from error
     except CompressKitError:
