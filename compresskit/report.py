@@ -116,7 +116,10 @@ class LayerEntry(_Part):
 
 
 class NodeTime(_Part):
-    """What one node of a graph takes of a call, by the runtime's own profiler: mean ms, and its share of all nodes."""
+    """What one node of a graph takes of a call, by the runtime's own profiler: median ms, and its share of all nodes.
+
+    ``batch``, ``threads`` and ``sequence`` are those of a :class:`Measurement`.
+    """
 
     model: str
     name: str
@@ -125,6 +128,13 @@ class NodeTime(_Part):
     share: float
     runtime: str = ""
     batch: Count | None = None
+    threads: Count | None = None
+    sequence: Count | None = None
+
+    @property
+    def point(self) -> Point:
+        """Where it was measured."""
+        return self.batch, self.threads, self.sequence
 
 
 class Evaluation(_Part):

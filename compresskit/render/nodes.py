@@ -1,23 +1,33 @@
-"""A profile by node as rows of text: the slowest nodes of each model."""
+"""A profile by node as rows of text: the slowest nodes of each model, at each point of a sweep."""
 
 from __future__ import annotations
 
 from compresskit.render import figures
-from compresskit.report import Report
+from compresskit.report import NodeTime, Report, point_name
 
 HEADER = ("node", "operator", "ms", "share", "")
-SHOWN = 10
+SHOWN, SHOWN_OF_A_SWEEP = 10, 4
 _BAR, _NAME = 16, 28
 
 
+def grouped(report: Report) -> list[tuple[str, str, list[NodeTime]]]:
+    """Each profile: the model, where it was taken as far as that varies, and its nodes, the slowest first."""
+    among = list(dict.fromkeys(node.point for node in report.profile))
+    groups = {(entry.name, point): list[NodeTime]() for point in among for entry in report.models}
+    for node in report.profile:
+        groups.setdefault((node.model, node.point), []).append(node)
+    return [
+        (model, point_name(point, among), sorted(found, key=lambda node: -node.ms))
+        for (model, point), found in groups.items()
+        if found
+    ]
+
+
 def profiles(report: Report) -> list[tuple[str, list[tuple[str, ...]]]]:
-    """For each model that has a profile a title, and cells under ``HEADER`` of its ``SHOWN`` slowest nodes."""
+    """For each profile a title, and cells under ``HEADER`` of its slowest nodes."""
     out: list[tuple[str, list[tuple[str, ...]]]] = []
-    for entry in report.models:
-        found = sorted((node for node in report.profile if node.model == entry.name), key=lambda node: -node.ms)
-        if not found:
-            continue
-        shown = found[:SHOWN]
+    for model, where, found in grouped(report):
+        shown = found[: SHOWN_OF_A_SWEEP if where else SHOWN]
         lines: list[tuple[str, ...]] = [
             (
                 _short(figures.clean(node.name)),
@@ -29,7 +39,7 @@ def profiles(report: Report) -> list[tuple[str, list[tuple[str, ...]]]]:
             for node in shown
         ]
         rest = f", the {len(shown)} slowest; all are in the report" if len(found) > len(shown) else ""
-        out.append((f"{figures.clean(entry.name)}: {len(found)} nodes{rest}", lines))
+        out.append((f"{figures.clean(model)}{f' ({where})' if where else ''}: {len(found)} nodes{rest}", lines))
     return out
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compresskit.bench import noise
+from compresskit.bench import machine, noise
 from compresskit.bench.run import Plan, node_times
 from compresskit.bench.sweep import Point, sweep
 from compresskit.data.tokens import longest
@@ -72,7 +72,7 @@ def speed(
         processes: The same.
         seed: Of the made-up inputs.
         roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
-        profiled: Time each node at the first point, by the runtime's own profiler.
+        profiled: Time each node at each point, by the runtime's own profiler.
         keep: After Ctrl-C give what is known so far, see :func:`compresskit.bench.sweep.sweep`.
         progress: Called after each generation of processes.
     """
@@ -92,8 +92,11 @@ def speed(
             found.measurements += figures
             found.notes += about
         if profiled and not found.stopped:
-            found.profile, about = profile(models, where[0], seed=seed)
-            found.notes += about
+            axis = any(figure.sequence for figure in found.measurements)
+            for point in where:
+                nodes, about = profile(models, point, axis=axis, seed=seed)
+                found.profile += nodes
+                found.notes += [note for note in about if note not in found.notes]
     except STOPS as error:
         if not keep:
             raise
@@ -101,16 +104,23 @@ def speed(
     return found
 
 
-def profile(models: Sequence[Candidate], point: Point, *, seed: int = 0) -> tuple[list[NodeTime], list[str]]:
+def profile(
+    models: Sequence[Candidate], point: Point, *, axis: bool = True, seed: int = 0
+) -> tuple[list[NodeTime], list[str]]:
     """What each node of each model takes of a call at a point, the slowest first; a note where that isn't known.
 
     Args:
         models: Those that were timed.
         point: Where.
+        axis: The models have a sequence axis.
         seed: Of the made-up inputs.
     """
     found: list[NodeTime] = []
     notes: list[str] = []
+    at = {
+        "batch": point.batch, "threads": point.threads or machine.cores(),
+        "sequence": point.sequence if axis else None,
+    }  # fmt: skip
     for model in models:
         try:
             rows = node_times(point.of(model.spec({})), batch=point.batch, seed=seed)
@@ -119,9 +129,7 @@ def profile(models: Sequence[Candidate], point: Point, *, seed: int = 0) -> tupl
             continue
         total = sum(ms for _, _, ms in rows) or 1.0
         found += [
-            NodeTime(
-                model=model.name, name=name, op=op, ms=ms, share=ms / total, runtime=model.runtime, batch=point.batch
-            )
+            NodeTime(model=model.name, name=name, op=op, ms=ms, share=ms / total, runtime=model.runtime, **at)
             for name, op, ms in rows
         ]
     return found, notes

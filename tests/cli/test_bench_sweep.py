@@ -211,6 +211,16 @@ def test_a_profile_tells_each_node(cli: Cli, two: Path, runtime: str) -> None:
     assert not [path.name for path in two.iterdir() if path.name.startswith(("onnxruntime_profile", "profile"))]
 
 
+def test_a_profile_of_a_sweep_is_of_each_point(cli: Cli, two: Path) -> None:
+    words = ("bench", "a.onnx", "--batch", "1,3", "--profile", *QUICK)
+    profile = json.loads(cli(*words, "--json", "-").out)["profile"]
+    assert {node["batch"] for node in profile} == {1, 3} and {node["sequence"] for node in profile} == {128}
+    for batch in (1, 3):
+        assert sum(node["share"] for node in profile if node["batch"] == batch) == pytest.approx(1)
+    shown = cli(*words).out
+    assert "a.onnx (batch 1)" in shown and "a.onnx (batch 3)" in shown
+
+
 def test_the_limit_of_each_model_is_told(cli: Cli, two: Path) -> None:
     report = json.loads(cli("bench", "a.onnx", "b.onnx", "--seq", "4", *SHORT, "--json", "-").out)
     for model in ("a.onnx", "b.onnx"):

@@ -20,6 +20,24 @@ def test_the_ten_slowest_nodes_are_shown_the_slowest_first() -> None:
     assert len(lines[0][-1]) > len(lines[-1][-1]) > 0
 
 
+def test_a_sweep_has_a_profile_at_each_point() -> None:
+    profile = [
+        NodeTime(model=model, name=f"n{i}", op="Conv", ms=i * batch, share=i / 15, batch=batch, threads=2)
+        for batch in (1, 8)
+        for model in ("b", "a")
+        for i in range(1, 6)
+    ]
+    found = nodes.profiles(report(profile=profile))
+    assert [title.partition(":")[0] for title, _ in found] == [
+        "a (batch 1)",
+        "b (batch 1)",
+        "a (batch 8)",
+        "b (batch 8)",
+    ]
+    assert all(len(lines) == 4 and "4 slowest" in title for title, lines in found)
+    assert found[0][1][0][2] != found[2][1][0][2]
+
+
 def test_names_from_a_file_are_escaped_and_cut() -> None:
     profile = [NodeTime(model="a", name="<b>\x1b[31m" + "x" * 90 + "|end", op="@Conv", ms=1, share=1)]
     text = markdown(report(profile=profile))

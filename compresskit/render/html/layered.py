@@ -9,7 +9,8 @@ from compresskit.render import figures
 from compresskit.render.html.compared import MARGIN, order_of, pick
 from compresskit.render.html.markup import Chart, label
 from compresskit.render.html.style import PALETTE, PATTERNS
-from compresskit.report import LayerEntry, NodeTime, Report
+from compresskit.render.nodes import grouped
+from compresskit.report import LayerEntry, Report
 
 _ROW = 15
 _NODES = 40
@@ -102,13 +103,9 @@ def _height(names: object, models: Sequence[str]) -> int:
 
 
 def nodes(report: Report) -> list[Chart]:
-    """What each node takes of a call, by the runtime's profiler: the most expensive first, a chart a model."""
-    groups: dict[tuple[str, str, int | None], list[NodeTime]] = {}
-    for node in report.profile:
-        groups.setdefault((node.model, node.runtime, node.batch), []).append(node)
+    """What each node takes of a call, by the runtime's profiler: the most expensive first, a chart a profile."""
     out = []
-    for (model, runtime, batch), found in groups.items():
-        ranked = sorted(found, key=lambda node: -node.share)
+    for model, at, ranked in grouped(report):
         top = ranked[:_NODES]
         # Two nodes may have one name; a bar each all the same.
         keys = [f"{node.name or node.op} #{index}" for index, node in enumerate(top)]
@@ -116,14 +113,17 @@ def nodes(report: Report) -> list[Chart]:
             report, model, {k: 100 * n.share for k, n in zip(keys, top, strict=True)}, lambda v: f"{v:.1f} %"
         )
         layout = _tall(keys, " %", [label(f"{node.name or node.op} ({node.op})", 36) for node in top])
-        where = ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
+        where = ", ".join(
+            part for part in (figures.clean(top[0].runtime), at or (f"batch {top[0].batch}" if top[0].batch else ""))
+            if part
+        )  # fmt: skip
         rest = sum(node.share for node in ranked[_NODES:])
-        count = f"{len(found)} nodes"
+        count = f"{len(ranked)} nodes"
         note = (f"{where}; {count}" if where else count) + (
             f", those not drawn take {100 * rest:.1f} %" if rest else ""
         )
         lines = [(n.name, n.op, figures.milliseconds(n.ms), figures.percent(n.share)) for n in ranked]
-        title = f"Share of a call: {figures.clean(model)}"
+        title = f"Share of a call: {figures.clean(model)}{f', {at}' if at else ''}"
         out.append(
             Chart(title, [trace], layout, ("node", "operator", "ms", "share"), lines, note, _height(keys, [model]))
         )
