@@ -15,10 +15,17 @@ from blocking import block
 
 # One process runs all of them, for the sake of its imports.
 _DRIVER = """
-import contextlib, io, json, sys
+import contextlib, importlib.metadata, io, json, sys
 from compresskit.cli.main import main
+hidden, commands = json.load(sys.stdin)
+version = importlib.metadata.version
+def visible(name):
+    if name in hidden:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = visible
 found = []
-for words in json.load(sys.stdin):
+for words in commands:
     sys.argv, code, errors = ["compresskit", *words], 0, io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         try:
@@ -52,7 +59,7 @@ WORK = {
     "full": ("lora", "m.pt", "--method", "full", "--epochs", "1", *_MADE, "-o", "full"),
     "export": ("export", "m.pt", *_ARCH, "-o", "e.onnx"),
     "run": ("run", "r.yaml", "m.pt", *_MADE, "-o", "run"),
-    "doctor": ("doctor",),
+    "doctor": ("doctor", "--json", "doctor.json"),
 }  # fmt: skip
 WANT = {
     "lora": ("lora", "m.pt", "--epochs", "1", *_MADE, "-o", "lora"),
@@ -62,16 +69,17 @@ WANT = {
 }
 
 
-def extras() -> list[str]:
-    """The modules that only extras bring."""
+def extras() -> tuple[list[str], list[str]]:
+    """The packages that only extras bring, and their modules."""
     named: dict[bool, set[str]] = {False: set(), True: set()}
     for line in metadata.requires("compresskit") or []:
         if "extra == 'dev'" not in line:
             named["extra ==" in line].add(re.split(r"[^\w.-]", line)[0])
-    only = {_plain(name) for name in named[True] - named[False]}
-    return [
-        module for module, owners in metadata.packages_distributions().items() if only & {_plain(o) for o in owners}
-    ]
+    only = sorted(named[True] - named[False])
+    plain = {_plain(name) for name in only}
+    owners = metadata.packages_distributions()
+    # An example that a package left in the common folder belongs to nobody.
+    return only, [m for m in owners if m != "example" and plain & {_plain(owner) for owner in owners[m]}]
 
 
 def _plain(name: str) -> str:
@@ -91,14 +99,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]
     x = np.random.default_rng(0).normal(size=(64, 1, 8, 8)).astype(np.float32)
     np.savez(folder / "d.npz", x=x, y=np.arange(64) % 4)
     with pytest.MonkeyPatch.context() as patch:
-        modules = extras()
+        packages, modules = extras()
         assert {"transformers", "peft", "tensorly", "starlette"} <= set(modules)
         block(folder, patch, modules)
         done = subprocess.run(
-            [sys.executable, "-c", _DRIVER], input=json.dumps([*WORK.values(), *WANT.values()]), text=True,
+            [sys.executable, "-c", _DRIVER], input=json.dumps([packages, [*WORK.values(), *WANT.values()]]), text=True,
             capture_output=True, cwd=folder, timeout=280, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    told = json.loads((folder / "doctor.json").read_text(encoding="utf-8"))
+    assert not any(told["packages"].values())
+    assert {name for name, lack in told["extras"].items() if lack is None} == {"html"}  # its package is always there
     names_ = [*WORK, *(f"{name} wants" for name in WANT)]
     return {name: tuple(each) for name, each in zip(names_, json.loads(done.stdout), strict=True)}
 

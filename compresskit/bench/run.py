@@ -251,8 +251,17 @@ def open_spec(
     return float(answer["call_ns"]) / 1e9
 
 
-def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) -> list[tuple[str, str, float]]:
-    """Name, operator and median ms of each node of a model, the slowest first, measured in a process of its own.
+@dataclass(frozen=True)
+class Profiled:
+    """Name, operator and median ms of each node of a model, the slowest first; rows and tokens of one call."""
+
+    nodes: list[tuple[str, str, float]]
+    rows: int
+    tokens: int | None
+
+
+def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) -> Profiled:
+    """What each node of a model takes of a call, measured in a process of its own.
 
     Args:
         spec: The model under one runtime.
@@ -267,7 +276,8 @@ def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) ->
         worker = Worker(spec.name, spec.runtime, Plan.timeout_s, stack)
         worker.answer()
         found = worker.ask(do="profile", calls=calls, **_told(spec, batch, seed))
-    return [(str(name), str(op), float(ms)) for name, op, ms in found]
+    nodes = [(str(name), str(op), float(ms)) for name, op, ms in found["nodes"]]
+    return Profiled(nodes, found["rows"], found["tokens"])
 
 
 def _told(spec: Spec, batch: int, seed: int) -> dict[str, Any]:

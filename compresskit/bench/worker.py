@@ -172,22 +172,28 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     device = "cuda" if command["device"] == "cpu" and command["runtime"] in _ON_CUDA else command["device"]
     engine = Engine(session, feeds, device)
     first_ms = load_ms + engine.once() / 1e6
-    shape = next(iter(feeds.values())).shape
-    free = _free(inputs or session.inputs, command["sizes"])
-    tokens = command["sizes"].get("sequence", SEQUENCE) if "sequence" in free else None
-    facts = {"load_ms": load_ms, "first_ms": first_ms, "rows": int(shape[0]) if shape else 1, "tokens": tokens}
-    return engine, {**facts, "free": free, "call_ns": engine.first()}
+    facts = {"load_ms": load_ms, "first_ms": first_ms, **_sizes(feeds, inputs or session.inputs, command["sizes"])}
+    return engine, {**facts, "call_ns": engine.first()}
 
 
-def _profile(command: dict[str, Any]) -> list[tuple[str, str, float]]:
+def _sizes(feeds: dict[str, np.ndarray], inputs: tuple[InputSpec, ...], sizes: dict[str, int]) -> dict[str, Any]:
+    """Rows and tokens of one call, and the axes of free size."""
+    shape, free = next(iter(feeds.values())).shape, _free(inputs, sizes)
+    tokens = sizes.get("sequence", SEQUENCE) if "sequence" in free else None
+    return {"rows": int(shape[0]) if shape else 1, "tokens": tokens, "free": free}
+
+
+def _profile(command: dict[str, Any]) -> dict[str, Any]:
     """Open as :func:`_open` does, with the runtime's profiler; ``calls`` count. Name, operator and ms of each node."""
     from compresskit.bench.profile import profile
 
     inputs = tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in command["inputs"])
     runtime = get(command["runtime"])
     path, threads, device = Path(command["path"]), command["threads"], command["device"]
-    feeds = make_feeds(inputs or runtime.open(path, threads, device).inputs, command["sizes"], command["seed"])
-    return profile(runtime, path, threads, device, feeds, command["calls"])
+    inputs = inputs or runtime.open(path, threads, device).inputs
+    feeds = make_feeds(inputs, command["sizes"], command["seed"])
+    nodes = profile(runtime, path, threads, device, feeds, command["calls"])
+    return {"nodes": nodes, **_sizes(feeds, inputs, command["sizes"])}
 
 
 def _free(inputs: tuple[InputSpec, ...], sizes: dict[str, int]) -> list[str]:

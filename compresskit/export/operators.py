@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
 
 _read: dict[Any, Any] = {}
+_lock = RLock()
 
 
 @contextmanager
@@ -22,20 +25,25 @@ def read_once() -> Iterator[None]:
     except ImportError:
         yield
         return
-    whole = vars(ONNXRegistry).get("from_torchlib")
+    with _lock:
+        yield from _patched(ONNXRegistry)
+
+
+def _patched(registry: Any) -> Iterator[None]:
+    whole = vars(registry).get("from_torchlib")
     if not isinstance(whole, classmethod):
         yield
         return
 
     def from_torchlib(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        key = kind, args, tuple(sorted(kwargs.items()))
+        # Those of torchvision are among them once it is imported.
+        key = kind, args, tuple(sorted(kwargs.items())), "torchvision" in sys.modules
         if key not in _read:
             _read[key] = whole.__func__(kind, *args, **kwargs)
         return _read[key]
 
-    changed: Any = ONNXRegistry
-    changed.from_torchlib = classmethod(from_torchlib)
     try:
+        registry.from_torchlib = classmethod(from_torchlib)
         yield
     finally:
-        changed.from_torchlib = whole
+        registry.from_torchlib = whole

@@ -147,7 +147,7 @@ def steps(report: Report) -> list[tuple[str, ...]]:
             step.state,
             figures.DASH if step.bytes is None else figures.size(step.bytes),
             figures.DASH if step.value is None else f"{figures.clean(step.metric)} {figures.number(step.value)}",
-            figures.DASH if step.drop is None else f"{-step.drop:+.2f} pt",
+            figures.DASH if step.drop is None else f"{0 - step.drop:+.2f} pt",
         )
         for index, step in enumerate(report.steps, 1)
     ]
@@ -237,9 +237,8 @@ def explanation(report: Report) -> str:
     if report.verdict is Verdict.UNVERIFIED and report.gates and not any(m.runtime for m in report.measurements):
         return "Nothing was run: sizes and the rounding of weights are all that is known. To run it, give --arch."
     if report.verdict is Verdict.UNVERIFIED and report.gates and _command(report) == "bench":
-        return (
-            "bench measures no quality, sizes and speed are all that is known; compresskit compare does, with --data."
-        )
+        command = "evaluate" if len(report.models) == 1 else "compare"
+        return f"bench measures sizes and speed alone. For quality: compresskit {command}, with --data."
     if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
         return (

@@ -12,7 +12,7 @@ from compresskit.recipe.limits import Limits
 from compresskit.report import NAME, Gate, Measurement, Point, Report, judge, read_report
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
-from compresskit.runner.regression import regressions
+from compresskit.runner.regression import TIMED, regressions
 
 
 def open_report(path: Path) -> Report:
@@ -96,10 +96,10 @@ def _consistent(path: Path, report: Report) -> None:
             if count > 1:
                 name = found if isinstance(found, str) else found[0]
                 raise InputError(f"{path} is no sound report: {what} are called '{name}'")
-    for ratio in report.measurements:
-        if ratio.name == "speedup" and not 0 < (ratio.low or ratio.value) <= ratio.value <= (ratio.high or ratio.value):
-            shown = f"{ratio.value:g}, 95 % interval {ratio.low} to {ratio.high}"
-            raise InputError(f"{path} is no sound report: the speed-up of {ratio.model} is {shown}")
+    for m in report.measurements:
+        if m.name in TIMED and not 0 < (m.low or m.value) <= m.value <= (m.high or m.value):
+            shown = f"{m.value:g}, 95 % interval {m.low} to {m.high}"
+            raise InputError(f"{path} is no sound report: the {TIMED[m.name]} of {m.model} is {shown}")
     failed = next((gate.name for gate in report.gates if gate.passed is False), None)
     if (failed is not None) != (report.verdict.value == "FAIL"):
         why = f"its gate '{failed}' failed" if failed else "none of its gates failed"
@@ -107,7 +107,7 @@ def _consistent(path: Path, report: Report) -> None:
 
 
 def _judged(report: Report) -> list[Measurement]:
-    names = ["speedup", *([report.evaluation.metric] if report.evaluation else [])]
+    names = [*TIMED, *([report.evaluation.metric] if report.evaluation else [])]
     return [m for m in report.measurements if m.name in names]
 
 

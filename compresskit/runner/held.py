@@ -173,7 +173,7 @@ def hold(
             *timed.notes,
             *_elsewhere(measuring.target, timed.measurements),
         ],
-        environment=environment(measuring.threads),
+        environment=environment(measuring.threads, measuring.device),
         history=history,
     )
     if timed.stopped:

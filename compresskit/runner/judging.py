@@ -170,7 +170,7 @@ def report_on(
             *shorter,
             *timed.notes,
         ],
-        environment=environment(measuring.threads),
+        environment=environment(measuring.threads, measuring.device),
         history=[asdict(applied) for applied in history],
     )
 

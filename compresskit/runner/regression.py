@@ -11,6 +11,8 @@ from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_growth
 from compresskit.report import AXES, Gate, Measurement, ModelEntry, Point, Report, point_name, points_of
 from compresskit.runner.gates import SAME, drop_gate, pace, size_gate
 
+TIMED = {"speedup": "speed-up", "latency_p50": "latency"}
+"""The measurements that gates on speed look at, and what they are called."""
 _MESSAGE = 2000
 _GONE = "the baseline has it, this report hasn't: measure it again"
 _APART = "the machine may have been slower: give bench both files at once to know"
@@ -66,14 +68,11 @@ def regressions(
     speed = _timed(new)
     for what, here, there in (
         ("quality", new.evaluation, old.evaluation),
-        (_SPEEDS[speed], new.values(speed), old.values(speed)),
+        (TIMED[speed], new.values(speed), old.values(speed)),
     ):
         if not there:
             notes.append(f"no {what} was measured in {'the baseline' if here else 'either report'}: none is compared")
     return found, notes
-
-
-_SPEEDS = {"speedup": "speed-up", "latency_p50": "latency"}
 
 
 def _timed(report: Report) -> str:
@@ -99,20 +98,26 @@ def _quality(
 def _speeds(new: Report, old: Report, entry: ModelEntry, before: ModelEntry, prefix: str) -> list[Gate]:
     """A gate for each point of the baseline."""
     found = []
-    name = _timed(new)
+    name, varied = _timed(new), _threads_vary(new, old)
     now = [m for m in new.measurements if (m.name, m.model) == (name, entry.name)]
     then = [m for m in old.measurements if (m.name, m.model) == (name, before.name)]
     for figure in then:
         where = point_name(figure.point, [m.point for m in then])
-        same = next((m for m in now if _same(_point(m, new), _point(figure, old))), None)
+        same = next((m for m in now if _same(_point(m, varied), _point(figure, varied))), None)
         found.append(_speed(same, figure, f"{prefix}speed{f' ({where})' if where else ''} since baseline"))
     return found
 
 
-def _point(measured: Measurement, report: Report) -> Point:
-    """Where it was measured; threads that don't vary are a fact of the environment, and are compared there."""
+def _threads_vary(*reports: Report) -> bool:
+    """Threads that don't are a fact of the environment, and are compared there."""
+    return any(
+        len({threads for _, threads, _ in points_of(report.measurements, _timed(report))}) > 1 for report in reports
+    )
+
+
+def _point(measured: Measurement, varied: bool) -> Point:
+    """Where it was measured, without threads that don't vary."""
     batch, threads, sequence = measured.point
-    varied = len({threads for _, threads, _ in points_of(report.measurements, _timed(report))}) > 1
     return batch, threads if varied else None, sequence
 
 
@@ -132,10 +137,14 @@ def _speed(now: Measurement | None, then: Measurement, name: str) -> Gate:
     else:
         ratio = _ratio(then, now)
         passed, interval = pace(ratio)
-        reason = f"latency {then.value:.3g} → {now.value:.3g} {now.unit}, {interval}"
+        reason = f"latency {_ms(then.value)} → {_ms(now.value)} ms, {interval}"
         if passed is False:
             passed, reason = None, f"{reason}; {_APART}"
     return Gate(name=name, limit=shown, value=ratio.value, unit="×", passed=passed, reason=reason)
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _ratio(now: Measurement, then: Measurement) -> Measurement:
@@ -185,7 +194,7 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
         for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
             now, then = _figure(new, name, entry), _figure(old, name, before)
             for what in whats if now and then else ():
-                found += _unlike(f"{what} of {_SPEEDS.get(name, name)}", getattr(then, what), getattr(now, what))
+                found += _unlike(f"{what} of {TIMED.get(name, name)}", getattr(then, what), getattr(now, what))
     found += _other_points(new, old)
     first, other = new.models[0], old.models[0]
     if len(new.models) > 1 and first.sha256 != other.sha256:  # one of the same shape is as fast: it was trained anew
@@ -205,16 +214,16 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
 
 def _other_points(new: Report, old: Report) -> list[str]:
     """Points of the baseline at which the new report tells no speed, unless it tells none at all."""
-    name = _timed(new)
+    name, varied = _timed(new), _threads_vary(new, old)
     there, here = (
-        list(dict.fromkeys(_point(m, report) for m in report.measurements if m.name == name)) for report in (old, new)
+        list(dict.fromkeys(_point(m, varied) for m in report.measurements if m.name == name)) for report in (old, new)
     )
     gone = [point for point in there if not any(_same(other, point) for other in here)]
     if not here or not gone:
         return []
     if len(here) == len(there) == 1:
         pairs = zip(AXES, there[0], here[0], strict=True)
-        return [text for axis, then, now in pairs for text in _unlike(f"{axis} of {_SPEEDS[name]}", then, now)]
+        return [text for axis, then, now in pairs for text in _unlike(f"{axis} of {TIMED[name]}", then, now)]
     return [f"timed at {_at(there)} → at {_at(here)}"]
 
 
@@ -234,6 +243,7 @@ def _unlike(what: str, then: Any, now: Any) -> list[str]:
 def _elsewhere(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """What differs between two environments. A patch release of Python changes no figure."""
     found: list[str] = []
+    found += _unlike("device", old.get("device", "cpu"), new.get("device", "cpu"))
     for key in ("cpu", "machine", "cores", "threads", "flags", "os", "python"):
         then, now = old.get(key), new.get(key)
         if key == "python":

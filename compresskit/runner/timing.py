@@ -92,9 +92,8 @@ def speed(
             found.measurements += figures
             found.notes += about
         if profiled and not found.stopped:
-            axis = any(figure.sequence for figure in found.measurements)
             for point in where:
-                nodes, about = profile(models, point, axis=axis, seed=seed)
+                nodes, about = profile(models, point, seed=seed)
                 found.profile += nodes
                 found.notes += [note for note in about if note not in found.notes]
     except STOPS as error:
@@ -104,32 +103,36 @@ def speed(
     return found
 
 
-def profile(
-    models: Sequence[Candidate], point: Point, *, axis: bool = True, seed: int = 0
-) -> tuple[list[NodeTime], list[str]]:
+def profile(models: Sequence[Candidate], point: Point, *, seed: int = 0) -> tuple[list[NodeTime], list[str]]:
     """What each node of each model takes of a call at a point, the slowest first; a note where that isn't known.
 
     Args:
         models: Those that were timed.
         point: Where.
-        axis: The models have a sequence axis.
         seed: Of the made-up inputs.
     """
     found: list[NodeTime] = []
     notes: list[str] = []
-    at = {
-        "batch": point.batch, "threads": point.threads or machine.cores(),
-        "sequence": point.sequence if axis else None,
-    }  # fmt: skip
+    threads = point.threads or machine.cores()
     for model in models:
         try:
-            rows = node_times(point.of(model.spec({})), batch=point.batch, seed=seed)
+            ran = node_times(point.of(model.spec({})), batch=point.batch, seed=seed)
         except CompressKitError as error:
             notes.append(f"no profile of {model.name}: {error.message.removeprefix(f'{model.name}: ')}")
             continue
-        total = sum(ms for _, _, ms in rows) or 1.0
+        total = sum(ms for _, _, ms in ran.nodes) or 1.0
         found += [
-            NodeTime(model=model.name, name=name, op=op, ms=ms, share=ms / total, runtime=model.runtime, **at)
-            for name, op, ms in rows
+            NodeTime(
+                model=model.name,
+                name=name,
+                op=op,
+                ms=ms,
+                share=ms / total,
+                runtime=model.runtime,
+                batch=ran.rows,
+                threads=threads,
+                sequence=ran.tokens,
+            )
+            for name, op, ms in ran.nodes
         ]
     return found, notes

@@ -191,12 +191,12 @@ class OnnxSession:
         from compresskit.runtimes.cuda_events import CudaCalls, available
 
         again = self.reopen
-        if again is None or not available():
+        if again is None:
             return None
         try:
-            if self._calls is None:
+            if self._calls is None and available():
                 self._calls = CudaCalls(lambda more: again(more)._engine, feeds, self.number)
-            return self._calls.ms()
+            return None if self._calls is None else self._calls.ms()
         except Exception:  # a figure beside the latency, which was measured already: no reason to lose that
             self.reopen = None
             return None

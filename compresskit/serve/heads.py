@@ -1,4 +1,4 @@
-"""uvicorn's protocol, but a client can't hold a connection by sending its headers slowly."""
+"""uvicorn's protocol, but a client can't hold a connection by sending slowly."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 
 class PatientProtocol(H11Protocol):
-    """Closes a connection whose request line and headers aren't whole in time.
+    """Closes a connection whose request line and headers aren't whole in time, nor what follows an early answer.
 
     uvicorn waits for them forever, so that a few idle clients could take all connections. Between the requests of one
-    connection its own limit holds.
+    connection its own limit holds, and that of a body is kept by what reads it.
 
     Attributes:
         patience: Seconds, from the connection or from the first byte of a later request.
@@ -28,9 +28,10 @@ class PatientProtocol(H11Protocol):
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Begin to wait at the first piece of headers, end with their last."""
+        """Begin to wait at the first piece of headers, end with their last; an answered request has no more to say."""
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        answered = self.cycle is not None and self.cycle.response_complete
+        if answered or self.conn.their_state is h11.IDLE:
             self._wait()
         else:
             self._stop()

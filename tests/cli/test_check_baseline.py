@@ -124,6 +124,39 @@ def test_the_latency_of_a_model_alone_proves_no_regression(
     assert (after.verdict is Verdict.INCONCLUSIVE) == (passed is None)
 
 
+def test_the_threads_of_a_sweep_are_not_mixed_up(cli: Cli) -> None:
+    """Two threads in the baseline, one now: nothing says how fast two would be."""
+    then, now = alone((1.0, 0.98, 1.02)), alone((2.0, 1.98, 2.02))
+    (figure,) = (m for m in then.measurements if m.name == "latency_p50")
+    both = [figure.model_copy(update={"threads": count, "value": 3.0 / count}) for count in (1, 2)]
+    save(
+        then.model_copy(update={"measurements": [m.model_copy(update={"low": None, "high": None}) for m in both]}),
+        "old.json",
+    )
+    one = [m.model_copy(update={"threads": 1}) for m in now.measurements if m.name == "latency_p50"]
+    save(now.model_copy(update={"measurements": one}))
+    cli(*REPORTS).refused(2, "threads 2")
+
+
+def test_a_cpu_is_no_baseline_of_a_gpu(cli: Cli) -> None:
+    save(alone((10.0, 9.8, 10.2)), "old.json")
+    save(alone((1.0, 0.98, 1.02), environment={**ENVIRONMENT, "device": "cuda"}))
+    cli(*REPORTS).refused(2, "device cpu → cuda")
+
+
+@pytest.mark.parametrize("latency", [(0.0, 0.0, 1.0), (1.0, -1.0, 2.0), (1.0, 1.5, 2.0), (1.0, 0.5, 0.9)])
+def test_a_latency_that_cannot_be_is_a_damaged_report(cli: Cli, latency: tuple[float, float, float]) -> None:
+    save(alone(latency), "old.json")
+    save(alone((1.0, 0.98, 1.02)))
+    cli(*REPORTS).refused(3, "old.json is no sound report", "latency of int8")
+
+
+def test_a_long_latency_is_readable(cli: Cli) -> None:
+    save(alone((1234.0, 1230.0, 1240.0)), "old.json")
+    save(alone((1300.0, 1290.0, 1310.0)))
+    assert "latency 1234 → 1300 ms" in since(cli)[2]["speed"].reason
+
+
 def test_a_latency_that_is_gone_fails(cli: Cli) -> None:
     save(alone((1.0, 0.98, 1.02)), "old.json")
     save(alone())

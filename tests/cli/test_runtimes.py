@@ -222,6 +222,24 @@ def test_doctor_takes_another_build_of_a_package(cli: Cli, monkeypatch: pytest.M
     assert cli("doctor").code == 0
 
 
+@pytest.mark.parametrize(("absent", "code"), [
+    (("torch", "onnxscript", "torch-pruning"), 0), (("torch", "onnx"), 4), (("onnxscript",), 4),
+])  # fmt: skip
+def test_doctor_knows_an_install_for_the_edge(
+    cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch, absent: tuple[str, ...], code: int
+) -> None:
+    """Without torch the commands on ONNX files are what there is, and what these need counts."""
+    from compresskit.cli.commands import doctor
+
+    asked = [line.strip() for line in (root / "requirements" / "edge.in").read_text().splitlines() if line[0] != "#"]
+    assert set(doctor.EDGE) <= set(asked)
+    monkeypatch.setattr(
+        "importlib.metadata.requires", lambda name: [*doctor.EDGE, "torch", "onnxscript", "torch-pruning"]
+    )
+    monkeypatch.setattr(doctor, "_missing", lambda package: package in absent)
+    assert cli("doctor", "--json", "-").code == code
+
+
 def test_doctor_asks_nothing_of_a_copy_without_an_install(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the image for the edge there is no torch, and none is missed."""
     from importlib import metadata

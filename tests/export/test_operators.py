@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +64,29 @@ def test_a_torch_that_keeps_them_elsewhere_still_exports(tmp_path: Path, monkeyp
     monkeypatch.setattr(_registration.ONNXRegistry, "from_torchlib", Elsewhere(real))
     export_onnx(net(), INPUTS, tmp_path / "a.onnx")
     assert operators._read == {}
+
+
+def test_what_torchvision_brings_is_not_missed(
+    tmp_path: Path, reads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch lists its operators only once it is imported."""
+    export_onnx(net(), INPUTS, tmp_path / "a.onnx")
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    export_onnx(net(), INPUTS, tmp_path / "b.onnx")
+    assert len(reads) == 2
+
+
+def test_two_threads_leave_torch_as_it_was() -> None:
+    before = vars(_registration.ONNXRegistry)["from_torchlib"]
+    second = threading.Event()
+
+    def inside() -> None:
+        with operators.read_once():
+            second.set()
+
+    with operators.read_once():
+        other = threading.Thread(target=inside)
+        other.start()
+        assert not second.wait(0.2)
+    other.join(20)
+    assert second.is_set() and vars(_registration.ONNXRegistry)["from_torchlib"] is before

@@ -101,6 +101,15 @@ def test_a_gpu_that_fails_beside_the_latency_costs_only_its_figure(
     assert session.run(FEEDS)
 
 
+def test_a_torch_that_does_not_load_costs_only_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its libraries of CUDA may clash with onnxruntime's."""
+    path, _ = weight_only(tmp_path / "m.onnx", "MatMul")
+    Gpu(monkeypatch)
+    session = OnnxRuntime().open(path, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: (_ for _ in ()).throw(OSError("undefined symbol")))
+    assert session.device_ms(FEEDS) is None
+
+
 def test_a_cpu_has_no_events(tmp_path: Path) -> None:
     path, _ = weight_only(tmp_path / "m.onnx", "MatMul")
     assert OnnxRuntime().open(path).device_ms(FEEDS) is None
