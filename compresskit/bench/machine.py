@@ -35,19 +35,19 @@ _FLAGS = {  # what the systems call it: what we call it
 }
 
 
-def environment(threads: int = 0, device: str = "cpu") -> dict[str, Any]:
+def environment(threads: int = 0, device: str | None = None) -> dict[str, Any]:
     """The facts for a report's ``environment``, as JSON.
 
     Args:
         threads: What the measurement was asked to use; 0 is recorded as :func:`cores`.
-        device: Where models ran, as the runtime names it.
+        device: Where models ran, as the runtime names it; None where none did.
     """
     return {
         "cpu": cpu_name(),
         "machine": platform.machine(),
         "cores": cores(),
         "threads": threads or cores(),
-        "device": device,
+        **({} if device is None else {"device": device}),
         "flags": sorted(cpu_flags()),
         "os": platform.system(),
         "python": platform.python_version(),

@@ -243,7 +243,7 @@ def _unlike(what: str, then: Any, now: Any) -> list[str]:
 def _elsewhere(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     """What differs between two environments. A patch release of Python changes no figure."""
     found: list[str] = []
-    found += _unlike("device", old.get("device", "cpu"), new.get("device", "cpu"))
+    found += _unlike("device", old.get("device", "cpu"), new.get("device", "cpu"))  # earlier reports don't say
     for key in ("cpu", "machine", "cores", "threads", "flags", "os", "python"):
         then, now = old.get(key), new.get(key)
         if key == "python":
