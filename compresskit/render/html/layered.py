@@ -113,10 +113,8 @@ def nodes(report: Report) -> list[Chart]:
             report, model, {k: 100 * n.share for k, n in zip(keys, top, strict=True)}, lambda v: f"{v:.1f} %"
         )
         layout = _tall(keys, " %", [label(f"{node.name or node.op} ({node.op})", 36) for node in top])
-        where = ", ".join(
-            part for part in (figures.clean(top[0].runtime), at or (f"batch {top[0].batch}" if top[0].batch else ""))
-            if part
-        )  # fmt: skip
+        runtime, batch = top[0].runtime, top[0].batch
+        where = ", ".join(part for part in (figures.clean(runtime), f"batch {batch}" if batch else "") if part)
         rest = sum(node.share for node in ranked[_NODES:])
         count = f"{len(ranked)} nodes"
         note = (f"{where}; {count}" if where else count) + (
