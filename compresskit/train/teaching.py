@@ -20,13 +20,16 @@ Distance = Callable[[Task, Tensor, Tensor, Sequence[Tensor]], Tensor]
 """Of a task, the student's and the teacher's outputs and the part they are of: a scalar."""
 
 
-def by_classes(classes: int, temperature: float, *, standardize: bool) -> tuple[Distance, list[str]]:
+def by_classes(
+    classes: int, temperature: float, *, standardize: bool, weight: float = 1.0
+) -> tuple[Distance, list[str]]:
     """What suits outputs that tell so many classes apart.
 
     Args:
         classes: 0 where outputs are no class logits: their values are learnt.
         temperature: Of logits.
         standardize: Standardize logits where there are enough classes for it.
+        weight: Of the distance between standardized logits.
 
     Returns:
         The distance, and what a user should know of the choice.
@@ -35,8 +38,10 @@ def by_classes(classes: int, temperature: float, *, standardize: bool) -> tuple[
         return _of_values, ["outputs are no class logits: the student learnt their values"]
 
     def distance(task: Task, found: Tensor, wanted: Tensor, part: Sequence[Tensor]) -> Tensor:
-        between = standardized if standardize and classes > 2 else soft_cross_entropy
-        return between(found, wanted, temperature, task.mask(part, found))
+        mask = task.mask(part, found)
+        if standardize and classes > 2:
+            return weight * standardized(found, wanted, temperature, mask)
+        return soft_cross_entropy(found, wanted, temperature, mask)
 
     two = ["two classes can't be standardized: the student learnt their probabilities"]
     return distance, two if standardize and classes == 2 else []

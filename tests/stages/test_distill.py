@@ -131,6 +131,17 @@ def test_the_seed_decides(method: str, context: Callable[..., Context]) -> None:
     assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
 
 
+@pytest.mark.parametrize("labels", [False, True])
+def test_standardized_logits_weigh_against_labels(labels: bool, context: Callable[..., Context]) -> None:
+    """Ten times the weight at a tenth of the rate is the same training, unless labels have a part in it."""
+    how = {"epochs": 2, "optimizer": "sgd", "clip": 0, "weight_decay": 0}
+    light = stage("standardized", logits_weight=1, lr=1e-2, **how).run(model(), context(labels=labels))
+    heavy = stage("standardized", logits_weight=10, lr=1e-3, **how).run(model(), context(labels=labels))
+    assert isinstance(light.body, nn.Module) and isinstance(heavy.body, nn.Module)
+    same = torch.allclose(light.body.state_dict()["head.weight"], heavy.body.state_dict()["head.weight"], atol=1e-5)
+    assert same != labels
+
+
 def test_an_onnx_file_teaches_as_its_module_does(
     context: Callable[..., Context], teacher: Model, tmp_path: Path
 ) -> None:
