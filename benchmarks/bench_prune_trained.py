@@ -31,7 +31,9 @@ from harness import Bench, cli, figure, interval, workplace
 
 RANKING = ("--samples", 4096)
 TRAINING = ("--teacher-share", 0.9, "--temperature", 4, "--held-out", 0)
-AS_PRUNE = ("--method", "kd", "--batch-size", 128)
+AS_PRUNE = ("--batch-size", 128)
+BY_LOGITS = ("--method", "kd")
+BY_LAYERS = ("--method", "layers", "--logits", "kd", "--layer-weight")
 
 
 class Case(NamedTuple):
@@ -46,6 +48,7 @@ class Case(NamedTuple):
     lr: float = 0.01
     precision: str = "bfloat16"
     int8_teacher: bool = False
+    layer_weight: float = 0.0
 
 
 CASES = {
@@ -58,6 +61,9 @@ CASES = {
     ),
     "ResNet-20 of any width taught by ResNet-56, 2.0×": Case(
         20, 0.5, 15, 90.9, 2, teacher=56, multiple=1, precision="float32", int8_teacher=True
+    ),
+    "ResNet-20 of any width taught layer by layer, 2.0×": Case(
+        20, 0.5, 15, 90.9, 3, teacher=20, multiple=1, precision="float32", layer_weight=5
     ),
     "ResNet-20, 1.37×": Case(20, 0.73, 10, 91.5),
     "ResNet-20 taught by ResNet-56, 1.37×": Case(20, 0.73, 10, 91.5, teacher=56),
@@ -98,6 +104,7 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
         model, left = without_blocks(
             bench, case.depth, case.blocks, folder / "shallow", "--seed", seed, "--force"
         )  # fmt: skip
+    lesson = (*BY_LAYERS, case.layer_weight) if case.layer_weight else BY_LOGITS
     taught = case.teacher or (case.depth if case.blocks else None)
     report = cli(
         "prune", model, "--arch", name_of, "--input-shape", "1,3,32,32", "--target-macs", case.macs / left, *RANKING,
@@ -107,7 +114,7 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
     if taught:
         report = cli(
             "distill", folder / "out", "--arch", name_of, *teacher(bench, taught, case.int8_teacher, folder),
-            *training, *AS_PRUNE, *shared, "-o", folder / "taught",
+            *lesson, *training, *AS_PRUNE, *shared, "-o", folder / "taught",
         )  # fmt: skip
     found = figure(report, "accuracy")
     about = f"{interval(found)}; {fewer:.2f}× fewer MACs, {report.models[-1].bytes / 1e3:.0f} kB"

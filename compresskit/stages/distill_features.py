@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,10 @@ class _BetweenLayers(Distill):
     layer_weight: Annotated[
         float, Field(gt=0, description="Of the distance between layers, beside that of outputs and labels.")
     ] = 1.0
+    logits: Annotated[
+        Literal["standardized", "kd"],
+        Field(description="How class logits are held against the teacher's: as --method standardized or kd does."),
+    ] = "standardized"
 
     def _lesson(self, pupil: Pupil, teacher: Stand, hidden: float | None) -> Lesson:
         """A student and a teacher whose layers are looked into.
@@ -35,7 +39,8 @@ class _BetweenLayers(Distill):
         """
         from compresskit.train.teaching import by_classes, guided, joined
 
-        distance, notes = by_classes(pupil.classes, self.temperature, standardize=pupil.task != "causal-lm")
+        standardize = self.logits == "standardized" and pupil.task != "causal-lm"
+        distance, notes = by_classes(pupil.classes, self.temperature, standardize=standardize)
         named = self.layer_pairs or [f"{mine}={origin}" for mine, origin in pupil.origins.items()]
         student, stand, pairs = joined(pupil.module, teacher, pupil.run, named, hidden)
         return Lesson(
@@ -63,7 +68,7 @@ class DistillFeatures(_BetweenLayers):
 
 
 class DistillLayers(_BetweenLayers):
-    """Learn the teacher's hidden states layer by layer, for transformers: from every block the one as far along.
+    """Learn the teacher's hidden states or feature maps layer by layer: from every block the one as far along.
 
     Where widths differ, a projection is trained with the student and thrown away. Outputs and labels count too.
     """

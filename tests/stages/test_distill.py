@@ -203,6 +203,19 @@ def test_layers_are_paired_by_name_and_projected(context: Callable[..., Context]
         stage("layers", layer_pairs=("blocks=nope",)).run(model(), context())
 
 
+@pytest.mark.parametrize("method", ["features", "layers"])
+@pytest.mark.parametrize(("logits", "same"), [("kd", {}), ("standardized", {"logits_weight": 1.0, "clip": 0})])
+def test_beside_layers_of_no_weight_logits_teach_as_by_themselves(
+    method: str, logits: str, same: dict[str, Any], context: Callable[..., Context]
+) -> None:
+    options: dict[str, Any] = {"epochs": 2, "temperature": 3.0, "optimizer": "sgd"}
+    beside = stage(method, logits=logits, layer_weight=1e-12, **options).run(model(), context())
+    alone = stage(logits, **options, **same).run(model(), context())
+    assert isinstance(beside.body, nn.Module) and isinstance(alone.body, nn.Module)
+    for found, wanted in zip(beside.body.parameters(), alone.body.parameters(), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-6)
+
+
 def test_two_classes_are_taught_by_their_probabilities(context: Callable[..., Context]) -> None:
     two = model(7, classes=2, width=32)
     ctx = replace(context(labels=False), teacher=replace(two, source=context().teacher.source))  # type: ignore[union-attr]
