@@ -2,7 +2,8 @@
 
 The original teaches, by ``compresskit prune --target-macs … --epochs …``. Where ResNet-56 teaches ResNet-20, or whole
 blocks go first (``prune --method depth``), it is ``prune`` without epochs and then ``distill --teacher``; an int8
-teacher is what ``quantize --method int8-static`` makes of it, which onnxruntime runs.
+teacher is what ``quantize --method int8-static`` makes of it, which onnxruntime runs. Layer by layer is ``distill
+--method layers``.
 
 Figures are the accuracy of the shipped ONNX file on the test images, after the last epoch. The teacher's part and the
 number of blocks were chosen on 2,000 held-out training images in runs of 5 epochs (ResNet-56 goes without the same
@@ -13,6 +14,11 @@ had missed the bar too, scored less on 6,000 such images after 5 epochs (93.4 ag
 the weights the same (94.62 %). Two tries followed that miss without a look at anything. One takes three times the rate,
 which "Network Pruning That Matters" (Le and Hua, 2021) finds best for retraining; the other joins the two that had come
 nearest to their bars: any width, and ResNet-56 teaches. Both have two seeds: a third would have had to score 91.1 %.
+
+The last one followed that with looks at 6,000 held-out training images after 4 epochs, any width. Taught by logits
+alone: 94.57 %; with a rate of 0.004 94.27; with channels ranked over all layers alike, among layers of the same kind or
+by the same share 93.4, 93.75 and 92.88. Taught by what comes out of the nine blocks as well, at a weight of 5, 15 or
+50: 94.88, 95.27 and 95.82. No larger weight was looked at.
 
 The test images have no part in any choice but these: which tries came nearest, and that ResNet-56 has 15 epochs, the
 most that the bar allows, after 6 missed it (without blocks taken out 15 were not run). Seeds order and augment the
@@ -63,7 +69,7 @@ CASES = {
         20, 0.5, 15, 90.9, 2, teacher=56, multiple=1, precision="float32", int8_teacher=True
     ),
     "ResNet-20 of any width taught layer by layer, 2.0×": Case(
-        20, 0.5, 15, 90.9, 3, teacher=20, multiple=1, precision="float32", layer_weight=5
+        20, 0.5, 15, 90.9, 3, teacher=20, multiple=1, precision="float32", layer_weight=50
     ),
     "ResNet-20, 1.37×": Case(20, 0.73, 10, 91.5),
     "ResNet-20 taught by ResNet-56, 1.37×": Case(20, 0.73, 10, 91.5, teacher=56),
