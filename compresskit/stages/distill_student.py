@@ -46,10 +46,7 @@ def narrower(model: Model, width: float, ctx: Context) -> Model:
 
 def kept_blocks(model: Model) -> dict[str, str]:
     """The blocks of a model that :func:`shallower` made, each with the name it had before; empty for others."""
+    from compresskit.ops.prune.depth import names_before
+
     last = next((a for a in reversed(model.card.history) if a.name == "prune.depth"), None)
-    found: dict[str, str] = {}
-    for holder, data in (last.facts["stacks"] if last else {}).items():
-        for index, leaf in enumerate(data["kept"]):
-            name = str(index) if leaf.isdigit() else leaf
-            found[f"{holder}.{name}".removeprefix(".")] = f"{holder}.{leaf}".removeprefix(".")
-    return found
+    return names_before(last.facts["stacks"]) if last else {}
