@@ -143,31 +143,46 @@ def test_a_thin_student_learns_a_linear_map_of_its_teacher() -> None:
 class Counting(nn.Module):
     """Says that the next token is the last one plus one, up to 9, the end; with or without kept keys and values."""
 
-    def __init__(self, caches: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.calls: list[int] = []
-        if caches:
-            self.config = SimpleNamespace(use_cache=True)
+        self.config = SimpleNamespace(use_cache=True)
 
-    def forward(self, ids: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+    def forward(self, ids: Tensor) -> Any:
         self.calls.append(ids.shape[1])
-        logits = 100.0 * nn.functional.one_hot((ids + 1).clamp_max(9), 10)
-        return {"logits": logits, "past_key_values": ()} if not use_cache else Output(logits, ("kept",))
+        return Output(logits=100.0 * nn.functional.one_hot((ids + 1).clamp_max(9), 10))
+
+
+class Keeping(Counting):
+    """As transformers from 5.24 on names it."""
+
+    def forward(self, ids: Tensor, cache: Any = None, use_cache: bool = False) -> Any:
+        out = super().forward(ids)
+        assert use_cache and cache == (None if len(self.calls) == 1 else "kept")
+        out.cache = "kept"
+        return out
+
+
+class KeepingAsBefore(Counting):
+    def forward(self, ids: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+        out = super().forward(ids)
+        assert use_cache and past_key_values == (None if len(self.calls) == 1 else "kept")
+        out.past_key_values = "kept"
+        return out
 
 
 class Output(dict[str, Any]):
-    def __init__(self, logits: Tensor, kept: Any) -> None:
-        super().__init__(logits=logits)
-        self.past_key_values = kept
+    cache: str
+    past_key_values: str
 
 
-@pytest.mark.parametrize("caches", [False, True])
-def test_a_student_writes_on_until_its_end(caches: bool) -> None:
-    module = Counting(caches)
+@pytest.mark.parametrize("kind", [Counting, Keeping, KeepingAsBefore])
+def test_a_student_writes_on_until_its_end(kind: type[Counting]) -> None:
+    module = kind()
     tokens, counts = continue_prompts(module, torch.tensor([[3, 4], [6, 7]]), 4, end=(9,))
     assert tokens.tolist() == [[3, 4, 5, 6, 7, 8], [6, 7, 8, 9, 9, 9]]
     assert counts.tolist() == [[False] * 2 + [True] * 4, [False] * 2 + [True] * 2 + [False] * 2]
-    assert module.calls == ([2, 1, 1, 1] if caches else [2, 3, 4, 5])
+    assert module.calls == ([2, 3, 4, 5] if kind is Counting else [2, 1, 1, 1])
 
 
 def test_texts_padded_in_front_are_refused() -> None:

@@ -7,6 +7,7 @@ its mixture with reinforcement learning.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.ops.distill.logits import divergence, masked_mean
+
+# What transformers calls kept keys and values, as argument and in the output: from 5.24 on, and before.
+CACHES = ("cache", "past_key_values")
 
 
 def jensen_shannon(found: Tensor, wanted: Tensor, beta: float, mask: Tensor | None = None) -> Tensor:
@@ -56,20 +60,28 @@ def continue_prompts(
         Prompts and what follows, int64 ``(n, L + count)``; and boolean ``(n, L + count)``, true at the written tokens
         up to each text's end.
     """
-    caches = getattr(getattr(module, "config", None), "use_cache", None) is not None
+    name = cache_argument(module)
     tokens, given, kept = prompts, prompts, None
     running = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     written = [torch.zeros_like(prompts, dtype=torch.bool)]
     for _ in range(count):
-        out = module(given, past_key_values=kept, use_cache=True) if caches else module(tokens)
+        out = module(given, use_cache=True, **{name: kept}) if name else module(tokens)
         last = logits_of(out)[:, -1] / temperature
         drawn = torch.multinomial(last.softmax(-1), 1)
         tokens, given = torch.cat([tokens, drawn], 1), drawn
-        kept = out.past_key_values if caches else None
+        kept = getattr(out, name) if name else None
         written.append(running[:, None])
         for token in end:
             running = running & (drawn[:, 0] != token)
     return tokens, torch.cat(written, 1)
+
+
+def cache_argument(module: nn.Module) -> str | None:
+    """The name under which a model takes and gives back keys and values, None if it can't keep them."""
+    if not hasattr(getattr(module, "config", None), "use_cache"):
+        return None
+    takes = inspect.signature(module.forward).parameters
+    return next((name for name in CACHES if name in takes), None)
 
 
 def drawn_divergence(found: Tensor, wanted: Tensor, counts: Tensor, beta: float) -> Tensor:
