@@ -41,8 +41,8 @@ class _BetweenLayers(Distill):
 
         standardize = self.logits == "standardized" and pupil.task != "causal-lm"
         distance, notes = by_classes(pupil.classes, self.temperature, standardize=standardize)
-        origins = pupil.origins or None
-        student, stand, pairs = joined(pupil.module, teacher, pupil.run, self.layer_pairs, hidden, origins)
+        named = self.layer_pairs or [f"{mine}={origin}" for mine, origin in pupil.origins.items()]
+        student, stand, pairs = joined(pupil.module, teacher, pupil.run, named, hidden)
         return Lesson(
             student,
             stand,

@@ -46,7 +46,10 @@ def narrower(model: Model, width: float, ctx: Context) -> Model:
 
 def kept_blocks(model: Model) -> dict[str, str]:
     """The blocks of a model that :func:`shallower` made, each with the name it had before; empty for others."""
-    from compresskit.ops.prune.depth import names_before
-
     last = next((a for a in reversed(model.card.history) if a.name == "prune.depth"), None)
-    return names_before(last.facts["stacks"]) if last else {}
+    found: dict[str, str] = {}
+    for holder, data in (last.facts["stacks"] if last else {}).items():
+        for index, leaf in enumerate(data["kept"]):
+            name = str(index) if leaf.isdigit() else leaf
+            found[f"{holder}.{name}".removeprefix(".")] = f"{holder}.{leaf}".removeprefix(".")
+    return found

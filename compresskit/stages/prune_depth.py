@@ -70,7 +70,7 @@ class PruneDepth(Recovery):
             InputError: The model has no blocks that can be dropped.
         """
         from compresskit.ops.prune.config import check_config, with_fewer_layers
-        from compresskit.ops.prune.depth import blocks_of, drop_proven, names_before
+        from compresskit.ops.prune.depth import blocks_of, drop_proven
         from compresskit.stages.batches import batches_of, forward_of, made_up
 
         self.check_options()
@@ -97,7 +97,7 @@ class PruneDepth(Recovery):
             f"dropped {len(gone)} of {len(blocks)} blocks: {listing(gone, 12)}",
             *_of_ranking(facts, known),
         ]
-        trained = self.train(module, model.card, ctx, teacher=teacher, origins=names_before(stacks))
+        trained = self.train(module, model.card, ctx, teacher=teacher)
         facts["notes"] += trained.pop("notes", [])
         facts |= trained
         kept = {block.name: "kept" for block in blocks if block.name not in gone}

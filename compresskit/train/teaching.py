@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compresskit.ops.distill.features import Tapped, feature_distance, projections
 from compresskit.ops.distill.logits import decoupled, soft_cross_entropy, standardized
 from compresskit.ops.distill.outputs import embedding_distance
-from compresskit.ops.distill.pairs import Pairs, blocks_of, even_pairs, named_pairs, own_pairs
+from compresskit.ops.distill.pairs import Pairs, blocks_of, even_pairs, named_pairs
 from compresskit.ops.distill.teacher import Stand
 from compresskit.ops.quantize.trace import tensors_in
 from compresskit.train.task import Loss, Task
@@ -116,8 +116,7 @@ def joined(
     stand: Stand,
     run: Callable[[nn.Module], Any],
     patterns: Sequence[str],
-    hidden: float | None = None,
-    origins: Mapping[str, str] | None = None,
+    hidden: float | None,
 ) -> tuple[Tapped, Stand, Pairs]:
     """Student and teacher with the layers that are matched looked into.
 
@@ -125,9 +124,8 @@ def joined(
         student: In eval mode.
         stand: The teacher in the student's place.
         run: Calls a module on some samples as the student is called.
-        patterns: ``STUDENT=TEACHER`` globs; none matches the blocks of both, by origin or else evenly.
+        patterns: ``STUDENT=TEACHER`` globs; none matches the blocks of both evenly.
         hidden: See :func:`~compresskit.ops.distill.features.projections`.
-        origins: Of a student that was cut from the teacher: see :func:`~compresskit.ops.distill.pairs.own_pairs`.
 
     Raises:
         UsageError: A pattern doesn't fit.
@@ -137,11 +135,8 @@ def joined(
     if patterns:
         pairs = named_pairs(patterns, student, teacher)
     else:
-        blocks = blocks_of(teacher, lambda: run(stand), "teacher")
-        if origins is None:
-            pairs = even_pairs(blocks_of(student, lambda: run(student), "student"), blocks)
-        else:
-            pairs = own_pairs(blocks, student, origins)
+        own = blocks_of(student, lambda: run(student), "student")
+        pairs = even_pairs(own, blocks_of(teacher, lambda: run(stand), "teacher"))
     names, others = [one for one, _ in pairs], [other for _, other in pairs]
     tapped = stand.holding(Tapped(teacher, others))
     _, found = run(Tapped(student, names))

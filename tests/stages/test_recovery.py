@@ -114,69 +114,6 @@ def test_terms_are_folded_into_pruned_weights(name: str, options: dict[str, Any]
     assert "low-rank terms were trained, of rank 4 in 3 layers" in trained.card.history[-1].facts["notes"][-1]
 
 
-RECOVERING = [
-    ("prune.structured", {"target_macs": 0.4, "round_to": 4}),
-    ("prune.structured", {"target_macs": 0.4, "round_to": 4, "steps": 2}),
-    ("prune.magnitude", {"sparsity": 0.7}),
-    ("prune.sparsegpt", {"sparsity": 0.7}),
-    ("prune.magnitude", {"sparsity": 0.7, "recover": "lora"}),
-    ("factorize.svd", {"budget": 0.5}),
-]
-
-
-@pytest.mark.parametrize(("name", "options"), RECOVERING)
-def test_blocks_of_the_original_teach_beside_its_outputs(name: str, options: dict[str, Any], ctx: Context) -> None:
-    few = {**options, "epochs": 4}
-    alone, same = run(name, few, ctx), run(name, {**few, "layer_weight": 1e-12}, ctx)
-    by_blocks = run(name, {**few, "layer_weight": 10}, ctx)
-    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(1))
-    outs = [m.body(x) for m in (alone, same, by_blocks) if isinstance(m.body, nn.Module)]
-    assert torch.allclose(outs[0], outs[1], atol=1e-5) and not torch.allclose(outs[0], outs[2], atol=1e-4)
-    facts = by_blocks.card.history[-1].facts
-    assert facts["training"]["pairs"] == {"layers.1": "layers.1", "layers.3": "layers.3"}
-    assert any("learnt from 2 blocks of the original too" in note for note in facts["notes"])
-    assert by_blocks.body.state_dict().keys() == alone.body.state_dict().keys()  # type: ignore[union-attr]
-
-
-def test_a_block_that_moved_up_learns_from_the_one_that_it_was(ctx: Context) -> None:
-    class Step(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inside = nn.Linear(16, 16)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + torch.tanh(self.inside(x))
-
-    class Stages(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Sequential(*(Step() for _ in range(3)))
-            self.second = nn.Sequential(*(Step() for _ in range(2)))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.second(self.first(x))
-
-    stage = make(get("prune.depth"), {"blocks": ("first.1",), "epochs": 1, "layer_weight": 1.0})
-    found = stage.run(Model(Stages().eval(), Card("torch", inputs=INPUTS, task="embedding"), Path("net.pt")), ctx)
-    pairs = {"first.0": "first.0", "first.1": "first.2", "second.0": "second.0", "second.1": "second.1"}
-    assert found.card.history[-1].facts["training"]["pairs"] == pairs
-
-
-def test_a_model_of_no_blocks_has_none_to_teach(ctx: Context) -> None:
-    class One(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.only = nn.Linear(16, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.only(x)
-
-    stage = make(get("prune.magnitude"), {"sparsity": 0.5, "epochs": 1, "layer_weight": 1.0})
-    with pytest.raises(InputError, match="no chain of blocks") as found:
-        stage.run(Model(One().eval(), Card("torch", inputs=INPUTS), Path("net.pt")), ctx)
-    assert found.value.hint == "leave --layer-weight out"
-
-
 def test_fresh_terms_change_nothing_and_folding_keeps_the_outputs() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2), nn.Flatten())
     module.append(nn.Linear(4 * 49, 5))
@@ -209,8 +146,6 @@ def test_a_shared_weight_gets_no_term() -> None:
         ("quantize.gptq", {"recover": "lora"}, "--recover is for training"),
         ("prune.magnitude", {"recover": "lora"}, "--recover is for training"),
         ("prune.magnitude", {"epochs": 1, "recover_rank": 4}, "--recover-rank is for --recover lora"),
-        ("prune.magnitude", {"layer_weight": 1.0}, "--layer-weight is for training, and --epochs is 0"),
-        ("prune.magnitude", {"epochs": 1, "layer_weight": 1.0, "teacher_share": 0.0}, "--teacher-share is 0"),
         ("quantize.gptq", {"epochs": 1, "recover": "weights"}, "--recover weights"),
         ("quantize.adaround", {"epochs": 1}, "--epochs"),
     ],

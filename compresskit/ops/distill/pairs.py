@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
@@ -40,7 +40,7 @@ def blocks_of(module: nn.Module, forward: Callable[[], Any], whose: str) -> list
     Args:
         module: In eval mode.
         forward: Calls it once; gradients should be off.
-        whose: ``student``, ``teacher`` or ``original``, for the message.
+        whose: ``student`` or ``teacher``, for the message.
 
     Raises:
         InputError: No chain of blocks was found.
@@ -53,21 +53,6 @@ def blocks_of(module: nn.Module, forward: Callable[[], Any], whose: str) -> list
             f"the {whose} has no chain of blocks to match", "name layers with --layer-pairs STUDENT=TEACHER"
         )
     return blocks
-
-
-def own_pairs(blocks: Sequence[str], student: nn.Module, origins: Mapping[str, str]) -> Pairs:
-    """Each block of a student with the one that it was in the teacher which it was cut from.
-
-    Args:
-        blocks: Of the teacher.
-        student: A block that it lacks has no pair.
-        origins: Its blocks that have another name now, or stand beside one that has, with the name in the teacher.
-    """
-    now = {origin: name for name, origin in origins.items()}
-    renamed = {origin.rpartition(".")[0] for origin in now}
-    known = {name for name, _ in student.named_modules()}
-    pairs = ((now.get(name, "" if name.rpartition(".")[0] in renamed else name), name) for name in blocks)
-    return [(mine, name) for mine, name in pairs if mine and mine in known]
 
 
 def _multiplies(layer: nn.Module) -> bool:

@@ -7,7 +7,7 @@ time, looks at the model's output, and begins again after each that is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -187,16 +187,6 @@ def drop(module: nn.Module, names: Sequence[str]) -> dict[str, Any]:
         kept = [leaf for leaf in children if f"{holder}.{leaf}".removeprefix(".") not in names]
         found[holder] = {"of": len(children), "kept": kept}
         keep(module, holder, kept)
-    return found
-
-
-def names_before(stacks: Mapping[str, Any]) -> dict[str, str]:
-    """The blocks that are left in lists that lost some, each with the name it had before; of what :func:`drop` told."""
-    found: dict[str, str] = {}
-    for holder, data in stacks.items():
-        for index, leaf in enumerate(data["kept"]):
-            name = str(index) if leaf.isdigit() else leaf
-            found[f"{holder}.{name}".removeprefix(".")] = f"{holder}.{leaf}".removeprefix(".")
     return found
 
 
