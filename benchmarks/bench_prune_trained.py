@@ -20,9 +20,18 @@ alone: 94.57 %; with a rate of 0.004 94.27; with channels ranked over all layers
 by the same share 93.4, 93.75 and 92.88. Taught by what comes out of the nine blocks as well, at a weight of 5, 15 or
 50: 94.88, 95.27 and 95.82. No larger weight was looked at. It has two seeds: a third would have had to score 92 %.
 
-The last one, channels pruned and what is left factorized, followed a look without training at 6,000 such images, none
-of them among those that ranked and refitted. Pruned alone: 89.55 %; pruned to 75 or 88 % and factorized from there:
-95.53 and 95.45; factorized alone: 94.75.
+All looks so far were at images that the original knows. For the last ones a ResNet-20 of our own was trained on 43,441
+of the training images (40 epochs, 90.40 % on the other 6,000, which neither it nor what was made of it has seen) and
+cut to half of its MACs, any width: 84.60 %. After 15 epochs, one seed each, the mean of the last three epochs there:
+
+- as prune does it, SGD at 0.01, taught at temperature 4 with a share of 0.9: 89.19 %
+- at temperature 2 with a share of 0.7: 89.05 %
+- on pairs of images mixed (mixup): 89.06 %
+- Muon at 0.01 and 0.02: 89.55 and 89.82 %; at 0.02 with the last three epochs on whole images, only mirrored: 89.73 %
+
+So Muon at 0.02 was run on the original, any width and without two blocks; the latter for one seed, 90.75 %, since two
+more would have had to score 90.97 %. SGD matches the teacher as well on new images as on known ones (a divergence of
+0.50 against 0.44), so what few epochs lack is steps, not images.
 
 The test images have no part in any choice but these: which tries came nearest, and that ResNet-56 has 15 epochs, the
 most that the bar allows, after 6 missed it (without blocks taken out 15 were not run). Seeds order and augment the
@@ -55,11 +64,11 @@ class Case(NamedTuple):
     teacher: int | None = None
     blocks: int = 0
     multiple: int = 8
+    optimizer: str = "sgd"
     lr: float = 0.01
     precision: str = "bfloat16"
     int8_teacher: bool = False
     layer_weight: float = 0.0
-    pruned: float | None = None
 
 
 CASES = {
@@ -67,6 +76,8 @@ CASES = {
     "ResNet-20 taught by ResNet-56, 2.0×": Case(20, 0.5, 15, 90.9, 3, teacher=56),
     "ResNet-20 without two blocks, 2.0×": Case(20, 0.5, 15, 90.9, 3, blocks=2),
     "ResNet-20 of any width, 2.0×": Case(20, 0.5, 15, 90.9, 3, multiple=1),
+    "ResNet-20 of any width by Muon, 2.0×": Case(20, 0.5, 15, 90.9, 3, multiple=1, optimizer="muon", lr=0.02),
+    "ResNet-20 without two blocks by Muon, 2.0×": Case(20, 0.5, 15, 90.9, 1, blocks=2, optimizer="muon", lr=0.02),
     "ResNet-20 of any width at thrice the rate, 2.0×": Case(
         20, 0.5, 15, 90.9, 2, multiple=1, lr=0.03, precision="float32"
     ),
@@ -75,9 +86,6 @@ CASES = {
     ),
     "ResNet-20 of any width taught layer by layer, 2.0×": Case(
         20, 0.5, 15, 90.9, 2, teacher=20, multiple=1, precision="float32", layer_weight=50
-    ),
-    "ResNet-20 pruned and factorized, 2.0×": Case(
-        20, 0.5, 15, 90.9, 3, teacher=20, multiple=1, precision="float32", pruned=0.75
     ),
     "ResNet-20, 1.37×": Case(20, 0.73, 10, 91.5),
     "ResNet-20 taught by ResNet-56, 1.37×": Case(20, 0.73, 10, 91.5, teacher=56),
@@ -112,7 +120,8 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
     data = ("--data", bench.data("cifar10", "train.npz"), "--eval-data", bench.data("cifar10", "test.npz"))
     shared = (*data, "--normalize", NORMALIZE, "--no-bench", "--seed", seed, "--force")
     length = ("--epochs", 1, "--train-samples", 1000) if bench.quick else ("--epochs", case.epochs)
-    training = (*length, *TRAINING, "--lr", case.lr, "--precision", case.precision)
+    moving = ("--optimizer", case.optimizer, "--lr", case.lr, "--precision", case.precision)
+    training = (*length, *TRAINING, *moving)
     name_of, left = f"{arch}:resnet{case.depth}", 1.0
     if case.blocks:
         model, left = without_blocks(
@@ -120,22 +129,15 @@ def trained(bench: Bench, name: str, case: Case, seed: int, folder: Path) -> flo
         )  # fmt: skip
     lesson = (*BY_LAYERS, case.layer_weight) if case.layer_weight else BY_LOGITS
     taught = case.teacher or (case.depth if case.blocks else None)
-    rounding = (*RANKING, "--round-to", case.multiple)
     report = cli(
         "prune", model, "--arch", name_of, "--input-shape", "1,3,32,32", "--target-macs",
-        (case.pruned or case.macs) / left, *rounding, *(() if taught else training), *shared, "-o", folder / "out",
+        case.macs / left, *RANKING, "--round-to", case.multiple, *(() if taught else training), *shared,
+        "-o", folder / "out",
     )  # fmt: skip
     left *= share(report)
-    if case.pruned:
-        report = cli(
-            "factorize", folder / "out", "--arch", name_of, "--budget", case.macs / left, "--budget-of", "macs",
-            *rounding, *shared, "-o", folder / "factors",
-        )  # fmt: skip
-        left *= share(report)
     if taught:
-        student = folder / ("factors" if case.pruned else "out")
         report = cli(
-            "distill", student, "--arch", name_of, *teacher(bench, taught, case.int8_teacher, folder),
+            "distill", folder / "out", "--arch", name_of, *teacher(bench, taught, case.int8_teacher, folder),
             *lesson, *training, *AS_PRUNE, *shared, "-o", folder / "taught",
         )  # fmt: skip
     found = figure(report, "accuracy")

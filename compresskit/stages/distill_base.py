@@ -84,7 +84,7 @@ class Distill(TrainingOptions):
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     needs: ClassVar[tuple[str, ...]] = ("training", "teacher")
-    rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4}
+    rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4, "muon": 2e-2}
     sees_layers: ClassVar[bool] = False
     """Whether the teacher must be a module whose layers can be looked into."""
 
@@ -113,7 +113,8 @@ class Distill(TrainingOptions):
     epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 20
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 64
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.05, adamw: 3e-4)")
+        float | None,
+        Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.05, adamw: 3e-4, muon: 0.02)"),
     ] = None
     teacher_share: Annotated[
         float,

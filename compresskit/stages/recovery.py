@@ -36,6 +36,10 @@ class Recovery(TrainingOptions):
     def _recovers(self) -> Recovery:
         if self.recover == "lora" and not self.epochs:
             raise UsageError("--recover is for training, and --epochs is 0", "give --epochs N")
+        if self.recover == "lora" and self.optimizer == "muon":
+            raise UsageError(
+                "--optimizer muon moves whole matrices, --recover lora terms of them", "leave one of the two away"
+            )
         if self.recover != "lora" and self.recover_rank != Recovery.model_fields["recover_rank"].default:
             raise UsageError("--recover-rank is for --recover lora", "give both")
         return self

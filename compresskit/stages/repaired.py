@@ -39,6 +39,7 @@ class Repaired(TrainingOptions, WeightOnly):
             f"(with --epochs: {_TRAINED_RANK}, else 0)",
         ),
     ] = 0
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Of the training steps. (adamw)")] = None
     recover: Annotated[
         Literal["lora"] | None,
         Field(description="What --epochs trains: the terms of --repair; codes stay. (lora)"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compresskit.train.augment import Augment
     from compresskit.train.course import Course
     from compresskit.train.loop import Fitted
-    from compresskit.train.plan import Optimizing
+    from compresskit.train.plan import Kind, Optimizing
     from compresskit.train.task import Loss, Task
 
 _SMALL = 24
@@ -39,7 +39,7 @@ class TrainingOptions(Stage):
     measures: ClassVar[bool] = True
     """Whether samples are held out unasked where there are many."""
 
-    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-4}
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-4, "muon": 2e-2}
     """Learning rates where none is given: for a model that has learnt already."""
 
     epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over --data in training.")] = 0
@@ -49,11 +49,15 @@ class TrainingOptions(Stage):
         int, Field(ge=1, description="Batches whose mean gradient makes a step: large steps in little memory.")
     ] = 1
     optimizer: Annotated[
-        Literal["sgd", "adamw"] | None,
-        Field(description="Of the training steps. (sgd for models with convolutions, else adamw)"),
+        Literal["sgd", "adamw", "muon"] | None,
+        Field(
+            description="Of the training steps; muon may learn more in few epochs. (sgd for models with convolutions, "
+            "else adamw)"
+        ),
     ] = None
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.01, adamw: 1e-4)")
+        float | None,
+        Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.01, adamw: 1e-4, muon: 0.02)"),
     ] = None
     warmup: Annotated[
         float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises from zero.")
@@ -266,7 +270,7 @@ class TrainingOptions(Stage):
         convolves = any(isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for layer in module.modules())
         return self.moving("sgd" if convolves else "adamw", self.rates)
 
-    def moving(self, kind: Literal["sgd", "adamw"], rates: Mapping[str, float]) -> Optimizing:
+    def moving(self, kind: Kind, rates: Mapping[str, float]) -> Optimizing:
         """How parameters move.
 
         Args:

@@ -9,7 +9,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from compresskit.train.muon import Muon
+
 Precision = Literal["auto", "float32", "bfloat16"]
+Kind = Literal["sgd", "adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class Optimizing:
 
     Attributes:
         lr: Peak learning rate.
-        kind: ``sgd`` with Nesterov momentum 0.9, or ``adamw`` ("Decoupled Weight Decay Regularization", Loshchilov &
-            Hutter, 2019).
+        kind: ``sgd`` with Nesterov momentum 0.9, ``adamw`` ("Decoupled Weight Decay Regularization", Loshchilov &
+            Hutter, 2019), or ``muon``: see :class:`~compresskit.train.muon.Muon`.
         schedule: ``onecycle`` rises for the first 30 % of the steps (Smith & Topin, "Super-Convergence", 2019);
             ``cosine`` falls to zero from the start on ("SGDR", Loshchilov & Hutter, 2017), after ``warmup``.
         warmup: Share of the steps in which the rate rises from zero, for ``cosine``; 0 to 1.
@@ -27,13 +30,15 @@ class Optimizing:
     """
 
     lr: float = 0.1
-    kind: Literal["sgd", "adamw"] = "sgd"
+    kind: Kind = "sgd"
     schedule: Literal["onecycle", "cosine"] = "onecycle"
     warmup: float = 0.0
     weight_decay: float = 5e-4
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """An optimizer of the parameters that require gradients."""
+        if self.kind == "muon":
+            return Muon(module, self.lr, self.weight_decay)
         found = [p for p in module.parameters() if p.requires_grad]
         if self.schedule == "onecycle":
             groups = [{"params": found, "weight_decay": self.weight_decay}]
@@ -49,7 +54,8 @@ class Optimizing:
     def scheduler(self, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
         """The learning rate over ``steps`` steps of an optimizer."""
         if self.schedule == "onecycle":
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, self.lr, total_steps=steps)
+            peaks = [group["lr"] for group in optimizer.param_groups]
+            return torch.optim.lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps)
         rising = max(1, int(self.warmup * steps))
 
         def factor(step: int) -> float:

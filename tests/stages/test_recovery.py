@@ -147,6 +147,12 @@ def test_a_shared_weight_gets_no_term() -> None:
         ("prune.magnitude", {"recover": "lora"}, "--recover is for training"),
         ("prune.magnitude", {"epochs": 1, "recover_rank": 4}, "--recover-rank is for --recover lora"),
         ("quantize.gptq", {"epochs": 1, "recover": "weights"}, "--recover weights"),
+        ("quantize.gptq", {"epochs": 1, "optimizer": "muon"}, "--optimizer muon"),
+        (
+            "prune.magnitude",
+            {"epochs": 1, "recover": "lora", "optimizer": "muon"},
+            "--optimizer muon moves whole matrices",
+        ),
         ("quantize.adaround", {"epochs": 1}, "--epochs"),
     ],
 )

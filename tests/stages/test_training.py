@@ -85,6 +85,12 @@ def test_labels_are_learnt_and_the_report_is_told(source: Callable[..., Source])
     assert not module.training
 
 
+def test_each_optimizer_has_a_rate_of_its_own(source: Callable[..., Source]) -> None:
+    for kind, rate in (("sgd", 0.01), ("adamw", 1e-4), ("muon", 0.02)):
+        _, facts = train({"epochs": 1, "optimizer": kind}, source())
+        assert (facts["training"]["optimizer"], facts["training"]["lr"]) == (kind, rate)
+
+
 def test_a_teacher_is_learnt_from_without_labels(source: Callable[..., Source]) -> None:
     teacher, _ = train({"epochs": 4, "batch_size": 32, "lr": 0.1}, source())
     before = state(teacher)

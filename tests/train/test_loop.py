@@ -24,10 +24,12 @@ PLAIN = Optimizing(0.1, "sgd", "cosine")
         Training(12, 16, Optimizing(1e-2, "adamw", "cosine"), ema=0.9),
         Training(12, 16, PLAIN, precision="bfloat16"),
         Training(12, 8, PLAIN, accumulate=2, clip=1.0),
+        Training(12, 16, Optimizing(0.05, "muon", "cosine")),
+        Training(12, 16, Optimizing(0.05, "muon", "onecycle")),
     ],
 )
 def test_every_way_of_optimizing_learns(training: Training) -> None:
-    module = net()
+    module = net(hidden=True)
     fitted = fit(module, data(), loss, training=training)
     assert accuracy(module) > 0.95 and fitted.loss < 0.2
     assert not module.training and all(p.grad is None and p.dtype == torch.float32 for p in module.parameters())

@@ -24,6 +24,7 @@ WAYS = {
     "sgd": Training(5, 16, Optimizing(0.1, "sgd", "cosine")),
     "onecycle": Training(5, 16),
     "adamw, ema": Training(5, 16, Optimizing(1e-2, "adamw", "cosine", warmup=0.2), ema=0.9, clip=1.0),
+    "muon": Training(5, 16, Optimizing(0.05, "muon", "cosine")),
     "patience": Training(30, 16, Optimizing(0.3, "sgd", "cosine"), patience=3),
 }
 
@@ -34,7 +35,7 @@ def noisy(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def trained(how: Training, folder: Path | None, *, steps: int = 0) -> tuple[nn.Module, Fitted]:
     """Train a net with batch normalization and dropout; ``steps`` > 0 kills it after so many."""
-    module = net(norm=True, dropout=0.2)
+    module = net(norm=True, dropout=0.2, hidden=True)
     left = steps
 
     def kill() -> None:

@@ -16,9 +16,10 @@ def data(count: int = 256) -> list[Tensor]:
     return [x, (x[:, :4].sum(1) > x[:, 4:].sum(1)).long()]
 
 
-def net(*, norm: bool = False, dropout: float = 0.0) -> nn.Sequential:
+def net(*, norm: bool = False, dropout: float = 0.0, hidden: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
     middle = [nn.BatchNorm1d(32)] * norm + [nn.ReLU()] + [nn.Dropout(dropout)] * bool(dropout)
+    middle += [nn.Linear(32, 32), nn.ReLU()] * hidden
     return nn.Sequential(nn.Linear(8, 32), *middle, nn.Linear(32, 2, bias=False))
 
 
