@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from compresskit.errors import InputError
+
 MOMENTUM = 0.9
 REST = 0.5
 """Learning rate of what is no hidden matrix, as a share of the matrices'."""
@@ -30,10 +32,18 @@ class Muon(torch.optim.Optimizer):
         module: Whose parameters move, as far as they require gradients.
         lr: Of hidden matrices: the spectral norm of a step, about. The rest moves at half of it.
         weight_decay: Share of the learning rate by which parameters of two axes and more shrink in a step.
+
+    Raises:
+        InputError: The module has no hidden matrix to move.
     """
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.0) -> None:
         hidden = list(hidden_matrices(module))
+        if not hidden:
+            raise InputError(
+                "muon has no weights to move: none between the first and the last layer takes gradients",
+                "take --optimizer sgd or adamw",
+            )
         known = {id(p) for p in hidden}
         rest = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [
@@ -72,12 +82,12 @@ class Muon(torch.optim.Optimizer):
 def hidden_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     """Weights of Linear layers and convolutions that require gradients, without those of the first and last such layer.
 
-    What an embedding shares is left out.
+    What an embedding shares is left out, and grouped convolutions, whose kernels are many small matrices.
     """
     others = {id(layer.weight) for layer in module.modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))}
     layers = [layer for layer in module.modules() if isinstance(layer, (nn.Linear, _ConvNd, nn.MultiheadAttention))]
     for layer in layers[1:-1]:
-        for parameter in layer.parameters():
+        for parameter in layer.parameters() if getattr(layer, "groups", 1) == 1 else ():
             if parameter.dim() > 1 and parameter.requires_grad and id(parameter) not in others:
                 others.add(id(parameter))
                 yield parameter

@@ -121,7 +121,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an optimizer's state as ``index/name``; SGD and AdamW keep nothing else there."""
+    """The tensors of an optimizer's state as ``index/name``; no optimizer of ours keeps anything else there."""
     for index, values in optimizer.state_dict()["state"].items():
         yield from ((f"{index}/{name}", value) for name, value in values.items() if isinstance(value, Tensor))
 

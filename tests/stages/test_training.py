@@ -61,7 +61,7 @@ def source(tmp_path: Path) -> Callable[..., Source]:
 
 
 def train(options: dict[str, Any], data: Source | None, *, seed: int = 0, **how: Any) -> tuple[nn.Module, dict]:
-    module = fresh()
+    module = how.pop("module", None) or fresh()
     told: list[str] = how.pop("told", [])
     ctx = Context(Path(), data, seed, tell=told.append)
     stage = make(Train, options)
@@ -87,8 +87,11 @@ def test_labels_are_learnt_and_the_report_is_told(source: Callable[..., Source])
 
 def test_each_optimizer_has_a_rate_of_its_own(source: Callable[..., Source]) -> None:
     for kind, rate in (("sgd", 0.01), ("adamw", 1e-4), ("muon", 0.02)):
-        _, facts = train({"epochs": 1, "optimizer": kind}, source())
+        deeper = nn.Sequential(*fresh()[:-1], nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+        _, facts = train({"epochs": 1, "optimizer": kind}, source(), module=deeper)
         assert (facts["training"]["optimizer"], facts["training"]["lr"]) == (kind, rate)
+    with pytest.raises(InputError, match="between the first and the last layer"):
+        train({"epochs": 1, "optimizer": "muon"}, source())
 
 
 def test_a_teacher_is_learnt_from_without_labels(source: Callable[..., Source]) -> None:

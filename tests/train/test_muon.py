@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compresskit.errors import InputError
 from compresskit.train.muon import MOMENTUM, REST, Muon, hidden_matrices, orthogonalized
 
 
@@ -79,6 +80,12 @@ def test_the_rest_moves_by_plain_momentum() -> None:
         assert same == (name != "1.weight"), name
 
 
+def test_a_model_without_hidden_matrices_is_refused() -> None:
+    for module in (deep(), deep(nn.Linear(6, 6).requires_grad_(False))):
+        with pytest.raises(InputError, match="muon has no weights to move"):
+            Muon(module, 0.1)
+
+
 class Tied(nn.Module):
     """A language model's parts: the last layer is the embedding's matrix."""
 
@@ -102,5 +109,6 @@ def test_hidden_are_matrices_between_the_first_and_the_last_layer() -> None:
     net = deep(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 2), nn.Linear(4, 4))
     assert names(net) == ["1.weight", "3.weight", "4.weight"]
     net[1].requires_grad_(False)
-    assert names(net) == ["3.weight", "4.weight"] and names(deep()) == []
+    assert names(net) == ["3.weight", "4.weight"]
+    assert names(deep(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4))) == ["2.weight"]
     assert names(Tied()) == ["blocks.0.out_proj.weight", "blocks.1.in_proj_weight", "blocks.1.out_proj.weight"]
