@@ -26,7 +26,7 @@ class Optimizing:
         schedule: ``onecycle`` rises for the first 30 % of the steps (Smith & Topin, "Super-Convergence", 2019);
             ``cosine`` falls to zero from the start on ("SGDR", Loshchilov & Hutter, 2017), after ``warmup``.
         warmup: Share of the steps in which the rate rises from zero, for ``cosine``; 0 to 1.
-        weight_decay: L2 penalty of parameters of two axes and more; for ``onecycle`` of all.
+        weight_decay: L2 penalty of parameters of two axes and more; for ``onecycle`` of all, but for ``muon``.
     """
 
     lr: float = 0.1
