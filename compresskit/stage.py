@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compresskit.data.source import Source
     from compresskit.model import Model
 
-BESIDE = "beside"
+SIDECAR = "sidecar"
 """Folder in a context's ``work``: what a stage puts there goes into the bundle, beside the model."""
 Form = Literal["torch", "onnx", "weights"]
 Progress = Callable[[str, int, int], None]

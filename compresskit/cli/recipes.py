@@ -81,9 +81,9 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
 
         write_page(joined(names, reports), page)
     if not running.quiet:
-        from compresskit.render.sweep import print_sweep
+        from compresskit.render.matrix import print_matrix
 
-        print_sweep(names, reports, markdown=running.markdown)
+        print_matrix(names, reports, markdown=running.markdown)
     return int(max((report.exit_code() for report in reports), default=ExitCode.OK))
 
 
@@ -104,7 +104,7 @@ def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
 def show_plan(recipes: Sequence[Recipe]) -> None:
     """What would be run."""
     from compresskit.render.plan_view import print_need, print_plan
-    from compresskit.runner.estimate import estimate
+    from compresskit.runner.disk_space import estimate
 
     for recipe in recipes:
         print_plan(recipe)

@@ -42,7 +42,7 @@ def run_stage(
 ) -> None:
     """Run one stage; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing, tell
-    from compresskit.cli.helpers import for_nobody, is_first
+    from compresskit.cli.distributed import discarded_output, is_main_process
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options
     from compresskit.errors import UsageError
     from compresskit.recipe.limits import Limits
@@ -70,11 +70,11 @@ def run_stage(
         device=device,
         seed=seed,
     )
-    first = is_first()
+    first = is_main_process()
     if not first:
         measuring = replace(measuring, source=None, limits=Limits(), bench=False)
         json, html, quiet = None, None, True
-    with progressing(quiet) as progress, nullcontext(target) if first else for_nobody(target) as place:
+    with progressing(quiet) as progress, nullcontext(target) if first else discarded_output(target) as place:
         report = run(
             loaded,
             [stage],

@@ -14,7 +14,7 @@ from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.onnx_macs import count_onnx_macs
 from compresskit.ops.onnx_names import CODES, SCALE, ZERO_POINT, coded
 from compresskit.ops.onnx_packed import GATHER, Found, join_packed
-from compresskit.ops.quantize.layout import BITS, count_points, packed_bytes
+from compresskit.ops.packed.layout import BITS, count_points, packed_bytes
 
 # Where an operator takes weights and biases; the other inputs of these hold scales, zero points and statistics.
 _DATA_INPUTS = {

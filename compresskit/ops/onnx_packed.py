@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from compresskit.ops.quantize.layout import BITS, packed_bytes
+from compresskit.ops.packed.layout import BITS, packed_bytes
 
 _STEPS = {"Cast", "Gather", "Reshape", "Slice", "Add", "Sub", "Mul", "Unsqueeze"}
 _TABLE = (16,)  # the shape of the levels of NF4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from compresskit.render import figures, nodes, points, rows
+from compresskit.render import figures, nodes, rows, sweep
 from compresskit.report import Report, Verdict
 
 _MARK = {Verdict.PASS: "✅", Verdict.FAIL: "❌", Verdict.INCONCLUSIVE: "⚠️", Verdict.UNVERIFIED: "⚠️"}
@@ -35,7 +35,7 @@ def markdown(report: Report, *, output: str = "") -> str:
     for timing in rows.timings(report):
         lines += ["", escape(timing.run), "", *_table(rows.TIMING_HEADER, timing.lines)]
     if rows.is_sweep(report):
-        header, swept = points.table(report)
+        header, swept = sweep.table(report)
         lines += ["", *_table(header, [line.cells for line in swept])]
     for title, own in nodes.profiles(report):
         lines += ["", escape(title), "", *_table(nodes.HEADER, own)]

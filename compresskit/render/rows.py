@@ -62,7 +62,7 @@ def word(report: Report) -> str:
 
 
 def is_sweep(report: Report) -> bool:
-    """True where models were timed at several points; :mod:`compresskit.render.points` draws those."""
+    """True where models were timed at several points; :mod:`compresskit.render.sweep` draws those."""
     return len(points_of(m for m in report.measurements if m.threads is not None)) > 1
 
 

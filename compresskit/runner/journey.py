@@ -12,10 +12,10 @@ from compresskit.checkpoint.bundle import REPORT_NAME, WEIGHTS_NAME, extras_of, 
 from compresskit.model import Card, Model
 from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.report import Report
+from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, Ready, report_on
-from compresskit.runner.making import Making, aimed_at, form, ship, workplace
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
-from compresskit.runner.products import products_for
+from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, workplace
 from compresskit.runner.teacher import teacher_of
 from compresskit.stage import Context, Progress, Stage, say_nothing, silent
 
@@ -62,7 +62,7 @@ def run(
     refuse_same(model.source, output)
     refuse_states(stages, output)
     check(model, stages, data, measuring)
-    products_for(measuring.target or aimed_at(list(stages)))  # an unknown name is refused before the work
+    int8_arithmetic_on(measuring.target or aimed_at(list(stages)))  # an unknown name is refused before the work
     known = data if data is not None else measuring.source
     model = with_inputs(model, known) if measuring.export else model
     teacher = teacher_of(stages, model)
@@ -71,7 +71,7 @@ def run(
     whole = replace(measuring, export=False) if form(model) == "weights" else measuring
     with new_folder(output, force=force) as folder:
         with workplace(folder) as work:
-            making = Making.of(model)
+            making = StageRunner.of(model)
             ctx = Context(
                 work, data, measuring.seed, measuring.threads, progress, tell, teacher=teacher,
                 max_bytes=measuring.limits.max_bytes, max_drop=measuring.limits.max_drop,

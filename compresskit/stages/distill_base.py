@@ -210,8 +210,8 @@ class Distill(TrainingOptions):
         """The student, and a teacher that says what it does."""
         import torch
 
-        from compresskit.ops.quantize.modules import PackedLayer
-        from compresskit.ops.quantize.trace import tensors_in
+        from compresskit.ops.calibration.trace import tensors_in
+        from compresskit.ops.packed.modules import PackedLayer
         from compresskit.stages.batches import batches_of, forward_of
 
         if ctx.data is None or isinstance(model.body, Path):
@@ -244,10 +244,10 @@ class Distill(TrainingOptions):
 
         A training that goes on after a kill would begin without memory, and its last bits could differ.
         """
-        from compresskit.ops.distill.remember import Remembering
+        from compresskit.ops.distill.teacher_cache import TeacherCache
 
         again = self.epochs > 1 and self.checkpoint is None and not pupil.changing and pupil.output.dim() == 2
-        return Remembering(teacher) if again else teacher
+        return TeacherCache(teacher) if again else teacher
 
     def _stand(self, model: Model, teacher: Model, names: list[str]) -> Stand:
         """The teacher in the student's place."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model, portable
-from compresskit.stage import BESIDE, Context, Form
+from compresskit.stage import SIDECAR, Context, Form
 from compresskit.stages.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Adapting(FineTuning):
         whole = sum(p.numel() for p in module.parameters()) + _packed_weights(module)
         made = self.adapt(model, ctx)
         base = base_hash(module)
-        write_adapter(ctx.work / BESIDE / FOLDER, made.config, made.tensors, base)
+        write_adapter(ctx.work / SIDECAR / FOLDER, made.config, made.tensors, base)
         if self.merge:
             merge(module, made.terms)
         else:
@@ -256,7 +256,7 @@ def _packed_weights(module: nn.Module) -> int:
     """Weights that are packed, and so no parameters."""
     import math
 
-    from compresskit.ops.quantize.modules import PackedLayer
+    from compresskit.ops.packed.modules import PackedLayer
 
     return sum(math.prod(layer.shape) for layer in module.modules() if isinstance(layer, PackedLayer))
 

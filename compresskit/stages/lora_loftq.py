@@ -36,8 +36,8 @@ class LoraLoftq(_LowRank):
         """See :class:`~compresskit.stages.lora_base.Adapting`."""
         from compresskit.ops.lora.loftq import quantize_loftq
         from compresskit.ops.lora.targets import find_targets, linear_only
+        from compresskit.ops.packed.grid import Grid
         from compresskit.ops.quantize.bnb_select import BnbSelection
-        from compresskit.ops.quantize.grid import Grid
         from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
         from compresskit.ops.quantize.rtn import quantize_rtn
         from compresskit.ops.quantize.weights import quantize_module

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.calibration.activation_stream import Batch, Forward
     from compresskit.ops.prune.depth import Block
-    from compresskit.ops.quantize.line import Batch, Forward
 
 _BATCH = 32
 _SEQUENCE = 8

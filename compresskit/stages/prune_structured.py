@@ -149,7 +149,7 @@ class PruneStructured(Recovery):
         """Cut once, fit, and train for this step's part of the epochs."""
         import copy
 
-        from compresskit.ops.prune.structured import carry_out, plan
+        from compresskit.ops.prune.structured import apply, plan
 
         made = plan(module, seen, self.how(ctx), ctx.progress)
         unit, target = self.aim()
@@ -179,7 +179,7 @@ class PruneStructured(Recovery):
             kept = made.at(share, made.cost(unit, found.base, seen.example))[0]
         found.skipped = made.skipped
         found.cut(made, kept)
-        fitted = carry_out(module, made, kept, seen, ctx.progress)
+        fitted = apply(module, made, kept, seen, ctx.progress)
         if fitted:
             found.facts["refit"] = fitted
         epochs = self.epochs // self.steps + (self.epochs % self.steps if step == self.steps else 0)

@@ -17,8 +17,8 @@ from compresskit.stages.weight_only import CalibratedWeightOnly
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from compresskit.ops.quantize.grid import Packed
-    from compresskit.ops.quantize.walk import Segment
+    from compresskit.ops.calibration.sequential import Segment
+    from compresskit.ops.packed.grid import Packed
 
 BATCH = 32
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.quantize.grid import Grid, Packed
+    from compresskit.ops.packed.grid import Grid, Packed
 
 
 class BnbStage(Stage):
@@ -52,9 +52,9 @@ class BnbStage(Stage):
     @classmethod
     def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
+        from compresskit.ops.packed.modules import PackedLinear
+        from compresskit.ops.packed.unpacking import Unpacked
         from compresskit.ops.quantize.bnb_tensors import BnbTensors
-        from compresskit.ops.quantize.modules import PackedLinear
-        from compresskit.ops.quantize.unpacked import Unpacked
         from compresskit.ops.quantize.weights import replay
 
         plain = replay(module, facts)

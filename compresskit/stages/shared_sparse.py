@@ -1,4 +1,4 @@
-"""What all methods share that set single weights to zero: options, the walk over the data, and what is said of it."""
+"""What all methods share that set single weights to zero: options, the run over the data, and what is said of it."""
 
 from __future__ import annotations
 

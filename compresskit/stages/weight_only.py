@@ -117,7 +117,7 @@ class WeightOnly(Stage):
     @classmethod
     def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
-        from compresskit.ops.quantize.unpacked import Unpacked
+        from compresskit.ops.packed.unpacking import Unpacked
         from compresskit.ops.quantize.weights import replay
 
         plain = replay(module, facts)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from compresskit.errors import InputError, UsageError, listing
-from compresskit.ops.quantize.trace import chain, trace
+from compresskit.ops.calibration.trace import chain, trace
 
 Pairs = list[tuple[str, str]]
 

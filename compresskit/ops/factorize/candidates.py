@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compresskit.errors import InputError, UsageError
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.factorize.chain import Factorized, Kind, Plain, blank
 from compresskit.ops.globs import check_globs
 from compresskit.ops.macs import layer_macs
-from compresskit.ops.quantize.modules import PackedLayer, set_module
-from compresskit.ops.quantize.trace import tensors_in
+from compresskit.ops.packed.modules import PackedLayer, set_module
 
 Unit = Literal["params", "macs"]
 _MOST = 48

@@ -12,7 +12,7 @@ from torch import nn
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.ops.globs import check_globs
 from compresskit.ops.lora.adapter import tied_with, turns
-from compresskit.ops.quantize.modules import PackedLayer, PackedLinear
+from compresskit.ops.packed.modules import PackedLayer, PackedLinear
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Refusal = Callable[[nn.Module], str | None]

@@ -1,4 +1,4 @@
-"""Single weights set to zero in a whole module: which layers, the walk over calibration data, what is recorded."""
+"""Single weights set to zero in a whole module: which layers, the run over calibration data, what is recorded."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.gram import corrected
+from compresskit.ops.calibration.moments import Moments, collectable
+from compresskit.ops.calibration.sequential import Segment, run_sequentially
 from compresskit.ops.globs import check_globs
+from compresskit.ops.packed.modules import PackedLayer, same_tensor
 from compresskit.ops.prune.magnitude import prune_magnitude, prune_together
 from compresskit.ops.prune.masks import Pattern, oriented, zeros
 from compresskit.ops.quantize.calibrated import correct_bias
-from compresskit.ops.quantize.gram import corrected
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.modules import PackedLayer, same_tensor
-from compresskit.ops.quantize.moments import Moments, collectable
-from compresskit.ops.quantize.walk import Segment, walk
 from compresskit.ops.quantize.weights import named
 
 Calibrated = Callable[[Tensor, Tensor, Moments], Tensor]
@@ -146,7 +146,7 @@ def prune_calibrated(
                 done.add(name)
                 progress("prune", len(done), len(layers))
 
-    walk(module, batches, forward, list(layers), step, original=drift > 0)
+    run_sequentially(module, batches, forward, list(layers), step, original=drift > 0)
     left = {name: layer for name, layer in layers.items() if name not in done}
     prune_free(left, pattern, progress=progress)
     return list(left)

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from compresskit.ops.globs import check_globs
-from compresskit.ops.quantize.layout import Grid, packed_bytes
+from compresskit.ops.packed.layout import Grid, packed_bytes
 
 _SCALE_BYTES = {"linear": 2, "nf4": 4}
 _SIZES = (16, 32, 64, 128, 256)
@@ -27,7 +27,7 @@ class Selection:
         symmetric: No stored zero points.
         include: Globs of layer names; empty means all.
         exclude: Globs of layer names; stronger than ``include``.
-        kind: As in :class:`~compresskit.ops.quantize.grid.Grid`; with "nf4" convolutions are grouped too.
+        kind: As in :class:`~compresskit.ops.packed.grid.Grid`; with "nf4" convolutions are grouped too.
         layer_bits: Glob of layer names to bits and group size (None: as ``group_size``) of those layers; the last one
             that matches counts. Bits are 2, 3, 4 or 8, or :data:`FLOAT`.
     """
