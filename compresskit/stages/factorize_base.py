@@ -200,7 +200,7 @@ class Factorize(Recovery):
         import copy
 
         from compresskit.ops.factorize.apply import replace as put
-        from compresskit.stages.shared_latency import within_latency
+        from compresskit.stages.shared_latency import Choices, within_latency
 
         def at(share: float) -> tuple[Choice, float]:
             choice = made.within(share, "macs", "--target-latency")
@@ -211,10 +211,8 @@ class Factorize(Recovery):
             put(smaller, made, choice)
             return smaller
 
-        choice, timed = within_latency(
-            original, model.card.inputs, self.target_latency or 1.0, ctx, least=made.least("macs"), at=at, build=build,
-            smallest="smallest ranks",
-        )  # fmt: skip
+        choices = Choices(made.least("macs"), at, build, "smallest ranks")
+        choice, timed = within_latency(original, model.card.inputs, self.target_latency or 1.0, ctx, choices)
         share, ratio = timed[-1]
         slow = times.slow(choice) if times is not None else {}
         if slow:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError
 from compresskit.export.checked import export_checked
-from compresskit.export.int8 import quantize_static_int8
+from compresskit.export.int8 import Int8Settings, quantize_static_int8
 from compresskit.export.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.runtimes.onnxruntime import OnnxRuntime
@@ -86,7 +86,7 @@ def test_int8_stays_close_in_all_its_forms(
 ) -> None:
     capfd.readouterr()
     before = floats.read_bytes()
-    facts = quantize_static_int8(floats, tmp_path / "q.onnx", images(), **options)
+    facts = quantize_static_int8(floats, tmp_path / "q.onnx", images(), Int8Settings(**options))
     assert capfd.readouterr() == ("", "")
     assert floats.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
     feeds = {"x": next(images())["x"]}
@@ -194,7 +194,9 @@ def test_codes_in_the_file_are_the_rounded_weights(floats: Path, tmp_path: Path)
 def test_every_weight_tells_its_rounding(options: dict[str, Any], floats: Path, tmp_path: Path) -> None:
     """A bit is worth 6 dB, in all forms of codes."""
     eight, seven = (
-        quantize_static_int8(floats, tmp_path / "q.onnx", images(), reduce_range=reduced, **options)["layers"]
+        quantize_static_int8(floats, tmp_path / "q.onnx", images(), Int8Settings(reduce_range=reduced, **options))[
+            "layers"
+        ]
         for reduced in (False, True)
     )
     assert all(35 < layer["sqnr"] < 55 for layer in eight.values()), eight
