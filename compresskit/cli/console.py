@@ -93,7 +93,7 @@ def progressing(quiet: bool) -> Iterator[Progress]:
 
 def tell(text: str) -> None:
     """A line on stderr, right away."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(as_flags(text)), file=sys.stderr, flush=True)
 
 
 def check_json(
