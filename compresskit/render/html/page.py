@@ -188,6 +188,10 @@ def _told(report: Report) -> str:
     )
 
 
+def _first(names: list[str], limit: int = 200) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if names[limit:] else "")
+
+
 def _card(inside: str) -> str:
     return f'<div class="card">{inside}</div>'
 
