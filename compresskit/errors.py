@@ -122,6 +122,11 @@ class GateError(CompressKitError):
     exit_code = ExitCode.GATE
 
 
+def missing_package(package: str) -> MachineError:
+    """The error for a dependency that every install brings but the one for the edge."""
+    return MachineError(f"this needs {package}, which is not installed", f"pip install {package}")
+
+
 def missing_extra(package: str, extra: str) -> MachineError:
     """The error for an optional dependency that isn't installed."""
     return MachineError(f"this needs {package}, which is not installed", f"pip install 'compresskit[{extra}]'")

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compresskit.errors import as_flags, missing_extra
+from compresskit.errors import as_flags, missing_package
 from compresskit.render import rows
 from compresskit.render.html.compared import comparisons, latencies
 from compresskit.render.html.curves import curves
@@ -72,7 +72,7 @@ def _library() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise missing_extra("plotly", "html") from error
+        raise missing_package("plotly") from error
     # A comment of the library names an address, and nothing else of it may end the element.
     return str(get_plotlyjs()).replace("</script", "<\\/script")
 
