@@ -214,7 +214,7 @@ def ordered(node: Any, weight: np.ndarray) -> np.ndarray:
     codes = weight.astype(np.int16)
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
     if node.op_type == "ConvTranspose":
-        return np.moveaxis(codes.reshape(groups, len(codes) // groups, -1), 1, -1).reshape(-1, len(codes) // groups)
+        return np.moveaxis(codes, 0, -1).reshape(-1, len(codes) // groups)
     if node.op_type in ("QLinearConv", "ConvInteger", "Conv"):
         if codes.shape[1] == 1 and groups == len(codes):
             return codes.reshape(len(codes), -1)[:, :0]
