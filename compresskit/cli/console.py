@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError, missing_package, printable
+from compresskit.errors import UsageError, as_flags, missing_package, printable
 from compresskit.render.plain import is_plain
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
@@ -93,7 +93,7 @@ def progressing(quiet: bool) -> Iterator[Progress]:
 
 def tell(text: str) -> None:
     """A line on stderr, right away."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(as_flags(text)), file=sys.stderr, flush=True)
 
 
 def check_json(

@@ -9,6 +9,8 @@ from pathlib import Path
 from compresskit.cli.console import check_html, check_json, check_output, drawing, finish, progressing, tell, write_page
 from compresskit.cli.inputs import command_line, default_output
 from compresskit.errors import ExitCode, UsageError
+from compresskit.recipe.head import CODE, PATH
+from compresskit.recipe.naming import named_by
 from compresskit.recipe.plan import Recipe
 from compresskit.report import PAGE, Report
 from compresskit.runner.cache import Cache
@@ -81,9 +83,9 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
 
         write_page(joined(names, reports), page)
     if not running.quiet:
-        from compresskit.render.sweep import print_sweep
+        from compresskit.render.matrix import print_matrix
 
-        print_sweep(names, reports, markdown=running.markdown)
+        print_matrix(names, reports, markdown=running.markdown)
     return int(max((report.exit_code() for report in reports), default=ExitCode.OK))
 
 
@@ -104,7 +106,7 @@ def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
 def show_plan(recipes: Sequence[Recipe]) -> None:
     """What would be run."""
     from compresskit.render.plan_view import print_need, print_plan
-    from compresskit.runner.estimate import estimate
+    from compresskit.runner.disk_space import estimate
 
     for recipe in recipes:
         print_plan(recipe)
@@ -113,9 +115,7 @@ def show_plan(recipes: Sequence[Recipe]) -> None:
 
 
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
-    named = [
-        getattr(step.stage, name, None) for step in recipe.steps for name in ("teacher", "teacher_arch", "adapter")
-    ]
+    named = [word for step in recipe.steps for word in named_by(step.stage, PATH, CODE)]
     words = (recipe.model, recipe.data, recipe.eval_data, recipe.arch, recipe.metric, *named)
     return tuple(None if word is None else str(word) for word in words)
 

@@ -15,10 +15,10 @@ from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Gate, Measurement, Report, StepEntry, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
+from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
 from compresskit.runner.layers import layers_of
 from compresskit.runner.measure import quality
 from compresskit.runner.prepare import Prepared
-from compresskit.runner.products import about_products, products_for
 from compresskit.runner.timing import SEQUENCE, Speed, fitting, speed
 from compresskit.stage import Progress, Stage, silent
 
@@ -63,7 +63,7 @@ class Measuring:
             target: What they were told to aim at; a target of its own counts more.
         """
         # Fine-tuning makes nothing smaller or faster.
-        tuned = all(stage.stage == "lora" for stage in stages)
+        tuned = all(stage.kind.only_tunes for stage in stages)
         limits = replace(self.limits, may_grow=True) if tuned else self.limits
         return replace(self, limits=limits, target=self.target or target)
 
@@ -90,7 +90,13 @@ class Ready:
         path = self.shipped.path if self.shipped else self.place
         common: dict[str, Any] = {"inputs": card.inputs, "task": card.task, "threads": measuring.threads}
         return Candidate(
-            name, path, shown, device=measuring.device, products=products_for(measuring.target), **common, **self.counts
+            name,
+            path,
+            shown,
+            device=measuring.device,
+            int8_arithmetic=int8_arithmetic_on(measuring.target),
+            **common,
+            **self.counts,
         )
 
 
@@ -134,7 +140,7 @@ def report_on(
             sequence, shorter = fitting([after.model.source, origin], measuring.sequence)
             where = [Point(1, measuring.threads, sequence)]
             timed = speed([baseline, new], where, seed=measuring.seed, progress=progress)
-    about_int8 = about_products([new], measured, measuring.source, progress=progress) if after.shipped else []
+    about_int8 = saturation_notes([new], measured, measuring.source, progress=progress) if after.shipped else []
     history = after.model.card.history
     last = history[-1] if history else None
     facts = last.facts if last else {}

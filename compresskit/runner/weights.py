@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from compresskit.ops.quantize.grid import Packed
+    from compresskit.ops.packed.grid import Packed
 
 
 _CODES = ("codes", "scales", "zeros")
@@ -67,7 +67,7 @@ def write_config(model: Model, folder: Path) -> None:
     from compresskit.checkpoint.huggingface_bnb import OWN_FORMAT, copy_config
     from compresskit.ops.lora.adapter import adapted
     from compresskit.ops.lora.prompt import is_prompted
-    from compresskit.ops.quantize.modules import PackedLayer, PackedLinear
+    from compresskit.ops.packed.modules import PackedLayer, PackedLinear
 
     layers = list(model.body.modules())
     repaired = any(isinstance(layer, PackedLinear) and layer.repair_in is not None for layer in layers)
@@ -102,7 +102,7 @@ def _changes(model: Model) -> dict[str, Any]:
 
 def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:
     """The layers that a stage wants to be stored in bitsandbytes' format."""
-    from compresskit.ops.quantize.modules import PackedLinear
+    from compresskit.ops.packed.modules import PackedLinear
 
     names = {
         name
@@ -114,8 +114,8 @@ def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:
 
 
 def _as_stored(layer: str, packed: Packed) -> Iterator[Entry]:
+    from compresskit.ops.packed.grid import Packed
     from compresskit.ops.quantize.bnb import stored
-    from compresskit.ops.quantize.grid import Packed
 
     shapes = Packed(packed.codes.to("meta"), packed.scales.to("meta"), None, packed.shape, packed.grid)
     for name, tensor in stored(shapes).items():

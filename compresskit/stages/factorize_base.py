@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
+from compresskit.kinds import FACTORIZE
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
@@ -32,7 +33,7 @@ _ROUNDS = 5
 class Factorize(Recovery):
     """Layers become products of smaller ones."""
 
-    stage: ClassVar[str] = "factorize"
+    kind: ClassVar = FACTORIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     kinds: ClassVar[tuple[Kind, ...]]
@@ -102,7 +103,7 @@ class Factorize(Recovery):
         """
         import copy
 
-        from compresskit.ops.factorize.carry_out import carry_out
+        from compresskit.ops.factorize.apply import apply
         from compresskit.ops.factorize.plan import plan
         from compresskit.ops.factorize.replay import facts_of
         from compresskit.ops.macs import calling
@@ -125,7 +126,7 @@ class Factorize(Recovery):
                 raise InputError(f"no layer of this model can be factorized that way ({why})")
             facts: dict[str, Any] = {"layers": facts_of(made, found.choice, turned)}
             share = {unit: round(made.share_of(found.choice, unit), 4) for unit in _units()}
-            fitted = carry_out(module, made, found.choice, seen, ctx.progress)
+            fitted = apply(module, made, found.choice, seen, ctx.progress)
         linear_to_conv1d(module, [name for name in turned if name not in found.choice])
         facts |= {"share": share, **({"refit": fitted} if fitted else {}), **found.facts}
         trained = self.train(module, model.card, ctx, teacher=original)
@@ -203,7 +204,7 @@ class Factorize(Recovery):
     def _in_time(self, made: Plan, original: nn.Module, model: Model, ctx: Context, times: _Times | None) -> _Found:
         import copy
 
-        from compresskit.ops.factorize.carry_out import replace as put
+        from compresskit.ops.factorize.apply import replace as put
         from compresskit.stages.shared_latency import within_latency
 
         def at(share: float) -> tuple[Choice, float]:

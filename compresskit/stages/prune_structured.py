@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
+from compresskit.kinds import PRUNE
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
@@ -36,7 +37,7 @@ class PruneStructured(Recovery):
     least squares, and --epochs trains the result against the original.
     """
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     method: ClassVar[str] = "structured"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
@@ -149,7 +150,7 @@ class PruneStructured(Recovery):
         """Cut once, fit, and train for this step's part of the epochs."""
         import copy
 
-        from compresskit.ops.prune.structured import carry_out, plan
+        from compresskit.ops.prune.structured import apply, plan
 
         made = plan(module, seen, self.how(ctx), ctx.progress)
         unit, target = self.aim()
@@ -179,7 +180,7 @@ class PruneStructured(Recovery):
             kept = made.at(share, made.cost(unit, found.base, seen.example))[0]
         found.skipped = made.skipped
         found.cut(made, kept)
-        fitted = carry_out(module, made, kept, seen, ctx.progress)
+        fitted = apply(module, made, kept, seen, ctx.progress)
         if fitted:
             found.facts["refit"] = fitted
         epochs = self.epochs // self.steps + (self.epochs % self.steps if step == self.steps else 0)

@@ -72,7 +72,7 @@ def test_an_unproven_limit_fails_only_when_it_was_asked_for(
 ) -> None:
     """A machine too noisy to tell, made up: the interval of the ratio holds 1."""
     from compresskit.report import Measurement
-    from compresskit.runner import held
+    from compresskit.runner import compare as held
     from compresskit.runner.timing import Speed
 
     def noisy(*_: object, **__: object) -> Speed:

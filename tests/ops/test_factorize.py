@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, MachineError, UsageError
+from compresskit.ops.factorize.apply import apply
 from compresskit.ops.factorize.candidates import break_even, find
-from compresskit.ops.factorize.carry_out import carry_out
 from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.cp import Cp
 from compresskit.ops.factorize.metric import Metric
+from compresskit.ops.factorize.output_gradients import output_gradients
 from compresskit.ops.factorize.plan import ALGORITHMS, How, Seen, plan
 from compresskit.ops.factorize.replay import merge
-from compresskit.ops.factorize.slopes import slopes
 from compresskit.ops.factorize.spectrum import effective_rank, spectrum
 from compresskit.ops.factorize.svd import Svd
 from compresskit.ops.quantize.sensitivity import distances
@@ -165,7 +165,7 @@ def seen(count: int = 256) -> Seen:
 
 def test_gradients_tell_what_an_error_does_to_the_output() -> None:
     net, data = Net().eval(), seen()
-    found = slopes(net, ["loud", "quiet"], data.batches, data.forward, silent)
+    found = output_gradients(net, ["loud", "quiet"], data.batches, data.forward, silent)
     error = 1e-3 * torch.randn(48, 32, generator=torch.Generator().manual_seed(1))
     change = {name: lambda w: w + error for name in ("loud", "quiet")}
     measured = distances(net, change, data.batches, data.forward, silent)
@@ -184,7 +184,7 @@ def test_a_budget_takes_from_the_layer_that_matters_least() -> None:
     assert made.share_of(choice, "params") <= 0.7
     assert choice["quiet"].ranks < choice["loud"].ranks if "loud" in choice else "quiet" in choice
     whole = sum(layer.weight.numel() for layer in (net.loud, net.quiet, net.last))
-    carry_out(net, made, choice, data, silent)
+    apply(net, made, choice, data, silent)
     left = sum(p.numel() for name, p in net.named_parameters() if name.endswith("weight"))
     assert left / whole == pytest.approx(made.share_of(choice, "params"))
 
@@ -192,7 +192,7 @@ def test_a_budget_takes_from_the_layer_that_matters_least() -> None:
 def test_a_refit_brings_the_output_nearer() -> None:
     data = seen(8192)
     made = plan(net := Net().eval(), data, How(weighting="inputs", multiple=4), silent)
-    facts = carry_out(net, made, made.within(0.5, "params"), data, silent)
+    facts = apply(net, made, made.within(0.5, "params"), data, silent)
     assert facts["after"] <= facts["before"]
     assert facts["kept"] == "fitted"
 

@@ -17,7 +17,7 @@ from compresskit.ops.prune.allocate import by_share, widths_of
 from compresskit.ops.prune.graph import Group, Member
 from compresskit.ops.prune.rewrite import rewrite_shortcuts
 from compresskit.ops.prune.score import Criterion
-from compresskit.ops.prune.structured import How, Plan, Ranking, Seen, amounts, carry_out, plan
+from compresskit.ops.prune.structured import How, Plan, Ranking, Seen, amounts, apply, plan
 from compresskit.stage import silent
 
 
@@ -31,7 +31,7 @@ def pruned(net: nn.Module, target: float, how: How, on: Seen) -> tuple[nn.Module
     base = amounts(net, on)
     found = plan(net, on, how, silent)
     kept, _ = found.at(target, found.cost("macs", base, on.example))
-    return net, found, carry_out(net, found, kept, on, silent)
+    return net, found, apply(net, found, kept, on, silent)
 
 
 @pytest.mark.parametrize("criterion", get_args(Criterion))
@@ -62,7 +62,7 @@ def test_what_is_reckoned_is_what_comes_out() -> None:
             cost = found.cost(unit, base, on.example)
             kept, share = found.at(0.5, cost)
             small = copy.deepcopy(net)
-            carry_out(small, found, kept, on, silent)
+            apply(small, found, kept, on, silent)
             assert amounts(small, on)[unit] / base[unit] == pytest.approx(share, rel=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_what_is_redundant_goes_for_free() -> None:
     found = plan(net, on, how, silent)
     kept = {"layers.0": found.ranked[0].kept(16)}
     assert sorted(k % 16 for k in kept["layers.0"]) == list(range(16))
-    carry_out(net, found, kept, on, silent)
+    apply(net, found, kept, on, silent)
     assert (net(images(64, seed=99)) - before).abs().max() < 0.02
 
 

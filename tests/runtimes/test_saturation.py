@@ -1,4 +1,4 @@
-"""Products that saturate on x86 without VNNI: found, and computed as there."""
+"""Int8Arithmetic that saturate on x86 without VNNI: found, and computed as there."""
 
 import hashlib
 import itertools

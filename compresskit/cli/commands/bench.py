@@ -96,13 +96,13 @@ def command(
     over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C or SIGTERM ends it with the
     figures so far, and exit code 130 or 143.
     """
-    from compresskit.cli.holding import Earlier, hold_models
+    from compresskit.cli.comparing import Earlier, compare_models
     from compresskit.cli.inputs import parse_counts
 
     batches, tokens = parse_counts("--batch", batch), parse_counts("--sequence", sequence)
     counts = parse_counts("--threads", threads, least=0)
 
-    code = hold_models(
+    code = compare_models(
         models, sequence=tokens, arch=arch, arch_args=arch_args, input_shape=input_shape,
         allow_nonfinite=allow_nonfinite, runtimes=runtime, device=device, threads=counts, seed=seed, json=json,
         html=html, markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batches, rounds=rounds,

@@ -37,12 +37,12 @@ def command(
     Exit code 1 when a limit is missed. Without --data the outputs are compared on made-up inputs, and the verdict stays
     UNVERIFIED.
     """
-    from compresskit.cli.holding import hold_models
+    from compresskit.cli.comparing import compare_models
     from compresskit.errors import UsageError
 
     if len(models) < 2:
         raise UsageError("compare needs two models or more, the baseline first", "for one model: compresskit evaluate")
-    code = hold_models(
+    code = compare_models(
         models, data=data, normalize=normalize, sequence=[sequence], metric=metric, arch=arch, arch_args=arch_args,
         input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
         threads=[threads], seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=not no_bench,

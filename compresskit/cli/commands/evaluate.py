@@ -33,12 +33,12 @@ def command(
     sentence pairs, or your own function. The model is measured as it ships: exported to ONNX, under a runtime. With
     --target x86-avx2 the 8-bit products of an int8 model saturate as on an x86 CPU without VNNI, bit by bit.
     """
-    from compresskit.cli.holding import hold_models
+    from compresskit.cli.comparing import compare_models
     from compresskit.errors import UsageError
 
     if data is None:
         raise UsageError("evaluate needs --data", "for example --data test.npz with arrays x and y")
-    code = hold_models(
+    code = compare_models(
         [model], data=data, normalize=normalize, sequence=[sequence], metric=metric, arch=arch, arch_args=arch_args,
         input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
         threads=[threads], seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=False, judged=False,

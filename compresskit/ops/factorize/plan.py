@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import UsageError
+from compresskit.ops.calibration.activation_stream import Batch, Forward
 from compresskit.ops.factorize.candidates import Candidate, Found, Option, Unit, find
 from compresskit.ops.factorize.chain import Factorized, Kind
 from compresskit.ops.factorize.cp import Cp
 from compresskit.ops.factorize.metric import Metric
-from compresskit.ops.factorize.slopes import slopes
+from compresskit.ops.factorize.output_gradients import output_gradients
 from compresskit.ops.factorize.spatial import Spatial
 from compresskit.ops.factorize.svd import Svd
 from compresskit.ops.factorize.tucker import Tucker
 from compresskit.ops.prune.allocate import by_loss
 from compresskit.ops.prune.score import moments_of
-from compresskit.ops.quantize.line import Batch, Forward
 from compresskit.ops.quantize.sensitivity import Trial
 
 Progress = Callable[[str, int, int], None]
@@ -233,7 +233,9 @@ def plan(module: nn.Module, seen: Seen, how: How, progress: Progress, *, measure
         inner = {name: m.gram[0].double() for name, m in moments.items()}
         if how.weighting == "both":
             try:
-                outer = slopes(module, names, seen.batches, seen.forward, progress, scores=seen.scores, seed=how.seed)
+                outer = output_gradients(
+                    module, names, seen.batches, seen.forward, progress, scores=seen.scores, seed=how.seed
+                )
             except RuntimeError as error:
                 what = str(error).partition("\n")[0]
                 notes.append(f"errors are weighed by the layers' inputs alone: the model gives no gradients ({what})")

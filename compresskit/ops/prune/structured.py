@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
@@ -15,8 +14,12 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.ops.batchnorm import recalibrate
-from compresskit.ops.globs import check_globs
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.moments import Moments, collectable
+from compresskit.ops.calibration.trace import trace
+from compresskit.ops.globs import EXCLUDED, NOT_INCLUDED, check_globs, matches
 from compresskit.ops.macs import count_macs, countable
+from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.prune.allocate import Ranked, by_loss, by_share, isomorphic, narrowest_share, taken_back, widths_of
 from compresskit.ops.prune.cost import Channels, Cost
 from compresskit.ops.prune.cut import cut, places
@@ -26,10 +29,6 @@ from compresskit.ops.prune.graph import Group
 from compresskit.ops.prune.least_squares import refit
 from compresskit.ops.prune.score import FREE, Criterion, input_moments, losses, rank
 from compresskit.ops.prune.trial import proven
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.moments import Moments, collectable
-from compresskit.ops.quantize.trace import trace
-from compresskit.ops.trials import Away, keep_nearest, split
 
 Ranking = Literal["measured", "global", "isomorphic", "uniform"]
 Unit = Literal["macs", "params", "channels"]
@@ -222,18 +221,18 @@ def _wanted(module: nn.Module, groups: Sequence[Group], how: How) -> tuple[list[
     left: dict[str, str] = {}
     for group in groups:
         given = [m.layer for m in group.of("out")]
-        shut = next((n for n in given if any(fnmatchcase(n, p) for p in how.exclude)), None)
+        shut = next((n for n in given if matches(n, how.exclude)), None)
         if shut is not None:
-            left |= {n: "excluded" if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
-        elif how.include and not any(fnmatchcase(n, p) for n in given for p in how.include):
-            left |= dict.fromkeys(given, "not included")
+            left |= {n: EXCLUDED if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
+        elif how.include and not any(matches(n, how.include) for n in given):
+            left |= dict.fromkeys(given, NOT_INCLUDED)
         else:
             wanted.append(group)
     return wanted, left
 
 
 @torch.no_grad()
-def carry_out(
+def apply(
     module: nn.Module, chosen: Plan, kept: Mapping[str, list[int]], seen: Seen, progress: Progress
 ) -> dict[str, Any]:
     """Cut a module in place, and fit again what is left where there are data.
@@ -259,7 +258,7 @@ def carry_out(
         return {}
     used, apart = split(seen.batches)
     calls = _calls(original, seen)
-    error = Away(original, apart, seen.forward, scores=seen.scores)
+    error = OutputDistance(original, apart, seen.forward, scores=seen.scores)
     before = error(module)
     fitted = copy.deepcopy(original)
     _make_up(fitted, groups, kept, chosen.moments)
