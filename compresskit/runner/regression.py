@@ -86,13 +86,13 @@ def _quality(
     limit = parse_drop(limits.max_drop or DEFAULT_DROP)
     if old.evaluation is None:
         return []
-    name, shown = f"{prefix}{old.evaluation.metric} since baseline", f"≤ {limit}"
+    name = f"{prefix}{old.evaluation.metric} since baseline"
     then, now = _figure(old, old.evaluation.metric, before), _figure(new, old.evaluation.metric, entry)
     if then is None:
         return []
     if now is None:
-        return [Gate(name=name, limit=shown, value=None, unit="pt", passed=None, asked=True, reason=_GONE)]
-    return [drop_gate(name, shown, then, now, limit, old.evaluation.higher_is_better, asked=True)]
+        return [Gate(name=name, limit=f"≤ {limit}", value=None, unit="pt", passed=None, asked=True, reason=_GONE)]
+    return [drop_gate(name, then, now, limit, old.evaluation.higher_is_better, asked=True)]
 
 
 def _speeds(new: Report, old: Report, entry: ModelEntry, before: ModelEntry, prefix: str) -> list[Gate]:
@@ -185,31 +185,51 @@ def _counted(report: Report) -> str:
 
 def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, ModelEntry]]) -> None:
     """Refuse figures of different things: data, metric, engine, batch, or an original of another shape."""
-    found: list[str] = []
-    if new.evaluation is not None and old.evaluation is not None:
-        for what in ("metric", "higher_is_better", "data"):
-            found += _unlike(what, getattr(old.evaluation, what), getattr(new.evaluation, what))
-    metric = new.evaluation.metric if new.evaluation else ""
-    for entry, before in pairs:
-        for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
-            now, then = _figure(new, name, entry), _figure(old, name, before)
-            for what in whats if now and then else ():
-                found += _unlike(f"{what} of {TIMED.get(name, name)}", getattr(then, what), getattr(now, what))
-    found += _other_points(new, old)
-    first, other = new.models[0], old.models[0]
-    if len(new.models) > 1 and first.sha256 != other.sha256:  # one of the same shape is as fast: it was trained anew
-        unlike = [
-            f"{w} of the original" for w in ("bytes", "parameters", "macs") if getattr(first, w) != getattr(other, w)
-        ]
-        for what in unlike:
-            found += _unlike(what, getattr(other, what.split()[0]), getattr(first, what.split()[0]))
-        found += _unlike("sha256 of the original", other.sha256, first.sha256) if unlike else []
+    found = [*_other_quality(new, old), *_other_figures(new, old, pairs), *_other_points(new, old)]
+    found += _other_original(new, old)
     if found:
         raise UsageError(
             f"the baseline measured something else (baseline → report): {'; '.join(dict.fromkeys(found))}",
             "make the baseline anew, with the same data, metric and original",
             limit=_MESSAGE,
         )
+
+
+def _other_quality(new: Report, old: Report) -> list[str]:
+    now, then = new.evaluation, old.evaluation
+    if now is None or then is None:
+        return []
+    return [
+        text
+        for what in ("metric", "higher_is_better", "data")
+        for text in _unlike(what, getattr(then, what), getattr(now, what))
+    ]
+
+
+def _other_figures(new: Report, old: Report, pairs: list[tuple[ModelEntry, ModelEntry]]) -> list[str]:
+    found: list[str] = []
+    metric = new.evaluation.metric if new.evaluation else ""
+    for entry, before in pairs:
+        for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
+            now, then = _figure(new, name, entry), _figure(old, name, before)
+            for what in whats if now and then else ():
+                found += _unlike(f"{what} of {TIMED.get(name, name)}", getattr(then, what), getattr(now, what))
+    return found
+
+
+def _other_original(new: Report, old: Report) -> list[str]:
+    """Differences of shape. An original of the same shape is as fast: it was trained anew."""
+    now, then = new.models[0], old.models[0]
+    if len(new.models) == 1 or now.sha256 == then.sha256:
+        return []
+    names = ("bytes", "parameters", "macs")
+    if all(getattr(then, name) == getattr(now, name) for name in names):
+        return []
+    return [
+        text
+        for name in (*names, "sha256")
+        for text in _unlike(f"{name} of the original", getattr(then, name), getattr(now, name))
+    ]
 
 
 def _other_points(new: Report, old: Report) -> list[str]:
