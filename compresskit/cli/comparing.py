@@ -69,6 +69,7 @@ def compare_models(
     """
     from compresskit.cli.console import progressing
     from compresskit.cli.inputs import command_line, load_shipped
+    from compresskit.runner.check import check
     from compresskit.runner.compare import Interrupted, compare
     from compresskit.runner.sources import opener
 
@@ -93,7 +94,10 @@ def compare_models(
         showing.finish(stopped.report)
         return stopped.code
     if before is not None:
-        report = earlier.judged(report, measuring.limits, before)
+        report = check(
+            report, measuring.limits, baseline=before, max_growth=earlier.max_growth,
+            allow_other_machine=earlier.allow_other_machine,
+        )  # fmt: skip
     return showing.finish(report)
 
 

@@ -95,15 +95,9 @@ class Engine:
         from compresskit.runner.judging import Measuring
 
         return Measuring(
-            metric=evaluating.metric,
-            limits=limits or Limits(),
-            bench=bench,
-            sequence=evaluating.sequence,
-            threads=self.threads,
-            device=self.device,
-            seed=self.seed,
-            target=self.target,
-        )
+            metric=evaluating.metric, limits=limits or Limits(), bench=bench, sequence=evaluating.sequence,
+            threads=self.threads, device=self.device, seed=self.seed, target=self.target,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,28 +136,10 @@ class Earlier:
             raise UsageError(f"{option} is about a baseline", "give --baseline REPORT")
 
     def open(self) -> Report | None:
-        """The report of the earlier run, if there is one.
-
-        Raises:
-            InputError: It can't be read, or contradicts itself.
-        """
+        """The report of the earlier run, if there is one; see :func:`compresskit.runner.check.open_report`."""
         from compresskit.runner.check import open_report
 
         return None if self.baseline is None else open_report(self.baseline)
-
-    def judged(self, report: Report, limits: Limits, baseline: Report | None) -> Report:
-        """A report held to limits, and to the earlier one.
-
-        Args:
-            report: The new one.
-            limits: What the user asked for.
-            baseline: From :meth:`open`.
-        """
-        from compresskit.runner.check import check
-
-        return check(
-            report, limits, baseline=baseline, max_growth=self.max_growth, allow_other_machine=self.allow_other_machine
-        )
 
 
 @dataclass(frozen=True)
@@ -176,15 +152,7 @@ class Showing:
     quiet: shared.Quiet = False
 
     def check(self, inputs: Iterable[Path | str | None], output: Path | None = None) -> None:
-        """Refuse files that can't be written or would hurt something, before the work is done.
-
-        Args:
-            inputs: What the command reads.
-            output: What the command writes besides.
-
-        Raises:
-            UsageError: See :func:`compresskit.cli.console.check_json` and ``check_html``.
-        """
+        """Refuse files that can't be written, or would hurt an input or the output, before the work is done."""
         from compresskit.cli.console import check_html, check_json
 
         inputs = list(inputs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from compresskit.checkpoint.bundle import is_bundle
 from compresskit.errors import InputError, UsageError
 from compresskit.recipe.limits import Limits
-from compresskit.report import NAME, Gate, Measurement, Point, Report, Verdict, judge, read_report
+from compresskit.report import NAME, Gate, Measurement, Point, Report, judge, read_report
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.regression import TIMED, regressions
@@ -86,12 +86,20 @@ def _merged(old: Iterable[Gate], new: Iterable[Gate]) -> list[Gate]:
 
 def _consistent(path: Path, report: Report) -> None:
     """Refuse figures of which it isn't clear, or can't be, what they say."""
-    for found in (_named_twice(report), _outside_of_interval(report), _contradicted(report)):
-        if found:
-            raise InputError(f"{path} is no sound report: {found}")
+    if twice := _named_twice(report):
+        raise InputError(f"{path} is no sound report: {twice}")
+    for m in report.measurements:
+        if m.name in TIMED and not 0 < (m.low or m.value) <= m.value <= (m.high or m.value):
+            shown = f"{m.value:g}, 95 % interval {m.low} to {m.high}"
+            raise InputError(f"{path} is no sound report: the {TIMED[m.name]} of {m.model} is {shown}")
+    failed = next((gate.name for gate in report.gates if gate.passed is False), None)
+    if (failed is not None) != (report.verdict.value == "FAIL"):
+        why = f"its gate '{failed}' failed" if failed else "none of its gates failed"
+        raise InputError(f"{path} is no sound report: its verdict is {report.verdict.value}, but {why}")
 
 
 def _named_twice(report: Report) -> str:
+    """What two parts of a report are called, in words; empty where each has a name of its own."""
     names: Sequence[str | tuple[str, Point]]
     for what, names in (
         ("two models", [entry.name for entry in report.models]),
@@ -102,23 +110,6 @@ def _named_twice(report: Report) -> str:
             if count > 1:
                 return f"{what} are called '{found if isinstance(found, str) else found[0]}'"
     return ""
-
-
-def _outside_of_interval(report: Report) -> str:
-    """A speed that isn't positive, or not within its interval."""
-    for m in report.measurements:
-        if m.name in TIMED and not 0 < (m.low or m.value) <= m.value <= (m.high or m.value):
-            return f"the {TIMED[m.name]} of {m.model} is {m.value:g}, 95 % interval {m.low} to {m.high}"
-    return ""
-
-
-def _contradicted(report: Report) -> str:
-    """A verdict that isn't that of the gates."""
-    failed = next((gate.name for gate in report.gates if gate.passed is False), None)
-    if (failed is not None) == (report.verdict is Verdict.FAIL):
-        return ""
-    why = f"its gate '{failed}' failed" if failed else "none of its gates failed"
-    return f"its verdict is {report.verdict.value}, but {why}"
 
 
 def _judged(report: Report) -> list[Measurement]:

@@ -97,17 +97,12 @@ def compare(
         opened.add_all(paths)
         if how.automatic:
             opened.leave_out_unable(timing.fitting(paths)[0].where[0])
-        models, source = opened.models, opened.source
+        models = opened.models
         builder = ReportBuilder(models, measuring, progress)
         if how.evaluated:
-            _evaluate(builder, source)
+            _evaluate(builder, opened.source)
         if measuring.bench:
             builder.measure_speed(paths, timing, keep=True)
-        if how.evaluated:
-            builder.analyse_int8(models, source)
-            if measuring.target is not None and not builder.int8_notes:
-                unused = f"--target {measuring.target} changes nothing: only the products of int8 files depend on it"
-                builder.int8_notes = [unused]
         timed = builder.timed
         report = builder.report(
             builder.gates() if how.judged else None,
@@ -172,14 +167,11 @@ class _Opened:
         modules = runs_modules(runtime)
         if modules and isinstance(model.body, Path):
             raise UsageError(f"{model.source} does not say how to build the module", "give --arch FILE.py:NAME")
-        file = self.folder / f"{len(list(self.folder.iterdir()))}.onnx"
-        counts = counted(model)
+        file, counts = self.folder / f"{len(self.models)}.onnx", counted(model)
         shipped = None if modules else to_onnx(model, file, seed=self.measuring.seed, progress=self.progress)
+        more = {"runtime": runtime, **({"loader_args": self.how.loader_args} if modules else {})}
         ready = Ready(model, shipped, counts, model.source)
-        loader_args = self.how.loader_args if modules else None
-        self.models.append(
-            ready.candidate(label, portable(model.source), self.measuring, runtime=runtime, loader_args=loader_args)
-        )
+        self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))
         self.history = model.card.history
 
     def leave_out_unable(self, point: Point) -> None:
@@ -195,6 +187,8 @@ def _evaluate(builder: ReportBuilder, source: Source | None) -> None:
         builder.measure_quality(source)
     if alone and (builder.measured is None or builder.measured.metric is None):
         raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
+    if (target := builder.measuring.target) is not None and not builder.int8_notes:
+        builder.int8_notes = [f"--target {target} changes nothing: only the products of int8 files depend on it"]
 
 
 def _elsewhere(target: str | None, timed: list[Measurement]) -> list[str]:

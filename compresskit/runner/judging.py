@@ -90,36 +90,13 @@ class Ready:
     counts: dict[str, Any]
     place: Path
 
-    def candidate(
-        self,
-        name: str,
-        shown: str,
-        measuring: Measuring,
-        runtime: str = "onnxruntime",
-        loader_args: dict[str, Any] | None = None,
-    ) -> Candidate:
-        """This model under a name and a path for the reader.
-
-        Args:
-            name: In the report.
-            shown: The path as the user knows it.
-            measuring: Threads, device and target are taken from it.
-            runtime: Name of the runtime.
-            loader_args: How a runtime for modules reads the model again in another process: the arguments of ``load``.
-        """
+    def candidate(self, name: str, shown: str, measuring: Measuring, **more: Any) -> Candidate:
+        """This model under a name and a path for the reader; ``more`` are other fields of the candidate."""
+        card, path = self.model.card, self.shipped.path if self.shipped else self.place
         return Candidate(
-            name,
-            self.shipped.path if self.shipped else self.place,
-            shown,
-            inputs=self.model.card.inputs,
-            task=self.model.card.task,
-            runtime=runtime,
-            threads=measuring.threads,
-            device=measuring.device,
-            int8_arithmetic=int8_arithmetic_on(measuring.target),
-            loader_args=loader_args or {},
-            **self.counts,
-        )
+            name, path, shown, inputs=card.inputs, task=card.task, threads=measuring.threads, device=measuring.device,
+            int8_arithmetic=int8_arithmetic_on(measuring.target), **self.counts, **more,
+        )  # fmt: skip
 
 
 class ReportBuilder:
@@ -143,11 +120,18 @@ class ReportBuilder:
         self.int8_notes: list[str] = []
         self._shorter: list[str] = []
 
-    def measure_quality(self, source: Source | None) -> None:
-        """Measure the quality; without data how closely each model follows the first on made-up inputs."""
-        metric, seed = self.measuring.metric, self.measuring.seed
-        self.measured = quality(self.models, source, metric, seed=seed, progress=self.progress)
+    def measure_quality(self, source: Source | None, quantized: Sequence[Candidate] | None = None) -> None:
+        """Measure the quality, and find out on which CPUs it holds.
+
+        Args:
+            source: Without it, it is how closely each model follows the first on made-up inputs.
+            quantized: The models that may multiply 8-bit integers; None is all.
+        """
+        metric, seed, progress = self.measuring.metric, self.measuring.seed, self.progress
+        self.measured = quality(self.models, source, metric, seed=seed, progress=progress)
         self.figures += self.measured.measurements
+        models = self.models if quantized is None else quantized
+        self.int8_notes = saturation_notes(models, self.measured, source, progress=progress)
 
     def measure_speed(self, sources: Sequence[Path], timing: Timing | None = None, *, keep: bool = False) -> None:
         """Measure the speed, with no sample longer than all models take.
@@ -160,15 +144,6 @@ class ReportBuilder:
         timing, self._shorter = (timing or Timing([self.measuring.point])).fitting(sources)
         self.timed = speed(self.models, timing, seed=self.measuring.seed, keep=keep, progress=self.progress)
         self.figures += self.timed.measurements
-
-    def analyse_int8(self, models: Sequence[Candidate], source: Source | None) -> None:
-        """Find out on which CPUs the 8-bit products of some of the models are exact.
-
-        Args:
-            models: Those in question.
-            source: What the quality was measured on.
-        """
-        self.int8_notes = saturation_notes(models, self.measured, source, progress=self.progress)
 
     @property
     def evaluation(self) -> Evaluation | None:
@@ -275,10 +250,9 @@ def report_on(
     facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})
     about: list[str] = []
     if after.shipped is not None:
-        builder.measure_quality(measuring.source)
+        builder.measure_quality(measuring.source, [new])
         if measuring.bench:
             builder.measure_speed([after.model.source, origin])
-        builder.analyse_int8([new], measuring.source)
         about = after.shipped.notes
     else:
         rounded, about = _rounding(facts, new.name)

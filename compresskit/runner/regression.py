@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from compresskit.errors import UsageError
@@ -185,8 +186,16 @@ def _counted(report: Report) -> str:
 
 def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, ModelEntry]]) -> None:
     """Refuse figures of different things: data, metric, engine, batch, or an original of another shape."""
-    found = [*_other_quality(new, old), *_other_figures(new, old, pairs), *_other_points(new, old)]
-    found += _other_original(new, old)
+    found: list[str] = []
+    if new.evaluation is not None and old.evaluation is not None:
+        found += _differences("{}", ("metric", "higher_is_better", "data"), old.evaluation, new.evaluation)
+    found += [*_other_figures(new, old, pairs), *_other_points(new, old)]
+    first, other, shape = new.models[0], old.models[0], ("bytes", "parameters", "macs")
+    if len(new.models) > 1 and first.sha256 != other.sha256:
+        unlike = _differences(
+            "{} of the original", shape, other, first
+        )  # of the same shape it is as fast: trained anew
+        found += unlike + (_differences("{} of the original", ("sha256",), other, first) if unlike else [])
     if found:
         raise UsageError(
             f"the baseline measured something else (baseline → report): {'; '.join(dict.fromkeys(found))}",
@@ -195,41 +204,16 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
         )
 
 
-def _other_quality(new: Report, old: Report) -> list[str]:
-    now, then = new.evaluation, old.evaluation
-    if now is None or then is None:
-        return []
-    return [
-        text
-        for what in ("metric", "higher_is_better", "data")
-        for text in _unlike(what, getattr(then, what), getattr(now, what))
-    ]
-
-
 def _other_figures(new: Report, old: Report, pairs: list[tuple[ModelEntry, ModelEntry]]) -> list[str]:
+    """What differs in how the figures that are compared were measured."""
     found: list[str] = []
     metric = new.evaluation.metric if new.evaluation else ""
     for entry, before in pairs:
         for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
             now, then = _figure(new, name, entry), _figure(old, name, before)
-            for what in whats if now and then else ():
-                found += _unlike(f"{what} of {TIMED.get(name, name)}", getattr(then, what), getattr(now, what))
+            if now and then:
+                found += _differences(f"{{}} of {TIMED.get(name, name)}", whats, then, now)
     return found
-
-
-def _other_original(new: Report, old: Report) -> list[str]:
-    """Differences of shape. An original of the same shape is as fast: it was trained anew."""
-    now, then = new.models[0], old.models[0]
-    if len(new.models) == 1 or now.sha256 == then.sha256:
-        return []
-    names = ("bytes", "parameters", "macs")
-    if all(getattr(then, name) == getattr(now, name) for name in names):
-        return []
-    return [
-        text
-        for name in (*names, "sha256")
-        for text in _unlike(f"{name} of the original", getattr(then, name), getattr(now, name))
-    ]
 
 
 def _other_points(new: Report, old: Report) -> list[str]:
@@ -251,6 +235,11 @@ def _at(points: list[Point]) -> str:
     """Points in full: two reports needn't differ among their own."""
     shown = [[f"{axis} {size}" for axis, size in zip(AXES, point, strict=True) if size] for point in points]
     return "; ".join(" ".join(parts) for parts in shown)
+
+
+def _differences(what: str, names: Sequence[str], then: object, now: object) -> list[str]:
+    """Attributes in which two things differ; ``what`` has a place for the name."""
+    return [text for n in names for text in _unlike(what.format(n), getattr(then, n), getattr(now, n))]
 
 
 def _unlike(what: str, then: Any, now: Any) -> list[str]:

@@ -56,7 +56,7 @@ def command(
     from compresskit.cli.checking import show
     from compresskit.cli.console import check_json
     from compresskit.errors import UsageError
-    from compresskit.runner.check import open_report
+    from compresskit.runner.check import check, open_report
 
     earlier.check()
     if str(report) == str(earlier.baseline) == "-":
@@ -65,6 +65,9 @@ def command(
     if output is not None:
         files = [path for path in (report, earlier.baseline) if path is not None and not path.is_dir()]
         check_json(str(output), files, option="--output")
-    found = earlier.judged(open_report(report), bounds.limits(), earlier.open())
+    found = check(
+        open_report(report), bounds.limits(), baseline=earlier.open(), max_growth=earlier.max_growth,
+        allow_other_machine=earlier.allow_other_machine,
+    )  # fmt: skip
     show(found, format.value, output, quiet=quiet)
     raise typer.Exit(int(found.exit_code()))
