@@ -15,7 +15,7 @@ from compresskit.recipe.naming import named_by
 from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.report import Report
 from compresskit.runner.int8_saturation import int8_arithmetic_on
-from compresskit.runner.judging import Measuring, Ready, report_on
+from compresskit.runner.judging import Measuring, Ready, RunLog, report_on
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, workplace
 from compresskit.runner.teacher import teacher_of
@@ -94,9 +94,8 @@ def run(
             whole = whole.of(making.stages, aimed_at(making.stages))
             result = ship(making.model, folder, export=whole.export, seed=whole.seed, progress=progress)
             after = Ready(making.model, result, making.counts, folder / WEIGHTS_NAME)
-            report = report_on(
-                before, after, output, whole, data=data, notes=making.notes, command=command, progress=progress
-            )
+            log = RunLog(data, making.notes)
+            report = report_on(before, after, output, whole, log, command=command, progress=progress)
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         finish(folder, making.model.card, model.source)
     return report
