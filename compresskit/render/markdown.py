@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from compresskit.errors import as_flags
 from compresskit.render import figures, nodes, rows, sweep
 from compresskit.report import Report, Verdict
 
@@ -33,7 +34,7 @@ def markdown(report: Report, *, output: str = "") -> str:
         *_tables(report),
         [f"- {_bold(rows.gate_state(gate))} {escape(rows.gate_text(gate))}" for gate in report.gates],
         [f"- {escape(line)}" for line in (rows.done_line(report), *rows.skipped_lines(report)) if line],
-        [f"- {escape(f'note: {note}')}" for note in report.notes],
+        [f"- {escape(f'note: {as_flags(note)}')}" for note in report.notes],
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 

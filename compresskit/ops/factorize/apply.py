@@ -15,10 +15,11 @@ from compresskit.ops.calibration.gram import corrected
 from compresskit.ops.calibration.moments import Moments, collectable
 from compresskit.ops.calibration.sequential import Segment, run_sequentially
 from compresskit.ops.calibration.trace import trace
-from compresskit.ops.factorize.candidates import LEFT, TIED
+from compresskit.ops.factorize.candidates import TIED
 from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.metric import Metric
 from compresskit.ops.factorize.plan import ALGORITHMS, Choice, Plan, Progress, Seen
+from compresskit.ops.globs import EXCLUDED, NOT_INCLUDED
 from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.packed.modules import set_module
 from compresskit.ops.prune.least_squares import refit
@@ -78,7 +79,7 @@ def fit(
     """
     module = copy.deepcopy(original)
     calls = trace(original, lambda: seen.run(original)).calls
-    fixed = {n for n, why in chosen.found.skipped.items() if why in LEFT or why.startswith(TIED)}
+    fixed = {n for n, why in chosen.found.skipped.items() if why in (EXCLUDED, NOT_INCLUDED) or why.startswith(TIED)}
     called = [n for n in dict.fromkeys(c.name for c in calls) if n and n not in fixed]
     names = [n for n in called if _plain(original.get_submodule(n))]
     done = 0

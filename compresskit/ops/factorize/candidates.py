@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -15,15 +14,13 @@ from torch.nn.modules.conv import _ConvNd
 from compresskit.errors import InputError, UsageError
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.factorize.chain import Factorized, Kind, Plain, blank
-from compresskit.ops.globs import check_globs
+from compresskit.ops.globs import check_globs, left_out
 from compresskit.ops.macs import layer_macs
 from compresskit.ops.packed.modules import PackedLayer, set_module
 
 Unit = Literal["params", "macs"]
 _MOST = 48
 """Ranks of a layer that are looked at."""
-LEFT = ("excluded", "not included")
-"""Reasons of layers that the user wants as they are."""
 TIED = "its weight is that of"
 """How the reason of a shared weight begins."""
 _GRID = 8
@@ -235,10 +232,8 @@ def _unfit(
 ) -> str:  # fmt: skip
     """Why a layer is left alone; empty where it isn't."""
     weight = layer._parameters.get("weight")
-    if include and not any(fnmatchcase(name, p) for p in include):
-        return LEFT[1]
-    if any(fnmatchcase(name, p) for p in exclude):
-        return LEFT[0]
+    if reason := left_out(name, include, exclude):
+        return reason
     if not name:
         return "the model is this single layer: wrap it in a module"
     if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):

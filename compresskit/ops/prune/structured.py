@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from compresskit.ops.batchnorm import recalibrate
 from compresskit.ops.calibration.activation_stream import Batch, Forward
 from compresskit.ops.calibration.moments import Moments, collectable
 from compresskit.ops.calibration.trace import trace
-from compresskit.ops.globs import check_globs
+from compresskit.ops.globs import EXCLUDED, NOT_INCLUDED, check_globs, matches
 from compresskit.ops.macs import count_macs, countable
 from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.prune.allocate import Ranked, by_loss, by_share, isomorphic, narrowest_share, taken_back, widths_of
@@ -222,11 +221,11 @@ def _wanted(module: nn.Module, groups: Sequence[Group], how: How) -> tuple[list[
     left: dict[str, str] = {}
     for group in groups:
         given = [m.layer for m in group.of("out")]
-        shut = next((n for n in given if any(fnmatchcase(n, p) for p in how.exclude)), None)
+        shut = next((n for n in given if matches(n, how.exclude)), None)
         if shut is not None:
-            left |= {n: "excluded" if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
-        elif how.include and not any(fnmatchcase(n, p) for n in given for p in how.include):
-            left |= dict.fromkeys(given, "not included")
+            left |= {n: EXCLUDED if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
+        elif how.include and not any(matches(n, how.include) for n in given):
+            left |= dict.fromkeys(given, NOT_INCLUDED)
         else:
             wanted.append(group)
     return wanted, left
