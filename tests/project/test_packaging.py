@@ -36,10 +36,12 @@ def test_the_version_stands_in_the_package_alone() -> None:
     assert written[1] == __version__ and re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", __version__)
 
 
-@pytest.mark.parametrize("name", ["docs/check.md"])
+@pytest.mark.parametrize("name", ["docs/check.md", "examples/ci/compress.yml"])
 def test_what_names_a_release_names_this_one(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    found = re.findall(r"OWNER/compresskit(?:\.git)?@v(\S+)|\brev: v(\S+)|compresskit(?:\[\w+\])?==([\w.]+)", text)
+    found = re.findall(
+        r"OWNER/compresskit(?:\.git)?@v([\w.]+)|\brev: v([\w.]+)|compresskit(?:\[\w+\])?==([\w.]+)", text
+    )
     assert found and {one or two or three for one, two, three in found} == {__version__}
 
 
