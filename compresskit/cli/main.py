@@ -61,9 +61,9 @@ def run(arguments: list[str]) -> int:
 
 def command_names() -> list[str]:
     """The commands there are, in the order of the help."""
-    from compresskit.cli.commands import COMMANDS
+    from compresskit.cli.app import summaries
 
-    return list(COMMANDS)
+    return list(summaries())
 
 
 def explain(error: BaseException) -> int:

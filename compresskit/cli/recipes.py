@@ -9,6 +9,8 @@ from pathlib import Path
 from compresskit.cli.console import check_html, check_json, check_output, drawing, finish, progressing, tell, write_page
 from compresskit.cli.inputs import command_line, default_output
 from compresskit.errors import ExitCode, UsageError
+from compresskit.recipe.head import CODE, PATH
+from compresskit.recipe.naming import named_by
 from compresskit.recipe.plan import Recipe
 from compresskit.report import PAGE, Report
 from compresskit.runner.cache import Cache
@@ -113,9 +115,7 @@ def show_plan(recipes: Sequence[Recipe]) -> None:
 
 
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
-    named = [
-        getattr(step.stage, name, None) for step in recipe.steps for name in ("teacher", "teacher_arch", "adapter")
-    ]
+    named = [word for step in recipe.steps for word in named_by(step.stage, PATH, CODE)]
     words = (recipe.model, recipe.data, recipe.eval_data, recipe.arch, recipe.metric, *named)
     return tuple(None if word is None else str(word) for word in words)
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
 from compresskit.checkpoint.bundle import REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.model import Card, Model
+from compresskit.recipe.head import OUTPUT
+from compresskit.recipe.naming import named_by
 from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.report import Report
 from compresskit.runner.int8_saturation import int8_arithmetic_on
@@ -106,8 +108,9 @@ def refuse_states(stages: Sequence[Stage], output: Path) -> None:
     Raises:
         UsageError: It does.
     """
-    for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
-        refuse_within(state, output)
+    for stage in stages:
+        for state in named_by(stage, OUTPUT):
+            refuse_within(Path(state), output)
 
 
 def _before(
@@ -141,8 +144,7 @@ def check(model: Model, stages: Sequence[Stage], data: Source | None, measuring:
 def start_of(model: Model) -> Start:
     """What the order of stages depends on."""
     now, history = form(model), model.card.history
-    beside = False
-    for applied in history if now == "torch" else ():
-        beside = (beside or bool(applied.facts.get("beside"))) and applied.name != "lora.merge"
+    said = [bool(applied.facts["beside"]) for applied in history if "beside" in applied.facts]
     done = tuple(applied.name for applied in history)
-    return Start(now, str(model.source), done, beside, folder=model.source.is_dir())
+    adapters = now == "torch" and said[-1:] == [True]
+    return Start(now, str(model.source), done, adapters, folder=model.source.is_dir())

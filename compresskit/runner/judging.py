@@ -63,7 +63,7 @@ class Measuring:
             target: What they were told to aim at; a target of its own counts more.
         """
         # Fine-tuning makes nothing smaller or faster.
-        tuned = all(stage.stage == "lora" for stage in stages)
+        tuned = all(stage.kind.only_tunes for stage in stages)
         limits = replace(self.limits, may_grow=True) if tuned else self.limits
         return replace(self, limits=limits, target=self.target or target)
 

@@ -283,7 +283,7 @@ class _Walk:
         return exported
 
     def _teacher(self, stage: Stage, student: Model) -> Model | None:
-        if str(getattr(stage, "teacher", "")) == MODEL:
+        if (named := stage.learns_from) is not None and named.model == MODEL:
             return replace(self.read(self.original.source), card=self.original.card)
         return teacher_of([stage], student)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
+from compresskit.kinds import FACTORIZE
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
@@ -32,7 +33,7 @@ _ROUNDS = 5
 class Factorize(Recovery):
     """Layers become products of smaller ones."""
 
-    stage: ClassVar[str] = "factorize"
+    kind: ClassVar = FACTORIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     kinds: ClassVar[tuple[Kind, ...]]

@@ -115,6 +115,11 @@ class TrainingOptions(Stage):
         ),
     ] = None
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is an epoch of training."""
+        return self.epochs > 0
+
     @model_validator(mode="after")
     def _nothing_idle(self) -> TrainingOptions:
         own = type(self).model_fields
