@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from compresskit.errors import CompressKitError, ExitCode, printable
+from compresskit.errors import CompressKitError, ExitCode, as_flags, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -137,9 +137,9 @@ def _of_others(error: BaseException, path: str) -> str:
 
 def _say(message: str, hint: str = "") -> None:
     try:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_flags(message)}", file=sys.stderr)
         if hint:
-            print(f"  {hint}", file=sys.stderr)
+            print(f"  {as_flags(hint)}", file=sys.stderr)
     except OSError:
         pass  # nobody listens any more
 

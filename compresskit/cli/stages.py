@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from compresskit import registry
 from compresskit.cli import options as shared
-from compresskit.errors import UsageError
+from compresskit.errors import UsageError, as_flags
 from compresskit.stage import Stage
 from compresskit.stages.recovery import Recovery
 
@@ -79,7 +79,7 @@ def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
-        message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        message = as_flags(str(first["msg"])).removeprefix("Value error, ").removeprefix("Input should be ")
         raise UsageError(
             f"{option} {first['input']}: expected {message}", f"see: compresskit {cls.kind.name} --help"
         ) from error
@@ -100,7 +100,7 @@ def _help(cls: type[Stage]) -> str:
     from compresskit.cli.commands import SUBCOMMANDS
 
     stage = cls.kind.name
-    body = inspect.cleandoc(cls.__doc__ or "")
+    body = as_flags(inspect.cleandoc(cls.__doc__ or ""))
     others = [m for m in registry.methods(stage) if m != cls.method]
     more = (
         f"\n\nOther methods: {', '.join(others)}. Options of one: compresskit {stage} --method NAME --help"
@@ -135,7 +135,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         declared,
         metavar=metavar,
-        help=field.description,
+        help=as_flags(field.description or ""),
         rich_help_panel=_TRAINING if name in Recovery.model_fields else _PANEL,
         show_default=default not in (None, [], False),
     )

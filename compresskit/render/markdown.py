@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from compresskit.errors import as_flags
 from compresskit.render import figures, nodes, rows, sweep
 from compresskit.report import Report, Verdict
 
@@ -43,7 +44,7 @@ def markdown(report: Report, *, output: str = "") -> str:
         gates = [(rows.gate_state(gate), rows.gate_text(gate)) for gate in report.gates]
         lines += ["", *(f"- {_bold(state)} {escape(text)}" for state, text in gates)]
     coverage = [line for line in (rows.done_line(report), *rows.skipped_lines(report)) if line]
-    for block in (coverage, [f"note: {note}" for note in report.notes]):
+    for block in (coverage, [f"note: {as_flags(note)}" for note in report.notes]):
         if block:
             lines += ["", *(f"- {escape(line)}" for line in block)]
     return "\n".join(lines) + "\n"

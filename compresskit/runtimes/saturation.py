@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError
+from compresskit.runtimes.onnx_graph import OnnxGraph
 from compresskit.runtimes.onnxfile import scan
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 
@@ -127,9 +128,10 @@ def fused(path: Path) -> Any:
 
 def find(model: Any) -> list[Product]:
     """The integer products of a fused graph, with the pairs of weights that can saturate."""
-    from onnx import TensorProto, numpy_helper
+    from onnx import TensorProto
 
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = OnnxGraph(model)
+    stored = graph.stored
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     kinds |= {name: tensor.data_type for name, tensor in stored.items()}
     found = []
@@ -148,23 +150,22 @@ def find(model: Any) -> list[Product]:
         if not unsigned or name not in stored or stored[name].data_type != TensorProto.INT8:
             found.append(Product(node, name))
             continue
-        weight = numpy_helper.to_array(stored[name])
+        weight = graph.array(name)
         rows, pairs = risks(ordered(node, weight))
         found.append(Product(node, name, weight, rows, pairs) if len(pairs) else Product(node, name))
     return found
 
 
-def weight_zero(product: Product, model: Any) -> int | None:
+def weight_zero(product: Product, graph: OnnxGraph) -> int | None:
     """Zero point of a product's weight; None where it isn't stored, or channels differ in it."""
     import numpy as np
-    from onnx import numpy_helper
 
     at = _PLACES[product.node.op_type][2]
     name = product.node.input[at] if at < len(product.node.input) else ""
     if not name:
         return 0
-    zeros = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name == name]
-    return int(zeros[0].flat[0]) if zeros and zeros[0].size and np.all(zeros[0] == zeros[0].flat[0]) else None
+    zeros = graph.array(name) if name in graph.stored else np.empty(0)
+    return int(zeros.flat[0]) if zeros.size and np.all(zeros == zeros.flat[0]) else None
 
 
 def ordered(node: Any, weight: np.ndarray) -> np.ndarray:

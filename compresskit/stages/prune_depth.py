@@ -114,15 +114,13 @@ class PruneDepth(Recovery):
         ctx: Context,
     ) -> tuple[list[str], dict[str, dict[str, float]]]:
         """The blocks to drop, and what was measured of each block."""
-        from fnmatch import fnmatchcase
-
-        from compresskit.ops.globs import check_globs
+        from compresskit.ops.globs import check_globs, matches
         from compresskit.ops.prune.depth import distances, influences
 
         names = [block.name for block in blocks]
         if self.drop is None:
             check_globs(names, self.blocks)
-            gone = [name for name in names if any(fnmatchcase(name, glob) for glob in self.blocks)]
+            gone = [name for name in names if matches(name, self.blocks)]
             _check_left(len(gone), names)
             return gone, {}
         _check_left(self.drop, names)

@@ -169,11 +169,10 @@ def _wider_embeddings(module: nn.Module, selection: Selection) -> Selection:
     """Embeddings in wider groups: what they lose counts least, and they are often half of the file."""
     from torch import nn
 
+    from compresskit.ops.globs import matches
+
     names = [n for n, layer in module.named_modules(remove_duplicate=False) if isinstance(layer, nn.Embedding)]
     linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     own = {n: (selection.bits, _EMBEDDING_GROUP) for n in names if id(module.get_submodule(n).weight) not in linear}
-    from fnmatch import fnmatchcase
-
-    shadowed = [n for n in own if any(fnmatchcase(n, p) for p in selection.layer_bits)]
-    kept = {n: value for n, value in own.items() if n not in shadowed}
+    kept = {n: value for n, value in own.items() if not matches(n, selection.layer_bits)}
     return replace(selection, layer_bits={**kept, **selection.layer_bits})
