@@ -85,7 +85,7 @@ class TeacherRef:
 
     model: str
     arch: str | None = None
-    arch_args: dict[str, Any] = field(default_factory=dict)
+    arch_args: dict[str, Any] | None = None
 
 
 class Stage(BaseModel, ABC):

@@ -27,9 +27,9 @@ def teacher_of(stages: Sequence[Stage], student: Model) -> Model | None:
     named = next((ref for s in stages if (ref := s.learns_from)), None)
     if named is None:
         return None
-    if named.arch_args and not named.arch:
+    if named.arch_args is not None and not named.arch:
         raise UsageError("--teacher-arch-args is for --teacher-arch, which is not given")
-    model = load(named.model, arch=named.arch, arch_args=named.arch_args or None)
+    model = load(named.model, arch=named.arch, arch_args=named.arch_args)
     if model.card.task == "unknown":
         model = replace(model, card=replace(model.card, task=student.card.task))
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":

@@ -138,7 +138,7 @@ class Distill(TrainingOptions):
         """The teacher that is named; None where the student is to be made from MODEL."""
         if self.teacher is None:
             return None
-        args = json.loads(self.teacher_arch_args) if self.teacher_arch_args else {}
+        args = json.loads(self.teacher_arch_args) if self.teacher_arch_args else None
         return TeacherRef(self.teacher, self.teacher_arch, args)
 
     def options(self) -> dict[str, Any]:
