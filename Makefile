@@ -47,7 +47,7 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/compresskit demo --force
 
 test: install
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 check: install
 	$(BIN)/ruff format --check --quiet $(SOURCES)
