@@ -27,7 +27,7 @@ from compresskit.model import Card, InputSpec, Model
 from compresskit.stage import Context
 from compresskit.train.digits_net import Net
 from compresskit.train.loop import fit
-from compresskit.train.plan import Training
+from compresskit.train.settings import Training
 
 INPUTS = (InputSpec("input", "float32", ("batch", 1, 8, 8)),)
 CARD = Card("torch", inputs=INPUTS, task="classification")

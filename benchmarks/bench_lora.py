@@ -44,7 +44,7 @@ def resident(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
-stage.course(loaded.body, loaded.card, Context(Path(), source))  # the samples are read and held before
+stage.training_plan(loaded.body, loaded.card, Context(Path(), source))  # the samples are read and held before
 Path("/proc/self/clear_refs").write_text("5")
 before = resident("VmRSS")
 stage.run(loaded, Context(Path(sys.argv[4]), source))

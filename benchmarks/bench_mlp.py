@@ -116,7 +116,7 @@ def copy_bandwidth() -> float:
 def rounding(bench: Bench, depth: int) -> None:
     import torch
 
-    from compresskit.ops.quantize.grid import Grid
+    from compresskit.ops.packed.grid import Grid
     from compresskit.ops.quantize.rtn import quantize_rtn
 
     torch.set_num_threads(cores())

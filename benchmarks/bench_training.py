@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from compresskit.data.opening import open_source
 from compresskit.train.augment import crop_and_flip
 from compresskit.train.loop import fit
-from compresskit.train.plan import Optimizing, Training
+from compresskit.train.settings import Optimizing, Training
 
 sys.path.insert(0, str(ROOT / "examples"))
 from cifar_resnet import resnet20

@@ -63,7 +63,7 @@ def verdict(folder: Path) -> None:
     save(drawn, "demo", "compresskit demo")
 
 
-def outlook(folder: Path) -> None:
+def estimates(folder: Path) -> None:
     """What inspect says of the tour's model."""
     words = ("digits.pt", *_ARCH)
     shown = ("inspect", *words, "--data", "train.npz", "--sensitivity")
@@ -82,7 +82,7 @@ def main() -> None:
         if len(sys.argv) < 2:
             run(Path(work), "demo", "--quiet", "-o", "demo")
         verdict(folder)
-        outlook(folder)
+        estimates(folder)
 
 
 if __name__ == "__main__":

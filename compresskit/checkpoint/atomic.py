@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compresskit.checkpoint import swap
 from compresskit.checkpoint.atomic_errors import machine_error, writing
-from compresskit.checkpoint.debris import clear, hold, release, sweep
+from compresskit.checkpoint.stale_staging import clear, lock, release, sweep
 from compresskit.checkpoint.terminate import terminating_as_exception
 from compresskit.errors import UsageError
 
@@ -176,14 +176,14 @@ def _stage(target: Path) -> Iterator[Path]:
     made: list[Path] = []
     # Named before it is made: a signal in between leaves nothing that isn't known.
     stage = target.parent / f".{target.name}.compresskit-{secrets.token_hex(4)}"
-    lock: int | None = None
+    handle: int | None = None
     try:
         with terminating_as_exception():
             with writing(target):
                 _make_parents(target, made)
                 sweep(target)
                 stage.mkdir(mode=0o700)
-            lock = hold(stage)
+            handle = lock(stage)
             try:
                 yield stage / target.name
             except OSError as error:
@@ -192,7 +192,7 @@ def _stage(target: Path) -> Iterator[Path]:
                 raise
     finally:
         _clean_up(stage, target, made)
-        release(lock)
+        release(handle)
 
 
 def _clean_up(stage: Path, target: Path, made: list[Path]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from compresskit.checkpoint.state_dict_keys import match_keys
 from compresskit.checkpoint.tensors import Tensors
-from compresskit.checkpoint.undress import match_keys
 from compresskit.errors import InputError, listing
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import Any
 from compresskit.checkpoint.files import contained, regular_file
 from compresskit.checkpoint.region import Region
 from compresskit.checkpoint.safetensors_file import read_safetensors_file
+from compresskit.checkpoint.state_dict_keys import find_state_dict
 from compresskit.checkpoint.tensors import Tensors
 from compresskit.checkpoint.torch_file import read_torch_file
-from compresskit.checkpoint.undress import find_state_dict
 from compresskit.errors import InputError, listing
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from compresskit.checkpoint.files import head
 from compresskit.checkpoint.region import ITEM_SIZE, Region
 from compresskit.checkpoint.safetensors_file import read_safetensors_file
+from compresskit.checkpoint.state_dict_keys import find_state_dict, strip_training
 from compresskit.checkpoint.torch_file import read_torch_file
-from compresskit.checkpoint.undress import find_state_dict, strip_training
 from compresskit.errors import InputError, listing
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ import onnx_ir as ir
 from compresskit.export.build import FLOAT, UINT4, Builder, array
 from compresskit.export.lower import DOMAIN
 from compresskit.export.unpack import codes, numbers
-from compresskit.ops.quantize.grid import packed_bytes
+from compresskit.ops.packed.grid import packed_bytes
 
 MICROSOFT = "com.microsoft"
 _INTERLEAVED = (4, 8)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError
 from compresskit.export.recurrent import recurrent_twin
-from compresskit.ops.quantize.grid import Grid
-from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
+from compresskit.ops.packed.grid import Grid
+from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
 
 DOMAIN = "compresskit"
 MIN_BLOCK = 16

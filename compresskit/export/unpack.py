@@ -1,4 +1,4 @@
-"""Packed codes to numbers by operators, the inverse of :func:`compresskit.ops.quantize.grid.pack` in a graph.
+"""Packed codes to numbers by operators, the inverse of :func:`compresskit.ops.packed.grid.pack` in a graph.
 
 A byte is looked up in a table of the codes it holds. Onnxruntime and OpenVINO compute that at load where the bytes are
 constant, and OpenVINO then still sees integers and keeps them compressed. It doesn't compute bit operators (BitShift,
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compresskit.export.build import BOOL, FLOAT, INT32, Builder
-from compresskit.ops.quantize.grid import NF4
+from compresskit.ops.packed.grid import NF4
 
 
 def codes(build: Builder, data: ir.Value, bits: int, lead: list[int], width: int, count: int) -> ir.Value:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compresskit.ops.quantize.line import Batch, Forward
+from compresskit.ops.calibration.activation_stream import Batch, Forward
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from compresskit.errors import CompressKitError, printable
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.macs import count_macs, countable
-from compresskit.ops.quantize.grid import Packed, unpack
-from compresskit.ops.quantize.modules import PackedLayer
+from compresskit.ops.packed.grid import Packed, unpack
+from compresskit.ops.packed.modules import PackedLayer
 
 _BLOCK = 1 << 22
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from compresskit.ops.quantize.modules import PackedConv, PackedLayer, PackedLinear
+from compresskit.ops.packed.modules import PackedConv, PackedLayer, PackedLinear
 
 
 def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from compresskit.recipe import addresses, including, tree
 from compresskit.recipe.head import Checks, Head
 from compresskit.recipe.limits import Limits
 from compresskit.recipe.naming import Naming
-from compresskit.recipe.order import Start, check_measured, misfits, wanted_data
+from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.recipe.plan import Recipe, Step
 from compresskit.recipe.problems import Problems
 from compresskit.recipe.steps import checked, note, read_steps
@@ -191,7 +191,7 @@ class _Checking:
                 self._step(step, place, "max-drop needs evaluation data; give eval-data")
         for place, misfit in misfits(start, [step.stage for step in recipe.steps], data=recipe.data is not None):
             step = recipe.steps[place]
-            wanted = wanted_data(step.stage) if recipe.data is None and "data" in misfit.message else None
+            wanted = step.stage.wanted_data if recipe.data is None and "data" in misfit.message else None
             self._step(step, place, f"needs {wanted} data; give data" if wanted else said(misfit))
 
     def _step(self, step: Step, place: int, text: str) -> None:

@@ -90,10 +90,8 @@ def _misplaced(key: str, named: list[str], about: dict[str, Node]) -> str:
 def _class(name: str, node: Node, where: str, problems: Problems) -> type[Stage] | None:
     try:
         cls = registry.get(name)
-    except UsageError as error:
+    except CompressKitError as error:
         problems.add(node.place.name, node.line, f"{where}: {said(error)}")
-    except (ImportError, AttributeError) as error:  # a plugin's
-        problems.add(node.place.name, node.line, f"{where}: {name} can't be imported: {error}")
     else:
         return cls
     return None

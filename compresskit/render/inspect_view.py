@@ -15,7 +15,7 @@ from rich.text import Text
 from compresskit.render import figures
 from compresskit.render.branches import branches
 from compresskit.render.console import make_console
-from compresskit.render.outlook_view import even_rank, outlook_parts
+from compresskit.render.estimates_view import estimates_parts, even_rank
 
 ROWS = 40
 _MARGIN = 2
@@ -56,10 +56,10 @@ def print_inspection(
         parts += [_fitting(partial(_spectrum_table, known[:rows]), console)]
         if len(known) > rows:
             parts.append(_indented(Text(f"and {len(known) - rows} more layers: --rows or --json")))
-    if "outlook" in found:
-        parts += outlook_parts(found, words, rows)
+    if "estimates" in found:
+        parts += estimates_parts(found, words, rows)
     if found["notes"]:
-        parts += [Text(), *(_indented(Text(f"note: {figures.clean(note)}")) for note in found["notes"])]
+        parts += [Text(), *(_indented(Text(f"note: {figures.prose(note)}")) for note in found["notes"])]
     for part in parts:
         console.print(part, overflow="fold")
 
@@ -107,7 +107,7 @@ def _table(layers: list[dict[str, Any]], found: dict[str, Any], narrow: bool) ->
     typed = found["kind"] != "tensors"
     dtype = not narrow or len(found["dtypes"]) != 1
     columns = {"layer": True, "type": typed, "shape": True, "dtype": dtype, "size": True, "zeros": True, "MACs": macs}
-    ranks = found.get("outlook", {}).get("factorize", {}).get("layers", {})
+    ranks = found.get("estimates", {}).get("factorize", {}).get("layers", {})
     columns["even"] = bool(ranks)
     right = {"size", "zeros", "MACs", "even"}
     for title, shown in columns.items():

@@ -8,7 +8,7 @@ from rich.text import Text
 from compresskit.recipe.plan import Recipe
 from compresskit.render import figures
 from compresskit.render.console import make_console
-from compresskit.runner.estimate import Estimate
+from compresskit.runner.disk_space import Estimate
 
 
 def print_plan(recipe: Recipe) -> None:

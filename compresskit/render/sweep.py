@@ -1,41 +1,45 @@
-"""The points of a matrix held against each other."""
+"""A sweep as one table: a row for each model and point."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from rich.table import Table
-from rich.text import Text
-
-from compresskit.render import figures, rows
-from compresskit.render.console import make_console
-from compresskit.render.markdown import escape
-from compresskit.report import Report
-
-_HEADER = ("point", "verdict", "size", "smaller", "quality", "speedup")
+from compresskit.render import figures
+from compresskit.render.rows import faster
+from compresskit.report import AXES, Measurement, Report, points_of
 
 
-def print_sweep(names: Sequence[str], reports: Sequence[Report], *, markdown: bool = False) -> None:
-    """Draw a line for each point.
+@dataclass(frozen=True)
+class Line:
+    """One model at one point; ``faster`` compares it with the first model there, None where that can't be told."""
 
-    Args:
-        names: Of the points.
-        reports: Of the same.
-        markdown: As a Markdown table, else one for the terminal.
-    """
+    cells: tuple[str, ...]
+    faster: bool | None
+
+
+def table(report: Report) -> tuple[tuple[str, ...], list[Line]]:
+    """The titles and the lines: model, what varies of the point, p50, p99, throughput and speed-up, point by point."""
+    where = points_of(report.measurements)
+    varied = [axis for axis in range(3) if len({point[axis] for point in where}) > 1]
+    found: dict[tuple[object, ...], Measurement] = {}
+    for measured in report.measurements:
+        found.setdefault((measured.model, measured.name, measured.point), measured)
     lines = []
-    for name, report in zip(names, reports, strict=True):
-        row = rows.rows(report)[-1]
-        cells = (figures.clean(name), rows.word(report), row.size, row.smaller, *row.quality[:1], row.speedup)
-        lines.append(cells if row.quality else (*cells[:4], figures.DASH, cells[-1]))
-    console = make_console()
-    if markdown:
-        for line in (_HEADER, ("---", "---", *("---:" for _ in _HEADER[2:])), *(tuple(map(escape, c)) for c in lines)):
-            print(f"| {' | '.join(line)} |")
-        return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for index, column in enumerate(_HEADER):
-        table.add_column(column, justify="left" if index < 2 else "right", overflow="fold")
-    for line in lines:
-        table.add_row(*map(Text, line))
-    console.print(table)
+    for point in where:
+        for entry in report.models:
+            own = {
+                n: found.get((entry.name, n, point)) for n in ("latency_p50", "latency_p99", "throughput", "speedup")
+            }
+            if own["latency_p50"] is None:
+                continue
+            value = {name: None if figure is None else figure.value for name, figure in own.items()}
+            cells = (
+                figures.clean(entry.name),
+                *(figures.DASH if point[axis] is None else str(point[axis]) for axis in varied),
+                figures.milliseconds(value["latency_p50"]),
+                figures.milliseconds(value["latency_p99"]),
+                figures.amount(value["throughput"]),
+                figures.speedup(own["speedup"]),
+            )
+            lines.append(Line(cells, faster(own["speedup"])))
+    return ("model", *(AXES[axis] for axis in varied), "p50 ms", "p99 ms", "per s", "speedup"), lines

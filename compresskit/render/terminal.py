@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compresskit.render import figures, nodes, points, rows
+from compresskit.render import figures, nodes, rows, sweep
 from compresskit.render.console import make_console
 from compresskit.report import Report, Verdict
 
@@ -67,7 +67,7 @@ def _notes(report: Report) -> list[RenderableType]:
     """Notes; one that tells of a model slower than the original stands out."""
     if not report.notes:
         return []
-    shown = (figures.clean(note) for note in report.notes)
+    shown = (figures.prose(note) for note in report.notes)
     return [
         Text(),
         *(_indented(Text(f"note: {note}", style="red" if " SLOWER than " in note else "")) for note in shown),
@@ -131,7 +131,7 @@ def _timings(timing: rows.Timings) -> list[RenderableType]:
 
 
 def _sweep(report: Report) -> RenderableType:
-    header, lines = points.table(report)
+    header, lines = sweep.table(report)
     table = _table(*((title, index > 0) for index, title in enumerate(header)))
     for line in lines:
         table.add_row(*(Text(cell) for cell in line.cells[:-1]), Text(line.cells[-1], style=_PACE[line.faster]))

@@ -14,7 +14,7 @@ from typing import Any
 
 from compresskit.checkpoint.atomic import new_file, new_folder
 from compresskit.checkpoint.bundle import is_bundle, read_card
-from compresskit.checkpoint.debris import sweep_folder
+from compresskit.checkpoint.stale_staging import sweep_folder
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.recipe.limits import parse_size
 from compresskit.runner.keys import digest

@@ -15,7 +15,7 @@ from compresskit.report import ModelEntry
 from compresskit.runtimes import get, runs_modules
 from compresskit.runtimes.base import Session
 
-Products = Literal["native", "clipped", "exact"]
+Int8Arithmetic = Literal["native", "clipped", "exact"]
 _CHUNK = 1 << 20
 
 
@@ -34,8 +34,8 @@ class Candidate:
         device: As the runtime names it.
         parameters: Number of parameters of the original architecture, where known.
         macs: Multiply-accumulates of one sample, where known.
-        products: How onnxruntime multiplies 8-bit integers when the model is opened in this process: as this machine
-            does, clipped as on x86 without VNNI, or exactly; the last two are emulated, slower, and never timed.
+        int8_arithmetic: How onnxruntime multiplies 8-bit integers when the model is opened in this process: as this
+            machine does, clipped as on x86 without VNNI, or exactly; the last two are emulated and never timed.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
     """
 
@@ -49,7 +49,7 @@ class Candidate:
     device: str = "cpu"
     parameters: int | None = None
     macs: int | None = None
-    products: Products = "native"
+    int8_arithmetic: Int8Arithmetic = "native"
     loader_args: dict[str, Any] = field(default_factory=dict)
 
     def entry(self) -> ModelEntry:
@@ -81,10 +81,12 @@ class Candidate:
 
             loader = partial(load_module, **self.loader_args)
             return get(self.runtime, loader=loader, inputs=self.inputs).open(self.path, self.threads, self.device)
-        if self.runtime == "onnxruntime" and self.products != "native":
+        if self.runtime == "onnxruntime" and self.int8_arithmetic != "native":
             from compresskit.runtimes.saturating import SaturatingOnnxRuntime
 
-            return SaturatingOnnxRuntime(clips=self.products == "clipped").open(self.path, self.threads, self.device)
+            return SaturatingOnnxRuntime(clips=self.int8_arithmetic == "clipped").open(
+                self.path, self.threads, self.device
+            )
         return get(self.runtime).open(self.path, self.threads, self.device)
 
     def spec(self, sizes: dict[str, int]) -> Spec:

@@ -23,18 +23,18 @@ from compresskit.recipe.limits import DEFAULT_DROP, Limits
 from compresskit.recipe.plan import MODEL, Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.cache import ABOUT, Cache
+from compresskit.runner.disk_space import check_room
 from compresskit.runner.entries import At, at_entry, bytes_of, copy_bundle, write_note
-from compresskit.runner.estimate import check_room
+from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.journey import check, finish, refuse_states
-from compresskit.runner.judging import Measuring, Ready, report_on
+from compresskit.runner.judging import Measuring, Ready, RunLog, report_on
 from compresskit.runner.keys import content, digest, options_of, surroundings
 from compresskit.runner.loading import load
-from compresskit.runner.making import Making, aimed_at, form, ship, workplace
 from compresskit.runner.measure import score
 from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
-from compresskit.runner.products import products_for
 from compresskit.runner.provenance import provenance
 from compresskit.runner.sources import opener
+from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, workplace
 from compresskit.runner.teacher import teacher_of
 from compresskit.stage import Context, Progress, Stage, say_nothing, silent
 
@@ -111,7 +111,7 @@ def run_recipe(
         sequence=recipe.sequence, threads=recipe.threads, device=recipe.device, seed=recipe.seed,
     )  # fmt: skip
     check(model, stages, data, measuring)
-    products_for(measuring.target or aimed_at(stages))
+    int8_arithmetic_on(measuring.target or aimed_at(stages))
     model = with_inputs(model, data if data is not None else evaluated) if measuring.export else model
     if form(model) == "weights":
         measuring = replace(measuring, export=False)
@@ -170,10 +170,8 @@ class _Walk:
         target = next((at.target for at in reversed(done) if at.target), None)
         measuring = self.measuring.of([step.stage for step in self.recipe.steps], target)
         after = replace(self.now.ready, shipped=shipped, place=folder / WEIGHTS_NAME)
-        report = report_on(
-            self.first.ready, after, output, measuring, data=self.data, steps=self.entries, more=self.gates,
-            notes=[note for at in done for note in at.notes], command=command, progress=self.progress,
-        )  # fmt: skip
+        log = RunLog(self.data, [note for at in done for note in at.notes], self.entries, self.gates)
+        report = report_on(self.first.ready, after, output, measuring, log, command=command, progress=self.progress)
         found = provenance(self.recipe, self.surroundings, self.entries, folder)
         (folder / PROVENANCE_NAME).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return report
@@ -243,7 +241,7 @@ class _Walk:
         """Compute a step into the cache."""
         with self.cache.fill(key) as folder:
             with workplace(folder) as work:
-                making = Making(self._model(), dict(self.now.ready.counts))
+                making = StageRunner(self._model(), dict(self.now.ready.counts))
                 limits = self.measuring.limits
                 ctx = Context(
                     work, self.data, self.measuring.seed, self.measuring.threads, self.progress, self.tell,
@@ -283,7 +281,7 @@ class _Walk:
         return exported
 
     def _teacher(self, stage: Stage, student: Model) -> Model | None:
-        if str(getattr(stage, "teacher", "")) == MODEL:
+        if (named := stage.learns_from) is not None and named.model == MODEL:
             return replace(self.read(self.original.source), card=self.original.card)
         return teacher_of([stage], student)
 

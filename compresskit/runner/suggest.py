@@ -38,7 +38,7 @@ class Suggestion:
 
     Attributes:
         kind: What was seen.
-        form: The estimate it belongs to, by its name in the outlook; empty for none.
+        form: The estimate it belongs to, by its name in the estimates; empty for none.
         recipe: YAML, checked.
         options: Of the command that does the same in one step.
     """
@@ -54,9 +54,9 @@ def kind_of(model: Model, found: Mapping[str, Any]) -> Kind:
 
     Args:
         model: As it was read.
-        found: The inspection, with its ``outlook``.
+        found: The inspection, with its ``estimates``.
     """
-    kinds = found["outlook"]["kinds"]
+    kinds = found["estimates"]["kinds"]
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":
         return "tensors"
     if model.card.task == "causal-lm":
@@ -76,7 +76,7 @@ def suggest(model: Model, found: Mapping[str, Any], words: Sequence[str]) -> Sug
 
     Args:
         model: As it was read.
-        found: The inspection, with its ``outlook``.
+        found: The inspection, with its ``estimates``.
         words: MODEL and what tells its architecture, as they were typed.
 
     Raises:
@@ -137,7 +137,7 @@ class _Making:
             words: As typed.
             plain: All layers have the bits of that form.
         """
-        forms = {f["form"]: f for f in self.found["outlook"]["quantize"]["forms"]}
+        forms = {f["form"]: f for f in self.found["estimates"]["quantize"]["forms"]}
         count = self.found["totals"]["parameters"]
         typed = shlex.join([printable(portable(word)) for word in words])
         lines = [
@@ -183,7 +183,7 @@ class _Making:
         if self.kind == "tiny":
             lines.append("  # So small a file is mostly operators and names: the estimate of its size is rough.")
         lines.append("  - quantize.int8-static: {samples: 512}")
-        pruned = self.found["outlook"]["prune"]
+        pruned = self.found["estimates"]["prune"]
         if pruned["known"] and self.kind == "cnn":
             lines += [
                 "  # For less work as well, put this first. It trains, since a cut without training costs a lot.",

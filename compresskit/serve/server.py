@@ -16,7 +16,7 @@ import uvicorn
 
 from compresskit.errors import ExitCode, MachineError, UsageError, printable
 from compresskit.serve.app import Service
-from compresskit.serve.heads import PatientProtocol
+from compresskit.serve.header_timeout import HeaderTimeoutProtocol
 
 _PATIENCE_S = 1.0  # the least that headers get to arrive
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
@@ -71,7 +71,7 @@ def serve(service: Service, bound: socket.socket, *, connections: int, grace: fl
         when the grace is over, the process ends here, with 143 after SIGTERM: a thread in an engine can't be stopped.
     """
     _log_to_stderr()
-    heads = type("Heads", (PatientProtocol,), {"patience": max(_PATIENCE_S, service.timeout)})
+    heads = type("Heads", (HeaderTimeoutProtocol,), {"patience": max(_PATIENCE_S, service.timeout)})
     config = uvicorn.Config(
         service.app(), loop="asyncio", http=heads, ws="none", lifespan="off", log_config=None, access_log=False,
         proxy_headers=False, server_header=False, limit_concurrency=connections,

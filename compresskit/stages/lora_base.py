@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
+from compresskit.kinds import LORA
 from compresskit.model import Applied, Model, portable
-from compresskit.stage import BESIDE, Context, Form
+from compresskit.stage import SIDECAR, Context, Form
 from compresskit.stages.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Made:
 class FineTuning(TrainingOptions):
     """Training on labels, scored pairs, or a language model's own text."""
 
-    stage: ClassVar[str] = "lora"
+    kind: ClassVar = LORA
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     learns_scores: ClassVar[bool] = True
@@ -106,7 +107,7 @@ class Adapting(FineTuning):
         return self
 
     @property
-    def beside(self) -> bool:
+    def leaves_adapters(self) -> bool:
         """Whether what it gives holds adapters beside the weights."""
         return not self.merge
 
@@ -130,7 +131,7 @@ class Adapting(FineTuning):
         whole = sum(p.numel() for p in module.parameters()) + _packed_weights(module)
         made = self.adapt(model, ctx)
         base = base_hash(module)
-        write_adapter(ctx.work / BESIDE / FOLDER, made.config, made.tensors, base)
+        write_adapter(ctx.work / SIDECAR / FOLDER, made.config, made.tensors, base)
         if self.merge:
             merge(module, made.terms)
         else:
@@ -180,7 +181,7 @@ class WithPeft(Adapting):
     """Adapters that PEFT trains."""
 
     packages: ClassVar[dict[str, str]] = {"peft": "lora"}
-    kind: ClassVar[Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]]
+    adapter_kind: ClassVar[Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]]
 
     def adapt(self, model: Model, ctx: Context) -> Made:
         """See :class:`Adapting`."""
@@ -209,7 +210,7 @@ class WithPeft(Adapting):
         from compresskit.ops.lora.injected import inject, start_from, still, target_modules
 
         module = model.module
-        injected = inject(module, self.kind, names, seed=ctx.seed, **self.sizes())
+        injected = inject(module, self.adapter_kind, names, seed=ctx.seed, **self.sizes())
         try:
             if factors:
                 start_from(injected, factors)
@@ -256,7 +257,7 @@ def _packed_weights(module: nn.Module) -> int:
     """Weights that are packed, and so no parameters."""
     import math
 
-    from compresskit.ops.quantize.modules import PackedLayer
+    from compresskit.ops.packed.modules import PackedLayer
 
     return sum(math.prod(layer.shape) for layer in module.modules() if isinstance(layer, PackedLayer))
 

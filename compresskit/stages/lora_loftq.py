@@ -9,6 +9,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.stage import Context
+from compresskit.stages.fields import with_bits
 from compresskit.stages.lora_base import Made
 from compresskit.stages.lora_peft import _LowRank
 
@@ -26,18 +27,23 @@ class LoraLoftq(_LowRank):
     """
 
     method: ClassVar[str] = "loftq"
-    kind: ClassVar = "lora"
+    adapter_kind: ClassVar = "lora"
 
     bits: Annotated[Literal[2, 3, 4], Field(description="Bits of a weight.")] = 4
     group_size: Annotated[Literal[32, 64, 128], Field(description="Columns that share a scale.")] = 64
     rounds: Annotated[int, Field(ge=1, le=50, description="Turns that rounding and the adapter take.")] = 5
 
+    @property
+    def label(self) -> str:
+        """The method with its bits, unless its name says them."""
+        return with_bits(self.method, self.bits)
+
     def adapt(self, model: Model, ctx: Context) -> Made:
         """See :class:`~compresskit.stages.lora_base.Adapting`."""
         from compresskit.ops.lora.loftq import quantize_loftq
         from compresskit.ops.lora.targets import find_targets, linear_only
+        from compresskit.ops.packed.grid import Grid
         from compresskit.ops.quantize.bnb_select import BnbSelection
-        from compresskit.ops.quantize.grid import Grid
         from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
         from compresskit.ops.quantize.rtn import quantize_rtn
         from compresskit.ops.quantize.weights import quantize_module

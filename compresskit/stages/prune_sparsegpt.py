@@ -14,7 +14,7 @@ from compresskit.stages.shared_sparse import CalibratedSparse
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compresskit.ops.quantize.moments import Moments
+    from compresskit.ops.calibration.moments import Moments
 
 
 class PruneSparsegpt(CalibratedSparse):

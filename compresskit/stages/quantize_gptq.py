@@ -15,8 +15,8 @@ from compresskit.stages.weight_only import CalibratedWeightOnly
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compresskit.ops.quantize.grid import Grid, Packed
-    from compresskit.ops.quantize.moments import Moments
+    from compresskit.ops.calibration.moments import Moments
+    from compresskit.ops.packed.grid import Grid, Packed
 
 
 class QuantizeGptq(Repaired, CalibratedWeightOnly):

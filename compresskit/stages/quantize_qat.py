@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.stages.quantize_int8_static import QuantizeInt8Static
-    from compresskit.train.course import Course
     from compresskit.train.loop import Fitted
+    from compresskit.train.training_plan import TrainingPlan
 
 _PACKED_ONLY = ("group_size", "symmetric", "include", "exclude", "layer_bits")
 _FEW = 2000
@@ -64,6 +64,11 @@ class QuantizeQat(TrainingOptions, WeightOnly):
             raise ValueError("--activations 8 with it")
         return value
 
+    @property
+    def aims_at(self) -> str | None:
+        """The target, where one was named."""
+        return self.target
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Train and quantize a module in place.
 
@@ -77,21 +82,21 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         if ctx.data is None:
             raise UsageError("quantize --method qat needs training data", "give --data FILE")
         module = model.module
-        course = self.course(module, model.card, ctx)
+        plan = self.training_plan(module, model.card, ctx)
         with on_device(Team().device, module):
             if self.activations == 8:
-                fitted = self._train_int8(module, course)
+                fitted = self._train_int8(module, plan)
             else:
-                facts, skipped, fitted = quantize_trained(module, self.selection(), course)
+                facts, skipped, fitted = quantize_trained(module, self.selection(), plan)
         if self.activations == 8:
             model, facts, skipped = self._written(model, ctx)
-        labels = course.task.labels and self.teacher_share < 1
+        labels = plan.task.labels and self.teacher_share < 1
         aim = "labels and the model's own outputs" if labels else "the model's own outputs, without labels"
-        facts["notes"] = self.notes(course, fitted, ctx, aim) + facts.get("notes", [])
-        count = len(course.samples)
+        facts["notes"] = self.notes(plan, fitted, ctx, aim) + facts.get("notes", [])
+        count = len(plan.samples)
         if count < _FEW:
             facts["notes"].append(f"{count} samples are few for training: adaround needs less data")
-        facts["training"] = self.told(course, fitted, ctx)
+        facts["training"] = self.told(plan, fitted, ctx)
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
 
     def _writer(self) -> QuantizeInt8Static:
@@ -99,11 +104,11 @@ class QuantizeQat(TrainingOptions, WeightOnly):
 
         return QuantizeInt8Static(target=self.target)
 
-    def _train_int8(self, module: nn.Module, course: Course) -> Fitted:
+    def _train_int8(self, module: nn.Module, plan: TrainingPlan) -> Fitted:
         from compresskit.train.qat import train_int8
 
         levels = 63 if self._writer().made_for().int8.options()["reduce_range"] else 127
-        return train_int8(module, self.selection(), course, levels=levels)
+        return train_int8(module, self.selection(), plan, levels=levels)
 
     def _written(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any], dict[str, str]]:
         """Export a module that was trained on 8 bits, and let the writer of static int8 files put in the codes."""

@@ -14,7 +14,7 @@ from compresskit.stages.training import TrainingOptions
 if TYPE_CHECKING:
     from torch import nn
 
-    from compresskit.train.plan import Optimizing
+    from compresskit.train.settings import Optimizing
 
 LOW_RANK_RATES = {"sgd": 1e-2, "adamw": 1e-3}
 """Learning rates of low-rank terms where none is given."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.ops.quantize.calibrated import Calibrated, DataFree, Method
-    from compresskit.train.plan import Optimizing
+    from compresskit.train.settings import Optimizing
 
 _TRAINED_RANK = 16
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compresskit.kinds import QUANTIZE
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Stage
 from compresskit.stages.fields import Exclude, Include
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.quantize.grid import Grid, Packed
+    from compresskit.ops.packed.grid import Grid, Packed
 
 
 class BnbStage(Stage):
     """Linear layers on one grid, which bitsandbytes knows too."""
 
-    stage: ClassVar[str] = "quantize"
+    kind: ClassVar = QUANTIZE
     takes: ClassVar = ("torch",)
     gives: ClassVar = "torch"
 
@@ -52,9 +53,9 @@ class BnbStage(Stage):
     @classmethod
     def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
+        from compresskit.ops.packed.modules import PackedLinear
+        from compresskit.ops.packed.unpacking import Unpacked
         from compresskit.ops.quantize.bnb_tensors import BnbTensors
-        from compresskit.ops.quantize.modules import PackedLinear
-        from compresskit.ops.quantize.unpacked import Unpacked
         from compresskit.ops.quantize.weights import replay
 
         plain = replay(module, facts)

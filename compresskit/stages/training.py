@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compresskit.train.augment import Augment
-    from compresskit.train.course import Course
     from compresskit.train.loop import Fitted
-    from compresskit.train.plan import Kind, Optimizing
+    from compresskit.train.settings import Kind, Optimizing
     from compresskit.train.task import Loss, Task
+    from compresskit.train.training_plan import TrainingPlan
 
 _SMALL = 24
 """Pixels a side below which a picture is taken for something that must not be shifted or mirrored."""
@@ -115,6 +115,11 @@ class TrainingOptions(Stage):
         ),
     ] = None
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is an epoch of training."""
+        return self.epochs > 0
+
     @model_validator(mode="after")
     def _nothing_idle(self) -> TrainingOptions:
         own = type(self).model_fields
@@ -155,26 +160,28 @@ class TrainingOptions(Stage):
 
         if not self.epochs:
             return {}
-        course = self.course(module, card, ctx, teacher)
-        task = course.task
+        plan = self.training_plan(module, card, ctx, teacher)
+        task = plan.task
         if loss is None and teacher is None and task.labels is None:
             raise InputError("there is nothing to learn from: the data have no labels", "give labelled --data")
         if teacher is not None:
             teacher.eval()
         with on_device(Team().device, module, teacher):
             chosen = partial(task.loss, teacher) if loss is None else loss(task)
-            fitted = course.fit(module, chosen, after_step)
+            fitted = plan.fit(module, chosen, after_step)
         labels = {
             "classes": ["labels"], "tokens": ["the text's own tokens"], "scores": ["the scores of pairs"], None: []
         }[task.labels]  # fmt: skip
         taught = ["the teacher's outputs"] if teacher is not None else []
         aim = " and ".join([*(labels if not taught or self.teacher_share < 1 else []), *taught])
-        notes = self.notes(course, fitted, ctx, aim)
+        notes = self.notes(plan, fitted, ctx, aim)
         if ctx.data is not None and ctx.data.labelled and task.labels is None:
             notes.append(f"no sample of {portable(ctx.data.name)} has a class as its label: labels were not used")
-        return {"training": self.told(course, fitted, ctx), "notes": notes}
+        return {"training": self.told(plan, fitted, ctx), "notes": notes}
 
-    def course(self, module: nn.Module, card: Card, ctx: Context, teacher: nn.Module | None = None) -> Course:
+    def training_plan(
+        self, module: nn.Module, card: Card, ctx: Context, teacher: nn.Module | None = None
+    ) -> TrainingPlan:
         """The samples, the aim and the length of a training.
 
         Raises:
@@ -182,10 +189,10 @@ class TrainingOptions(Stage):
             InputError: The data don't fit.
         """
         from compresskit.stages.batches import forward_of
-        from compresskit.train.course import Course
-        from compresskit.train.plan import Training
         from compresskit.train.reading import Reading
+        from compresskit.train.settings import Training
         from compresskit.train.task import Task
+        from compresskit.train.training_plan import TrainingPlan
 
         if ctx.data is None:
             raise UsageError(f"training in {self.name()} needs data", "give --data")
@@ -214,23 +221,23 @@ class TrainingOptions(Stage):
             self.ema, self.patience, learns if self.dropout is None else self.dropout, self.recalibrate,
             ctx.seed,
         )  # fmt: skip
-        return Course(
+        return TrainingPlan(
             rest, task, how, apart, self._augment(ctx, next(samples.plain(1, 1))[0]), self.checkpoint,
             self._origin(ctx, teacher), ctx.progress, ctx.tell,
         )  # fmt: skip
 
-    def told(self, course: Course, fitted: Fitted, ctx: Context) -> dict[str, Any]:
+    def told(self, plan: TrainingPlan, fitted: Fitted, ctx: Context) -> dict[str, Any]:
         """What the report says of a training: on what, how, and the curve."""
         if ctx.data is None:
             raise TypeError("data are needed")
         about = {"data": portable(ctx.data.name), "sha256": ctx.data.fingerprint()}
-        return {**about, **course.facts(fitted)}
+        return {**about, **plan.facts(fitted)}
 
-    def notes(self, course: Course, fitted: Fitted, ctx: Context, aim: str) -> list[str]:
+    def notes(self, plan: TrainingPlan, fitted: Fitted, ctx: Context, aim: str) -> list[str]:
         """The same for people.
 
         Args:
-            course: What was settled.
+            plan: What was settled.
             fitted: What came of it.
             ctx: With the data.
             aim: What was learnt from: ``labels and the model's own outputs``.
@@ -238,13 +245,13 @@ class TrainingOptions(Stage):
         count = len(fitted.curve)
         epochs = f"{count} epoch{'s' if count > 1 else ''}"
         name = portable(ctx.data.name) if ctx.data is not None else "nothing"
-        found = [f"trained for {epochs} on {len(course.samples)} samples of {name}, against {aim}"]
-        held = 0 if course.held is None else len(course.held)
+        found = [f"trained for {epochs} on {len(plan.samples)} samples of {name}, against {aim}"]
+        held = 0 if plan.held is None else len(plan.held)
         if self.patience:
             found.append(f"the weights are those of epoch {fitted.kept}, the best on {held} held-out samples")
         elif held:
             found.append(f"{held} more samples were held out, and measured after each epoch")
-        if course.augment is not None:
+        if plan.augment is not None:
             flipped = "" if self.augment == "crop" else " and flipped"
             found.append(
                 f"training images were shifted by up to an eighth{flipped} at random: --augment none leaves them"
@@ -277,7 +284,7 @@ class TrainingOptions(Stage):
             kind: The optimizer where the options name none.
             rates: By optimizer the learning rate where the options give none.
         """
-        from compresskit.train.plan import Optimizing
+        from compresskit.train.settings import Optimizing
 
         kind = self.optimizer or kind
         return Optimizing(self.lr or rates[kind], kind, "cosine", self.warmup, self.weight_decay)

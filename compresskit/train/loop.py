@@ -16,11 +16,11 @@ from compresskit.errors import InputError
 from compresskit.ops.batchnorm import recalibrate
 from compresskit.stage import Progress, silent
 from compresskit.train.augment import Augment
-from compresskit.train.average import Average
 from compresskit.train.dropout import without_dropout
+from compresskit.train.ema import Ema
 from compresskit.train.material import Material, in_memory
-from compresskit.train.plan import Training
 from compresskit.train.processes import Team
+from compresskit.train.settings import Training
 from compresskit.train.state import Keeper, State, optimizer_tensors, restore_optimizer, tensors_of
 from compresskit.train.task import Loss
 from compresskit.train.validate import Validation
@@ -135,7 +135,7 @@ class _Run:
         self.steps = rows // (self.batch * self.accumulate)
         self.optimizer = how.optimizing.optimizer(self.module)
         self.schedule = how.optimizing.scheduler(self.optimizer, how.epochs * self.steps)
-        self.average = Average(self.module, how.ema) if how.ema else None
+        self.average = Ema(self.module, how.ema) if how.ema else None
         self.order = torch.Generator().manual_seed(how.seed)
         torch.manual_seed(how.seed + self.team.rank)
         self.step = self.team.joined(_Step(self.module, self.loss))

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.modules import PackedLinear
+from compresskit.ops.packed.modules import PackedLinear
 
 
 class _Term(nn.Module):

@@ -11,28 +11,28 @@ from typing import Any
 
 from torch import nn
 
+from compresskit.ops.calibration.moments import collectable
+from compresskit.ops.packed.modules import packed_twin, set_module
 from compresskit.ops.quantize.fake import FakeWeight, faked
 from compresskit.ops.quantize.fake_int8 import int8
-from compresskit.ops.quantize.modules import packed_twin, set_module
-from compresskit.ops.quantize.moments import collectable
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import Layers, fact, named, plan_layers
-from compresskit.train.course import Course
 from compresskit.train.loop import Fitted
+from compresskit.train.training_plan import TrainingPlan
 
 
 def quantize_trained(
     module: nn.Module,
     selection: Selection,
-    course: Course,
+    training_plan: TrainingPlan,
 ) -> tuple[dict[str, Any], dict[str, str], Fitted]:
     """Train a module with rounded weights, and replace its layers by packed ones, in place.
 
     Args:
         module: Any module.
         selection: Which layers, and their grids.
-        course: On what, how, and how long.
+        training_plan: On what, how, and how long.
 
     Returns:
         The facts, as those of :func:`~compresskit.ops.quantize.weights.quantize_module`; the layers left alone with the
@@ -51,7 +51,7 @@ def quantize_trained(
             fakes[name] = FakeWeight(named(name, partial(quantize_rtn, weights[name], plan.grids[name])))
     originals = {name: weights[name].detach().clone() for name in fakes}
     with faked(plan.layers, {name: fakes[owner] for name, owner in owners.items()}):
-        fitted = course.fit(module, partial(course.task.loss, teacher))
+        fitted = training_plan.fit(module, partial(training_plan.task.loss, teacher))
     packed = {name: fake.packed(plan.layers[name].get_parameter("weight")) for name, fake in fakes.items()}
     facts: dict[str, Any] = {}
     for name, layer in plan.layers.items():
@@ -64,7 +64,7 @@ def quantize_trained(
 def train_int8(
     module: nn.Module,
     selection: Selection,
-    course: Course,
+    training_plan: TrainingPlan,
     *,
     levels: int = 127,
 ) -> Fitted:
@@ -75,7 +75,7 @@ def train_int8(
     Args:
         module: Any module.
         selection: Which layers; only those that multiply (Linear and convolutions) take part.
-        course: On what, how, and how long.
+        training_plan: On what, how, and how long.
         levels: The largest code of a weight.
 
     Raises:
@@ -85,7 +85,7 @@ def train_int8(
     plan, teacher = _begun(module, selection)
     layers = [layer for name, layer in plan.layers.items() if collectable(layer) and name not in plan.ties]
     with int8(layers, levels):
-        return course.fit(module, partial(course.task.loss, teacher))
+        return training_plan.fit(module, partial(training_plan.task.loss, teacher))
 
 
 def _begun(module: nn.Module, selection: Selection) -> tuple[Layers, nn.Module]:

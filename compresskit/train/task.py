@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.distill.logits import masked_mean, soft_cross_entropy
-from compresskit.ops.quantize.trace import tensors_in
 
 Loss = Callable[[nn.Module, Sequence[Tensor]], Tensor]
 UNLABELLED = -1

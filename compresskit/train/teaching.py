@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.distill.features import Tapped, feature_distance, projections
 from compresskit.ops.distill.logits import decoupled, soft_cross_entropy, standardized
 from compresskit.ops.distill.outputs import embedding_distance
 from compresskit.ops.distill.pairs import Pairs, blocks_of, even_pairs, named_pairs
 from compresskit.ops.distill.teacher import Stand
-from compresskit.ops.quantize.trace import tensors_in
 from compresskit.train.task import Loss, Task
 
 Distance = Callable[[Task, Tensor, Tensor, Sequence[Tensor]], Tensor]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from ending import with_us
 from onnx import TensorProto, helper, numpy_helper
 
 from compresskit.bench.pool import Worker
@@ -177,7 +178,7 @@ def test_no_worker_outlives_its_parent(importable, tmp_path, how):
         "measure([Spec('m', Path(NOTE), 'torch', inputs=(x,), loader='models_for_bench:hang')], Plan())"
     ).replace("NOTE", json.dumps(str(note)))
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL
+        [*with_us(), sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL
     )
     for _ in range(400):
         if note.exists() and note.read_text():

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ending import with_us
 from warm import Warm
 
 from compresskit.checkpoint import atomic, swap
@@ -324,7 +325,8 @@ with atomic.new_folder(target, force=True) as staged:
 
 
 def child(target: Path, way: str, point: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(target), way, point], stdout=subprocess.PIPE, text=True)
+    words = [*with_us(), sys.executable, "-c", CHILD, str(target), way, point]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
 @POSIX
@@ -375,7 +377,7 @@ def test_killed_at_random_times(tmp_path: Path) -> None:
     put(target, "new")
     loop = CHILD.replace("with atomic", "while True:\n  with atomic").replace("\n    ", "\n      ")
     for delay in range(30):
-        process = subprocess.Popen([sys.executable, "-c", loop, str(target), "one", "none"])
+        process = subprocess.Popen([*with_us(), sys.executable, "-c", loop, str(target), "one", "none"])
         time.sleep(0.15 + delay * 0.011)
         process.kill()
         process.wait()

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from compresskit.checkpoint.state_dict_keys import match_keys
 from compresskit.checkpoint.tensors import open_tensors
-from compresskit.checkpoint.undress import match_keys
 from compresskit.errors import InputError
 
 W = torch.arange(12.0).reshape(3, 4)

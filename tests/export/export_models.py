@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.model import InputSpec
-from compresskit.ops.quantize.grid import Grid, Packed, pack
-from compresskit.ops.quantize.modules import PackedEmbedding, PackedLinear, packed_twin, set_module
+from compresskit.ops.packed.grid import Grid, Packed, pack
+from compresskit.ops.packed.modules import PackedEmbedding, PackedLinear, packed_twin, set_module
 from compresskit.ops.quantize.nf4 import nf4_grid
 
 IMAGE = (InputSpec("x", "float32", ("batch", 3, 16, 16)),)

@@ -30,8 +30,8 @@ from compresskit.export.lower import block_of, lowered
 from compresskit.export.onnx_export import export_onnx
 from compresskit.export.parity import parity
 from compresskit.model import InputSpec
-from compresskit.ops.quantize.grid import Grid
-from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLinear
+from compresskit.ops.packed.grid import Grid
+from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLinear
 from compresskit.ops.quantize.nf4 import nf4_grid
 
 

@@ -18,8 +18,8 @@ from compresskit.export.checked import export_checked
 from compresskit.export.parity import difference, parity
 from compresskit.export.samples import samples
 from compresskit.model import InputSpec
-from compresskit.ops.quantize.grid import Grid
-from compresskit.ops.quantize.modules import PackedLinear
+from compresskit.ops.packed.grid import Grid
+from compresskit.ops.packed.modules import PackedLinear
 
 ROW = (InputSpec("x", "float32", ("batch", 64)),)
 

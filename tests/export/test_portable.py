@@ -16,8 +16,8 @@ from torch import nn
 
 from compresskit.export.onnx_export import export_onnx
 from compresskit.model import InputSpec
-from compresskit.ops.quantize.grid import Grid
-from compresskit.ops.quantize.modules import PackedLinear
+from compresskit.ops.packed.grid import Grid
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize.nf4 import nf4_grid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -9,12 +9,12 @@ import torch
 from calibration_models import Blocks, batches, forward
 from torch import nn
 
+from compresskit.ops.calibration.moments import Moments, output_error
+from compresskit.ops.calibration.sequential import Segment, run_sequentially
+from compresskit.ops.calibration.trace import trace
+from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.quantize.awq import _fold, quantize_weighted, scale_group
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.moments import Moments, output_error
 from compresskit.ops.quantize.rtn import quantize_rtn
-from compresskit.ops.quantize.trace import trace
-from compresskit.ops.quantize.walk import Segment, walk
 
 GRID = Grid(3, 32)
 
@@ -42,7 +42,7 @@ def test_scales_fold_into_the_norm_only_where_nothing_else_reads_it() -> None:
                 assert torch.allclose(scaled.moments[group[0]].gram, again, rtol=1e-2, atol=1e-3)
 
     names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n not in ("unused", "head")]
-    walk(module, batches(), forward, names, step, found=found)
+    run_sequentially(module, batches(), forward, names, step, found=found)
     assert folded["layers.0.q"] and not folded["layers.0.out"] and not folded["layers.0.down"]
     assert torch.allclose(forward(module, batches()[0]), before, atol=1e-4)
 

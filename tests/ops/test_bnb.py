@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError, MachineError
+from compresskit.ops.packed.grid import Grid, Packed, dequantize
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize import bnb, bnb_library
 from compresskit.ops.quantize.bnb_select import BnbSelection, kept
-from compresskit.ops.quantize.grid import Grid, Packed, dequantize
-from compresskit.ops.quantize.modules import PackedLinear
 from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.weights import quantize_module

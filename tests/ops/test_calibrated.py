@@ -17,12 +17,12 @@ from compresskit.errors import InputError, UsageError
 from compresskit.export.onnx_export import export_onnx
 from compresskit.export.parity import parity
 from compresskit.model import InputSpec
+from compresskit.ops.calibration.moments import Moments
+from compresskit.ops.packed.grid import Grid, Packed
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize.awq import quantize_weighted
 from compresskit.ops.quantize.calibrated import Method, quantize_calibrated
 from compresskit.ops.quantize.gptq import quantize_gptq
-from compresskit.ops.quantize.grid import Grid, Packed
-from compresskit.ops.quantize.modules import PackedLinear
-from compresskit.ops.quantize.moments import Moments
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.smooth import SmoothedLinear, smooth_module

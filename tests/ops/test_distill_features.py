@@ -14,8 +14,8 @@ from compresskit.errors import InputError, UsageError
 from compresskit.ops.distill.features import Generator, Projection, Tapped, feature_distance, projections
 from compresskit.ops.distill.on_policy import continue_prompts, drawn_divergence
 from compresskit.ops.distill.pairs import blocks_of, even_pairs, named_pairs
-from compresskit.ops.distill.remember import Remembering
 from compresskit.ops.distill.teacher import Stand, places_of
+from compresskit.ops.distill.teacher_cache import TeacherCache
 from compresskit.train.task import Task
 from compresskit.train.writing import Writing
 
@@ -218,7 +218,7 @@ def stand(teacher: nn.Module, *names: str) -> Stand:
 
 def test_a_teacher_is_asked_once_for_each_sample() -> None:
     teacher = Counted()
-    asked = Remembering(stand(teacher, "x"))
+    asked = TeacherCache(stand(teacher, "x"))
     x = torch.randn(12, 5)
     first = asked(x=x)
     again = torch.randperm(12)
@@ -226,10 +226,10 @@ def test_a_teacher_is_asked_once_for_each_sample() -> None:
     assert torch.equal(asked(x[:3]), first[:3]) and teacher.rows == 12
     x[0, 0] += 1  # another sample
     assert torch.equal(asked(x=x), x.sum(1, keepdim=True)) and teacher.rows == 24
-    masked = Remembering(stand(Counted(), "x", "mask"))
+    masked = TeacherCache(stand(Counted(), "x", "mask"))
     ones = torch.ones(12, 5)
     assert not torch.equal(masked(x=x, mask=ones), masked(x=x, mask=ones * (torch.arange(5) > 2)))
-    small = Remembering(stand(teacher, "x"), most=4)  # one answer
+    small = TeacherCache(stand(teacher, "x"), most=4)  # one answer
     assert torch.equal(small(x=x), small(x=x)) and teacher.rows == 48
 
 

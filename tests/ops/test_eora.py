@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from compresskit.ops.calibration.moments import Moments, output_error
+from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.quantize.eora import low_rank, repaired, term
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.moments import Moments, output_error
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from compresskit.ops.packed.grid import Grid, Packed, dequantize, pack
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize import fast
 from compresskit.ops.quantize.fast import FastLinear, kernel_for, speed_up
-from compresskit.ops.quantize.grid import Grid, Packed, dequantize, pack
-from compresskit.ops.quantize.modules import PackedLinear
 from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 from compresskit.ops.quantize.rtn import quantize_rtn
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError
+from compresskit.ops.calibration.gram import corrected, inverse_factor
+from compresskit.ops.calibration.moments import Collector, Moments, output_error
+from compresskit.ops.packed.grid import Grid, Packed, dequantize
 from compresskit.ops.quantize.gptq import quantize_gptq
-from compresskit.ops.quantize.gram import corrected, inverse_factor
-from compresskit.ops.quantize.grid import Grid, Packed, dequantize
-from compresskit.ops.quantize.moments import Collector, Moments, output_error
 from compresskit.ops.quantize.refine import refine
 from compresskit.ops.quantize.rtn import quantize_rtn
 

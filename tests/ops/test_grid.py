@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize import grid as grids
-from compresskit.ops.quantize.grid import BITS, Grid, dequantize, pack, packed_bytes, sqnr, unpack
+from compresskit.ops.packed import grid as grids
+from compresskit.ops.packed.grid import BITS, Grid, dequantize, pack, packed_bytes, sqnr, unpack
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 SHAPES = [(7, 33), (16, 64), (3, 5, 3, 3), (1, 1), (5, 128), (4, 3, 2), (2, 3, 2, 2, 2)]

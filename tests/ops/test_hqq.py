@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, dequantize
+from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.quantize.hqq import quantize_hqq
 from compresskit.ops.quantize.rtn import quantize_rtn
 

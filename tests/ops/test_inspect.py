@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from compresskit.model import InputSpec
 from compresskit.ops.inspect import count_zeros, inspect_module, inspect_tensors
 from compresskit.ops.macs import count_macs
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.modules import packed_twin
+from compresskit.ops.packed.grid import Grid, dequantize
+from compresskit.ops.packed.modules import packed_twin
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 IDS = InputSpec("ids", "int64", ("batch", "sequence"), 50)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compresskit.errors import InputError
 from compresskit.ops.inspect_onnx import inspect_onnx
-from compresskit.ops.quantize.grid import Grid, dequantize
+from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 FLOAT = TensorProto.FLOAT

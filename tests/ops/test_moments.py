@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresskit.ops.quantize.moments import Collector, Moments, collectable, columns_of, output_error
+from compresskit.ops.calibration.moments import Collector, Moments, collectable, columns_of, output_error
 
 
 def collected(layer: nn.Module, *batches: torch.Tensor, **extra: torch.Tensor) -> Moments:
@@ -93,8 +93,8 @@ def test_convolutions_are_unfolded_a_few_samples_at_a_time(monkeypatch: pytest.M
         sizes.append(len(x))
         return columns_of(layer, x, keep)
 
-    monkeypatch.setattr("compresskit.ops.quantize.moments.columns_of", spied)
-    monkeypatch.setattr("compresskit.ops.quantize.moments._UNFOLDED", 3 * columns_of(layer, x[:1]).numel() * 4)
+    monkeypatch.setattr("compresskit.ops.calibration.moments.columns_of", spied)
+    monkeypatch.setattr("compresskit.ops.calibration.moments._UNFOLDED", 3 * columns_of(layer, x[:1]).numel() * 4)
     found = collected(layer, x, original=2 * x)
     assert max(sizes) == 3 and found.count == expected.count == 7 * 30
     assert torch.allclose(found.gram, expected.gram, atol=1e-5)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import NF4, Grid, dequantize, unpack
-from compresskit.ops.quantize.modules import grid_of
+from compresskit.ops.packed.grid import NF4, Grid, dequantize, unpack
+from compresskit.ops.packed.modules import grid_of
 from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import quantize_module, replay

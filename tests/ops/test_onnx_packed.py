@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from compresskit.export.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_onnx import inspect_onnx
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.modules import PackedLayer
+from compresskit.ops.packed.grid import Grid, dequantize
+from compresskit.ops.packed.modules import PackedLayer
 from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection

@@ -10,13 +10,13 @@ from calibration_models import Blocks, batches, forward
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
+from compresskit.ops.calibration.moments import Moments, output_error
 from compresskit.ops.prune.magnitude import prune_magnitude, prune_together
 from compresskit.ops.prune.masks import Pattern, keep_zeros, kept, zeros
 from compresskit.ops.prune.refit import refit
 from compresskit.ops.prune.sparsegpt import prune_sparsegpt
 from compresskit.ops.prune.unstructured import facts_of, plan_layers, prune_calibrated, prune_free
 from compresskit.ops.prune.wanda import prune_wanda
-from compresskit.ops.quantize.moments import Moments, output_error
 
 HALF, TWO_OF_FOUR, ONE_OF_EIGHT = Pattern(0.5), Pattern.grouped(2, 4), Pattern.grouped(1, 8)
 PATTERNS = [Pattern(0.3), HALF, Pattern(0.9), TWO_OF_FOUR, ONE_OF_EIGHT]

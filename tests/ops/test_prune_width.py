@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from compresskit.errors import InputError, UsageError
+from compresskit.ops.calibration.moments import Moments, output_error
 from compresskit.ops.prune.units import columns_of, prune_units
 from compresskit.ops.prune.width import heads_left
-from compresskit.ops.quantize.moments import Moments, output_error
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of transformers are not ours to mend

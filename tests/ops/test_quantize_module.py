@@ -15,12 +15,12 @@ from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.safetensors_writer import Entry, entry, write_safetensors
 from compresskit.checkpoint.tensors import open_tensors
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.modules import PackedConv, PackedEmbedding, PackedLinear, set_module
+from compresskit.ops.packed.grid import Grid, dequantize
+from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLinear, set_module
+from compresskit.ops.packed.unpacking import Unpacked
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.stream import Quantizer, plan
-from compresskit.ops.quantize.unpacked import Unpacked
 from compresskit.ops.quantize.weights import plan_layers, quantize_module, replay
 from compresskit.stage import silent
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError
 from compresskit.ops.batchnorm import recalibrate
+from compresskit.ops.packed.grid import Grid, dequantize
+from compresskit.ops.packed.modules import PackedLayer
 from compresskit.ops.quantize.calibrated import Method, quantize_calibrated
 from compresskit.ops.quantize.edges import edge_layers
 from compresskit.ops.quantize.equalize import Pair, equalize, pairs
 from compresskit.ops.quantize.fake import FakeWeight, faked
 from compresskit.ops.quantize.gptq import quantize_gptq
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.modules import PackedLayer
 from compresskit.ops.quantize.reconstruct import Effort, Shifted, reconstruct
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection

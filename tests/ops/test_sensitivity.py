@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError
+from compresskit.ops.packed.grid import Grid
 from compresskit.ops.quantize.auto import Wanted, bytes_of, plan_bits
-from compresskit.ops.quantize.grid import Grid
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 

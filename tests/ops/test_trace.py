@@ -7,7 +7,7 @@ import torch
 from calibration_models import Blocks, batches, forward
 from torch import nn
 
-from compresskit.ops.quantize.trace import OUTPUT, chain, trace
+from compresskit.ops.calibration.trace import OUTPUT, chain, trace
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compresskit.render import nodes, points
+from compresskit.render import nodes, sweep
 from compresskit.render.markdown import markdown
 from compresskit.report import Measurement, ModelEntry, NodeTime, Report, Verdict
 
@@ -49,6 +49,6 @@ def test_a_point_that_a_model_lacks_has_no_row() -> None:
     def figure(model: str, batch: int) -> Measurement:
         return Measurement(model=model, name="latency_p50", value=2.0, unit="ms", batch=batch, threads=1)
 
-    header, lines = points.table(report(measurements=[figure("a", 1), figure("a", 8), figure("b", 8)]))
+    header, lines = sweep.table(report(measurements=[figure("a", 1), figure("a", 8), figure("b", 8)]))
     assert header[:2] == ("model", "batch")
     assert [line.cells[:2] for line in lines] == [("a", "1"), ("a", "8"), ("b", "8")]

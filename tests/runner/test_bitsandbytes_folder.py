@@ -14,10 +14,10 @@ import torch
 
 from compresskit.checkpoint.huggingface_bnb import skip_patterns
 from compresskit.errors import InputError
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize.bnb import to_bitsandbytes
 from compresskit.ops.quantize.bnb_library import bitsandbytes
 from compresskit.ops.quantize.fast import FastLinear
-from compresskit.ops.quantize.modules import PackedLinear
 from compresskit.runner.api import method, run
 from compresskit.runner.loading import load, load_module
 

@@ -15,7 +15,7 @@ from compresskit import registry
 from compresskit.data.opening import open_source
 from compresskit.data.source import Source
 from compresskit.model import Arch, Card, InputSpec, Model
-from compresskit.stage import BESIDE, Context
+from compresskit.stage import SIDECAR, Context
 
 IMAGES = (InputSpec("x", "float32", ("batch", 3, 8, 8)),)
 ROWS = (InputSpec("x", "float32", ("batch", 24)),)
@@ -66,7 +66,7 @@ def train(name: str, net: str, folder: Path, module: nn.Module | None = None, **
     work = Path(mkdtemp(dir=folder))
     stage = registry.get(f"lora.{name}")(**options)
     done = stage.run(model, Context(work, source(folder, inputs) if options["epochs"] else None))
-    return done, work / BESIDE / "adapter"
+    return done, work / SIDECAR / "adapter"
 
 
 def inputs_for(net: str, count: int = 8) -> Tensor:

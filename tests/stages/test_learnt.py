@@ -16,7 +16,7 @@ from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
 from compresskit.export.checked import export_checked
 from compresskit.model import Card, InputSpec, Model
-from compresskit.ops.quantize.modules import PackedLayer
+from compresskit.ops.packed.modules import PackedLayer
 from compresskit.runner.weights import write_weights
 from compresskit.stage import Context, Stage
 from compresskit.stages.quantize_adaround import QuantizeAdaround

@@ -138,7 +138,7 @@ def test_full_trains_all_weights(tmp_path: Path) -> None:
 
 def test_loftq_begins_nearer_to_the_weights_than_rounding(tmp_path: Path) -> None:
     from compresskit.ops.lora.loftq import quantize_loftq
-    from compresskit.ops.quantize.grid import dequantize
+    from compresskit.ops.packed.grid import dequantize
     from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.model import Arch, Card, Model
 from compresskit.ops.lora.adapter import adapted
 from compresskit.ops.lora.folder import read_adapter
-from compresskit.ops.quantize.modules import PackedLinear
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.runner.api import run
 from compresskit.runtimes import get
 

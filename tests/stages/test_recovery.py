@@ -17,7 +17,7 @@ from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
 from compresskit.export.checked import export_checked
 from compresskit.model import Card, InputSpec, Model
-from compresskit.ops.quantize.modules import PackedLinear
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.registry import get
 from compresskit.runner.weights import write_weights
 from compresskit.stage import Context

@@ -9,7 +9,7 @@ from training_models import HELD, accuracy, data, equal, loss, net, task
 
 from compresskit.errors import InputError
 from compresskit.train.loop import Fitted, fit
-from compresskit.train.plan import Optimizing, Training
+from compresskit.train.settings import Optimizing, Training
 from compresskit.train.validate import Validation
 
 PLAIN = Optimizing(0.1, "sgd", "cosine")

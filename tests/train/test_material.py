@@ -17,8 +17,8 @@ from compresskit.errors import InputError
 from compresskit.model import InputSpec
 from compresskit.train.loop import fit
 from compresskit.train.material import Material, Rows, Walked, filled, in_memory
-from compresskit.train.plan import Optimizing, Training
 from compresskit.train.reading import Reading
+from compresskit.train.settings import Optimizing, Training
 
 TEXT = (InputSpec("input_ids", "int64", ("batch", "sequence")), InputSpec("attention_mask", "int64", ("batch", "s")))
 

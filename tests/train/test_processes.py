@@ -15,7 +15,7 @@ from two_processes import trained
 
 from compresskit.errors import MachineError
 from compresskit.train.loop import fit
-from compresskit.train.plan import Training
+from compresskit.train.settings import Training
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 

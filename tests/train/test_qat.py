@@ -11,25 +11,25 @@ from torch.nn.functional import mse_loss
 from training_models import accuracy, data, loss, net, task
 
 from compresskit.errors import InputError
+from compresskit.ops.packed.grid import dequantize
+from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize.fake_int8 import Int8Input
-from compresskit.ops.quantize.grid import dequantize
-from compresskit.ops.quantize.modules import PackedLinear
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
-from compresskit.train.course import Course
 from compresskit.train.loop import fit
 from compresskit.train.material import in_memory
-from compresskit.train.plan import Optimizing, Training
 from compresskit.train.qat import quantize_trained, train_int8
+from compresskit.train.settings import Optimizing, Training
+from compresskit.train.training_plan import TrainingPlan
 
 
-def course(training: Training, labelled: bool = True) -> Course:
-    return Course(in_memory(data()[: 2 if labelled else 1]), task(labelled), training)
+def plan(training: Training, labelled: bool = True) -> TrainingPlan:
+    return TrainingPlan(in_memory(data()[: 2 if labelled else 1]), task(labelled), training)
 
 
 def quantized(module: nn.Module, *, labelled: bool = True) -> dict:
     training = Training(6, 16, Optimizing(5e-3, "adamw", "cosine"))
-    return quantize_trained(module, Selection(2, 32), course(training, labelled))[0]
+    return quantize_trained(module, Selection(2, 32), plan(training, labelled))[0]
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -77,7 +77,7 @@ def test_bad_training_data_are_refused_before_training() -> None:
 def test_weights_trained_on_8_bits_end_on_their_grids(levels: int) -> None:
     module = net()
     keys = set(module.state_dict())
-    train_int8(module, Selection(8, 0), course(Training(4, 16, Optimizing(0.1, "sgd", "cosine"))), levels=levels)
+    train_int8(module, Selection(8, 0), plan(Training(4, 16, Optimizing(0.1, "sgd", "cosine"))), levels=levels)
     assert accuracy(module) > 0.9 and set(module.state_dict()) == keys
     for layer in (module[0], module[2]):
         assert type(layer) is nn.Linear and not layer._forward_pre_hooks

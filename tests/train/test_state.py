@@ -11,7 +11,7 @@ from training_models import HELD, data, equal, loss, net, task
 
 from compresskit.errors import InputError
 from compresskit.train.loop import Fitted, fit
-from compresskit.train.plan import Optimizing, Training
+from compresskit.train.settings import Optimizing, Training
 from compresskit.train.state import Keeper, key_of
 from compresskit.train.validate import Validation
 

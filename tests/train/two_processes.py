@@ -12,8 +12,8 @@ from training_models import HELD, data, loss, net, task
 
 from compresskit.errors import UsageError
 from compresskit.train.loop import fit
-from compresskit.train.plan import Optimizing, Training
 from compresskit.train.processes import Team
+from compresskit.train.settings import Optimizing, Training
 from compresskit.train.state import Keeper, key_of
 from compresskit.train.validate import Validation
 

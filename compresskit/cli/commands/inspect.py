@@ -75,8 +75,8 @@ def command(
 
     from compresskit.cli.console import check_json, progressing, write_json, write_out
     from compresskit.cli.inputs import load_model, load_options
-    from compresskit.runner.outlook import outlook
-    from compresskit.runner.outlook import sensitivity as measured
+    from compresskit.runner.estimates import estimates
+    from compresskit.runner.estimates import sensitivity as measured
     from compresskit.runner.suggest import suggest as suggestion_for
 
     check_json(json, (model, arch, data))
@@ -89,13 +89,13 @@ def command(
         found["spectrum"] = _spectrum(loaded)
     found["history"] = [applied.name for applied in loaded.card.history]
     with progressing(quiet) as progress:
-        found["outlook"] = outlook(loaded, found, seed=seed)
+        found["estimates"] = estimates(loaded, found, seed=seed)
         if source is not None and sensitivity:
-            found["outlook"]["sensitivity"] = measured(loaded, source, progress)
+            found["estimates"]["sensitivity"] = measured(loaded, source, progress)
     words = _words(model, arch, arch_args, input_shape)
     chosen = suggestion_for(loaded, found, words)
-    if found["outlook"]["quantize"]["forms"]:
-        found["outlook"]["suggestion"] = {"kind": chosen.kind, "form": chosen.form, "options": list(chosen.options)}
+    if found["estimates"]["quantize"]["forms"]:
+        found["estimates"]["suggestion"] = {"kind": chosen.kind, "form": chosen.form, "options": list(chosen.options)}
     _write_suggestion(suggest, chosen.recipe, found, force)
     write_json(jsonlib.dumps(found, indent=2, ensure_ascii=False) + "\n", json)
     if suggest == "-":
@@ -177,7 +177,7 @@ def _write_suggestion(suggest: str | None, recipe: str, found: dict[str, Any], f
 
     if suggest is None:
         return
-    sizes = found["outlook"]["quantize"]
+    sizes = found["estimates"]["quantize"]
     if not sizes["forms"]:
         raise InputError(f"there is no recipe to suggest: {sizes['reason']}")
     if suggest != "-":

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.distill.outputs import relative_distance
-from compresskit.ops.quantize.trace import tensors_in
 
 
 class Tapped(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError, UsageError, listing
-from compresskit.ops.quantize.modules import PackedLayer, PackedLinear, set_module
+from compresskit.ops.packed.modules import PackedLayer, PackedLinear, set_module
 
 PARTS = ("down", "up", "gain", "shift", "before")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -24,7 +24,7 @@ from compresskit.checkpoint.safetensors_writer import entry, write_safetensors
 from compresskit.checkpoint.tensors import Tensors, open_tensors
 from compresskit.errors import InputError, listing
 from compresskit.ops.lora.adapter import Term, adaptable, check_shape, sizes, turns
-from compresskit.ops.quantize.modules import PackedLayer
+from compresskit.ops.packed.modules import PackedLayer
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 FOLDER = "adapter"

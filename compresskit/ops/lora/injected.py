@@ -25,8 +25,8 @@ from compresskit.errors import UsageError, missing_extra
 from compresskit.ops.allocator import give_back
 from compresskit.ops.lora.adapter import turns
 from compresskit.ops.lora.folder import PREFIX
+from compresskit.ops.packed.modules import PackedLinear, set_module
 from compresskit.ops.quantize.bnb_library import bitsandbytes
-from compresskit.ops.quantize.modules import PackedLinear, set_module
 
 Kind = Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]
 _DROPPED = ("peft_version", "auto_mapping", "runtime_config")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.grid import Grid, Packed, dequantize
+from compresskit.ops.packed.grid import Grid, Packed, dequantize
 
 
 def quantize_loftq(

@@ -19,9 +19,9 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compresskit.errors import InputError
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune.graph import Axis, Group, Member, axis_size
 from compresskit.ops.prune.limit import OutOfTime, time_limit
-from compresskit.ops.quantize.trace import tensors_in
 
 _OUTPUT = "it gives the model's output"
 _MIXED = "its channels are mixed by the normalization '{}'"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
+from compresskit.ops.calibration.activation_stream import Batch, Forward, filled, replaced
+from compresskit.ops.calibration.trace import chain, tensors_in, trace
 from compresskit.ops.prune.same import same
-from compresskit.ops.quantize.line import Batch, Forward, filled, replaced
 from compresskit.ops.quantize.sensitivity import apart, floats
-from compresskit.ops.quantize.trace import chain, tensors_in, trace
 
 Ranking = Literal["output", "influence"]
 Progress = Callable[[str, int, int], None]

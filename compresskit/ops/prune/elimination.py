@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from compresskit.ops.calibration.gram import damped
+from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.prune.graph import Group
-from compresskit.ops.quantize.gram import damped
-from compresskit.ops.quantize.moments import Moments
 
 DAMPING = 1e-3
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresskit.ops.calibration.activation_stream import Batch, Forward, Stop
+from compresskit.ops.calibration.gram import damped
+from compresskit.ops.calibration.moments import collectable, columns_of
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune.cut import Places
-from compresskit.ops.quantize.gram import damped
-from compresskit.ops.quantize.line import Batch, Forward, Stop
-from compresskit.ops.quantize.moments import collectable, columns_of
-from compresskit.ops.quantize.trace import tensors_in
 
 _MOST = 0.1
 """Largest damping for lack of data."""

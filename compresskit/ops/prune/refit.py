@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.gram import damped, damping_of, flat_weight
-from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.calibration.gram import damped, damping_of, flat_weight
+from compresskit.ops.calibration.moments import Moments
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def refit(weight: Tensor, target: Tensor, moments: Moments, *, rounds: int, damp
         target: The weight whose output is aimed at; same shape.
         moments: Of the layer's inputs.
         rounds: Steps, each lowers the error; 0 gives the weight back.
-        damping: See :func:`~compresskit.ops.quantize.gram.damping_of`.
+        damping: See :func:`~compresskit.ops.calibration.gram.damping_of`.
 
     Raises:
         InputError: A weight or the moments hold NaN or Inf.

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.modules import set_module
-from compresskit.ops.quantize.trace import tensors_in
+from compresskit.ops.calibration.trace import tensors_in
+from compresskit.ops.packed.modules import set_module
 
 _EXACT = 1e-6
 _WIDEST = 1 << 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from compresskit.ops.quantize.trace import tensors_in
+from compresskit.ops.calibration.trace import tensors_in
 
 _CLOSE = 1e-5
 

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.moments import Collector, Moments, collectable
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune import importance
 from compresskit.ops.prune.allocate import Ranked, widths_of
 from compresskit.ops.prune.elimination import eliminate, refitted
 from compresskit.ops.prune.graph import Group
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.moments import Collector, Moments, collectable
 from compresskit.ops.quantize.sensitivity import Trial
-from compresskit.ops.quantize.trace import tensors_in
 
 Criterion = Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"]
 FREE = ("l1", "l2", "bn-scale")
@@ -40,7 +40,7 @@ def moments_of(
 
     Args:
         module: In eval mode.
-        names: Layers that are :func:`~compresskit.ops.quantize.moments.collectable`.
+        names: Layers that are :func:`~compresskit.ops.calibration.moments.collectable`.
         batches: Inputs.
         forward: Calls the module with a batch.
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compresskit.ops.calibration.gram import damping_of, flat_weight, inverse_factor
+from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.prune.masks import Pattern, kept, lowest
-from compresskit.ops.quantize.gram import damping_of, flat_weight, inverse_factor
-from compresskit.ops.quantize.moments import Moments
 
 _PIECE = 128
 """Columns worked on before the rest of the weight is updated, about."""
@@ -26,7 +26,7 @@ def prune_sparsegpt(weight: Tensor, pattern: Pattern, moments: Moments, *, dampi
         weight: ``(outputs, inputs, …)``; the outputs of a convolution lie group after group.
         pattern: Which share; groups are chosen when their turn comes, on the weights as corrected by then.
         moments: Of the layer's inputs.
-        damping: See :func:`~compresskit.ops.quantize.gram.damping_of`.
+        damping: See :func:`~compresskit.ops.calibration.gram.damping_of`.
 
     Raises:
         InputError: The weight or the moments hold NaN or Inf.

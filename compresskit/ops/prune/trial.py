@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune.cut import Kept, cut, mask
 from compresskit.ops.prune.graph import Group
-from compresskit.ops.quantize.trace import tensors_in
 
 TOLERANCE = 1e-5
 """Largest difference between masked and cut, relative to the largest output."""

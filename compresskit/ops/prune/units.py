@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.gram import damped, damping_of, flat_weight
-from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.calibration.gram import damped, damping_of, flat_weight
+from compresskit.ops.calibration.moments import Moments
 
 _STEPS = 64
 """Steps in which units are removed, at most: costs are computed anew after each."""
@@ -28,7 +28,7 @@ def prune_units(
         moments: Of the layer's inputs.
         size: Columns of a unit; unit ``i`` is made of columns ``i · size`` to ``(i + 1) · size - 1``.
         keep: How many units stay, at least 1.
-        damping: See :func:`~compresskit.ops.quantize.gram.damping_of`.
+        damping: See :func:`~compresskit.ops.calibration.gram.damping_of`.
 
     Returns:
         The weight with zeros in the columns of units that go, and the numbers of the units that stay, ascending.

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compresskit.ops.calibration.gram import flat_weight
+from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.prune.masks import Pattern, kept
-from compresskit.ops.quantize.gram import flat_weight
-from compresskit.ops.quantize.moments import Moments
 
 
 @torch.no_grad()

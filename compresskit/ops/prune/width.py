@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.gram import corrected
+from compresskit.ops.calibration.moments import Moments
+from compresskit.ops.calibration.sequential import Segment, run_sequentially
+from compresskit.ops.calibration.trace import chain, trace
 from compresskit.ops.prune.config import accepts
 from compresskit.ops.prune.same import same
 from compresskit.ops.prune.units import columns_of, prune_units
 from compresskit.ops.quantize.calibrated import correct_bias
-from compresskit.ops.quantize.gram import corrected
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.moments import Moments
-from compresskit.ops.quantize.trace import chain, trace
-from compresskit.ops.quantize.walk import Segment, walk
 from compresskit.ops.quantize.weights import named
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "hidden_dim", "n_inner")
@@ -147,7 +147,7 @@ def prune_width(
                 stays[name] = named(name, partial(_zero, segment.layer(name), part, keep, moments, drift))
                 progress("prune", len(stays), len(parts))
 
-    walk(module, batches, forward, list(by_reader), step, original=drift > 0)
+    run_sequentially(module, batches, forward, list(by_reader), step, original=drift > 0)
     missed = [name for name in by_reader if name not in stays]
     if missed:
         raise InputError(f"no sample reaches {listing(missed)}", "give data that do")

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
-from compresskit.ops.quantize.grid import Grid, dequantize
-from compresskit.ops.quantize.modules import same_tensor
+from compresskit.ops.packed.grid import Grid, dequantize
+from compresskit.ops.packed.modules import same_tensor
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import bytes_of
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compresskit.ops.quantize.gram import flat_weight
-from compresskit.ops.quantize.grid import Grid, Packed, dequantize
-from compresskit.ops.quantize.moments import Moments, output_error
+from compresskit.ops.calibration.gram import flat_weight
+from compresskit.ops.calibration.moments import Moments, output_error
+from compresskit.ops.calibration.sequential import Segment
+from compresskit.ops.calibration.trace import Trace
+from compresskit.ops.packed.grid import Grid, Packed, dequantize
 from compresskit.ops.quantize.ranges import Codes, scale_dtype
 from compresskit.ops.quantize.rtn import quantize_rtn
-from compresskit.ops.quantize.trace import Trace
-from compresskit.ops.quantize.walk import Segment
 
 _POWERS = [i / 20 for i in range(21)]
 _LEAST_GAIN = 0.1

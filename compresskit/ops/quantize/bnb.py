@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError, MachineError
+from compresskit.ops.packed.grid import NF4, Grid, Packed
+from compresskit.ops.packed.modules import PackedLayer, PackedLinear, set_module
 from compresskit.ops.quantize.bnb_library import bitsandbytes, has_cpu_kernel
-from compresskit.ops.quantize.grid import NF4, Grid, Packed
-from compresskit.ops.quantize.modules import PackedLayer, PackedLinear, set_module
 
 BLOCKS = (32, 64, 128, 256, 512, 1024)
 """Group sizes that the library knows."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from compresskit.ops.packed.grid import Grid
 from compresskit.ops.quantize.bnb import obstacle
-from compresskit.ops.quantize.grid import Grid
 from compresskit.ops.quantize.select import Selection
 
 

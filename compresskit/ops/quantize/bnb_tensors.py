@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from compresskit.checkpoint.tensors import Tensors
+from compresskit.ops.packed.grid import Packed
 from compresskit.ops.quantize.bnb import names, read_back
-from compresskit.ops.quantize.grid import Packed
 
 _PARTS = ("codes", "scales")
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import listing
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.gram import corrected
+from compresskit.ops.calibration.moments import Moments, collectable
+from compresskit.ops.calibration.sequential import Segment, run_sequentially
+from compresskit.ops.calibration.trace import Trace, trace
+from compresskit.ops.packed.grid import Grid, Packed, dequantize
+from compresskit.ops.packed.modules import PackedLinear, packed_twin, set_module
 from compresskit.ops.quantize.awq import scale_group
 from compresskit.ops.quantize.eora import Repair, repaired, term
-from compresskit.ops.quantize.gram import corrected
-from compresskit.ops.quantize.grid import Grid, Packed, dequantize
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.modules import PackedLinear, packed_twin, set_module
-from compresskit.ops.quantize.moments import Moments, collectable
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
-from compresskit.ops.quantize.trace import Trace, trace
-from compresskit.ops.quantize.walk import Segment, walk
 from compresskit.ops.quantize.weights import Layers, fact, named, packed_at, plan_layers
 
 Calibrated = Callable[[Tensor, Grid, Moments], Packed]
@@ -131,7 +131,7 @@ class _Run:
         self._tell()
 
     def rest(self) -> list[str]:
-        """Quantize what the walk never came to; gives the names of those that calibration should have reached."""
+        """Quantize what calibration never came to; gives the names of those that calibration should have reached."""
         missed = [name for name in self.plan.layers if name not in self.facts]
         for name in missed:
             if name not in self.facts:
@@ -241,7 +241,7 @@ def quantize_calibrated(
         with torch.no_grad():
             run.found = trace(module, partial(forward, module, batches[0]))
         original = method.drift > 0 or method.learn is not None or method.tune is not None
-        walk(module, batches, forward, list(plan.layers), run.step, original=original, found=run.found)
+        run_sequentially(module, batches, forward, list(plan.layers), run.step, original=original, found=run.found)
     missed = run.rest()
     ordered = {name: run.facts[name] for name in plan.layers}
     notes = list(_notes(run, missed)) if batches else []

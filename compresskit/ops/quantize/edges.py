@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.trace import trace
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.trace import trace
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

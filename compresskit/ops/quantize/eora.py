@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.gram import damped
-from compresskit.ops.quantize.grid import Packed, dequantize
-from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.calibration.gram import damped
+from compresskit.ops.calibration.moments import Moments
+from compresskit.ops.packed.grid import Packed, dequantize
 
 Repair = tuple[Tensor, Tensor]
 _DAMPING = 1e-3

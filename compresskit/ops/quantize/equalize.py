@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compresskit.ops.quantize.line import Batch, Forward
-from compresskit.ops.quantize.trace import OUTPUT, Trace, tensors_in, trace
+from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.trace import OUTPUT, Trace, tensors_in, trace
 
 _SAME = 1e-5
 """Relative change of the output that rounding in float32 may make."""

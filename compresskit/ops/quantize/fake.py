@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from compresskit.ops.quantize.grid import Packed, pack, unpack
+from compresskit.ops.packed.grid import Packed, pack, unpack
 
 _LEAST_SCALE = 1 / 16
 """How small a scale may become, as a fraction of what it was."""

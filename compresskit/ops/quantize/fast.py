@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.bench.machine import cpu_flags
+from compresskit.ops.packed.grid import Packed, dequantize, unpack
+from compresskit.ops.packed.modules import PackedLinear, set_module
 from compresskit.ops.quantize.bnb import kernel_weight
-from compresskit.ops.quantize.grid import Packed, dequantize, unpack
-from compresskit.ops.quantize.modules import PackedLinear, set_module
 
 _GROUPS = (256, 128, 64, 32)  # what torch's kernel knows, the fastest first
 _ROWS = 16  # its outputs come in blocks of this many

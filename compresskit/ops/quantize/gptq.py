@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.gram import damping_of, flat_weight, inverse_factor
-from compresskit.ops.quantize.grid import Grid, Packed
-from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.calibration.gram import damping_of, flat_weight, inverse_factor
+from compresskit.ops.calibration.moments import Moments
+from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.quantize.ranges import Codes, scale_dtype
 
 _PIECE = 128

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.grid import Grid, Packed
+from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.quantize.ranges import Codes, as_stored, scale_dtype
 
 _NORM = 0.7

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import NF4, Grid, Packed, pack
+from compresskit.ops.packed.grid import NF4, Grid, Packed, pack
 
 __all__ = ["NF4", "nf4_grid", "quantize_nf4"]
 

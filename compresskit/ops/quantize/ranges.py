@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, Packed, pack, unpack
+from compresskit.ops.packed.grid import Grid, Packed, pack, unpack
 from compresskit.ops.quantize.rtn import quantize_rtn
 
 _REFITS = 3

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
+from compresskit.ops.calibration.sequential import Segment
+from compresskit.ops.calibration.trace import tensors_in
+from compresskit.ops.packed.grid import Packed, unpack
 from compresskit.ops.quantize.fake import FakeWeight, faked
-from compresskit.ops.quantize.grid import Packed, unpack
-from compresskit.ops.quantize.trace import tensors_in
-from compresskit.ops.quantize.walk import Segment
 
 _INSIDE = 0.499
 """How far from a code's middle a weight may start and still be rounded to it."""
@@ -73,7 +73,7 @@ def reconstruct(
     """Learn the rounding of a segment's layers.
 
     Args:
-        segment: Of a walk that carries the original stream; its layers still have their original weights. Affine
+        segment: Of a calibration that carries the original stream; its layers still have their original weights. Affine
             parameters of its normalization layers and biases are changed in place if ``effort`` says so.
         start: Where each layer begins, by full name.
         effort: How long.

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compresskit.ops.quantize.gram import damped, damping_of, flat_weight
-from compresskit.ops.quantize.grid import Packed
-from compresskit.ops.quantize.moments import Moments
+from compresskit.ops.calibration.gram import damped, damping_of, flat_weight
+from compresskit.ops.calibration.moments import Moments
+from compresskit.ops.packed.grid import Packed
 from compresskit.ops.quantize.ranges import Codes, as_stored
 
 _PIECE = 64

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, Packed, pack
+from compresskit.ops.packed.grid import Grid, Packed, pack
 
 _REFITS = 2
 _HALF_MIN, _HALF_MAX = 2.0**-18, 65504.0

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskit.ops.quantize.line import replaced
-from compresskit.ops.quantize.trace import chain, tensors_in, trace
+from compresskit.ops.calibration.activation_stream import replaced
+from compresskit.ops.calibration.trace import chain, tensors_in, trace
 
 _FAR = 1e6
 """Taken for a distance that isn't finite: such a layer must get bits."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.modules import set_module
-from compresskit.ops.quantize.trace import OUTPUT, Trace, tensors_in, trace
+from compresskit.ops.calibration.trace import OUTPUT, Trace, tensors_in, trace
+from compresskit.ops.packed.modules import set_module
 
 Batch = dict[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Any]

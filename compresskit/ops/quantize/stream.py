@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes
+from compresskit.ops.packed.grid import Grid, Packed, packed_bytes
 from compresskit.ops.quantize.rtn import quantize_rtn, stored_dtype
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import fact, named

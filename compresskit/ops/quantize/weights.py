@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.quantize.grid import Grid, Packed, packed_bytes, sqnr
-from compresskit.ops.quantize.modules import (
+from compresskit.ops.packed.grid import Grid, Packed, packed_bytes, sqnr
+from compresskit.ops.packed.modules import (
     PackedLayer,
     PackedLinear,
     grid_of,
@@ -191,7 +191,7 @@ def replay(module: nn.Module, facts: dict[str, Any]) -> dict[str, Packed]:
 
     Returns:
         Empty packed weights of the layers that stay plain here (this architecture has no packed form for them):
-        the caller fills them and stores :func:`~compresskit.ops.quantize.grid.dequantize` of them as weights.
+        the caller fills them and stores :func:`~compresskit.ops.packed.grid.dequantize` of them as weights.
 
     Raises:
         InputError: A layer that the facts name is not in this architecture, or has another shape.

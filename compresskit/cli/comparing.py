@@ -1,0 +1,120 @@
+"""What evaluate, bench and compare share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compresskit.cli.option_groups import Earlier, Evaluating, Reading, Showing
+
+if TYPE_CHECKING:
+    from compresskit.runner.compare import Comparison
+    from compresskit.runner.judging import Measuring
+
+_NOTHING, _NO_BASELINE = Evaluating(), Earlier()
+
+
+def engine_names(typed: Sequence[str], *, allow_auto: bool) -> list[str]:
+    """The runtimes of ``--runtime``, each one once; commas part them.
+
+    Args:
+        typed: As typed, an item for each option.
+        allow_auto: ``auto`` may stand alone.
+
+    Raises:
+        MachineError: A runtime isn't installed.
+        UsageError: A name isn't known, or ``auto`` is not alone or not for this command.
+    """
+    from compresskit.errors import UsageError
+    from compresskit.runtimes import get, names
+    from compresskit.runtimes.base import require
+
+    found = list(dict.fromkeys(name.strip() for text in typed for name in text.split(",")))
+    if "auto" in found:
+        if not allow_auto:
+            raise UsageError("--runtime auto is for bench", f"name one of {', '.join(names())}")
+        if len(found) > 1:
+            raise UsageError("--runtime auto stands alone", "leave the other --runtime away")
+        return found
+    for name in found:
+        require(get(name))
+    return found
+
+
+def compare_models(
+    models: Sequence[Path],
+    measuring: Measuring,
+    how: Comparison,
+    *,
+    reading: Reading,
+    showing: Showing,
+    evaluating: Evaluating = _NOTHING,
+    earlier: Earlier = _NO_BASELINE,
+) -> int:
+    """Measure models as they are and show the report.
+
+    Args:
+        models: As typed, the baseline first.
+        measuring: All of it but the data.
+        how: All of it but the arguments of ``load``; runtimes as typed.
+        reading: The options of these names; so are the others.
+        showing: Where the report goes.
+        evaluating: The data and the metric.
+        earlier: The report of an earlier run.
+
+    Returns:
+        The exit code.
+    """
+    from compresskit.cli.console import progressing
+    from compresskit.cli.inputs import command_line, load_shipped
+    from compresskit.runner.check import check
+    from compresskit.runner.compare import Interrupted, compare
+    from compresskit.runner.sources import opener
+
+    data, metric = evaluating.data, evaluating.metric
+    showing.check((*models, data, reading.arch, metric, earlier.baseline))
+    earlier.check()
+    before = earlier.open()
+    engines, options = engine_names(how.runtimes, allow_auto=not how.evaluated), reading.load_options()
+    how = replace(how, runtimes=engines, loader_args=options)
+    _refuse_misfits(models, measuring, how, evaluating)
+
+    def read(path: Path, runtime: str) -> Any:
+        return load_shipped(path, options, several=len(models) > 1, runtime=runtime)
+
+    def open_data(model: Any) -> Any:
+        return opener(model, evaluating.normalize, measuring.sequence, paths=[data])(data)
+
+    try:
+        with progressing(showing.quiet) as progress:
+            report = compare(models, read, open_data, measuring, how, command=command_line(), progress=progress)
+    except Interrupted as stopped:
+        showing.finish(stopped.report)
+        return stopped.code
+    if before is not None:
+        report = check(
+            report, measuring.limits, baseline=before, max_growth=earlier.max_growth,
+            allow_other_machine=earlier.allow_other_machine,
+        )  # fmt: skip
+    return showing.finish(report)
+
+
+def _refuse_misfits(models: Sequence[Path], measuring: Measuring, how: Comparison, evaluating: Evaluating) -> None:
+    """Refuse options that don't fit each other, before anything is read.
+
+    Raises:
+        UsageError: Names one.
+    """
+    from compresskit.errors import UsageError
+    from compresskit.runner.int8_saturation import int8_arithmetic_on
+
+    target, limits, evaluated = measuring.target, measuring.limits, evaluating.data is not None
+    if int8_arithmetic_on(target) != "native" and list(how.runtimes) != ["onnxruntime"]:
+        raise UsageError(f"--target {target} can be emulated for onnxruntime only", "leave --runtime away")
+    if evaluating.metric is not None and not evaluated:
+        raise UsageError("--metric needs data", "give --data")
+    limits.check(evaluated=evaluated, benched=measuring.bench, data_option="--data")
+    if limits.min_speedup is not None and len(models) * len(how.runtimes) < 2 and not how.automatic:
+        raise UsageError("--min-speedup needs a second model to hold against the first")

@@ -1,0 +1,1 @@
+"""Packed weights: what codes mean, how they lie in memory, and the layers that hold them."""

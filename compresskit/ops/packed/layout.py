@@ -1,0 +1,90 @@
+"""Which values a weight may take and how its codes lie in bytes: what can be said, and read, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+BITS = (2, 3, 4, 8)
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which values a weight may take.
+
+    Attributes:
+        bits: Bits of a code: 2, 3, 4 or 8.
+        group_size: Columns that share a scale; 0 means the whole row (per channel).
+        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored.
+        kind: ``linear`` for equal steps, ``nf4`` for the table :data:`NF4`: 4 bits, symmetric.
+    """
+
+    bits: int
+    group_size: int = 32
+    symmetric: bool = False
+    kind: Literal["linear", "nf4"] = "linear"
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.bits not in BITS or (self.kind == "nf4" and (self.bits != 4 or not self.symmetric)):
+            raise ValueError(f"there is no such grid: {self}")
+
+    @property
+    def levels(self) -> int:
+        """Largest code."""
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The code that stands for 0 in a grid without stored zero points."""
+        return 7 if self.kind == "nf4" else 1 << (self.bits - 1)
+
+    def layout(self, columns: int) -> tuple[int, int, int]:
+        """(groups in a row, columns in a group, bytes of a group). The last group of a row may be partly padding."""
+        size = self.group_size or columns
+        return math.ceil(columns / size), size, packed_bytes(size, self.bits)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that ``count`` codes take, see :func:`compresskit.ops.packed.grid.pack`."""
+    return math.ceil(count / 4) + math.ceil(count / 8) if bits == 3 else math.ceil(count * bits / 8)
+
+
+def unpack_array(data: np.ndarray, bits: int, count: int) -> np.ndarray:
+    """:func:`compresskit.ops.packed.grid.unpack` of an array: uint8 ``(…, bytes)`` to uint8 ``(…, count)``."""
+    if bits == 8:
+        whole: np.ndarray = data[..., :count]
+        return whole
+    if bits == 3:
+        low = math.ceil(count / 4)
+        planes: np.ndarray = unpack_array(data[..., :low], 2, count) | unpack_array(data[..., low:], 1, count) << 2
+        return planes
+    mask = (1 << bits) - 1
+    lanes: np.ndarray = np.stack([(data >> shift) & mask for shift in range(0, 8, bits)], axis=-1)
+    flat: np.ndarray = lanes.reshape(*data.shape[:-1], -1)
+    return flat[..., :count]
+
+
+def count_points(codes: np.ndarray, points: np.ndarray | int, bits: int, size: int, columns: int) -> int:
+    """How many codes are their group's zero point: the weights that are exactly zero. Some rows at a time.
+
+    Args:
+        codes: uint8 ``(rows, groups, bytes)``.
+        points: uint8 ``(rows, bytes)``, packed like codes; or the one code that stands for zero everywhere.
+        bits: Of a code.
+        size: Columns of a group.
+        columns: Of a row; what the last group has beyond them is padding.
+    """
+    rows, groups, _ = codes.shape
+    total = 0
+    step = max(1, _BLOCK // max(columns, 1))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        found = unpack_array(codes[part], bits, size)
+        here = points if isinstance(points, int) else unpack_array(points[part], bits, groups)[..., np.newaxis]
+        total += int(np.count_nonzero((found == here).reshape(len(found), -1)[:, :columns]))
+    return total

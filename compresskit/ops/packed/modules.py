@@ -1,0 +1,225 @@
+"""Layers that keep their weight packed, and the surgery that puts them into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compresskit.ops.packed.grid import Grid, Packed, dequantize
+
+
+class PackedLayer(nn.Module):
+    """Base of the packed layers: holds a :class:`Packed` weight as buffers ``codes``, ``scales`` and ``zeros``.
+
+    ``weight`` dequantizes on each access, so code that reads a layer's weight directly still works.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+    def __init__(self, packed: Packed, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.grid = packed.grid
+        self.shape = packed.shape
+        self.dtype = dtype
+        self.register_buffer("codes", packed.codes)
+        self.register_buffer("scales", packed.scales)
+        self.register_buffer("zeros", packed.zeros)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as stored; shares memory with the buffers."""
+        return Packed(self.codes, self.scales, self.zeros, self.shape, self.grid)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dequantized weight, in the original shape."""
+        return dequantize(self.packed, self.dtype)
+
+    @contextmanager
+    def unpacked(self, x: Tensor) -> Iterator[Tensor]:
+        """The weight for a product with ``x``; gradients don't hold on to it, it is dequantized again for them."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            yield self.weight
+            return
+        dtype = self.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)  # cast here: a copy made by autocast would be kept
+        weight = self.weight.to(dtype)
+        place = weight.untyped_storage().data_ptr()
+
+        def pack(saved: Tensor) -> Any:
+            if saved.untyped_storage().data_ptr() != place:
+                return saved
+            return tuple(saved.shape), saved.stride(), saved.storage_offset()
+
+        def unpack(saved: Any) -> Tensor:
+            return saved if isinstance(saved, Tensor) else self.weight.to(dtype).as_strided(*saved)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            yield weight
+
+    def extra_repr(self) -> str:
+        """Shape and grid, for ``print(model)``."""
+        return f"{tuple(self.shape)}, {self.grid}"
+
+
+class PackedLinear(PackedLayer):
+    """``nn.Linear`` with a packed weight: ``(…, in) -> (…, out)``.
+
+    Attributes:
+        input_scale: float32 ``(in,)``: what inputs are multiplied by before the product; None for nothing.
+        repair_in: float16 ``(rank, in)``: with ``repair_out`` a low-rank term that is added to the product, of the
+            inputs as the packed weight gets them; None for none.
+        repair_out: float16 ``(out, rank)``.
+    """
+
+    input_scale: Tensor | None
+    repair_in: Tensor | None
+    repair_out: Tensor | None
+
+    def __init__(self, layer: nn.Linear, packed: Packed) -> None:
+        super().__init__(packed, layer.weight.dtype)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.bias = layer.bias
+        self.register_buffer("input_scale", None)
+        self.register_buffer("repair_in", None)
+        self.register_buffer("repair_out", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply, repair, and add the bias."""
+        if self.input_scale is not None:
+            x = x * self.input_scale.to(x.dtype)
+        out = self.product(x)
+        if self.repair_in is not None and self.repair_out is not None:
+            out = out + F.linear(F.linear(x, self.repair_in.to(x.dtype)), self.repair_out.to(x.dtype))
+        return out if self.bias is None else out + self.bias
+
+    def product(self, x: Tensor) -> Tensor:
+        """``x`` times the weight, dequantized now; ``fast.py`` has kernels that don't unpack it."""
+        with self.unpacked(x) as weight:
+            return F.linear(x, weight)
+
+
+class PackedEmbedding(PackedLayer):
+    """``nn.Embedding`` with packed rows; only the rows asked for are dequantized."""
+
+    def __init__(self, layer: nn.Embedding, packed: Packed) -> None:
+        super().__init__(packed, layer.weight.dtype)
+        self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
+        self.padding_idx = layer.padding_idx
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 ``(…)`` to ``(…, embedding_dim)``."""
+        flat = ids.reshape(-1)
+        zeros = None if self.zeros is None else self.zeros[flat]
+        rows = Packed(self.codes[flat], self.scales[flat], zeros, (flat.shape[0], self.embedding_dim), self.grid)
+        return dequantize(rows, self.dtype).reshape(*ids.shape, self.embedding_dim)
+
+
+class PackedConv(PackedLayer):
+    """``nn.Conv1d/2d/3d`` with a packed weight."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, packed: Packed) -> None:
+        super().__init__(packed, layer.weight.dtype)
+        self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
+        self.kernel_size, self.stride, self.padding, self.dilation = (
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+        )
+        self.padding_mode = layer.padding_mode
+        self._pad = layer._reversed_padding_repeated_twice
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dequantize and convolve."""
+        with self.unpacked(x) as weight:
+            return self.convolve(x, weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution with a given weight."""
+        conv: Callable[..., Tensor] = (F.conv1d, F.conv2d, F.conv3d)[weight.dim() - 3]
+        padding: Any = self.padding
+        if self.padding_mode != "zeros":
+            x = F.pad(x, self._pad, mode=self.padding_mode)
+            padding = 0
+        return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+_PACKED: dict[type[nn.Module], type[PackedLayer]] = {
+    nn.Linear: PackedLinear,
+    nn.Embedding: PackedEmbedding,
+    nn.Conv1d: PackedConv,
+    nn.Conv2d: PackedConv,
+    nn.Conv3d: PackedConv,
+}
+
+
+def packable(layer: nn.Module) -> str | None:
+    """None when a packed twin of the layer exists, else the reason why not.
+
+    Subclasses are refused: their ``forward`` may use the weight in ways that a packed layer can't follow.
+    """
+    if type(layer) not in _PACKED:
+        return f"{type(layer).__name__} has no packed form"
+    if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+        return "Embedding with max_norm changes its weight in forward"
+    if nn.utils.parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
+        return "its weight is computed (parametrized)"
+    return None
+
+
+def packed_twin(layer: nn.Module, packed: Packed) -> PackedLayer:
+    """The packed layer that takes the place of ``layer``."""
+    return _PACKED[type(layer)](layer, packed)  # type: ignore[arg-type]
+
+
+def set_module(root: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace the submodule called ``name`` (dotted).
+
+    ``nn.TransformerEncoderLayer`` reads its layers' weights without calling them where it can (its fast path). Where
+    the weight alone isn't all that ``new`` computes, the holders of that kind are told to call their layers.
+
+    Raises:
+        ValueError: ``name`` is empty: a module can't replace itself in itself.
+    """
+    if not name:
+        raise ValueError("the root module can't be replaced")
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, new)
+    if not _weight_says_all(new):
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            holder = root.get_submodule(".".join(parts[:depth]))
+            if isinstance(holder, nn.TransformerEncoderLayer):
+                holder.activation_relu_or_gelu = 0
+            elif isinstance(holder, nn.TransformerEncoder):
+                holder.use_nested_tensor = False  # nested tensors need the fast path in every layer
+
+
+def _weight_says_all(layer: nn.Module) -> bool:
+    """True where code that reads ``weight`` and ``bias`` instead of calling the layer computes the same."""
+    if isinstance(layer, PackedLinear):
+        return layer.input_scale is None and layer.repair_in is None
+    return isinstance(layer, PackedLayer) or type(layer).__module__.startswith("torch.nn.")
+
+
+def same_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    """What two tensors have in common when they are the same values read the same way; an address alone may be a view.
+
+    Tensors without elements may all stand at address 0: callers leave them out.
+    """
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def grid_of(fact: dict[str, Any]) -> Grid:
+    """The grid that a card's facts record for one layer; cards from before there were kinds name none."""
+    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]), fact.get("grid", "linear"))

@@ -1,0 +1,136 @@
+"""From one model to the next: a stage applied, and what ships of the result written into a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME
+from compresskit.model import Model
+from compresskit.runner.candidate import files_of
+from compresskit.runner.prepare import Prepared, counted, to_onnx
+from compresskit.stage import SIDECAR, Context, Form, Progress, Stage, silent
+
+_WORK = ".work"
+
+
+@dataclass
+class StageRunner:
+    """A model on its way through stages.
+
+    Attributes:
+        model: As it is now.
+        counts: Its parameters and multiply-accumulates; see :func:`compresskit.runner.prepare.counted`.
+        stages: What was applied, with explicit options.
+        notes: Why a stage that chooses among others took these.
+    """
+
+    model: Model
+    counts: dict[str, Any]
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: Model) -> StageRunner:
+        """A model that no stage was applied to yet."""
+        return cls(model, counted(model))
+
+    def apply(
+        self,
+        stage: Stage,
+        ctx: Context,
+        *,
+        exported: Callable[[Model, str], Path],
+        check: Callable[[Model, list[Stage]], None] | None = None,
+    ) -> None:
+        """Apply a stage.
+
+        Args:
+            stage: One that chooses among others is replaced by its choice.
+            ctx: What it may use.
+            exported: Gives the ONNX file of a model, for a stage that works on such; its name may be the one given.
+            check: Called with the model and the choice before it is carried out.
+
+        Raises:
+            CompressKitError: The model, the data or the machine doesn't allow it.
+        """
+        chosen = stage.choose(self.model, ctx)
+        self.notes += chosen.notes
+        if check is not None:
+            check(self.model, list(chosen.stages))
+        for step in chosen.stages:
+            if form(self.model) == "torch" and "torch" not in step.takes:
+                self.model = replace(self.model, body=exported(self.model, f"{step.method}.onnx"))
+            self.model = step.run(self.model, ctx)
+            self.stages.append(step)
+            if step.kind.changes_size:  # the others leave parameters and products as they are
+                self.counts = counted(self.model)
+
+
+def form(model: Model) -> Form:
+    """``torch``, ``onnx`` or ``weights``."""
+    if not isinstance(model.body, Path):
+        return "torch"
+    return "onnx" if model.body.suffix == ".onnx" else "weights"
+
+
+def aimed_at(stages: list[Stage]) -> str | None:
+    """The target that the last stage with such an option was given."""
+    return next((name for stage in reversed(stages) if (name := stage.aims_at)), None)
+
+
+@contextmanager
+def workplace(folder: Path) -> Iterator[Path]:
+    """A folder for temporary files in one that is being written; what stages put beside the model is kept."""
+    work = folder / _WORK
+    work.mkdir()
+    try:
+        yield work
+        for path in sorted((work / SIDECAR).iterdir()) if (work / SIDECAR).is_dir() else ():
+            path.rename(folder / path.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def ship(
+    model: Model, folder: Path, *, export: bool = True, seed: int = 0, progress: Progress = silent
+) -> Prepared | None:
+    """Write what ships of a model: the ONNX file where there is one, the weights where they are the project's own.
+
+    Args:
+        model: Files of it that lie in ``folder`` already are moved.
+        folder: From :func:`compresskit.checkpoint.atomic.new_folder`.
+        export: Write ONNX.
+        seed: Of the parity gate's inputs.
+        progress: Called now and then.
+
+    Returns:
+        What runs; None where nothing does.
+
+    Raises:
+        GateError: The ONNX export computes something else than the model.
+        MachineError: The disk is full or read-only.
+    """
+    if form(model) == "torch":
+        from compresskit.runner.weights import write_config, write_weights
+
+        write_weights(model, folder / WEIGHTS_NAME)
+        write_config(model, folder)
+    if form(model) == "weights" and isinstance(model.body, Path):
+        model.body.rename(folder / WEIGHTS_NAME)
+        return None
+    if not export:
+        return None
+    result = to_onnx(model, folder / ONNX_NAME, seed=seed, progress=progress)
+    return result if result.path.parent == folder else replace(result, path=_moved(result.path, folder / ONNX_NAME))
+
+
+def _moved(path: Path, target: Path) -> Path:
+    """Move an ONNX file that has its final name already, since it names its external data."""
+    for part in reversed(list(files_of(path))):
+        part.rename(target.with_name(part.name))
+    return target
