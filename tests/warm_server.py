@@ -35,7 +35,9 @@ def serve(orders: socket.socket) -> dict[str, Any]:
             bury(running)
         if orders in ready:
             found, handed, *_ = socket.recv_fds(orders, 1, 4)
-            if not found:
+            if not found:  # the tests have ended, or were killed
+                for child in running:
+                    os.kill(child, signal.SIGKILL)
                 os._exit(0)
             own = socket.socket(fileno=handed[0])
             pid = os.fork()

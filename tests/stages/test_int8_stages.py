@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +48,19 @@ def block() -> nn.Module:
     return module
 
 
-def ready(tmp_path: Path, x: np.ndarray, form: str) -> tuple[Model, Context]:
+@cache
+def graph() -> bytes:
+    """The ONNX file of ``block``: one export for all tests."""
     from compresskit.export.onnx_export import export_onnx
 
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(block(), SPEC, Path(folder) / "m.onnx")
+        return (Path(folder) / "m.onnx").read_bytes()
+
+
+def ready(tmp_path: Path, x: np.ndarray, form: str) -> tuple[Model, Context]:
     np.savez(tmp_path / "data.npz", x=x)
-    export_onnx(block(), SPEC, tmp_path / "m.onnx")
+    (tmp_path / "m.onnx").write_bytes(graph())
     (tmp_path / "work").mkdir()
     body = block() if form == "torch" else tmp_path / "m.onnx"
     model = Model(body, Card(format=form, arch=Arch("code", "b:block"), inputs=SPEC), tmp_path / "m.pt")
