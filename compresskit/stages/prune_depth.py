@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
+from compresskit.kinds import PRUNE
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
@@ -32,7 +33,7 @@ class PruneDepth(Recovery):
     the rest is trained on --data, the whole model being its teacher.
     """
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     method: ClassVar[str] = "depth"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"

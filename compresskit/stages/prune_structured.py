@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
+from compresskit.kinds import PRUNE
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
@@ -37,7 +38,7 @@ class PruneStructured(Recovery):
     least squares, and --epochs trains the result against the original.
     """
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     method: ClassVar[str] = "structured"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
