@@ -71,9 +71,9 @@ def _inside(folder: Path) -> Iterator[None]:
 def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
     from compresskit.runner import api
     from compresskit.runner.compare import compare
-    from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
     from compresskit.runner.loading import load
+    from compresskit.runner.pipeline import run
 
     def read(path: Path, _runtime: str = "onnxruntime") -> Any:
         if path.is_dir():

@@ -48,8 +48,8 @@ def run_stage(
     from compresskit.recipe.head import CODE, PATH
     from compresskit.recipe.limits import Limits
     from compresskit.recipe.naming import named_by
-    from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.pipeline import run
     from compresskit.runner.sources import opener
 
     target = output or default_output(model, stage.label)
