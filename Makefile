@@ -48,7 +48,7 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/compresskit demo --force
 
 test: install
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 lint: install
 	$(BIN)/ruff format --check --quiet $(SOURCES)

@@ -93,21 +93,26 @@ def explain(error: BaseException) -> int:
         path = getattr(context, "command_path", "compresskit")
         _say(printable(_wrong_value(error) or error.format_message()), _of_others(error, path) or f"see: {path} --help")
         return ExitCode.USAGE
-    if isinstance(error, ModuleNotFoundError) and (absent := (error.name or "").partition(".")[0]) in _PACKAGES:
-        _say(f"this needs {absent}, which is not installed", f"pip install '{_PACKAGES[absent]}'")
-        return ExitCode.ENVIRONMENT
-    if isinstance(error, MemoryError):
-        _say("not enough memory", "close other programs, or use a machine with more")
-        return ExitCode.ENVIRONMENT
-    if isinstance(error, OSError) and error.errno in (*_FULL, *_REFUSED):
-        where = f": {error.filename}" if error.filename else ""
-        _say(printable(f"{os.strerror(error.errno or 0)}{where}"))
+    if lack := _lack(error):
+        _say(*lack)
         return ExitCode.ENVIRONMENT
     _say(
         printable(f"a bug in compresskit: {type(error).__name__}: {error}"),
         "add --debug for the traceback, and report it",
     )
     return ExitCode.BUG
+
+
+def _lack(error: BaseException) -> tuple[str, str] | None:
+    """What this machine lacks, and what to do about it; None for an error of another kind."""
+    if isinstance(error, ModuleNotFoundError) and (absent := (error.name or "").partition(".")[0]) in _PACKAGES:
+        return f"this needs {absent}, which is not installed", f"pip install '{_PACKAGES[absent]}'"
+    if isinstance(error, MemoryError):
+        return "not enough memory", "close other programs, or use a machine with more"
+    if isinstance(error, OSError) and error.errno in (*_FULL, *_REFUSED):
+        where = f": {error.filename}" if error.filename else ""
+        return printable(f"{os.strerror(error.errno or 0)}{where}"), ""
+    return None
 
 
 def _wrong_value(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from compresskit.runner.cache import Cache
 from compresskit.runner.cached_steps import Cached, read_model
 from compresskit.runner.disk_space import check_room
 from compresskit.runner.int8_saturation import int8_arithmetic_on
-from compresskit.runner.judging import Measuring, report_on
+from compresskit.runner.judging import Measuring, RunLog, report_on
 from compresskit.runner.keys import surroundings
 from compresskit.runner.preconditions import check, check_output
 from compresskit.runner.prepare import with_inputs
@@ -189,10 +189,10 @@ def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Repor
     after = steps.deliver(taken[-1] if taken else steps.first, folder)
     target = next((at.target for at in reversed(taken) if at.target), None)
     kinds = [registry.get(name).kind for at in taken for name in at.stages]
+    log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates)
+    measuring = job.measuring.of(kinds, target)
     report = report_on(
-        steps.baseline, after, job.output, job.measuring.of(kinds, target), data=job.data, steps=steps.entries,
-        more=steps.gates, notes=[note for at in taken for note in at.notes], command=job.command,
-        progress=job.progress,
+        steps.baseline, after, job.output, measuring, log, command=job.command, progress=job.progress
     )  # fmt: skip
     if job.recipe is not None:
         found = provenance(job.recipe, surroundings(job.measuring.threads), steps.entries, folder)
