@@ -14,7 +14,8 @@ from compresskit.model import Model
 from compresskit.recipe.limits import Limits
 from compresskit.report import Report
 from compresskit.runner.judging import Measuring
-from compresskit.runner.pipeline import run as run_steps
+from compresskit.runner.pipeline import run as run_job
+from compresskit.runner.steps import Job
 from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -84,4 +85,4 @@ def run(
         threads=threads,
         seed=seed,
     )
-    return run_steps(model, stages, Path(output), data=data, measuring=measuring, force=force, progress=progress)
+    return run_job(model, Job.of(stages, Path(output), data, measuring, force=force, progress=progress))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from compresskit import registry
 from compresskit.checkpoint.atomic import new_folder, refuse_within
@@ -17,7 +16,7 @@ from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAM
 from compresskit.errors import GateError, UsageError
 from compresskit.model import Model
 from compresskit.recipe.limits import Limits
-from compresskit.recipe.plan import Recipe, Step
+from compresskit.recipe.plan import Recipe
 from compresskit.report import Report
 from compresskit.runner.cache import Cache
 from compresskit.runner.cached_steps import Cached, read_model
@@ -31,41 +30,18 @@ from compresskit.runner.provenance import provenance
 from compresskit.runner.sources import opener
 from compresskit.runner.stage_runner import aimed_at, form, workplace
 from compresskit.runner.steps import InMemory, Job, Steps, T
-from compresskit.stage import Progress, Stage, say_nothing, silent
-
-if TYPE_CHECKING:
-    from compresskit.data.source import Source
-
-_DEFAULT = Measuring()
+from compresskit.stage import Progress, say_nothing, silent
 
 
-def run(
-    model: Model,
-    stages: Sequence[Stage],
-    output: Path,
-    *,
-    data: Source | None = None,
-    measuring: Measuring = _DEFAULT,
-    force: bool = False,
-    command: str = "",
-    progress: Progress = silent,
-    tell: Callable[[str], None] = say_nothing,
-) -> Report:
-    """Apply stages to a model in memory and write the bundle with its report.
+def run(model: Model, job: Job) -> Report:
+    """Take steps on a model in memory and write the bundle with its report.
 
     The bundle appears under its final name when everything in it is whole; a bundle whose gates fail is written too,
     with the verdict FAIL in its report, but not one that fails the parity gate.
 
     Args:
         model: What was read; changed in place and not to be used afterwards.
-        stages: In order.
-        output: The folder to write.
-        data: Calibration data.
-        measuring: What the verdict is measured with.
-        force: Replace an output that is there.
-        command: How the user asked for this; goes into the report.
-        progress: Called now and then.
-        tell: Shows the user a line right away.
+        job: Of steps without limits of their own: none can be undone.
 
     Raises:
         GateError: The ONNX export computes something else than the model.
@@ -73,9 +49,9 @@ def run(
         InputError: The model or the data doesn't allow it.
         MachineError: The disk is full or read-only, memory runs out.
     """
-    steps = tuple(Step(stage) for stage in stages)
-    job = Job(steps, output, data, measuring, force=force, command=command, progress=progress, tell=tell)
-    check_output(output, model.source, stages)
+    if any(step.rollback or step.max_drop is not None for step in job.steps):
+        raise TypeError("steps in memory can't be measured and undone: run them as a recipe")
+    check_output(job.output, model.source, job.stages)
     return _run(lambda: (model, job), InMemory)
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from compresskit.checkpoint.bundle import WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.model import Card, Model
@@ -53,6 +53,11 @@ class Job:
     tell: Callable[[str], None] = say_nothing
     recipe: Recipe | None = None
     draw: Callable[[Report], str] | None = None
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:
+        """A job of stages whose steps have no limits of their own; ``more`` are other attributes."""
+        return cls(tuple(map(Step, stages)), output, data, measuring, **more)
 
     @property
     def stages(self) -> list[Stage]:
