@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from compresskit.ops.packed.layout import BITS, packed_bytes
+from compresskit.ops.packed.format import BITS, LINEAR
+from compresskit.ops.packed.formats import format_with
+from compresskit.ops.packed.layout import packed_bytes
 
 _STEPS = {"Cast", "Gather", "Reshape", "Slice", "Add", "Sub", "Mul", "Unsqueeze"}
-_TABLE = (16,)  # the shape of the levels of NF4
 GATHER, WEIGHT = "PackedGather", "PackedWeight"
 
 
@@ -26,12 +27,14 @@ class Found:
         shape: Of the weight that the operators see.
         bits: Of a code.
         dtype: ``int3``, ``nf4`` …
+        zero: The code that stands for 0 where there are no zero points; None where that isn't known.
         zeros: Name of the packed zero points, or None.
     """
 
     shape: tuple[int, ...]
     bits: int
     dtype: str
+    zero: int | None
     zeros: str | None
 
 
@@ -91,6 +94,16 @@ class _Graph:
 
         tensor = self.stored.get(name)
         return [0] if tensor is None else [int(n) for n in numpy_helper.to_array(tensor).reshape(-1)]
+
+    def levels(self, name: str) -> tuple[float, ...] | None:
+        """The numbers of a stored table that has a level for each code; None for other tensors."""
+        from onnx import numpy_helper
+
+        tensor = self.stored[name]
+        if tensor.data_type != 1 or len(tensor.dims) != 1 or tensor.dims[0] not in [1 << bits for bits in BITS]:
+            return None
+        levels = numpy_helper.to_array(tensor).tolist()
+        return tuple(levels) if levels == sorted(set(levels)) else None
 
     def leaves(self, name: str) -> Iterator[str]:
         """Stored tensors that a value is computed from; other inputs of the graph are left out."""
@@ -184,9 +197,12 @@ def _found(graph: _Graph, codes: str, shape: tuple[int, ...], rest: list[str], e
     size = math.ceil(columns / max(groups, 1))
     fitting = [bits for bits in BITS if packed_bytes(size, bits) == width]
     bits = fitting[-1] if fitting else max((b for b in BITS if b <= 8 * groups * width // max(columns, 1)), default=8)
-    nf4 = any(tuple(graph.stored[name].dims) == _TABLE for name in graph.leaves(end))
     zeros = next((name for name in rest if graph.stored[name].data_type == 2), None)
-    return Found(shape, bits, "nf4" if nf4 else f"int{bits}", zeros)
+    levels = next(filter(None, map(graph.levels, graph.leaves(end))), None)
+    known = LINEAR if levels is None else format_with(levels)
+    if known is None:
+        return Found(shape, bits, f"table{bits}", None, zeros)
+    return Found(shape, bits, known.dtype(bits), known.zero(bits), zeros)
 
 
 def _node(kind: str, inputs: list[str], output: str) -> Any:
