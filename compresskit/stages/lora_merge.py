@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.kinds import LORA
 from compresskit.model import Applied, Model, portable
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.lora_base import _about
@@ -25,10 +26,11 @@ class LoraMerge(Stage):
     Needs no data and no PEFT. An adapter that was trained on other weights is refused by its hash.
     """
 
-    stage: ClassVar[str] = "lora"
+    kind: ClassVar = LORA
     method: ClassVar[str] = "merge"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    takes_adapters: ClassVar[bool] = True
 
     adapter: Annotated[
         Path | None, Field(description="Folder of an adapter, in PEFT's format. (what lies beside the weights)")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compresskit.kinds import QUANTIZE
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Stage
 from compresskit.stages.fields import Exclude, Include
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class BnbStage(Stage):
     """Linear layers on one grid, which bitsandbytes knows too."""
 
-    stage: ClassVar[str] = "quantize"
+    kind: ClassVar = QUANTIZE
     takes: ClassVar = ("torch",)
     gives: ClassVar = "torch"
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from compresskit.errors import InputError, UsageError
 from compresskit.ops.factorize.chain import Factorized, Kind, blank
-from compresskit.ops.factorize.plan import Choice, Plan
+from compresskit.ops.factorize.plan import Choice, FactorizePlan
 from compresskit.ops.packed.modules import PackedLayer, set_module
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 
 
-def facts_of(made: Plan, choice: Choice, turned: Sequence[str]) -> dict[str, dict[str, Any]]:
+def facts_of(made: FactorizePlan, choice: Choice, turned: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What is recorded of each layer that was replaced.
 
     Args:
