@@ -37,7 +37,7 @@ class BnbStage(Stage):
         foreign = model.card.arch.kind == "transformers"
         stay = kept(model.module, grid, transformers=foreign)
         selection = BnbSelection(
-            grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.kind, grid, stay
+            grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.format, grid, stay
         )
         facts, skipped = quantize_module(model.module, selection, algorithm, ctx.progress)
         if foreign:

@@ -116,11 +116,12 @@ def test_loftq_is_rebuilt(tmp_path: Path) -> None:
 
 
 def test_a_packed_weight_is_not_kept_for_gradients() -> None:
-    from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+    from compresskit.ops.packed.nf4 import nf4_grid
+    from compresskit.ops.quantize.table import quantize_table
 
     torch.manual_seed(0)
     plain = nn.Linear(256, 128)
-    layer = PackedLinear(plain, quantize_nf4(plain.weight, nf4_grid()))
+    layer = PackedLinear(plain, quantize_table(plain.weight, nf4_grid()))
     kept: list[int] = []
     x = torch.randn(4, 256, requires_grad=True)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compresskit.ops.packed.format import LINEAR
+from compresskit.ops.packed.formats import format_named
 from compresskit.ops.packed.grid import Grid, Packed, dequantize
 
 
@@ -221,5 +223,10 @@ def same_tensor(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def grid_of(fact: dict[str, Any]) -> Grid:
-    """The grid that a card's facts record for one layer; cards from before there were kinds name none."""
-    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]), fact.get("grid", "linear"))
+    """The grid that a card's facts record for one layer; they name no format where steps are equal.
+
+    Raises:
+        InputError: The format isn't known.
+    """
+    known = format_named(fact.get("grid", LINEAR.name))
+    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]), known)

@@ -7,8 +7,8 @@ time, looks at the model's output, and begins again after each that is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
 from compresskit.ops.calibration.activation_stream import Batch, Forward, filled, replaced
-from compresskit.ops.calibration.trace import chain, tensors_in, trace
+from compresskit.ops.calibration.trace import chain, copied, tensors_in, trace
 from compresskit.ops.prune.same import same
 from compresskit.ops.quantize.sensitivity import apart, floats
 
@@ -119,8 +119,10 @@ def influences(
         progress: Called after each batch.
     """
     total, count = dict.fromkeys((b.name for b in blocks), 0.0), 0
+    found = trace(module, partial(forward, module, batches[0]))
+    copies = (found.inputs_overwritten(), found.outputs_overwritten())
     for done, batch in enumerate(batches, 1):
-        seen = _passing(module, list(total), batch, forward)
+        seen = _passing(module, list(total), batch, forward, copies)
         mask = batch.get("attention_mask")
         for name, (given, out) in seen.items():
             axis = 1 if given.dim() == 4 else -1  # channels of a picture
@@ -230,21 +232,30 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
             part.layer_idx = new  # type: ignore[assignment]
 
 
-def _passing(module: nn.Module, names: Sequence[str], batch: Batch, forward: Forward) -> dict[str, tuple[Tensor, Any]]:
-    """What each block takes in and what it gives."""
+def _passing(
+    module: nn.Module,
+    names: Sequence[str],
+    batch: Batch,
+    forward: Forward,
+    copies: tuple[Collection[str], Collection[str]] = ((), ()),
+) -> dict[str, tuple[Tensor, Any]]:
+    """What each block takes in and what it gives; ``copies`` names those whose input, or output, is overwritten."""
+    given: dict[str, Tensor] = {}
     seen: dict[str, tuple[Tensor, Any]] = {}
 
-    def note(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        seen[name] = next(tensors_in((args, kwargs))), out
+    def before(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(tensors_in((args, kwargs)))
+        given[name] = x.clone() if name in copies[0] else x
 
-    handles = [
-        module.get_submodule(name).register_forward_hook(partial(note, name), with_kwargs=True) for name in names
-    ]
-    try:
+    def after(name: str, _layer: nn.Module, _args: Any, out: Any) -> None:
+        seen[name] = given[name], copied(out) if name in copies[1] else out
+
+    with ExitStack() as stack:
+        for name in names:
+            layer = module.get_submodule(name)
+            stack.callback(layer.register_forward_pre_hook(partial(before, name), with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(partial(after, name)).remove)
         forward(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.packed.grid import Grid, Packed, packed_bytes, sqnr
+from compresskit.ops.packed.format import LINEAR
+from compresskit.ops.packed.grid import Grid, Packed, sqnr
 from compresskit.ops.packed.modules import (
     PackedLayer,
     PackedLinear,
@@ -147,7 +148,7 @@ def fact(kind: str, packed: Packed, weight: Tensor, layer: PackedLayer | None = 
         "bits": grid.bits,
         "group_size": grid.group_size,
         "symmetric": grid.symmetric,
-        **({} if grid.kind == "linear" else {"grid": grid.kind}),
+        **({} if grid.format is LINEAR else {"grid": grid.format.name}),
         "shape": list(packed.shape),
         "scales": str(packed.scales.dtype).removeprefix("torch."),
         "sqnr": round(_sqnr(weight, packed, layer), 1),
@@ -217,7 +218,7 @@ def _empty(data: dict[str, Any]) -> Packed:
     return Packed(
         codes=torch.empty(shape[0], groups, nbytes, dtype=torch.uint8),
         scales=torch.empty(shape[0], groups, dtype=getattr(torch, data["scales"])),
-        zeros=None if grid.symmetric else torch.empty(shape[0], packed_bytes(groups, grid.bits), dtype=torch.uint8),
+        zeros=None if grid.symmetric else torch.empty(shape[0], grid.zero_bytes(groups), dtype=torch.uint8),
         shape=shape,
         grid=grid,
     )
