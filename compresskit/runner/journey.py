@@ -143,6 +143,6 @@ def start_of(model: Model) -> Start:
     now, history = form(model), model.card.history
     beside = False
     for applied in history if now == "torch" else ():
-        beside = (beside or bool(applied.facts.get("beside"))) and applied.name != "lora.merge"
+        beside = (beside or applied.facts.get("adapters") is not None) and applied.name != "lora.merge"
     done = tuple(applied.name for applied in history)
     return Start(now, str(model.source), done, beside, folder=model.source.is_dir())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.factorize.facts import FactorizeFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from compresskit.checkpoint.tensors import Tensors
     from compresskit.ops.factorize.candidates import Unit
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
     from compresskit.ops.factorize.plan import Choice, How, Plan, Seen, Weighting
 
 _BATCH = 32
@@ -35,6 +36,7 @@ class Factorize(Recovery):
     stage: ClassVar[str] = "factorize"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = FactorizeFacts
     kinds: ClassVar[tuple[Kind, ...]]
     weighting: ClassVar[Weighting] = "both"
     """How errors count where there are data."""
@@ -134,7 +136,7 @@ class Factorize(Recovery):
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
         skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)
 
     def how(self, ctx: Context) -> How:
         """The options as the algorithm takes them."""
@@ -273,10 +275,10 @@ class Factorize(Recovery):
             "layers": layers,
             "notes": [f"the factors of {len(layers)} layers were multiplied out"],
         }
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        return self.recorded(model, facts)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: FactorizeFacts, tensors: Tensors) -> Tensors:
         """Put empty factors in the place of layers, or layers in the place of factors."""
         from compresskit.ops.factorize.replay import replay
 

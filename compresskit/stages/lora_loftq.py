@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.model import Model
+from compresskit.ops.lora.facts import LoftqFacts
 from compresskit.stage import Context
 from compresskit.stages.lora_base import Made
 from compresskit.stages.lora_peft import _LowRank
@@ -26,6 +27,7 @@ class LoraLoftq(_LowRank):
     """
 
     method: ClassVar[str] = "loftq"
+    facts: ClassVar = LoftqFacts
     kind: ClassVar = "lora"
 
     bits: Annotated[Literal[2, 3, 4], Field(description="Bits of a weight.")] = 4
@@ -67,11 +69,11 @@ class LoraLoftq(_LowRank):
         return made
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: LoftqFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in place, and empty adapters beside them."""
         from compresskit.ops.quantize.weights import replay
 
-        replay(module, facts["quantized"])
+        replay(module, facts.quantized)
         return super().replay(module, facts, tensors)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
-from compresskit.model import Applied, Model
+from compresskit.model import Model
+from compresskit.ops.prune.facts import DepthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery
@@ -36,6 +36,7 @@ class PruneDepth(Recovery):
     method: ClassVar[str] = "depth"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = DepthFacts
 
     drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop.")] = None
     blocks: Annotated[
@@ -101,7 +102,7 @@ class PruneDepth(Recovery):
         facts["notes"] += trained.pop("notes", [])
         facts |= trained
         kept = {block.name: "kept" for block in blocks if block.name not in gone}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, kept)))
+        return self.recorded(model, facts, kept)
 
     def _chosen(
         self,
@@ -139,7 +140,7 @@ class PruneDepth(Recovery):
         return gone, known
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: DepthFacts, tensors: Tensors) -> Tensors:
         """Take the dropped blocks out of a freshly built module."""
         from compresskit.ops.prune.depth import replay
 

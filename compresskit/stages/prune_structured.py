@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
-from compresskit.model import Applied, Model, portable
+from compresskit.facts import to_json
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
@@ -40,6 +42,7 @@ class PruneStructured(Recovery):
     method: ClassVar[str] = "structured"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = StructuredFacts
 
     target_macs: Annotated[
         float | None, Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay.")
@@ -127,7 +130,7 @@ class PruneStructured(Recovery):
             self._step(step, module, original, seen, model, ctx, found)
         facts: dict[str, Any] = {"layers": facts_of(module, before, conv1d), **found.facts}
         if rewritten:
-            facts["rewritten"] = rewritten
+            facts["rewritten"] = {name: [to_json(made) for made in all_of] for name, all_of in rewritten.items()}
         if sum(map(len, found.kept.values())) <= _MANY_KEPT:
             facts["kept"] = found.kept
         now = amounts(module, seen)
@@ -141,7 +144,7 @@ class PruneStructured(Recovery):
             )
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, found.skipped)))
+        return self.recorded(model, facts, found.skipped)
 
     def _step(
         self, step: int, module: nn.Module, original: nn.Module, seen: Seen, model: Model, ctx: Context, found: _Found
@@ -263,7 +266,7 @@ class PruneStructured(Recovery):
         return Seen(example, batches, [k.long() for k in known] if whole else None, forward, scores or whole)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: StructuredFacts, tensors: Tensors) -> Tensors:
         """Give the layers of a freshly built module their new widths."""
         from compresskit.ops.prune.replay import replay
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import UsageError, listing
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import SparseFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Samples
@@ -33,6 +34,7 @@ class Sparse(Recovery):
     stage: ClassVar[str] = "prune"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = SparseFacts
 
     sparsity: Annotated[
         float | None, Field(ge=0, lt=1, description="Share of each layer's weights that become zero. (0.5)")
@@ -108,7 +110,7 @@ class Sparse(Recovery):
         trained = self.train(model.module, model.card, ctx, teacher=teacher, after_step=keep_zeros(plan.layers))
         facts = {**facts_of(plan.layers), **more, **trained}
         facts["notes"] = [*_of_zeros(facts, plan.layers, self.zeros()), *notes, *trained.get("notes", ())]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, plan.skipped)))
+        return self.recorded(model, facts, plan.skipped)
 
 
 class CalibratedSparse(Sparse):
