@@ -11,14 +11,15 @@ SOURCES = compresskit tests examples benchmarks docs docker
 CONSTRAINTS = $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),,--constraint constraints.txt)
 PIP = $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off
 
-.PHONY: help install demo test check format docs bench clean
+.PHONY: help install demo test lint check format docs bench clean
 .SUFFIXES:
 
 help:
 	@echo 'make demo     train, quantize, export and bench a small model: the whole journey in a minute'
 	@echo 'make install  set up .venv for development'
 	@echo 'make test     run the tests'
-	@echo 'make check    all that CI runs: format, lint, types, import layers, docs, tests'
+	@echo 'make lint     format, lint, types, import layers, docs: what needs no run'
+	@echo 'make check    make lint, then make test'
 	@echo 'make format   format the code, mend what lint can mend'
 	@echo 'make docs     write docs/commands.md anew'
 	@echo 'make bench    run the benchmarks'
@@ -47,14 +48,16 @@ demo: $(VENV)/.installed-demo
 	@$(BIN)/compresskit demo --force
 
 test: install
-	@$(BIN)/python -m pytest -q -n $(WORKERS)
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
-check: install
+lint: install
 	$(BIN)/ruff format --check --quiet $(SOURCES)
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/generate.py --check
+
+check: lint
 	@$(MAKE) test
 
 format: install

@@ -6,6 +6,8 @@ expected, what was found) and at most one more (what to do next), never as a tra
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -43,6 +45,27 @@ def printable(text: object, limit: int = 400) -> str:
     """
     out = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     return out if len(out) <= limit else out[: limit - 1] + "…"
+
+
+_OPTION = re.compile(r"`([a-z][a-z0-9]*(?:_[a-z0-9]+)*)`")
+
+
+def spelled(text: str, spell: Callable[[str], str]) -> str:
+    """A message with its options as the reader types them.
+
+    Messages, hints and descriptions name an option as a field of the library: ```max_drop```. The command line shows
+    ``--max-drop`` in its place, a recipe ``max-drop``.
+
+    Args:
+        text: With fields in backticks.
+        spell: Gives an option's spelling from its name with dashes: ``max-drop``.
+    """
+    return _OPTION.sub(lambda match: spell(match[1].replace("_", "-")), text)
+
+
+def as_flags(text: str) -> str:
+    """A message as the command line shows it: ```max_drop``` is ``--max-drop``."""
+    return spelled(text, "--{}".format)
 
 
 def listing(names: list[str], limit: int = 3) -> str:
@@ -97,6 +120,11 @@ class GateError(CompressKitError):
     """A quality, size, speed or parity gate was missed; no file stands under the final name."""
 
     exit_code = ExitCode.GATE
+
+
+def missing_package(package: str) -> MachineError:
+    """The error for a dependency that every install brings but the one for the edge."""
+    return MachineError(f"this needs {package}, which is not installed", f"pip install {package}")
 
 
 def missing_extra(package: str, extra: str) -> MachineError:

@@ -13,6 +13,7 @@ from compresskit.errors import InputError
 from compresskit.facts import Index, Name, Size, Text, read_facts
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import nn
 
 CARD_VERSION = 2
@@ -43,6 +44,31 @@ class InputSpec:
     dtype: Annotated[str, Field(pattern=_DTYPE)]
     shape: Annotated[tuple[Index | Text, ...], Field(max_length=32)]
     high: Size | None = None
+
+    def implied(self, shape: tuple[int, ...]) -> np.ndarray | None:
+        """The values of an input that needs no data: those of plain, unpadded samples of one segment.
+
+        A mask of integers or booleans, and ``attention_mask`` of any type, is ones: all is attended to.
+        ``token_type_ids`` are zeros: all is the first segment. ``position_ids`` count up from 0 along the last axis.
+        Wherever inputs are made up or filled in they are these. The parity gate alone takes others too, because a file
+        must compute the same for all of them.
+
+        Args:
+            shape: Of the array; its dtype is the input's.
+
+        Returns:
+            None for every other input.
+        """
+        import numpy as np
+
+        name, integer = self.name.lower(), self.dtype.startswith(("int", "uint"))
+        if self.dtype == "bool" or (integer and "mask" in name) or name == "attention_mask":
+            return np.ones(shape, self.dtype)
+        if integer and "token_type" in name:
+            return np.zeros(shape, self.dtype)
+        if integer and name == "position_ids":
+            return np.full(shape, np.arange(shape[-1]), self.dtype)
+        return None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compresskit.errors import InputError
 from compresskit.facts import Facts, read_facts, to_json
+from compresskit.kinds import Kind
 from compresskit.model import Applied, Model
 
 if TYPE_CHECKING:
@@ -74,34 +75,115 @@ class Chosen:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class TeacherRef:
+    """A model that a stage learns from, as it was named.
+
+    Attributes:
+        model: Any MODEL.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds it.
+        arch_args: Its keyword arguments.
+    """
+
+    model: str
+    arch: str | None = None
+    arch_args: dict[str, Any] | None = None
+
+
 class Stage(BaseModel, ABC):
     """One method with its options; what it computes lives in ``ops/``.
 
     A subclass declares each option once, as a pydantic field with a description: the field is the command's
-    option, the recipe's key and the library's argument.
+    option, the recipe's key and the library's argument. One that sets ``method`` is complete, and must declare all
+    that has no default here; one without is a base of others.
+
+    Attributes:
+        kind: What is true of all methods of its kind; gives the command its name.
+        method: Its name among those of the kind.
+        takes: Forms of a model that it works on.
+        gives: The form of what it gives; ``same`` is the form it was given.
+        needs: Data that it can't do without: ``calibration`` or ``training``; and ``teacher``.
+        packages: What it imports besides what every installation has, each with the extra that brings it.
+        facts: The type of what it records in the card.
+        needs_no_replay: What builds the original builds the result too: layers stay, or a config tells their sizes.
+        takes_adapters: Works on adapters that lie beside the weights.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: ClassVar[str]
+    kind: ClassVar[Kind]
     method: ClassVar[str]
     takes: ClassVar[tuple[Form, ...]]
     gives: ClassVar[Form | Literal["same"]]
     needs: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[dict[str, str]] = {}
-    """What it imports besides what every installation has, each with the extra that brings it."""
     facts: ClassVar[type[Facts]] = Facts
-    """What it records in the card."""
+    needs_no_replay: ClassVar[bool] = False
+    takes_adapters: ClassVar[bool] = False
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if "method" in vars(cls) and (lacking := [text for text, fine in cls._declarations() if not fine]):
+            raise TypeError(f"{cls.__name__} is a method that doesn't declare {'; '.join(lacking)}")
+
+    @classmethod
+    def _declarations(cls) -> list[tuple[str, bool]]:
+        """What a method must declare, and whether this one does: each left out would fail late, or silently."""
+        fields = cls.model_fields
+        own = {name: getattr(cls, name) != getattr(Stage, name) for name in ("aims_at", "learns_from")}
+        replayed = cls.replay.__func__ is not Stage.replay.__func__  # type: ignore[attr-defined]
+        learns = "teacher" in fields or "teacher" in cls.needs
+        return [
+            ("a docstring, whose first line is its help", bool((cls.__doc__ or "").strip())),
+            ("kind, a compresskit.kinds.Kind", isinstance(getattr(cls, "kind", None), Kind)),
+            ("takes, the forms that it works on", bool(getattr(cls, "takes", ()))),
+            ("gives, the form of its result", hasattr(cls, "gives")),
+            (
+                "replay(), which rebuilds the module from the facts, or needs_no_replay = True",
+                replayed or cls.needs_no_replay or getattr(cls, "gives", "") == "onnx",
+            ),
+            ("aims_at, though it has an option target", own["aims_at"] or "target" not in fields),
+            ("learns_from, though it has a teacher", own["learns_from"] or not learns),
+            ("trains, though it has an option epochs", cls.trains != Stage.trains or "epochs" not in fields),
+        ]
 
     @property
-    def beside(self) -> bool:
+    def label(self) -> str:
+        """The method in short, as the name of an output ends: ``gptq4``."""
+        return self.method
+
+    @property
+    def leaves_adapters(self) -> bool:
         """Whether it leaves adapters beside the weights, which must be merged before a further stage."""
         return False
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains, with these options: on training data, with memory for gradients."""
+        return False
+
+    @property
+    def wanted_data(self) -> str | None:
+        """Which data it can't do without: ``training``, ``calibration`` or none."""
+        if self.trains or "training" in self.needs:
+            return "training"
+        return "calibration" if "calibration" in self.needs else None
+
+    @property
+    def aims_at(self) -> str | None:
+        """Name of the CPU that the result is made for; None is this machine, or all."""
+        return None
+
+    @property
+    def learns_from(self) -> TeacherRef | None:
+        """The teacher that its options name, if they do."""
+        return None
 
     @classmethod
     def name(cls) -> str:
         """The registry's key: ``quantize.rtn``."""
-        return f"{cls.stage}.{cls.method}"
+        return f"{cls.kind.name}.{cls.method}"
 
     def options(self) -> dict[str, Any]:
         """The options as JSON, for the card."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,8 +22,41 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
 import pytest
+from warm import Warm, workers
 
 ROOT = Path(__file__).resolve().parent.parent
+TORCH = (
+    "compresskit.cli.app", "compresskit.cli.main", "compresskit.cli.run_stage", "compresskit.cli.stages",
+    "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.api",
+    "compresskit.stages.quantize_rtn", "compresskit.bench.worker", "onnxruntime",
+    "rich.table", "warm_export",
+)  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage needn't walk through all of torch each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def warm_engine() -> Iterator[Warm]:
+    """A warm interpreter with what a worker of the bench imports."""
+    with closing(Warm("compresskit.bench.worker", "onnxruntime")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def warm_torch() -> Iterator[Warm]:
+    """A warm interpreter with torch and the exporter, for whole commands and for workers that run modules."""
+    with closing(Warm(*TORCH)) as server:
+        yield server
+
+
+@pytest.fixture
+def forked_workers(warm_engine: Warm, warm_torch: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench's worker processes are forked from warm ones: for tests of what is made of their figures."""
+    monkeypatch.setattr("compresskit.bench.pool.subprocess", workers(warm_engine, warm_torch))
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 PACKAGE = Path(__file__).resolve().parent.parent / "compresskit"
 TORCH_BACKED = {"ops", "export", "train"}
@@ -80,12 +83,17 @@ def command_names() -> list[str]:
     return sorted(names())
 
 
+@pytest.fixture(scope="module")
+def light() -> Iterator[Warm]:
+    """A warm interpreter with what a help text needs of other packages, and none of the heavy ones."""
+    with closing(Warm("pydantic", "rich.console", "typer.rich_utils", "yaml")) as server:
+        yield server
+
+
 @pytest.mark.parametrize("command", [[], *([name] for name in command_names())], ids=lambda c: " ".join(c) or "top")
-def test_help_needs_no_engine(command: list[str]) -> None:
+def test_help_needs_no_engine(light: Warm, command: list[str]) -> None:
     if not command_names():
         pytest.skip("this build has no command line")
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, *command, "--help"], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = light.run(("-c", HELP, *command, "--help"))
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout

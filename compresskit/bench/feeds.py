@@ -18,7 +18,8 @@ def make_feeds(
     """Arrays for each input, the same for the same arguments.
 
     Floats are standard normal. Integers are uniform in ``[0, high)``; without ``high`` those of 8 bits take their whole
-    range and wider ones are zero, the only index that every table has. Masks are ones, ``position_ids`` count up.
+    range and wider ones are zero, the only index that every table has. Masks, token types and positions are what
+    :meth:`compresskit.model.InputSpec.implied` says.
 
     Args:
         inputs: What the model takes.
@@ -68,14 +69,12 @@ def _array(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) ->
         dtype = np.dtype(spec.dtype)
     except TypeError:
         dtype = np.dtype(object)
+    if dtype.kind in "iubf" and (implied := spec.implied(shape)) is not None:
+        return implied
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape, np.float32), dtype)
     if dtype.kind not in "iub":
         raise InputError(f"input '{spec.name}' is of type {spec.dtype}, which can't be made up")
-    if "mask" in spec.name.lower() or dtype.kind == "b":
-        return np.ones(shape, dtype)
-    if spec.name == "position_ids":
-        return np.ascontiguousarray(np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape))
     low, high = 0, spec.high or 1
     if dtype.itemsize == 1 and spec.high is None:
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1

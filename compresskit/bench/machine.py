@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("compresskit", "torch", "numpy", "onnx", "onnxruntime", "openvino", "transformers", "safetensors")
+from compresskit import __version__
+
+_PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "openvino", "transformers", "safetensors")
 _FLAGS = {  # what the systems call it: what we call it
     "avx2": "avx2",
     "avx512f": "avx512f",
@@ -51,7 +53,10 @@ def environment(threads: int = 0, device: str | None = None) -> dict[str, Any]:
         "flags": sorted(cpu_flags()),
         "os": platform.system(),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {
+            "compresskit": __version__,  # not the metadata's: a copy has none, an editable install an old one
+            **{name: found for name in _PACKAGES if (found := _version(name))},
+        },
     }
 
 

@@ -55,32 +55,36 @@ def notes(before: Snapshot, after: Snapshot, root: Path = Path("/"), load: float
         root: Where ``proc`` and ``sys`` are.
         load: Runnable processes before anything was timed; None where it isn't known.
     """
-    found = []
-    elapsed = max(after.when - before.when, 1e-9)
+    found: list[str] = []
     cpus = os.cpu_count() or 1
-    if before.busy is not None and after.busy is not None:
-        others = (after.busy - before.busy - (after.own - before.own)) / elapsed
-        if others > _NEIGHBOURS * cpus:
-            found.append(f"other programs kept {others:.1f} of {cpus} cores busy while models were timed")
-    if before.stolen is not None and after.stolen is not None:
-        stolen = (after.stolen - before.stolen) / elapsed
-        if stolen > _NEIGHBOURS * cpus / 2:
-            found.append(f"the host gave {stolen:.1f} of {cpus} cores to other machines while models were timed")
+    elapsed = max(after.when - before.when, 1e-9)
+    others = (_grown(before.busy, after.busy) - (after.own - before.own)) / elapsed
+    stolen = _grown(before.stolen, after.stolen) / elapsed
+    if others > _NEIGHBOURS * cpus:
+        found.append(f"other programs kept {others:.1f} of {cpus} cores busy while models were timed")
+    if stolen > _NEIGHBOURS * cpus / 2:
+        found.append(f"the host gave {stolen:.1f} of {cpus} cores to other machines while models were timed")
     if load is not None and load > _LOAD * machine.cores():
         found.append(f"{load:.1f} processes wanted to run on {machine.cores()} cores when the bench began")
-    if before.hot is not None and after.hot is not None and after.hot > before.hot:
-        found.append(
-            f"the processor slowed down for heat {after.hot - before.hot} times: let it cool, then measure again"
-        )
-    if before.held is not None and after.held is not None and after.held > before.held:
-        found.append(
-            f"the container's CPU quota stopped this program {after.held - before.held} times: use fewer --threads"
-        )
-    with suppress(OSError):
-        governor = (root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
-        if governor not in ("performance", ""):
-            found.append(f"the CPU frequency governor is '{governor[:40]}': 'performance' gives steadier figures")
+    if (hot := _grown(before.hot, after.hot)) > 0:
+        found.append(f"the processor slowed down for heat {hot} times: let it cool, then measure again")
+    if (held := _grown(before.held, after.held)) > 0:
+        found.append(f"the container's CPU quota stopped this program {held} times: use fewer --threads")
+    if (governor := _governor(root)) not in ("performance", ""):
+        found.append(f"the CPU frequency governor is '{governor[:40]}': 'performance' gives steadier figures")
     return [f"noise: {text}" for text in found]
+
+
+def _grown(before: float | None, after: float | None) -> float:
+    """How much a counter went up; 0 where the system doesn't tell."""
+    return 0 if before is None or after is None else after - before
+
+
+def _governor(root: Path) -> str:
+    """How the CPU's frequency is chosen; empty where the system doesn't tell."""
+    with suppress(OSError):
+        return (root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="ascii").strip()
+    return ""
 
 
 def load_average() -> float | None:

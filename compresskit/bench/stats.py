@@ -40,7 +40,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     n, centre = len(logs), float(logs.mean())
     if n < 2:
         return Estimate(math.exp(centre), 0.0, math.inf, n)
-    half = quantile(0.975, n - 1) * float(logs.std(ddof=1)) / math.sqrt(n)
+    half = student_quantile(0.975, n - 1) * float(logs.std(ddof=1)) / math.sqrt(n)
     return Estimate(math.exp(centre), math.exp(centre - half), math.exp(centre + half), n)
 
 
@@ -68,7 +68,7 @@ def decide(ratio: Estimate, min_effect: float = MIN_EFFECT) -> Change:
     edge = math.log1p(min_effect)
     centre = math.log(ratio.value)
     half = math.log(ratio.high / ratio.low) / 2
-    wide = half * quantile(0.9975, ratio.n - 1) / quantile(0.975, ratio.n - 1)
+    wide = half * student_quantile(0.9975, ratio.n - 1) / student_quantile(0.975, ratio.n - 1)
     if abs(centre) > wide and abs(centre) >= edge:
         return "faster" if centre > 0 else "slower"
     return "same" if abs(centre) + half < edge else "inconclusive"
@@ -81,7 +81,7 @@ def compare(
     return decide(speedup(base, other), min_effect)
 
 
-def quantile(p: float, df: int) -> float:
+def student_quantile(p: float, df: int) -> float:
     """Student's t quantile at ``p`` 0.975 or 0.9975.
 
     A table up to 9 degrees of freedom, then the Cornish-Fisher expansion (Abramowitz & Stegun 26.7.5), which is right

@@ -19,6 +19,11 @@ _STRING = 8
 _MADE_LIMIT = 1 << 28
 
 
+def stored_bytes(tensor: Any) -> int:
+    """Bytes of a ``TensorProto``; elements of less than a byte are packed, strings count as none."""
+    return (math.prod(int(size) for size in tensor.dims) * _BITS.get(tensor.data_type, 0) + 7) // 8
+
+
 def check_tensor(path: Path, tensor: Any) -> int:
     """Check one tensor.
 
@@ -39,13 +44,11 @@ def check_tensor(path: Path, tensor: Any) -> int:
         return sum(len(text) for text in tensor.string_data)
     if tensor.data_type not in _BITS:
         raise InputError(f"{name} has the data type {tensor.data_type}, which is not known")
-    bits = _BITS[tensor.data_type]
-    count: int = math.prod(tensor.dims)
-    need = (count * bits + 7) // 8
+    need = stored_bytes(tensor)
     if tensor.data_location == 1:
         _check_external(path, name, tensor, need)
         return need
-    have = len(tensor.raw_data) if tensor.HasField("raw_data") else _typed_bytes(tensor, bits, need)
+    have = len(tensor.raw_data) if tensor.HasField("raw_data") else _typed_bytes(tensor, _BITS[tensor.data_type], need)
     if have != need:
         raise InputError(f"{name} declares {list(tensor.dims)[:8]}, which is {need} bytes; the file holds {have}")
     return need

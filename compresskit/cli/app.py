@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from compresskit import registry
 from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
-from compresskit.errors import UsageError
+from compresskit.errors import MachineError, UsageError
 from compresskit.render.plain import set_plain
+
+
+@cache
+def summaries() -> dict[str, str]:
+    """One line of help for each command: the kinds of stages first; a plugin's kind can't replace a command."""
+    return {name: _summary(name) for name in registry.kind_names() if name not in COMMANDS} | COMMANDS
+
+
+def _summary(kind: str) -> str:
+    try:
+        found = registry.kind(kind)
+    except MachineError as error:  # a broken plugin must not take the help away
+        return error.message
+    return found.summary if found is not None else ""
 
 
 class Group(TyperGroup):
@@ -19,11 +35,11 @@ class Group(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which one meets them."""
-        return list(COMMANDS)
+        return list(summaries())
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A stand-in that has a name and one line of help."""
-        return TyperCommand(cmd_name, help=COMMANDS[cmd_name]) if cmd_name in COMMANDS else None
+        return TyperCommand(cmd_name, help=summaries()[cmd_name]) if cmd_name in summaries() else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The real command for these arguments.
@@ -31,16 +47,14 @@ class Group(TyperGroup):
         Raises:
             UsageError: There is none of that name; the nearest one is given.
         """
-        if args and args[0] not in COMMANDS:
-            near = get_close_matches(args[0], COMMANDS, 1)
+        if args and args[0] not in summaries():
+            near = get_close_matches(args[0], summaries(), 1)
             hint = f"did you mean '{near[0]}'?" if near else "see: compresskit --help"
             raise UsageError(f"there is no command '{args[0]}'", hint)
-        from compresskit import registry
-
         name, stub, rest = super().resolve_command(ctx, args)
         if stub is None or not name:
             return name, stub, rest
-        if rest and not rest[0].startswith("-") and name in SUBCOMMANDS and name not in registry.stages():
+        if rest and not rest[0].startswith("-") and name in SUBCOMMANDS and name in COMMANDS:
             known = SUBCOMMANDS[name]
             if rest[0] not in known:
                 near = get_close_matches(rest[0], known, 1)
@@ -56,12 +70,10 @@ def build(name: str, arguments: list[str]) -> Any:
 
     Where the first argument is one of the command's own subcommands, it is that one.
     """
-    from compresskit import registry
-
     if arguments and arguments[0] in SUBCOMMANDS.get(name, ()):
         function = import_module(f"compresskit.cli.commands.{name}_{arguments[0]}").command
         name = f"{name} {arguments[0]}"
-    elif name in registry.stages():
+    elif name not in COMMANDS:
         from compresskit.cli.stages import stage_command
 
         function = stage_command(name, arguments)

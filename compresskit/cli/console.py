@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError, missing_extra, printable
+from compresskit.errors import UsageError, as_flags, missing_package, printable
 from compresskit.render.plain import is_plain
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
@@ -93,7 +93,7 @@ def progressing(quiet: bool) -> Iterator[Progress]:
 
 def tell(text: str) -> None:
     """A line on stderr, right away."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(printable(as_flags(text)), file=sys.stderr, flush=True)
 
 
 def check_json(
@@ -142,7 +142,7 @@ def check_html(
     if target is None:
         return
     if find_spec("plotly") is None:
-        raise missing_extra("plotly", "html")
+        raise missing_package("plotly")
     if str(target) == "-":
         raise UsageError(f"{option} -: a page goes to a file", "give its name")
     check_json(str(target), inputs, output, option=option)
@@ -156,7 +156,7 @@ def check_html(
 def drawing() -> Callable[[Report], str] | None:
     """What draws a report as a page; None, and a line that says so, where plotly isn't installed."""
     if find_spec("plotly") is None:
-        tell("no report.html is written: plotly is not installed (pip install 'compresskit[html]')")
+        tell("no report.html is written: plotly is not installed (pip install plotly)")
         return None
     from compresskit.render.html import html
 

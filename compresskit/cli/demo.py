@@ -70,7 +70,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
     from compresskit.runner import api
-    from compresskit.runner.compare import compare
+    from compresskit.runner.compare import Comparison, compare
     from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
     from compresskit.runner.loading import load
@@ -98,9 +98,8 @@ def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Repor
         )
     say("compresskit compare digits.pt int8 int4 --arch net.py:Net --data test.npz")
     paths = [Path("digits.pt"), Path("int8"), Path("int4")]
-    report = compare(
-        paths, read, lambda _: test, Measuring(seed=seed), judged=True, command=_COMMAND, progress=progress
-    )
+    how = Comparison(judged=True)
+    report = compare(paths, read, lambda _: test, Measuring(seed=seed), how, command=_COMMAND, progress=progress)
     Path("report.json").write_text(report.to_json(), encoding="utf-8")
     return report
 

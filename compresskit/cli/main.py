@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from compresskit.errors import CompressKitError, ExitCode, printable
+from compresskit.errors import CompressKitError, ExitCode, as_flags, printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -61,9 +61,9 @@ def run(arguments: list[str]) -> int:
 
 def command_names() -> list[str]:
     """The commands there are, in the order of the help."""
-    from compresskit.cli.commands import COMMANDS
+    from compresskit.cli.app import summaries
 
-    return list(COMMANDS)
+    return list(summaries())
 
 
 def explain(error: BaseException) -> int:
@@ -93,21 +93,26 @@ def explain(error: BaseException) -> int:
         path = getattr(context, "command_path", "compresskit")
         _say(printable(_wrong_value(error) or error.format_message()), _of_others(error, path) or f"see: {path} --help")
         return ExitCode.USAGE
-    if isinstance(error, ModuleNotFoundError) and (absent := (error.name or "").partition(".")[0]) in _PACKAGES:
-        _say(f"this needs {absent}, which is not installed", f"pip install '{_PACKAGES[absent]}'")
-        return ExitCode.ENVIRONMENT
-    if isinstance(error, MemoryError):
-        _say("not enough memory", "close other programs, or use a machine with more")
-        return ExitCode.ENVIRONMENT
-    if isinstance(error, OSError) and error.errno in (*_FULL, *_REFUSED):
-        where = f": {error.filename}" if error.filename else ""
-        _say(printable(f"{os.strerror(error.errno or 0)}{where}"))
+    if lack := _lack(error):
+        _say(*lack)
         return ExitCode.ENVIRONMENT
     _say(
         printable(f"a bug in compresskit: {type(error).__name__}: {error}"),
         "add --debug for the traceback, and report it",
     )
     return ExitCode.BUG
+
+
+def _lack(error: BaseException) -> tuple[str, str] | None:
+    """What this machine lacks, and what to do about it; None for an error of another kind."""
+    if isinstance(error, ModuleNotFoundError) and (absent := (error.name or "").partition(".")[0]) in _PACKAGES:
+        return f"this needs {absent}, which is not installed", f"pip install '{_PACKAGES[absent]}'"
+    if isinstance(error, MemoryError):
+        return "not enough memory", "close other programs, or use a machine with more"
+    if isinstance(error, OSError) and error.errno in (*_FULL, *_REFUSED):
+        where = f": {error.filename}" if error.filename else ""
+        return printable(f"{os.strerror(error.errno or 0)}{where}"), ""
+    return None
 
 
 def _wrong_value(error: BaseException) -> str:
@@ -137,9 +142,9 @@ def _of_others(error: BaseException, path: str) -> str:
 
 def _say(message: str, hint: str = "") -> None:
     try:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_flags(message)}", file=sys.stderr)
         if hint:
-            print(f"  {hint}", file=sys.stderr)
+            print(f"  {as_flags(hint)}", file=sys.stderr)
     except OSError:
         pass  # nobody listens any more
 

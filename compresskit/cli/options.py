@@ -20,6 +20,10 @@ ModelArg = Annotated[
 ModelArgs = Annotated[
     list[Path], typer.Argument(metavar="MODEL...", help="Models; the first is the baseline.", show_default=False)
 ]
+ReportArg = Annotated[
+    Path,
+    typer.Argument(metavar="REPORT", help="A report.json, a bundle that holds one, or - (stdin).", show_default=False),
+]
 Output = Annotated[
     Path | None,
     typer.Option(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compresskit.cli.console import check_html, check_json, check_output, drawing, finish, progressing, tell, write_page
+from compresskit.cli.console import check_html, check_output, drawing, progressing, tell, write_page
 from compresskit.cli.inputs import command_line, default_output
+from compresskit.cli.option_groups import Showing
 from compresskit.errors import ExitCode, UsageError
+from compresskit.recipe.head import CODE, PATH
+from compresskit.recipe.naming import named_by
 from compresskit.recipe.plan import Recipe
 from compresskit.report import PAGE, Report
 from compresskit.runner.cache import Cache
@@ -23,21 +26,15 @@ class Running:
     Attributes:
         cache: Where finished steps are kept; None for this run only.
         bench: Measure the speed.
-        json: As ``--json``.
-        markdown: As ``--markdown``.
-        quiet: As ``--quiet``.
+        showing: Where reports go.
         force: As ``--force``.
-        html: As ``--html``.
         pages: Put a report.html beside each report.json.
     """
 
     cache: Cache | None
     bench: bool
-    json: str | None
-    markdown: bool
-    quiet: bool
+    showing: Showing
     force: bool
-    html: Path | None = None
     pages: bool = True
 
 
@@ -54,25 +51,25 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
     if first.model is None:
         raise UsageError("the recipe names no model", "give one: compresskit run RECIPE MODEL")
     target = output or default_output(Path(first.model), first.name)
-    if not first.point:
-        report = run_one(first, target, running)
-        return finish(
-            report, json=running.json, html=running.html, quiet=running.quiet, markdown=running.markdown,
-            output=str(target),
-        )  # fmt: skip
-    if running.json == "-":
+    if first.point:
+        return _run_matrix(recipes, target, running)
+    return running.showing.finish(run_one(first, target, running), str(target))
+
+
+def _run_matrix(recipes: Sequence[Recipe], target: Path, running: Running) -> int:
+    """Run each point of a matrix, and show them side by side; returns the exit code."""
+    showing = running.showing
+    if showing.json == "-":
         raise UsageError(
             "--json - is for one report, a matrix gives several", "each point's folder has its report.json"
         )
     places = [target / _folder(recipe) for recipe in recipes]
     for recipe, place in zip(recipes, places, strict=True):
         check_output(place, _inputs(recipe), force=running.force)
-    page = running.html or (target / PAGE if running.pages and drawing() is not None else None)
-    if page is not None and (running.html or page.exists()):
-        check_html(page, _inputs(first), option="--html" if running.html else "the page of the matrix,")
+    page = _page_of_matrix(recipes[0], target, running)
     reports = []
     for index, (recipe, place) in enumerate(zip(recipes, places, strict=True), 1):
-        if not running.quiet:
+        if not showing.quiet:
             tell(f"point {index} of {len(recipes)}: {place.name}")
         reports.append(run_one(recipe, place, running))
     names = [place.name for place in places]
@@ -80,24 +77,35 @@ def run_all(recipes: Sequence[Recipe], output: Path | None, running: Running) ->
         from compresskit.render.html import joined
 
         write_page(joined(names, reports), page)
-    if not running.quiet:
+    if not showing.quiet:
         from compresskit.render.matrix import print_matrix
 
-        print_matrix(names, reports, markdown=running.markdown)
+        print_matrix(names, reports, markdown=showing.markdown)
     return int(max((report.exit_code() for report in reports), default=ExitCode.OK))
+
+
+def _page_of_matrix(recipe: Recipe, target: Path, running: Running) -> Path | None:
+    """Where the page of all points goes; None where none is drawn.
+
+    Raises:
+        UsageError: It can't be written there.
+    """
+    html = running.showing.html
+    page = html or (target / PAGE if running.pages and drawing() is not None else None)
+    if page is not None and (html or page.exists()):
+        check_html(page, _inputs(recipe), option="--html" if html else "the page of the matrix,")
+    return page
 
 
 def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
     """Run one recipe into ``target``."""
-    inputs = _inputs(recipe)
+    inputs, showing = _inputs(recipe), running.showing
     check_output(target, inputs, force=running.force)
-    check_json(running.json, inputs, target)
-    if not recipe.point:
-        check_html(running.html, inputs, target)
-    with progressing(running.quiet) as progress:
+    (replace(showing, html=None) if recipe.point else showing).check(inputs, target)
+    with progressing(showing.quiet) as progress:
         return run_recipe(
             recipe, target, bench=running.bench, cache=running.cache, force=running.force, command=command_line(),
-            progress=progress, tell=say_nothing if running.quiet else tell, draw=drawing() if running.pages else None,
+            progress=progress, tell=say_nothing if showing.quiet else tell, draw=drawing() if running.pages else None,
         )  # fmt: skip
 
 
@@ -113,9 +121,7 @@ def show_plan(recipes: Sequence[Recipe]) -> None:
 
 
 def _inputs(recipe: Recipe) -> tuple[str | None, ...]:
-    named = [
-        getattr(step.stage, name, None) for step in recipe.steps for name in ("teacher", "teacher_arch", "adapter")
-    ]
+    named = [word for step in recipe.steps for word in named_by(step.stage, PATH, CODE)]
     words = (recipe.model, recipe.data, recipe.eval_data, recipe.arch, recipe.metric, *named)
     return tuple(None if word is None else str(word) for word in words)
 

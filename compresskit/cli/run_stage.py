@@ -45,13 +45,15 @@ def run_stage(
     from compresskit.cli.distributed import discarded_output, is_main_process
     from compresskit.cli.inputs import command_line, default_output, load_model, load_options
     from compresskit.errors import UsageError
+    from compresskit.recipe.head import CODE, PATH
     from compresskit.recipe.limits import Limits
+    from compresskit.recipe.naming import named_by
     from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
     from compresskit.runner.sources import opener
 
-    target = output or default_output(model, _suffix(stage))
-    inputs = (model, data, eval_data, arch, metric, *(getattr(stage, n, None) for n in ("teacher", "teacher_arch")))
+    target = output or default_output(model, stage.label)
+    inputs = (model, data, eval_data, arch, metric, *named_by(stage, PATH, CODE))
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
     check_html(html, inputs, target)
@@ -88,9 +90,3 @@ def run_stage(
         )
     code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
     raise typer.Exit(code if first else 0)
-
-
-def _suffix(stage: Stage) -> str:
-    """The method, with its bits unless its name says them: ``rtn4``, ``int8-static``."""
-    bits = str(getattr(stage, "bits", ""))
-    return stage.method if bits in stage.method else f"{stage.method}{bits}"

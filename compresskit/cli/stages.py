@@ -13,13 +13,11 @@ from pydantic.fields import FieldInfo
 
 from compresskit import registry
 from compresskit.cli import options as shared
-from compresskit.errors import UsageError
+from compresskit.errors import UsageError, as_flags
 from compresskit.stage import Stage
 from compresskit.stages.recovery import Recovery
 
 _PANEL, _TRAINING = "Method", "Training"
-_QAT = "qat"
-"""A method that a flag of its own name asks for too."""
 
 
 def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
@@ -32,10 +30,13 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
     Raises:
         UsageError: No such method.
     """
-    known = registry.methods(stage)
-    method = _value(arguments, "--method") or (_QAT if _flagged(known, arguments) else known[0])
-    if _flagged(known, arguments) and method != _QAT:
-        raise UsageError(f"--qat means --method {_QAT}, found --method {method} too", "give one of them")
+    known, kind = registry.methods(stage), registry.kind(stage)
+    if kind is None:
+        raise UsageError(f"there is no stage '{stage}'", f"choose {', '.join(registry.kind_names())}")
+    flagged = next((name for name in kind.flags if f"--{name}" in arguments), None)
+    method = _value(arguments, "--method") or flagged or known[0]
+    if flagged is not None and method != flagged:
+        raise UsageError(f"--{flagged} means --method {flagged}, found --method {method} too", "give one of them")
     if method not in known:
         raise UsageError(f"--method {method}: {stage} has no such method", f"choose {', '.join(known)}")
     cls = registry.get(f"{stage}.{method}")
@@ -43,20 +44,21 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
     def callback(method: str, **values: Any) -> None:
         from compresskit.cli.run_stage import run_stage
 
-        values.pop(_QAT, None)
+        for flag in kind.flags:
+            values.pop(flag, None)
         own = {name: values.pop(name) for name in cls.model_fields if name in values}
         run_stage(make(cls, own), **values)
 
     parameters = [
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=shared.ModelArg),
         _method_option(stage, method),
-        *([_qat_option()] if _QAT in known else []),
+        *map(_flag_option, kind.flags),
         *(_option(name, field) for name, field in _own_first(cls)),
         *_shared_options(),
     ]
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {p.name: p.annotation for p in parameters}
-    callback.__doc__ = _help(stage, cls)
+    callback.__doc__ = _help(cls)
     return callback
 
 
@@ -77,9 +79,9 @@ def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the options"
-        message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        message = as_flags(str(first["msg"])).removeprefix("Value error, ").removeprefix("Input should be ")
         raise UsageError(
-            f"{option} {first['input']}: expected {message}", f"see: compresskit {cls.stage} --help"
+            f"{option} {first['input']}: expected {message}", f"see: compresskit {cls.kind.name} --help"
         ) from error
 
 
@@ -94,10 +96,11 @@ def _value(arguments: list[str], option: str) -> str | None:
     return found
 
 
-def _help(stage: str, cls: type[Stage]) -> str:
-    from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
+def _help(cls: type[Stage]) -> str:
+    from compresskit.cli.commands import SUBCOMMANDS
 
-    body = inspect.cleandoc(cls.__doc__ or "")
+    stage = cls.kind.name
+    body = as_flags(inspect.cleandoc(cls.__doc__ or ""))
     others = [m for m in registry.methods(stage) if m != cls.method]
     more = (
         f"\n\nOther methods: {', '.join(others)}. Options of one: compresskit {stage} --method NAME --help"
@@ -105,7 +108,7 @@ def _help(stage: str, cls: type[Stage]) -> str:
         else ""
     )
     below = "".join(f"\n\ncompresskit {stage} {name}: {line}" for name, line in SUBCOMMANDS.get(stage, {}).items())
-    return f"{COMMANDS[stage]}\n\nMethod {cls.method}: {body}{more}{below}"
+    return f"{cls.kind.summary}\n\nMethod {cls.method}: {body}{more}{below}"
 
 
 def _method_option(stage: str, method: str) -> inspect.Parameter:
@@ -118,13 +121,9 @@ def _method_option(stage: str, method: str) -> inspect.Parameter:
     )
 
 
-def _flagged(known: list[str], arguments: list[str]) -> bool:
-    return _QAT in known and f"--{_QAT}" in arguments
-
-
-def _qat_option() -> inspect.Parameter:
-    option = typer.Option(f"--{_QAT}", help=f"The same as --method {_QAT}.", rich_help_panel=_PANEL, show_default=False)
-    return inspect.Parameter(_QAT, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
+def _flag_option(name: str) -> inspect.Parameter:
+    option = typer.Option(f"--{name}", help=f"The same as --method {name}.", rich_help_panel=_PANEL, show_default=False)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -136,7 +135,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         declared,
         metavar=metavar,
-        help=field.description,
+        help=as_flags(field.description or ""),
         rich_help_panel=_TRAINING if name in Recovery.model_fields else _PANEL,
         show_default=default not in (None, [], False),
     )

@@ -195,8 +195,8 @@ def primary(specs: tuple[InputSpec, ...]) -> list[InputSpec]:
 def complete(inputs: dict[str, np.ndarray], specs: tuple[InputSpec, ...]) -> dict[str, np.ndarray]:
     """Exactly the inputs that a model declares, in its dtypes; helper inputs are made where absent.
 
-    A lone input goes to a lone input whatever their names. A mask is made of ones, token types of zeros and positions
-    by counting, in the shape of the token ids ``(n, L)``.
+    A lone input goes to a lone input whatever their names. A helper has the shape of the token ids ``(n, L)``, and the
+    values that :meth:`compresskit.model.InputSpec.implied` gives it.
 
     Raises:
         InputError: An input that isn't there and can't be made, or floats for an input of integers.
@@ -208,10 +208,12 @@ def complete(inputs: dict[str, np.ndarray], specs: tuple[InputSpec, ...]) -> dic
     for spec in specs:
         if spec.name in inputs:
             out[spec.name] = _cast(inputs[spec.name], spec)
-        elif spec.name in HELPERS and wanted and wanted[0].name in inputs:
-            out[spec.name] = _helper(spec, inputs[wanted[0].name].shape[:2])
-        else:
+            continue
+        known = spec.name in HELPERS and wanted and wanted[0].name in inputs
+        helper = spec.implied(inputs[wanted[0].name].shape[:2]) if known else None
+        if helper is None:
             raise InputError(f"the model's input '{spec.name}' is not in the data, which has {listing(list(inputs))}")
+        out[spec.name] = helper
     return out
 
 
@@ -219,11 +221,3 @@ def _cast(array: np.ndarray, spec: InputSpec) -> np.ndarray:
     if array.dtype.kind == "f" and np.dtype(spec.dtype).kind != "f":
         raise InputError(f"the model's input '{spec.name}' takes {spec.dtype}, found {array.dtype}")
     return array.astype(spec.dtype, copy=False)
-
-
-def _helper(spec: InputSpec, shape: tuple[int, ...]) -> np.ndarray:
-    if spec.name == "attention_mask":
-        return np.ones(shape, spec.dtype)
-    if spec.name == "token_type_ids":
-        return np.zeros(shape, spec.dtype)
-    return np.tile(np.arange(shape[-1], dtype=spec.dtype), (shape[0], 1))

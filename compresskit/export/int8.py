@@ -214,13 +214,9 @@ def _quantized(model: onnx.ModelProto, form: Form) -> Iterator[onnx.NodeProto]:
 
 def _activations(model: onnx.ModelProto, form: Form) -> list[str]:
     """The tensors that need a range."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    found: dict[str, None] = {}
-    for node in _quantized(model, form):
-        for name in (*node.input, *(node.output if form.outputs else ())):
-            if name and name not in stored:
-                found[name] = None
-    return list(found)
+    stored = {"", *(tensor.name for tensor in model.graph.initializer)}
+    ends = ((*node.input, *(node.output if form.outputs else ())) for node in _quantized(model, form))
+    return list(dict.fromkeys(name for names in ends for name in names if name not in stored))
 
 
 def _place_pairs(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from compresskit.checkpoint.onnx_file import read_onnx_file
+from compresskit.checkpoint.onnx_tensors import stored_bytes
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.onnx_macs import count_onnx_macs
 from compresskit.ops.onnx_names import CODES, SCALE, ZERO_POINT, coded
 from compresskit.ops.onnx_packed import GATHER, Found, join_packed
 from compresskit.ops.packed.layout import BITS, count_points, packed_bytes
+from compresskit.runtimes.onnx_graph import OnnxGraph
 
 # Where an operator takes weights and biases; the other inputs of these hold scales, zero points and statistics.
 _DATA_INPUTS = {
@@ -38,47 +39,37 @@ _PARTNERS = (SCALE, ZERO_POINT)
 _SHAPING = frozenset((*_SIZES, *_POSITIONS, *_LIMITS, *_AXES))
 
 
-@dataclass
-class _Graph:
-    """The main graph, with what is constant in it."""
+class _Weights(OnnxGraph):
+    """A graph, with what its codes belong to; ``packed`` is what ``join_packed`` found in it."""
 
-    model: Any
-    folder: Path
-    packed: dict[str, Found] = field(default_factory=dict)
-    stored: dict[str, Any] = field(default_factory=dict)
-    maker: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, model: Any, folder: Path, packed: dict[str, Found]) -> None:
+        super().__init__(model, folder)
+        self.packed = packed
 
-    def __post_init__(self) -> None:
-        self.stored = {tensor.name: tensor for tensor in self.model.graph.initializer}
-        for node in self.model.graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self.stored[node.output[0]] = node.attribute[0].t
-            elif all(not name or self.constant(name) for name in node.input) and node.input:
-                self.maker.update(dict.fromkeys(node.output, node))
+    def numel(self, name: str) -> int:
+        """Elements of a stored tensor, as they are stored."""
+        return math.prod(self.stored[name].dims)
 
-    def constant(self, name: str) -> bool:
-        """True for stored tensors and what is computed from nothing else."""
-        return name in self.stored or name in self.maker
+    def bytes(self, name: str) -> int:
+        """Bytes of a stored tensor."""
+        return stored_bytes(self.stored[name])
+
+    def data(self, node: Any) -> dict[str, Any]:
+        """The stored tensors of an operator's weights and biases, each with the DequantizeLinear on the way, if any."""
+        if node.op_type in _SHAPING:
+            return {}
+        wanted = _DATA_INPUTS.get(node.op_type, range(len(node.input)))
+        names = [node.input[i] for i in wanted if i < len(node.input)]
+        return dict(self.leaf(name) for name in names if self.constant(name))
 
     def leaf(self, name: str) -> tuple[str, Any]:
         """The stored tensor behind a constant, and the DequantizeLinear on the way, if any."""
         dequantize = None
         while name not in self.stored:
-            node = self.maker[name]
+            node = self.producer[name]
             dequantize = node if node.op_type == "DequantizeLinear" else dequantize
             name = next((n for n in node.input if n), "")
         return name, dequantize
-
-    def leaves(self, name: str) -> set[str]:
-        """Every stored tensor that a constant is computed from."""
-        found, stack = set(), [name]
-        while stack:
-            current = stack.pop()
-            if current in self.stored:
-                found.add(current)
-            elif current in self.maker:
-                stack.extend(n for n in self.maker[current].input if n)
-        return found
 
     def partners(self, name: str) -> set[str]:
         """The scales and zero points that belong to codes by their name, whatever operator takes them."""
@@ -88,13 +79,6 @@ class _Graph:
     def is_partner(self, name: str) -> bool:
         """True for what :meth:`partners` gives of other codes."""
         return any(name.endswith(end) and f"{name.removesuffix(end)}{CODES}" in self.stored for end in _PARTNERS)
-
-    def array(self, name: str) -> np.ndarray:
-        """The numbers of a stored tensor; 4-bit ones as int8."""
-        from onnx import numpy_helper
-
-        array = numpy_helper.to_array(self.stored[name], base_dir=str(self.folder))
-        return np.asarray(array.astype(np.int8) if array.dtype.name in ("int4", "uint4", "int2", "uint2") else array)
 
 
 def inspect_onnx(path: Path) -> dict[str, Any]:
@@ -112,43 +96,38 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     """
     model = read_onnx_file(path)
     packed = join_packed(model)
-    graph = _Graph(model, path.parent, packed)
+    graph = _Weights(model, path.parent, packed)
     macs, shapes, notes = count_onnx_macs(model, graph.constant, packed)
     layers: list[dict[str, Any]] = []
     owners: dict[str, str] = {}
     for node in model.graph.node:
-        entry = None if node.output and node.output[0] in graph.maker else _entry(graph, node, owners)
+        entry = None if any(map(graph.constant, node.output)) else _entry(graph, node, owners)
         if entry is not None:
-            key = node.output[0]
-            entry["macs"] = None if macs is None else macs.get(key, 0)
-            layers.append(entry)
-    total = (
-        None if macs is None or any(layer["macs"] is None for layer in layers) else sum(v or 0 for v in macs.values())
-    )
-    listed = sum(layer["bytes"] - layer.get("tied_bytes", 0) for layer in layers)
-    rest = sum(_bytes(tensor) for tensor in graph.stored.values()) - listed
-    if rest > 0:
-        notes.append(f"{rest} bytes of constants (shapes, limits, tables) belong to no layer")
-    if model.functions or any(a.HasField("g") for node in model.graph.node for a in node.attribute):
-        notes.append("subgraphs and functions are not looked into")
-    if macs is not None:
-        notes.append(WEIGHTLESS)
-    return summary("onnx", layers, total, shapes, notes)
+            layers.append({**entry, "macs": None if macs is None else macs.get(node.output[0], 0)})
+    known = macs is not None and all(layer["macs"] is not None for layer in layers)
+    total = sum(v or 0 for v in macs.values()) if macs is not None and known else None
+    rest = sum(map(graph.bytes, graph.stored)) - sum(layer["bytes"] - layer.get("tied_bytes", 0) for layer in layers)
+    told = {
+        f"{rest} bytes of constants (shapes, limits, tables) belong to no layer": rest > 0,
+        "subgraphs and functions are not looked into": bool(model.functions) or _has_subgraphs(model),
+        WEIGHTLESS: macs is not None,
+    }
+    return summary("onnx", layers, total, shapes, [*notes, *(note for note, holds in told.items() if holds)])
 
 
-def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] | None:
+def _has_subgraphs(model: Any) -> bool:
+    return any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute)
+
+
+def _entry(graph: _Weights, node: Any, owners: dict[str, str]) -> dict[str, Any] | None:
     """One layer; None when the operator holds no weights."""
-    wanted = _DATA_INPUTS.get(node.op_type, range(len(node.input)))
-    data = [node.input[i] for i in wanted if i < len(node.input) and graph.constant(node.input[i])]
-    if not data or node.op_type in _SHAPING:
-        return None
-    found = dict(graph.leaf(name) for name in data)
-    main = max(found, key=lambda name: math.prod(graph.stored[name].dims))
-    if math.prod(graph.stored[main].dims) <= 1 or _is_index(node, graph, main) or graph.is_partner(main):
+    found = graph.data(node)
+    main = max(found, key=graph.numel, default="")
+    if not found or graph.numel(main) <= 1 or _is_index(node, graph, main) or graph.is_partner(main):
         return None
     tensors = graph.partners(main).union(*(graph.leaves(name) for name in node.input if graph.constant(name)))
     shape, dtype = _logical(graph, node, main)
-    parameters = math.prod(shape) + sum(math.prod(graph.stored[name].dims) for name in found if name != main)
+    parameters = math.prod(shape) + sum(graph.numel(name) for name in found if name != main)
     entry = {
         "name": main,
         "node": node.name,
@@ -156,13 +135,12 @@ def _entry(graph: _Graph, node: Any, owners: dict[str, str]) -> dict[str, Any] |
         "shape": shape,
         "dtype": dtype,
         "parameters": parameters,
-        "bytes": sum(_bytes(graph.stored[name]) for name in tensors),
+        "bytes": sum(map(graph.bytes, tensors)),
         "zeros": _zeros(graph, node, found),
         **_as_layer(node, main, shape),
     }
-    shared = [name for name in tensors if name in owners and _bytes(graph.stored[name]) > 0]
-    if shared:
-        entry["tied_bytes"] = sum(_bytes(graph.stored[name]) for name in shared)
+    if tied := sum(map(graph.bytes, tensors & owners.keys())):
+        entry["tied_bytes"] = tied
     if main in owners:
         entry |= {"tied_to": owners[main], "tied_parameters": parameters}
     for name in tensors:
@@ -183,7 +161,7 @@ def _as_layer(node: Any, main: str, shape: list[int]) -> dict[str, Any]:
     return {}
 
 
-def _is_index(node: Any, graph: _Graph, main: str) -> bool:
+def _is_index(node: Any, graph: _Weights, main: str) -> bool:
     """True for an integer constant that is used as a position (Gather, Add of positions), not as codes."""
     kind = graph.stored[main].data_type
     return kind in (6, 7, 9) and node.op_type not in _DATA_INPUTS  # int32, int64, bool
@@ -193,7 +171,7 @@ def _attribute(node: Any, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
-def _logical(graph: _Graph, node: Any, main: str) -> tuple[list[int], str]:
+def _logical(graph: _Weights, node: Any, main: str) -> tuple[list[int], str]:
     """Shape and dtype of the weight that packed codes stand for."""
     from onnx import TensorProto
 
@@ -210,7 +188,7 @@ def _logical(graph: _Graph, node: Any, main: str) -> tuple[list[int], str]:
     return dims, {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _zeros(graph: _Graph, node: Any, found: dict[str, Any]) -> int | None:
+def _zeros(graph: _Weights, node: Any, found: dict[str, Any]) -> int | None:
     """Weights that are exactly zero; None where the layout isn't one that is known here."""
     if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
         return _packed_zeros(graph, node)
@@ -230,7 +208,7 @@ def _zeros(graph: _Graph, node: Any, found: dict[str, Any]) -> int | None:
     return total
 
 
-def _unpacked_zeros(graph: _Graph, name: str, found: Found) -> int | None:
+def _unpacked_zeros(graph: _Weights, name: str, found: Found) -> int | None:
     codes = graph.array(name)
     rows, groups, width = codes.shape
     columns = math.prod(found.shape) // max(rows, 1)
@@ -244,7 +222,7 @@ def _unpacked_zeros(graph: _Graph, name: str, found: Found) -> int | None:
     return count_points(codes, middle if points is None else points, found.bits, size, columns)
 
 
-def _spread_point(graph: _Graph, node: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+def _spread_point(graph: _Weights, node: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     """A DequantizeLinear's zero points in a shape that broadcasts to its codes; None when they are computed."""
     if node.input[2] not in graph.stored:
         return None
@@ -256,7 +234,7 @@ def _spread_point(graph: _Graph, node: Any, shape: tuple[int, ...]) -> np.ndarra
     return point.reshape([-1 if i == axis else 1 for i in range(len(shape))]) if point.ndim == 1 else point
 
 
-def _packed_zeros(graph: _Graph, node: Any) -> int | None:
+def _packed_zeros(graph: _Weights, node: Any) -> int | None:
     at, point_at = (1, 3) if node.op_type == "MatMulNBits" else (0, 3)
     name = graph.leaf(node.input[at])[0]
     shape, _ = _logical(graph, node, name)
@@ -275,17 +253,3 @@ def _packed_zeros(graph: _Graph, node: Any) -> int | None:
         return None
     data = codes.reshape(shape[0], groups, width)
     return count_points(data, 1 << (bits - 1) if zeros is None else zeros, bits, block, shape[1])
-
-
-def _bytes(tensor: Any) -> int:
-    """Bytes of a stored tensor; types of 4 and 2 bits are packed."""
-    from onnx import TensorProto, helper
-
-    name = TensorProto.DataType.Name(tensor.data_type)
-    count = math.prod(int(size) for size in tensor.dims)
-    for bits in (4, 2):
-        if name in (f"INT{bits}", f"UINT{bits}", f"FLOAT{bits}E2M1"):
-            return math.ceil(count * bits / 8)
-    if name == "STRING":
-        return 0
-    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

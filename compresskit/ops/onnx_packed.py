@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compresskit.ops.packed.layout import BITS, packed_bytes
+from compresskit.runtimes.onnx_graph import OnnxGraph
 
 _STEPS = {"Cast", "Gather", "Reshape", "Slice", "Add", "Sub", "Mul", "Unsqueeze"}
 _TABLE = (16,)  # the shape of the levels of NF4
@@ -47,14 +48,14 @@ def join_packed(model: Any) -> dict[str, Found]:
     Returns:
         By name of the codes.
     """
-    graph = _Graph(model.graph)
+    graph = OnnxGraph(model)
     found: dict[str, Found] = {}
     replaced: dict[str, Any] = {}
     for node in model.graph.node:
-        if graph.is_codes(node.input[0] if node.input else "") and node.op_type == "Gather":
+        if node.op_type == "Gather" and node.input and _is_codes(graph, node.input[0]):
             _join_gather(graph, node, found, replaced)
-        for name in node.input if not graph.constant(node) else ():
-            if name in graph.maker and graph.constant(graph.maker[name]):
+        if not any(map(graph.constant, node.output)):
+            for name in filter(graph.constant, node.input):
                 _join_weight(graph, name, found, replaced)
     if found:
         kept = [replaced.get(node.output[0] if node.output else "", node) for node in model.graph.node]
@@ -64,56 +65,26 @@ def join_packed(model: Any) -> dict[str, Found]:
     return found
 
 
-class _Graph:
-    def __init__(self, graph: Any) -> None:
-        self.stored = {tensor.name: tensor for tensor in graph.initializer}
-        self.maker = {name: node for node in graph.node for name in node.output}
-        self.users: dict[str, list[Any]] = {}
-        self._constant: dict[str, bool] = {}
-        for node in graph.node:  # makers come before users
-            for name in node.input:
-                self.users.setdefault(name, []).append(node)
-            if node.output:
-                self._constant[node.output[0]] = bool(node.input) and all(
-                    not n or n in self.stored or self._constant.get(n, False) for n in node.input
-                )
-
-    def constant(self, node: Any) -> bool:
-        return bool(node.output) and self._constant.get(node.output[0], False)
-
-    def is_codes(self, name: str) -> bool:
-        tensor = self.stored.get(name)
-        return tensor is not None and tensor.data_type == 2 and len(tensor.dims) == 3  # uint8
-
-    def integers(self, name: str) -> list[int]:
-        """The numbers of a constant; a single 0 where it isn't one."""
-        from onnx import numpy_helper
-
-        tensor = self.stored.get(name)
-        return [0] if tensor is None else [int(n) for n in numpy_helper.to_array(tensor).reshape(-1)]
-
-    def leaves(self, name: str) -> Iterator[str]:
-        """Stored tensors that a value is computed from; other inputs of the graph are left out."""
-        stack, seen = [name], set()
-        while stack:
-            current = stack.pop()
-            if current in self.stored and current not in seen:
-                yield current
-            elif current in self.maker and current not in seen:
-                stack.extend(reversed(self.maker[current].input))
-            seen.add(current)
+def _is_codes(graph: OnnxGraph, name: str) -> bool:
+    tensor = graph.stored.get(name)
+    return tensor is not None and tensor.data_type == 2 and len(tensor.dims) == 3  # uint8
 
 
-def _join_gather(graph: _Graph, node: Any, found: dict[str, Found], replaced: dict[str, Any]) -> None:
+def _integers(graph: OnnxGraph, name: str) -> list[int]:
+    """The numbers of a constant; a single 0 where it isn't one."""
+    return [int(n) for n in graph.array(name).reshape(-1)] if name in graph.stored else [0]
+
+
+def _join_gather(graph: OnnxGraph, node: Any, found: dict[str, Found], replaced: dict[str, Any]) -> None:
     codes, ids = node.input[:2]
     end, columns = node, 0
     for step in _following(graph, node):
         if step.op_type == "Reshape" and end.op_type == "Mul":
-            columns = graph.integers(step.input[1])[-1]
+            columns = _integers(graph, step.input[1])[-1]
         elif columns and (step.op_type != "Slice" or len(step.input) < 4):
             break
         elif columns:
-            columns = graph.integers(step.input[2])[-1]
+            columns = _integers(graph, step.input[2])[-1]
         end = step
     if columns <= 0:
         return
@@ -122,7 +93,7 @@ def _join_gather(graph: _Graph, node: Any, found: dict[str, Found], replaced: di
     replaced[end.output[0]] = _node(GATHER, [codes, ids, *rest], end.output[0])
 
 
-def _following(graph: _Graph, node: Any) -> Iterator[Any]:
+def _following(graph: OnnxGraph, node: Any) -> Iterator[Any]:
     """The nodes that work on a result one after the other, as far as they may belong to the unpacking."""
     while following := graph.users.get(node.output[0]):
         node = following[0]
@@ -131,11 +102,11 @@ def _following(graph: _Graph, node: Any) -> Iterator[Any]:
         yield node
 
 
-def _row_tables(graph: _Graph, name: str, ids: str) -> list[str]:
+def _row_tables(graph: OnnxGraph, name: str, ids: str) -> list[str]:
     """What is gathered by the same ids: codes, scales, zero points."""
     names, stack = [], [name]
     while stack:
-        node = graph.maker.get(stack.pop())
+        node = graph.producer.get(stack.pop())
         if node is None:
             continue
         if node.op_type == "Gather" and node.input[1] == ids and node.input[0] in graph.stored:
@@ -145,9 +116,11 @@ def _row_tables(graph: _Graph, name: str, ids: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _join_weight(graph: _Graph, name: str, found: dict[str, Found], replaced: dict[str, Any]) -> None:
-    leaves = list(dict.fromkeys(graph.leaves(name)))
-    codes = [leaf for leaf in leaves if graph.is_codes(leaf)]
+def _join_weight(graph: OnnxGraph, name: str, found: dict[str, Found], replaced: dict[str, Any]) -> None:
+    if name in graph.stored:
+        return
+    leaves = list(graph.leaves(name))
+    codes = [leaf for leaf in leaves if _is_codes(graph, leaf)]
     shape = _shape(graph, name)
     if len(codes) != 1 or not shape or name in replaced:
         return
@@ -162,23 +135,23 @@ def _of_rows(tensor: Any, rows: int) -> bool:
     return len(tensor.dims) == 2 and tensor.dims[0] == rows and tensor.data_type in (1, 2, 10)  # float, uint8, half
 
 
-def _shape(graph: _Graph, name: str) -> tuple[int, ...]:
+def _shape(graph: OnnxGraph, name: str) -> tuple[int, ...]:
     """Of a computed constant, read off the operators that shape it; empty where that can't be told."""
-    node = graph.maker.get(name)
+    node = graph.producer.get(name)
     if node is None:
         return tuple(graph.stored[name].dims) if name in graph.stored else ()
     if node.op_type == "Reshape":
-        shape = tuple(graph.integers(node.input[1]))
+        shape = tuple(_integers(graph, node.input[1]))
         return shape if all(size > 0 for size in shape) else ()
     inner = _shape(graph, node.input[0])
     if node.op_type == "Transpose":
         return inner[::-1]
     if node.op_type == "Slice" and inner:
-        return (*inner[:-1], graph.integers(node.input[2])[-1])
+        return (*inner[:-1], _integers(graph, node.input[2])[-1])
     return inner if node.op_type in ("Cast", "DequantizeLinear") else ()
 
 
-def _found(graph: _Graph, codes: str, shape: tuple[int, ...], rest: list[str], end: str) -> Found:
+def _found(graph: OnnxGraph, codes: str, shape: tuple[int, ...], rest: list[str], end: str) -> Found:
     rows, groups, width = graph.stored[codes].dims
     columns = math.prod(shape) // max(rows, 1)
     size = math.ceil(columns / max(groups, 1))

@@ -11,9 +11,11 @@ from typing import Any
 from compresskit.bench.feeds import axis_sizes
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.checkpoint.onnx_inputs import graph_inputs
+from compresskit.checkpoint.onnx_tensors import stored_bytes
 from compresskit.errors import UsageError
 from compresskit.ops.onnx_macs import Shape, infer_shapes, macs_of
 from compresskit.ops.onnx_packed import GATHER, join_packed
+from compresskit.runtimes.onnx_graph import OnnxGraph
 
 _INT8 = {"MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
 _LOOKUPS = {"Gather", "GatherBlockQuantized", GATHER}
@@ -56,71 +58,63 @@ def traffic(path: Path, sizes: Mapping[str, int]) -> Traffic | None:
     shapes = infer_shapes(model, inputs, packed) if inputs else None
     if shapes is None:
         return None
-    return _count(model, shapes, inputs)
+    return _Count(model, shapes).traffic(inputs)
 
 
-def _count(model: Any, shapes: dict[str, Shape], inputs: dict[str, Shape]) -> Traffic | None:
-    maker = {name: node for node in model.graph.node for name in node.output}
-    stored = {tensor.name: _stored_bytes(tensor) for tensor in model.graph.initializer}
-    constant = _constants(model, stored)
-    users: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    tables = {node.input[0] for node in model.graph.node if node.op_type in _LOOKUPS and node.input[0] in stored}
-    moved = sum(size for name, size in stored.items() if name not in tables)
-    moved += sum(_FLOAT * math.prod(shapes.get(node.output[0], ())) for name in tables for node in users[name])
-    moved += sum(_FLOAT * math.prod(shape) for shape in inputs.values())
-    moved += sum(_FLOAT * math.prod(shapes.get(value.name, (0,))) for value in model.graph.output)
-    operations = {False: 0, True: 0}
-    for node in model.graph.node:
-        macs = macs_of(node, shapes, lambda _: True)
-        if macs is None:
-            return None
-        if not macs:
-            continue
-        operations[_is_int8(node, maker)] += 2 * macs
-        read = [name for name in node.input[:4] if name and name not in constant and name in shapes]
-        moved += sum(math.prod(shapes[name]) * _width(maker.get(name)) for name in read)
-        readers = users.get(node.output[0], [])
-        moved += math.prod(shapes.get(node.output[0], (0,))) * (
-            1 if readers and all(reader.op_type == "QuantizeLinear" for reader in readers) else _FLOAT
-        )
-    return Traffic(moved, operations[False], operations[True])
+class _Count:
+    def __init__(self, model: Any, shapes: dict[str, Shape]) -> None:
+        self.nodes, self.outputs = model.graph.node, [value.name for value in model.graph.output]
+        self.graph, self.shapes = OnnxGraph(model), shapes
+        self.weights = {tensor.name: stored_bytes(tensor) for tensor in model.graph.initializer}
 
+    def traffic(self, inputs: dict[str, Shape]) -> Traffic | None:
+        """None where the shapes of a product aren't known."""
+        moved = self._weights() + sum(_FLOAT * math.prod(shape) for shape in inputs.values())
+        moved += sum(_FLOAT * self._size(name) for name in self.outputs)
+        operations = {False: 0, True: 0}
+        for node in self.nodes:
+            macs = macs_of(node, self.shapes, lambda _: True)
+            if macs is None:
+                return None
+            if macs:
+                operations[self._is_int8(node)] += 2 * macs
+                moved += self._reads(node) + self._writes(node.output[0])
+        return Traffic(moved, operations[False], operations[True])
 
-def _constants(model: Any, stored: Mapping[str, int]) -> set[str]:
-    found = set(stored)
-    for node in model.graph.node:
-        if all(not name or name in found for name in node.input):
-            found.update(node.output)
-    return found
+    def _weights(self) -> int:
+        """Bytes of the weights, of lookup tables only the rows that are looked up."""
+        lookups = [node for node in self.nodes if node.op_type in _LOOKUPS and node.input[0] in self.weights]
+        tables = {node.input[0] for node in lookups}
+        whole = sum(size for name, size in self.weights.items() if name not in tables)
+        users = [node for name in tables for node in self.graph.users[name]]
+        return whole + sum(_FLOAT * math.prod(self.shapes.get(node.output[0], ())) for node in users)
 
+    def _size(self, name: str) -> int:
+        return math.prod(self.shapes.get(name, (0,)))
 
-def _is_int8(node: Any, maker: Mapping[str, Any]) -> bool:
-    """True where 8-bit integers are multiplied; a float product between DequantizeLinear nodes is fused into one."""
-    if node.op_type in _INT8:
-        return True
-    if node.op_type == "MatMulNBits":
-        return any(a.name == "accuracy_level" and a.i == 4 for a in node.attribute)
-    makers = [maker.get(name) for name in node.input[:2]]
-    if not all(found is not None and found.op_type == "DequantizeLinear" for found in makers):
-        return False
-    return any(
-        found.input[0] in maker and maker[found.input[0]].op_type == "QuantizeLinear" for found in makers if found
-    )
+    def _reads(self, node: Any) -> int:
+        """Bytes of the activations that a product reads."""
+        read = [name for name in node.input[:4] if name in self.shapes and not self.graph.constant(name)]
+        return sum(self._size(name) * (1 if self._made_by(name) in _ROUNDED else _FLOAT) for name in read)
 
+    def _writes(self, name: str) -> int:
+        """Bytes of a product's result; rounded at once where all that reads it does."""
+        users = self.graph.users.get(name, [])
+        rounded = users and all(user.op_type == "QuantizeLinear" for user in users)
+        return self._size(name) * (1 if rounded else _FLOAT)
 
-def _width(made_by: Any) -> int:
-    """Bytes of a number that a product reads."""
-    return 1 if made_by is not None and made_by.op_type in _ROUNDED else _FLOAT
+    def _made_by(self, name: str) -> str:
+        """The type of the operator that makes a value; empty for what is stored or given."""
+        node = self.graph.producer.get(name)
+        return "" if node is None else str(node.op_type)
 
-
-def _stored_bytes(tensor: Any) -> int:
-    import onnx
-
-    four = {getattr(onnx.TensorProto, name, None) for name in ("INT4", "UINT4", "FLOAT4E2M1")}
-    count = int(math.prod(tensor.dims))
-    if tensor.data_type in four:
-        return (count + 1) // 2
-    return int(count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    def _is_int8(self, node: Any) -> bool:
+        """True where 8-bit integers are multiplied: by the operator, or between DequantizeLinear nodes it fuses."""
+        if node.op_type in _INT8:
+            return True
+        if node.op_type == "MatMulNBits":
+            return any(a.name == "accuracy_level" and a.i == 4 for a in node.attribute)
+        operands = node.input[:2]
+        if any(self._made_by(name) != "DequantizeLinear" for name in operands):
+            return False
+        return any(self._made_by(self.graph.producer[name].input[0]) == "QuantizeLinear" for name in operands)

@@ -28,14 +28,20 @@ def forward(session: Session, inputs: dict[str, np.ndarray], rows: int) -> dict[
     step = fixed or max(1, rows)
     if total == step or (fixed is None and total < step):
         return _batched(session.run(feeds), total, total)
-    parts = []
-    for start in range(0, total, step):
-        part = {name: value[start : start + step] for name, value in feeds.items()}
-        have = min(step, total - start)
-        if fixed is not None and have < step:
-            part = {name: np.concatenate([v, np.repeat(v[-1:], step - have, axis=0)]) for name, v in part.items()}
-        parts.append(_batched(session.run(part), step if fixed else have, have))
+    parts = [
+        _pass({name: value[start : start + step] for name, value in feeds.items()}, session, fixed)
+        for start in range(0, total, step)
+    ]
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0] if all(name in p for p in parts)}
+
+
+def _pass(feeds: dict[str, np.ndarray], session: Session, fixed: int | None) -> dict[str, np.ndarray]:
+    """One pass, filled up to a fixed batch size with its last sample; only the samples that were given come out."""
+    have = len(next(iter(feeds.values())))
+    given = fixed or have
+    if have < given:
+        feeds = {name: np.concatenate([v, np.repeat(v[-1:], given - have, axis=0)]) for name, v in feeds.items()}
+    return _batched(session.run(feeds), given, have)
 
 
 def _fixed_batch(session: Session) -> int | None:

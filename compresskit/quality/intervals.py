@@ -7,19 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from compresskit.bench.stats import student_quantile
+
 Interval = tuple[float, float]
 Z = 1.959963984540054
-
-
-def t_quantile(degrees: int) -> float:
-    """Student's 97.5 % quantile (Cornish-Fisher expansion; within .3 % from 4 degrees of freedom)."""
-    z, v = Z, float(degrees)
-    return (
-        z
-        + (z**3 + z) / (4 * v)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
-    )
 
 
 def wilson(hits: float, n: int) -> Interval:
@@ -49,7 +40,7 @@ def mean(values: np.ndarray) -> Interval | None:
     n = len(values)
     if n < 5:
         return None
-    half = t_quantile(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = student_quantile(0.975, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     middle = float(values.mean())
     return middle - half, middle + half
 

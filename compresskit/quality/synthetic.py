@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
+from compresskit.bench.feeds import make_feeds
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, spans
 from compresskit.errors import UsageError
 from compresskit.model import InputSpec
+
+_SEQUENCE = 32
 
 
 class SyntheticSource:
@@ -40,7 +43,7 @@ class SyntheticSource:
 def synthetic_inputs(
     inputs: tuple[InputSpec, ...], n: int, sizes: dict[str, int] | None = None, seed: int = 0
 ) -> SyntheticSource:
-    """Random samples for a model's inputs: normal floats, uniform token ids, masks of ones, token types of zeros.
+    """Random samples for a model's inputs; see :func:`compresskit.bench.feeds.make_feeds` for the values.
 
     Args:
         inputs: The model's.
@@ -53,38 +56,14 @@ def synthetic_inputs(
     """
     if not inputs:
         raise UsageError("the model's inputs are not known", "give --input-shape or --data")
-    known = {"sequence": 32, **(sizes or {})}
-    rng = np.random.default_rng(seed)
-    values = {spec.name: _values(spec, _shape(spec, n, known), rng) for spec in inputs}
+    for spec in inputs:
+        if np.dtype(spec.dtype).kind in "iu" and spec.high is None and spec.implied((1,)) is None:
+            raise UsageError(
+                f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with --data"
+            )
+    whole = [replace(spec, shape=("batch", *spec.shape[1:])) for spec in inputs]
+    values = make_feeds(whole, {"sequence": _SEQUENCE, **(sizes or {}), "batch": n}, seed)
     first = inputs[0]
     tokens = np.dtype(first.dtype).kind in "ui"
     kind = "tokens" if tokens else "images" if len(first.shape) == 4 else "arrays"
     return SyntheticSource(values, kind, {"seed": seed, "n": n, "inputs": [asdict(s) for s in inputs]})
-
-
-def _shape(spec: InputSpec, n: int, sizes: dict[str, int]) -> tuple[int, ...]:
-    shape = [n]
-    for axis in spec.shape[1:]:
-        if isinstance(axis, str) and axis not in sizes:
-            raise UsageError(
-                f"the size of axis '{axis}' of the model's input '{spec.name}' is not known", "give --input-shape"
-            )
-        shape.append(sizes[axis] if isinstance(axis, str) else axis)
-    return tuple(shape)
-
-
-def _values(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    kind = np.dtype(spec.dtype).kind
-    if kind == "f":
-        return rng.standard_normal(shape, np.float32).astype(spec.dtype, copy=False)
-    if spec.name == "position_ids":
-        return np.tile(np.arange(shape[-1], dtype=spec.dtype), (*shape[:-1], 1))
-    if "mask" in spec.name or kind == "b":
-        return np.ones(shape, spec.dtype)
-    if "token_type" in spec.name:
-        return np.zeros(shape, spec.dtype)
-    if spec.high is None:
-        raise UsageError(
-            f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with --data"
-        )
-    return rng.integers(0, spec.high, shape, dtype=spec.dtype)

@@ -110,6 +110,22 @@ def _in_step(step: Node, option: str, value: Node) -> Node | None:
     return replace(step, value={**whole, method: replace(options, value={**others, option: value})})
 
 
+def _rows(matrix: Mapping[str, Node], fixed: Mapping[str, Node], problems: Problems) -> dict[str, list[Node]]:
+    """The values of each row of a matrix that were not typed."""
+    rows: dict[str, list[Node]] = {}
+    for text, node in matrix.items():
+        key = key_of(text)
+        if key in fixed:
+            continue
+        if not isinstance(node.value, list) or not node.value:
+            problems.add(node.place.name, node.line, f"matrix: {text}: expected a list of values, as [3, 4, 8]")
+        elif key in rows:
+            problems.add(node.place.name, node.line, f"matrix: {text} is given twice")
+        else:
+            rows[key] = [replace(item, line=item.line or node.line) for item in node.value]
+    return rows
+
+
 def points(root: Node, fixed: Mapping[str, Node], problems: Problems) -> list[tuple[dict[str, Any], Node]]:
     """Every point of the matrix with its recipe; one without values where there is no matrix.
 
@@ -127,17 +143,7 @@ def points(root: Node, fixed: Mapping[str, Node], problems: Problems) -> list[tu
     if not isinstance(matrix.value, dict):
         problems.add(matrix.place.name, matrix.line, "matrix: expected a mapping, as {steps.0.bits: [3, 4, 8]}")
         return [({}, base)]
-    rows: dict[str, list[Node]] = {}
-    for text, node in matrix.value.items():
-        key = key_of(text)
-        if key in fixed:
-            continue
-        if not isinstance(node.value, list) or not node.value:
-            problems.add(node.place.name, node.line, f"matrix: {text}: expected a list of values, as [3, 4, 8]")
-        elif key in rows:
-            problems.add(node.place.name, node.line, f"matrix: {text} is given twice")
-        else:
-            rows[key] = [replace(item, line=item.line or node.line) for item in node.value]
+    rows = _rows(matrix.value, fixed, problems)
     count = prod(map(len, rows.values()))
     if count > MAX_POINTS:
         problems.add(matrix.place.name, matrix.line, f"matrix: {count:,} combinations, at most {MAX_POINTS} are run")

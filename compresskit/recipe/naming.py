@@ -18,6 +18,7 @@ from compresskit.recipe.plan import MODEL
 from compresskit.recipe.problems import Problems
 from compresskit.recipe.tree import Node
 from compresskit.recipe.wording import said
+from compresskit.stage import Stage
 
 _ALLOW = "which a recipe may not: add --allow-code if you trust it"
 
@@ -107,6 +108,17 @@ def _from(node: Node, word: str) -> str:
     """A path of the recipe as it is from here."""
     folder = node.place.folder
     return word if folder is None or Path(word).is_absolute() else os.path.normpath(folder / word)
+
+
+def named_by(stage: Stage, *formats: str) -> list[str]:
+    """What the options of a stage name: files and folders that it reads, code that it runs, outputs that it writes.
+
+    Args:
+        stage: With its options.
+        formats: Of :mod:`compresskit.recipe.head`: those that are wanted.
+    """
+    values = (getattr(stage, name) for name, kind in _formats(type(stage)).items() if kind in formats)
+    return [str(value) for value in values if value is not None and value != MODEL]
 
 
 @cache

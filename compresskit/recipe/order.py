@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from compresskit import registry
 from compresskit.errors import UsageError
 from compresskit.recipe.limits import Limits
-from compresskit.registry import get, methods
 from compresskit.stage import Form, Stage
 
-_MERGE = "lora.merge"
-_BEFORE_CODES = ("factorize", "prune", "distill")
-"""Stages that change float weights: codes can't be cut, split or trained by them."""
 _WHAT = {"torch": "a module", "onnx": "an ONNX graph", "weights": "tensors without an architecture"}
 
 
@@ -24,14 +21,14 @@ class Start:
         form: Of its body.
         name: For messages.
         done: Names of the stages that it went through, the last one last.
-        beside: Adapters lie beside its weights.
+        adapters: Adapters lie beside its weights.
         folder: It is a folder.
     """
 
     form: Form
     name: str
     done: tuple[str, ...] = ()
-    beside: bool = False
+    adapters: bool = False
     folder: bool = False
 
 
@@ -70,48 +67,99 @@ def misfits(
     if start.form == "weights" and start.done:
         yield 0, UsageError(f"{start.name} went through {start.done[-1]} already", "start from the original again")
         return
-    now, origin, beside = start.form, start.name, start.beside
-    quantized = next((name for name in reversed(start.done) if name.startswith("quantize.")), None)
-    here = ""  # the step that quantized, where it is one of these
+    quantized = next((name for name in reversed(start.done) if _quantizes(name)), None)
+    now = _Now(start, start.form, start.name, start.adapters, quantized, data, export)
     for place, stage in enumerate(stages):
-        name = stage.name()
-        if stage.stage == "quantize" and now == "onnx" and quantized:
-            where = f"{name} comes after {here}: what is quantized can't be again" if here else (
-                f"{start.name} went through {quantized} already"
-            )  # fmt: skip
-            yield place, UsageError(where, "leave one of them away" if here else "start from the original again")
-        elif stage.stage in _BEFORE_CODES and here:
-            yield place, UsageError(f"{name} comes after quantize", f"{stage.stage} first, then quantize")
-        elif beside and name != _MERGE:
-            yield (
-                place,
-                UsageError(
-                    f"{name} can't work on adapters that lie beside the weights: they merge before",
-                    "merge them first: compresskit lora merge MODEL -o MERGED (lora's own --merge does it at once)",
-                ),
-            )
-        elif not (now in stage.takes or (now == "torch" and "onnx" in stage.takes)):
-            buildable = now == "weights" or (now == "onnx" and start.folder)
-            yield place, _unable(stage, now, origin, buildable=buildable and origin == start.name)
-        elif (wanted := wanted_data(stage)) and not data:
-            yield place, UsageError(f"{stage.stage} --method {stage.method} needs {wanted} data", "give --data")
-        elif stage.gives == "onnx" and not export:
-            yield place, UsageError(f"{name} gives an ONNX file", "leave --no-export away")
-        beside = stage.beside
-        if stage.stage == "quantize":
-            quantized = here = name
-        if stage.gives != "same" and stage.gives != now:
-            now, origin = stage.gives, f"what {name} gives"
+        error = next((found for rule in _RULES if (found := rule(stage, now))), None)
+        if error is not None:
+            yield place, error
+        now = now.after(stage)
 
 
-def wanted_data(stage: Stage) -> str | None:
-    """Which data a stage can't do without: ``training``, ``calibration`` or none."""
-    if "training" in stage.needs or getattr(stage, "epochs", 0) > 0:
-        return "training"
-    return "calibration" if "calibration" in stage.needs else None
+@dataclass(frozen=True)
+class _Now:
+    """What is known of a model before a stage.
+
+    Attributes:
+        start: The model before the first stage.
+        form: Of its body.
+        name: For messages.
+        adapters: Adapters lie beside its weights.
+        quantized: Name of the stage that quantized it.
+        data: There is calibration and training data.
+        export: An ONNX file is to be written.
+        here: It was quantized by one of the stages, not before.
+    """
+
+    start: Start
+    form: Form
+    name: str
+    adapters: bool
+    quantized: str | None
+    data: bool
+    export: bool
+    here: bool = False
+
+    def after(self, stage: Stage) -> _Now:
+        now = replace(self, adapters=stage.leaves_adapters)
+        if stage.kind.quantizes:
+            now = replace(now, quantized=stage.name(), here=True)
+        if stage.gives != "same" and stage.gives != self.form:
+            now = replace(now, form=stage.gives, name=f"what {stage.name()} gives")
+        return now
 
 
-def _unable(stage: Stage, now: Form, origin: str, *, buildable: bool) -> UsageError:
-    able = [m for m in methods(stage.stage) if now in get(f"{stage.stage}.{m}").takes]
+def _quantizes(name: str) -> bool:
+    """Whether a stage of a history quantizes; a plugin that isn't installed any more is not known to."""
+    kind = registry.kind(name.partition(".")[0])
+    return kind is not None and kind.quantizes
+
+
+def _twice_quantized(stage: Stage, now: _Now) -> UsageError | None:
+    if not (stage.kind.quantizes and now.form == "onnx" and now.quantized):
+        return None
+    if now.here:
+        text = f"{stage.name()} comes after {now.quantized}: what is quantized can't be again"
+        return UsageError(text, "leave one of them away")
+    return UsageError(f"{now.start.name} went through {now.quantized} already", "start from the original again")
+
+
+def _after_codes(stage: Stage, now: _Now) -> UsageError | None:
+    if not (stage.kind.before_codes and now.here):
+        return None
+    return UsageError(f"{stage.name()} comes after quantize", f"{stage.kind.name} first, then quantize")
+
+
+def _on_adapters(stage: Stage, now: _Now) -> UsageError | None:
+    if not now.adapters or stage.takes_adapters:
+        return None
+    return UsageError(
+        f"{stage.name()} can't work on adapters that lie beside the weights: they merge before",
+        "merge them first: compresskit lora merge MODEL -o MERGED (lora's own --merge does it at once)",
+    )
+
+
+def _wrong_form(stage: Stage, now: _Now) -> UsageError | None:
+    if now.form in stage.takes or (now.form == "torch" and "onnx" in stage.takes):
+        return None
+    able = [m for m in registry.methods(stage.kind.name) if now.form in registry.get(f"{stage.kind.name}.{m}").takes]
+    buildable = now.name == now.start.name and (now.form == "weights" or (now.form == "onnx" and now.start.folder))
     hints = ["give --arch FILE.py:NAME"] * buildable + [f"--method {m} can" for m in able]
-    return UsageError(f"{stage.name()} can't work on {_WHAT[now]}, which {origin} is", ", or: ".join(hints))
+    return UsageError(f"{stage.name()} can't work on {_WHAT[now.form]}, which {now.name} is", ", or: ".join(hints))
+
+
+def _without_data(stage: Stage, now: _Now) -> UsageError | None:
+    wanted = stage.wanted_data
+    if wanted is None or now.data:
+        return None
+    return UsageError(f"{stage.kind.name} --method {stage.method} needs {wanted} data", "give --data")
+
+
+def _without_export(stage: Stage, now: _Now) -> UsageError | None:
+    if stage.gives != "onnx" or now.export:
+        return None
+    return UsageError(f"{stage.name()} gives an ONNX file", "leave --no-export away")
+
+
+_RULES = (_twice_quantized, _after_codes, _on_adapters, _wrong_form, _without_data, _without_export)
+"""The first that a stage breaks is told."""

@@ -15,7 +15,7 @@ from compresskit.recipe import addresses, including, tree
 from compresskit.recipe.head import Checks, Head
 from compresskit.recipe.limits import Limits
 from compresskit.recipe.naming import Naming
-from compresskit.recipe.order import Start, check_measured, misfits, wanted_data
+from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.recipe.plan import Recipe, Step
 from compresskit.recipe.problems import Problems
 from compresskit.recipe.steps import checked, note, read_steps
@@ -169,30 +169,40 @@ class _Checking:
 
     def _whole(self, recipe: Recipe) -> None:
         """What only shows of all keys together."""
-        ready = self._complete or recipe.model is not None
         if self._complete and recipe.model is None:
             self._at("model", "model: must be given, in the recipe or as MODEL")
-        if recipe.arch_args and recipe.arch is None and ready:
-            self._at("arch-args", "arch-args: is for arch, which is not given")
-        if recipe.normalize and not (recipe.data or recipe.eval_data) and ready:
-            self._at("normalize", "normalize: is for data, and none is given")
-        if not ready:  # the command line will bring what is missing
+        if self._complete or recipe.model is not None:
+            self._partners(recipe)
+        else:  # the command line will bring what is missing
             recipe = replace(recipe, data=recipe.data or "?", eval_data=recipe.eval_data or "?")
-        if recipe.metric and not recipe.eval_data:
-            self._at("metric", "metric: needs evaluation data; give eval-data")
+        self._evaluated(recipe)
         start = Start(_form(recipe), recipe.model or "the model", folder=Path(recipe.model or "").is_dir())
         limits = Limits(recipe.max_drop, recipe.max_size, recipe.min_speedup)
         try:
             check_measured(start, limits, evaluated=recipe.eval_data is not None)
         except UsageError as error:
             self._at("checks", f"checks: {said(error)}")
-        for place, step in enumerate(recipe.steps):
-            if step.max_drop is not None and not recipe.eval_data:
-                self._step(step, place, "max-drop needs evaluation data; give eval-data")
         for place, misfit in misfits(start, [step.stage for step in recipe.steps], data=recipe.data is not None):
             step = recipe.steps[place]
-            wanted = wanted_data(step.stage) if recipe.data is None and "data" in misfit.message else None
+            wanted = step.stage.wanted_data if recipe.data is None and "data" in misfit.message else None
             self._step(step, place, f"needs {wanted} data; give data" if wanted else said(misfit))
+
+    def _partners(self, recipe: Recipe) -> None:
+        """Keys that are about another one, which is missing."""
+        if recipe.arch_args and recipe.arch is None:
+            self._at("arch-args", "arch-args: is for arch, which is not given")
+        if recipe.normalize and not (recipe.data or recipe.eval_data):
+            self._at("normalize", "normalize: is for data, and none is given")
+
+    def _evaluated(self, recipe: Recipe) -> None:
+        """Keys that need evaluation data, where there is none."""
+        if recipe.eval_data:
+            return
+        if recipe.metric:
+            self._at("metric", "metric: needs evaluation data; give eval-data")
+        for place, step in enumerate(recipe.steps):
+            if step.max_drop is not None:
+                self._step(step, place, "max-drop needs evaluation data; give eval-data")
 
     def _step(self, step: Step, place: int, text: str) -> None:
         steps = self._keys["steps"]

@@ -10,6 +10,7 @@ from compresskit import registry
 from compresskit.recipe.addresses import MAX_POINTS
 from compresskit.recipe.head import Head
 from compresskit.recipe.steps import MAX_STEPS
+from compresskit.recipe.wording import as_keys
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _DROP = r"^\s*(\d+\.?\d*|\.\d+)\s*(pt|%)\s*$"
@@ -93,4 +94,4 @@ def _untitled(part: dict[str, Any]) -> dict[str, Any]:
 
 
 def _first_line(cls: type[BaseModel]) -> str:
-    return (cls.__doc__ or "").strip().partition("\n")[0]
+    return as_keys((cls.__doc__ or "").strip().partition("\n")[0])

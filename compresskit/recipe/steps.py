@@ -49,6 +49,25 @@ def _step(node: Node, where: str, problems: Problems) -> tuple[Step, Node] | Non
         problems.add(node.place.name, node.line, f"{where}: expected a method, found {shown(node.plain())}")
         return None
     named = [key for key in whole if key in registry.rows() or "." in key]
+    about, fine = _about(whole, named, where, problems)
+    if len(named) > 1:
+        text = f"{' and '.join(named)} are one step: begin the second with a '-' of its own"
+        problems.add(node.place.name, whole[named[1]].line, f"{where}: {text}")
+        return None
+    if not named:
+        if fine:
+            problems.add(node.place.name, node.line, f"{where}: names no method, as quantize.gptq")
+        return None
+    cls = _class(named[0], whole[named[0]], where, problems)
+    limits = _limits(about, where, problems)
+    stage = None if cls is None else _stage(cls, whole[named[0]], f"{where}.{named[0]}", problems)
+    if stage is None or limits is None or not fine:
+        return None
+    return Step(stage, limits[0], limits[1], whole[named[0]].line or node.line), whole[named[0]]
+
+
+def _about(whole: dict[str, Node], named: list[str], where: str, problems: Problems) -> tuple[dict[str, Node], bool]:
+    """The keys beside the method that a step may have; False where others are among them."""
     about: dict[str, Node] = {}
     fine = True
     for key, value in whole.items():
@@ -59,20 +78,7 @@ def _step(node: Node, where: str, problems: Problems) -> tuple[Step, Node] | Non
             continue
         fine = False
         problems.add(value.place.name, value.line, f"{where}: {_misplaced(key, named, about)}")
-    if len(named) != 1:
-        line = whole[named[1]].line if named else node.line
-        if named:
-            text = f"{' and '.join(named)} are one step: begin the second with a '-' of its own"
-            problems.add(node.place.name, line, f"{where}: {text}")
-        elif fine:
-            problems.add(node.place.name, line, f"{where}: names no method, as quantize.gptq")
-        return None
-    cls = _class(named[0], whole[named[0]], where, problems)
-    limits = _limits(about, where, problems)
-    stage = None if cls is None else _stage(cls, whole[named[0]], f"{where}.{named[0]}", problems)
-    if stage is None or limits is None or not fine:
-        return None
-    return Step(stage, limits[0], limits[1], whole[named[0]].line or node.line), whole[named[0]]
+    return about, fine
 
 
 def _misplaced(key: str, named: list[str], about: dict[str, Node]) -> str:
@@ -90,10 +96,8 @@ def _misplaced(key: str, named: list[str], about: dict[str, Node]) -> str:
 def _class(name: str, node: Node, where: str, problems: Problems) -> type[Stage] | None:
     try:
         cls = registry.get(name)
-    except UsageError as error:
+    except CompressKitError as error:
         problems.add(node.place.name, node.line, f"{where}: {said(error)}")
-    except (ImportError, AttributeError) as error:  # a plugin's
-        problems.add(node.place.name, node.line, f"{where}: {name} can't be imported: {error}")
     else:
         return cls
     return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from compresskit.errors import CompressKitError
+from compresskit.errors import CompressKitError, spelled
 from compresskit.recipe.tree import shown
 
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -31,7 +30,7 @@ def expected(finding: Mapping[str, Any]) -> str:
     if kind == "missing":
         return "must be given"
     if kind == "value_error":
-        return f"{without_dashes(str(context.get('error', finding['msg'])))}, found {found}"
+        return f"{as_keys(str(context.get('error', finding['msg'])))}, found {found}"
     for name, word in _BOUNDS.items():
         if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and name in context:
             return f"expected {word} {context[name]}, found {found}"
@@ -43,14 +42,14 @@ def expected(finding: Mapping[str, Any]) -> str:
     return f"{str(finding['msg']).replace('Input should be', 'expected')}, found {found}"
 
 
-def without_dashes(text: str) -> str:
-    """A message about options of a command, about keys of a recipe."""
-    return re.sub(r"(?<![\w-])--(?=[a-z])", "", text)
+def as_keys(text: str) -> str:
+    """A message as a recipe shows it: ```max_drop``` is ``max-drop``."""
+    return spelled(text, str)
 
 
 def said(error: CompressKitError) -> str:
     """An error and its hint, on one line."""
-    return without_dashes(f"{error.message}; {error.hint}" if error.hint else error.message)
+    return as_keys(f"{error.message}; {error.hint}" if error.hint else error.message)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

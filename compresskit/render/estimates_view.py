@@ -47,7 +47,7 @@ def even_rank(ranks: Mapping[str, int] | None) -> str:
 
 def _sizes(quantize: Mapping[str, Any]) -> list[RenderableType]:
     if not quantize["forms"]:
-        return [_line(f"quantize: nothing to gain: {figures.clean(quantize['reason'])}")]
+        return [_line(f"quantize: nothing to gain: {figures.prose(quantize['reason'])}")]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
     for title in ("quantize", "size", "smaller", "MACs on codes", "by"):
         table.add_column(title, justify="right" if title in ("size", "smaller", "MACs on codes") else "left")
@@ -63,7 +63,7 @@ def _sizes(quantize: Mapping[str, Any]) -> list[RenderableType]:
 
 def _prune(prune: Mapping[str, Any]) -> str:
     if not prune["known"]:
-        return f"prune: unknown: {figures.clean(prune['reason'])}"
+        return f"prune: unknown: {figures.prose(prune['reason'])}"
     least = prune["least"]
     return (
         f"prune: channels can be cut in layers with {_whole(prune['parameters'])} of the parameters and "
@@ -81,7 +81,7 @@ def _ranks(factorize: Mapping[str, Any], kind: str) -> str:
     layers = factorize["layers"]
     if not layers:
         why = factorize.get("reason") or ("needs the architecture" if kind == "tensors" else "no layer that it takes")
-        return f"factorize: {figures.clean(why)}"
+        return f"factorize: {figures.prose(why)}"
     where = ", of the checkpoint" if kind == "onnx" else ""
     good = sum(any(ranks.values()) for ranks in layers.values())
     return (

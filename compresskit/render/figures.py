@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from compresskit.errors import printable
+from compresskit.errors import as_flags, printable
 from compresskit.report import Measurement
 
 DASH = "–"
@@ -13,6 +13,11 @@ DASH = "–"
 def clean(text: object) -> str:
     """Text of any origin on one line, without control characters; cut, with an ellipsis, only past 2000 characters."""
     return printable(text, limit=2000)
+
+
+def prose(text: object) -> str:
+    """A note or a reason as :func:`clean` gives it, with the options in it as the command line spells them."""
+    return clean(as_flags(str(text)))
 
 
 def size(count: float) -> str:

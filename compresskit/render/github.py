@@ -20,7 +20,7 @@ def github(report: Report) -> str:
             kind = "error" if gate.fails else "warning"
             title = f"{state}: {figures.clean(gate.name)}"
             lines.append(f"::{kind} title={_property(title)}::{_data(rows.gate_text(gate))}")
-    lines += [_inert(f"note: {figures.clean(note)}") for note in report.notes]
+    lines += [_inert(f"note: {figures.prose(note)}") for note in report.notes]
     return "\n".join(lines) + "\n"
 
 

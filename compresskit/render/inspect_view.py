@@ -59,7 +59,7 @@ def print_inspection(
     if "estimates" in found:
         parts += estimates_parts(found, words, rows)
     if found["notes"]:
-        parts += [Text(), *(_indented(Text(f"note: {figures.clean(note)}")) for note in found["notes"])]
+        parts += [Text(), *(_indented(Text(f"note: {figures.prose(note)}")) for note in found["notes"])]
     for part in parts:
         console.print(part, overflow="fold")
 

@@ -27,7 +27,7 @@ def junit(report: Report) -> str:
     for gate in report.gates:
         _case(suite, gate)
     out = Xml.SubElement(suite, "system-out")
-    out.text = "\n".join([rows.headline(report), *map(figures.clean, report.notes)])
+    out.text = "\n".join([rows.headline(report), *map(figures.prose, report.notes)])
     Xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from compresskit.errors import as_flags
 from compresskit.render import figures, nodes, rows, sweep
 from compresskit.report import Report, Verdict
 
@@ -25,28 +26,34 @@ def markdown(report: Report, *, output: str = "") -> str:
         report: What a command found out.
         output: The file or folder that was written, if any.
     """
-    lines = [f"### {_MARK[report.verdict]} {rows.word(report)}", "", escape(rows.headline(report, output))]
-    if note := rows.explanation(report):
-        lines += ["", f"*{escape(note)}*"]
+    note = rows.explanation(report)
+    blocks = [
+        [f"### {_MARK[report.verdict]} {rows.word(report)}"],
+        [escape(rows.headline(report, output))],
+        [f"*{escape(note)}*"] if note else [],
+        *_tables(report),
+        [f"- {_bold(rows.gate_state(gate))} {escape(rows.gate_text(gate))}" for gate in report.gates],
+        [f"- {escape(line)}" for line in (rows.done_line(report), *rows.skipped_lines(report)) if line],
+        [f"- {escape(f'note: {as_flags(note)}')}" for note in report.notes],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _tables(report: Report) -> Iterator[list[str]]:
+    """The tables, and what stands above them."""
     if report.models:
-        lines += ["", *_models(report)]
+        yield _models(report)
     if report.steps:
-        lines += ["", *_table(rows.STEP_HEADER, rows.steps(report))]
+        yield _table(rows.STEP_HEADER, rows.steps(report))
     for timing in rows.timings(report):
-        lines += ["", escape(timing.run), "", *_table(rows.TIMING_HEADER, timing.lines)]
+        yield [escape(timing.run)]
+        yield _table(rows.TIMING_HEADER, timing.lines)
     if rows.is_sweep(report):
         header, swept = sweep.table(report)
-        lines += ["", *_table(header, [line.cells for line in swept])]
+        yield _table(header, [line.cells for line in swept])
     for title, own in nodes.profiles(report):
-        lines += ["", escape(title), "", *_table(nodes.HEADER, own)]
-    if report.gates:
-        gates = [(rows.gate_state(gate), rows.gate_text(gate)) for gate in report.gates]
-        lines += ["", *(f"- {_bold(state)} {escape(text)}" for state, text in gates)]
-    coverage = [line for line in (rows.done_line(report), *rows.skipped_lines(report)) if line]
-    for block in (coverage, [f"note: {note}" for note in report.notes]):
-        if block:
-            lines += ["", *(f"- {escape(line)}" for line in block)]
-    return "\n".join(lines) + "\n"
+        yield [escape(title)]
+        yield _table(nodes.HEADER, own)
 
 
 def _bold(state: str) -> str:

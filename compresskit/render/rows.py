@@ -190,7 +190,7 @@ def gate_text(gate: Gate) -> str:
     """A gate's figures on one line: ``max-drop: 0.02, limit 0.5pt (default): reason``."""
     value = _gate_value(gate)
     default = "" if gate.asked else " (default)"
-    reason = f": {figures.clean(gate.reason)}" if gate.reason else ""
+    reason = f": {figures.prose(gate.reason)}" if gate.reason else ""
     return f"{figures.clean(gate.name)}: {value}, limit {figures.clean(gate.limit)}{default}{reason}"
 
 
@@ -219,7 +219,7 @@ def skipped_lines(report: Report) -> list[str]:
     for name, reason in report.coverage.skipped.items():
         by_reason.setdefault(reason, []).append(name)
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    out = [f"{_layers(len(names))} left alone ({figures.clean(reason)}): {listing(names)}" for reason, names in ordered]
+    out = [f"{_layers(len(names))} left alone ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
     if len(ordered) > REASONS_SHOWN:
         rest = sum(len(names) for _, names in ordered[REASONS_SHOWN:])
         out[REASONS_SHOWN:] = [f"{_layers(rest)} left alone for other reasons: all are in report.json"]

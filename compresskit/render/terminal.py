@@ -67,7 +67,7 @@ def _notes(report: Report) -> list[RenderableType]:
     """Notes; one that tells of a model slower than the original stands out."""
     if not report.notes:
         return []
-    shown = (figures.clean(note) for note in report.notes)
+    shown = (figures.prose(note) for note in report.notes)
     return [
         Text(),
         *(_indented(Text(f"note: {note}", style="red" if " SLOWER than " in note else "")) for note in shown),

@@ -86,16 +86,8 @@ def _merged(old: Iterable[Gate], new: Iterable[Gate]) -> list[Gate]:
 
 def _consistent(path: Path, report: Report) -> None:
     """Refuse figures of which it isn't clear, or can't be, what they say."""
-    names: Sequence[str | tuple[str, Point]]
-    for what, names in (
-        ("two models", [entry.name for entry in report.models]),
-        ("two gates", [gate.name for gate in report.gates]),
-        ("two figures", [(f"{m.name} of {m.model}", m.point) for m in _judged(report)]),
-    ):
-        for found, count in Counter(names).items():
-            if count > 1:
-                name = found if isinstance(found, str) else found[0]
-                raise InputError(f"{path} is no sound report: {what} are called '{name}'")
+    if twice := _named_twice(report):
+        raise InputError(f"{path} is no sound report: {twice}")
     for m in report.measurements:
         if m.name in TIMED and not 0 < (m.low or m.value) <= m.value <= (m.high or m.value):
             shown = f"{m.value:g}, 95 % interval {m.low} to {m.high}"
@@ -104,6 +96,20 @@ def _consistent(path: Path, report: Report) -> None:
     if (failed is not None) != (report.verdict.value == "FAIL"):
         why = f"its gate '{failed}' failed" if failed else "none of its gates failed"
         raise InputError(f"{path} is no sound report: its verdict is {report.verdict.value}, but {why}")
+
+
+def _named_twice(report: Report) -> str:
+    """What two parts of a report are called, in words; empty where each has a name of its own."""
+    names: Sequence[str | tuple[str, Point]]
+    for what, names in (
+        ("two models", [entry.name for entry in report.models]),
+        ("two gates", [gate.name for gate in report.gates]),
+        ("two figures", [(f"{m.name} of {m.model}", m.point) for m in _judged(report)]),
+    ):
+        for found, count in Counter(names).items():
+            if count > 1:
+                return f"{what} are called '{found if isinstance(found, str) else found[0]}'"
+    return ""
 
 
 def _judged(report: Report) -> list[Measurement]:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.bench import target as targets
-from compresskit.bench.machine import environment
-from compresskit.bench.run import change
 from compresskit.bench.sweep import Point
 from compresskit.errors import InputError, UsageError
-from compresskit.model import Model
-from compresskit.report import Measurement, Report, Verdict, judge
+from compresskit.model import Applied, Model, portable
+from compresskit.report import Measurement, Report
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.gates import gates
-from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
-from compresskit.runner.judging import Measuring
+from compresskit.runner.judging import Measuring, Ready, ReportBuilder
 from compresskit.runner.layers import layers_of
-from compresskit.runner.measure import quality
-from compresskit.runner.prepare import candidate, with_inputs
+from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.runner.recommend import able, everywhere, recommendation
-from compresskit.runner.timing import Speed, fitting, speed
+from compresskit.runner.timing import Timing
 from compresskit.runtimes import runs_modules
 from compresskit.stage import Progress, silent
 
@@ -32,6 +27,7 @@ if TYPE_CHECKING:
 
 _STOPPED = "interrupted: the figures are of what was measured by then"
 Reader = Callable[[Path, str], Model]
+Opener = Callable[[Model], "Source | None"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,21 +38,37 @@ class Interrupted(KeyboardInterrupt):
         self.report, self.code = report, code
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How models are compared.
+
+    Attributes:
+        judged: Hold the models to the limits; without it there are no gates.
+        evaluated: Measure quality; needs data, or a second model.
+        runtimes: Each model is measured under each; ``auto`` alone is every one that is installed and opens the model.
+        timing: What is timed; None is one sample a call.
+        loader_args: Arguments of ``load``, for runtimes that read the model again.
+    """
+
+    judged: bool
+    evaluated: bool = True
+    runtimes: Sequence[str] = ("onnxruntime",)
+    timing: Timing | None = None
+    loader_args: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def automatic(self) -> bool:
+        """The runtimes are found out."""
+        return list(self.runtimes) == ["auto"]
+
+
 def compare(
     paths: Sequence[Path],
     read: Reader,
-    open_data: Callable[[Model], Source | None],
+    open_data: Opener,
     measuring: Measuring,
+    how: Comparison,
     *,
-    judged: bool,
-    runtimes: Sequence[str] = ("onnxruntime",),
-    where: Sequence[Point] | None = None,
-    rounds: int | None = None,
-    processes: int | None = None,
-    roofline: bool = False,
-    profiled: bool = False,
-    evaluated: bool = True,
-    loader_args: dict[str, Any] | None = None,
     command: str = "",
     progress: Progress = silent,
 ) -> Report:
@@ -67,15 +79,7 @@ def compare(
         read: Gives the model at a path, for a runtime.
         open_data: Gives the data that suits the first model, or None.
         measuring: Metric, limits, bench, threads, device and seed; its ``source`` isn't used.
-        judged: Hold the models to the limits; without it there are no gates.
-        runtimes: Each model is measured under each; ``auto`` alone is every one that is installed and opens the model.
-        where: The points at which models are timed; None is one sample a call, with ``measuring``'s threads and tokens.
-        rounds: See :class:`compresskit.bench.run.Plan`.
-        processes: The same.
-        roofline: Measure what bounds each latency.
-        profiled: Time each node, by the runtime's own profiler.
-        evaluated: Measure quality; needs data, or a second model.
-        loader_args: Arguments of ``load``, for runtimes that read the model again.
+        how: What is compared.
         command: How the user asked for this.
         progress: Called now and then.
 
@@ -87,121 +91,110 @@ def compare(
         CompressKitError: A model can't be read, exported or run.
         Interrupted: Ctrl-C or SIGTERM, when something had been timed.
     """
-    where = where or [Point(1, measuring.threads, measuring.sequence)]
-    automatic = list(runtimes) == ["auto"]
+    timing = how.timing or Timing([measuring.point])
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
-        models: list[Candidate] = []
-        source: Source | None = None
-        history: list[dict[str, Any]] = []
-        names = _names(paths)
-        engines, left_out = everywhere() if automatic else (list(runtimes), [])
-        int8_arithmetic = int8_arithmetic_on(measuring.target)
-        for index, path in enumerate(paths):
-            for runtime in engines:
-                label = names[index] if len(engines) == 1 else f"{names[index]} ({runtime})"
-                try:
-                    model = read(path, runtime)
-                    source = source if models else open_data(model)
-                    model = with_inputs(model, source)
-                    made = candidate(
-                        model,
-                        label,
-                        Path(folder),
-                        runtime=runtime,
-                        threads=measuring.threads,
-                        device=measuring.device,
-                        loader_args=loader_args,
-                        seed=measuring.seed,
-                        progress=progress,
-                    )
-                except (InputError, UsageError) as error:
-                    if not automatic or not runs_modules(runtime):  # torch alone needs to know how to build a module
-                        raise
-                    left_out.append(f"{runtime} can't run {names[index]}: {error.message}")
-                    continue
-                history = [asdict(applied) for applied in model.card.history]
-                models.append(replace(made, int8_arithmetic=int8_arithmetic))
-        if automatic:
-            models, refused = able(models, batch=where[0].batch, sequence=fitting(paths, where[0].sequence)[0])
-            left_out += refused
-        entries = [model.entry() for model in models]
-        measured = None
-        if evaluated and (source is not None or len(models) > 1):
-            measured = quality(models, source, measuring.metric, seed=measuring.seed, progress=progress)
-        if evaluated and len(models) == 1 and (measured is None or measured.metric is None):
-            raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
-        timed = Speed()
-        shorter: list[str] = []
+        opened = _Opened(Path(folder), read, open_data, measuring, how, progress)
+        opened.add_all(paths)
+        if how.automatic:
+            opened.leave_out_unable(timing.fitting(paths)[0].where[0])
+        models = opened.models
+        builder = ReportBuilder(models, measuring, progress)
+        if how.evaluated:
+            _evaluate(builder, opened.source)
         if measuring.bench:
-            where, shorter = _fitting(paths, where)
-            timed = speed(
-                models,
-                where,
-                rounds=rounds,
-                processes=processes,
-                seed=measuring.seed,
-                roofline=roofline,
-                profiled=profiled,
-                keep=True,
-                progress=progress,
-            )
-        about_int8 = saturation_notes(models, measured, source, progress=progress) if evaluated else []
-        if evaluated and measuring.target is not None and not about_int8:
-            about_int8 = [f"--target {measuring.target} changes nothing: only the products of int8 files depend on it"]
-        layers = [layer for model in models for layer in layers_of(model.name, model.path)] if judged else []
-    figures = [*(measured.measurements if measured else []), *timed.measurements]
-    evaluation = measured.evaluation() if measured else None
-    broken = measured.broken if measured else {}
-    found = gates(entries, evaluation, figures, measuring.limits, broken=broken) if judged else []
-    report = Report(
-        command=command,
-        verdict=judge(found, verified=evaluation is not None) if judged else _unjudged(timed.measurements),
-        models=entries,
-        measurements=figures,
-        layers=layers,
-        latencies=timed.latencies,
-        profile=timed.profile,
-        evaluation=evaluation,
-        gates=found,
-        notes=[
-            *([_STOPPED] if timed.stopped else []),
-            *(recommendation(models, timed.measurements) if automatic else []),
-            *left_out,
-            *(measured.notes if measured else []),
-            *about_int8,
-            *shorter,
-            *timed.notes,
-            *_elsewhere(measuring.target, timed.measurements),
-        ],
-        environment=environment(measuring.threads, measuring.device),
-        history=history,
-    )
+            builder.measure_speed(paths, timing, keep=True)
+        timed = builder.timed
+        report = builder.report(
+            builder.gates() if how.judged else None,
+            history=opened.history,
+            notes=[
+                *([_STOPPED] if timed.stopped else []),
+                *(recommendation(models, timed.measurements) if how.automatic else []),
+                *opened.left_out,
+            ],
+            last_notes=_elsewhere(measuring.target, timed.measurements),
+            command=command,
+            layers=[layer for model in models for layer in layers_of(model.name, model.path)] if how.judged else [],
+        )
     if timed.stopped:
         raise Interrupted(report, timed.stopped)
     return report
 
 
-def _fitting(paths: Sequence[Path], where: Sequence[Point]) -> tuple[list[Point], list[str]]:
-    """The points, with no sample longer than the models take, and a note where that changed one."""
-    notes: list[str] = []
-    found = []
-    for point in where:
-        sequence, shorter = fitting(paths, point.sequence)
-        found.append(replace(point, sequence=sequence))
-        notes += shorter
-    return list(dict.fromkeys(found)), list(dict.fromkeys(notes))
+@dataclass
+class _Opened:
+    """The models of a comparison, read and exported one after the other.
+
+    Attributes:
+        folder: For what is exported.
+        models: Each under each runtime, those of the baseline first.
+        source: The data, or None.
+        history: What was done to the last model.
+        left_out: A note on each runtime that was left out.
+    """
+
+    folder: Path
+    read: Reader
+    open_data: Opener
+    measuring: Measuring
+    how: Comparison
+    progress: Progress
+    models: list[Candidate] = field(default_factory=list)
+    source: Source | None = None
+    history: Sequence[Applied] = ()
+    left_out: list[str] = field(default_factory=list)
+
+    def add_all(self, paths: Sequence[Path]) -> None:
+        """Open all models under all runtimes."""
+        runtimes = self.how.runtimes
+        if self.how.automatic:
+            runtimes, self.left_out = everywhere()
+        for name, path in zip(_names(paths), paths, strict=True):
+            for runtime in runtimes:
+                try:
+                    self._add(path, name if len(runtimes) == 1 else f"{name} ({runtime})", runtime)
+                except (InputError, UsageError) as error:
+                    # torch alone needs to know how to build a module
+                    if not self.how.automatic or not runs_modules(runtime):
+                        raise
+                    self.left_out.append(f"{runtime} can't run {name}: {error.message}")
+
+    def _add(self, path: Path, label: str, runtime: str) -> None:
+        model = self.read(path, runtime)
+        if not self.models:
+            self.source = self.open_data(model)
+        model = with_inputs(model, self.source)
+        modules = runs_modules(runtime)
+        if modules and isinstance(model.body, Path):
+            raise UsageError(f"{model.source} does not say how to build the module", "give --arch FILE.py:NAME")
+        file, counts = self.folder / f"{len(self.models)}.onnx", counted(model)
+        shipped = None if modules else to_onnx(model, file, seed=self.measuring.seed, progress=self.progress)
+        more = {"runtime": runtime, **({"loader_args": self.how.loader_args} if modules else {})}
+        ready = Ready(model, shipped, counts, model.source)
+        self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))
+        self.history = model.card.history
+
+    def leave_out_unable(self, point: Point) -> None:
+        """Keep those that their runtime runs at a point."""
+        self.models, refused = able(self.models, batch=point.batch, sequence=point.sequence)
+        self.left_out += refused
+
+
+def _evaluate(builder: ReportBuilder, source: Source | None) -> None:
+    """Measure quality where there is something to measure it on, or against."""
+    alone = len(builder.models) == 1
+    if source is not None or not alone:
+        builder.measure_quality(source)
+    if alone and (builder.measured is None or builder.measured.metric is None):
+        raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
+    if (target := builder.measuring.target) is not None and not builder.int8_notes:
+        builder.int8_notes = [f"--target {target} changes nothing: only the products of int8 files depend on it"]
 
 
 def _elsewhere(target: str | None, timed: list[Measurement]) -> list[str]:
     """What is to be said of speed when the quality is another CPU's."""
     there, here = targets.get(target), targets.here()
     return [f"speed is this machine's ({here.title}), not that of {there.title}"] if timed and there != here else []
-
-
-def _unjudged(timed: list[Measurement]) -> Verdict:
-    """Figures that are held to no limit prove nothing; noise that hides which model is faster is told all the same."""
-    unclear = any(m.name == "speedup" and change(m) == "inconclusive" for m in timed)
-    return Verdict.INCONCLUSIVE if unclear else Verdict.UNVERIFIED
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

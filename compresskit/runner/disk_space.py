@@ -38,7 +38,7 @@ def estimate(recipe: Recipe) -> Estimate | None:
     if recipe.model is None or not model.exists():
         return None
     size = sum(path.stat().st_size for path in files_of(model))
-    trains = any(getattr(step.stage, "epochs", 0) > 0 for step in recipe.steps)
+    trains = any(step.stage.trains for step in recipe.steps)
     return Estimate(_FORMS * size, _FORMS * size * (len(recipe.steps) + 1), (_TRAINED if trains else _HELD) * size)
 
 

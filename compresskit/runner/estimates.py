@@ -177,13 +177,13 @@ def _pruned(model: Model, reason: str, seed: int) -> dict[str, Any]:
     if reason or isinstance(model.body, Path):
         return {"known": False, "reason": reason}
     from compresskit.ops.estimates.prunable import prunable
-    from compresskit.ops.prune.structured import Seen
+    from compresskit.ops.shrinking import CalibrationData
     from compresskit.stages.batches import forward_of, made_up
 
     inputs = model.card.inputs
     try:
-        seen = Seen(made_up(inputs, 2, seed), (), None, forward_of(model.body, inputs))
+        data = CalibrationData(made_up(inputs, 2, seed), (), forward_of(model.body, inputs))
     except InputError as error:
         return {"known": False, "reason": error.message}
-    found = prunable(model.body, seen)
+    found = prunable(model.body, data)
     return {"known": False, "reason": found} if isinstance(found, str) else found.to_json()

@@ -41,48 +41,46 @@ def gates(
         limits: What the user asked for.
         broken: Models whose outputs aren't finite, with what was found.
     """
-    found: list[Gate] = []
-    scores = {m.model: m for m in measurements if evaluation is not None and m.name == evaluation.metric}
-    speedups = [m for m in measurements if m.name == "speedup"]
     alone = len(models) == 1
     default = not (alone or limits.may_grow)
+    found: list[Gate] = []
     for entry in models[1:] or models:
         prefix = f"{entry.name}: " if len(models) > 2 else ""
         if entry.name in broken:
             reason = broken[entry.name]
             found.append(Gate(name=f"{prefix}finite outputs", limit="all", value=None, passed=False, reason=reason))
         elif (evaluation is not None and not alone) or limits.max_drop is not None:
-            before = None if alone else scores.get(models[0].name)
-            found.append(_quality_gate(evaluation, before, scores.get(entry.name), limits, prefix))
-        if limits.max_size is not None or default:
+            found.append(_quality_gate(models[0], entry, evaluation, measurements, limits, prefix))
+        if default or limits.max_size is not None:
             allowed = parse_size(limits.max_size) if limits.max_size else round(SAME * models[0].bytes)
             asked = limits.max_size is not None
             found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))
-        own = [m for m in speedups if m.model == entry.name]
-        for speedup in own if own and (default or limits.min_speedup is not None) else ():
-            found.append(_speed_gate(speedup, limits, prefix, point_name(speedup.point, points_of(own, "speedup"))))
-        if limits.min_speedup is not None and not own:
-            found.append(_speed_gate(None, limits, prefix))
+        if default or limits.min_speedup is not None:
+            found += _speed_gates(entry, measurements, limits, prefix)
     return found
 
 
 def _quality_gate(
-    evaluation: Evaluation | None, before: Measurement | None, after: Measurement | None, limits: Limits, prefix: str
+    baseline: ModelEntry,
+    entry: ModelEntry,
+    evaluation: Evaluation | None,
+    measurements: Sequence[Measurement],
+    limits: Limits,
+    prefix: str,
 ) -> Gate:
+    scores = {m.model: m for m in measurements if evaluation is not None and m.name == evaluation.metric}
+    before, after = None if entry is baseline else scores.get(baseline.name), scores.get(entry.name)
     limit, asked = parse_drop(limits.max_drop or DEFAULT_DROP), limits.max_drop is not None
     name = f"{prefix}{evaluation.metric if evaluation else 'quality'} drop"
     if evaluation is None or before is None or after is None:
         reason = _NO_DATA if evaluation is None or after is None else _ALONE
         return Gate(name=name, limit=f"≤ {limit}", value=None, unit="pt", passed=None, asked=asked, reason=reason)
     interval = evaluation.drops.get(after.model)
-    return drop_gate(
-        name, f"≤ {limit}", before, after, limit, evaluation.higher_is_better, asked=asked, interval=interval
-    )
+    return drop_gate(name, before, after, limit, evaluation.higher_is_better, asked=asked, interval=interval)
 
 
 def drop_gate(
     name: str,
-    shown: str,
     before: Measurement,
     after: Measurement,
     limit: Limit,
@@ -100,7 +98,7 @@ def drop_gate(
     if interval is not None:
         reason += f", 95 % interval of the drop {interval[0]:+.2f} to {interval[1]:+.2f}"
     value = lost if math.isfinite(lost) else None
-    return Gate(name=name, limit=shown, value=value, unit="pt", passed=passed, asked=asked, reason=reason)
+    return Gate(name=name, limit=f"≤ {limit}", value=value, unit="pt", passed=passed, asked=asked, reason=reason)
 
 
 def size_gate(name: str, entry: ModelEntry, allowed: float, shown: str, *, asked: bool, reason: str = "") -> Gate:
@@ -121,6 +119,15 @@ def _interval(ratio: Measurement, noisy: bool) -> str:
     if ratio.low is None or ratio.high is None:
         return f"{'too few processes to tell, ' if noisy else ''}no interval is known"
     return f"{'too noisy to tell, ' if noisy else ''}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+
+
+def _speed_gates(entry: ModelEntry, measurements: Sequence[Measurement], limits: Limits, prefix: str) -> list[Gate]:
+    """A gate for each point at which the speed-up is known; one where it should be known and isn't."""
+    own = [m for m in measurements if (m.name, m.model) == ("speedup", entry.name)]
+    if not own:
+        return [] if limits.min_speedup is None else [_speed_gate(None, limits, prefix)]
+    points = points_of(own, "speedup")
+    return [_speed_gate(m, limits, prefix, point_name(m.point, points)) for m in own]
 
 
 def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, where: str = "") -> Gate:

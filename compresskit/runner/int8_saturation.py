@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compresskit.bench import target as targets
@@ -45,16 +46,19 @@ def saturation_notes(
         progress: Called after each batch, where a model whose products were clipped is measured without.
     """
     notes = []
-    for path in dict.fromkeys(model.path for model in models if model.path.suffix == ".onnx"):
-        model = next(model for model in models if model.path == path)
+    distinct: dict[tuple[Path, str], Candidate] = {}
+    for model in models:
+        if model.path.suffix == ".onnx":
+            distinct.setdefault((model.path, model.runtime), model)
+    for model in distinct.values():
         try:
-            found = analyse(path)
+            found = analyse(model.path, model.runtime)
         except CompressKitError:  # another engine opened it, and how that multiplies isn't known
             continue
         if found.layers:
             prefix = f"{model.name}: " if len(models) > 2 else ""
             notes.append(prefix + _exactness(found) + _cost(model, found, measured, source, progress))
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _exactness(found: Saturation) -> str:
@@ -73,8 +77,9 @@ def _cost(
     """What follows the note: the figure there and here where it was measured, else how to get it."""
     if not found.risky:
         return ""
-    if model.int8_arithmetic == "native" and not targets.here().saturates:
-        return ": measure that with evaluate --target x86-avx2"
+    if model.int8_arithmetic == "native":
+        what, there = ("the exact ones", "x86-vnni") if targets.here().saturates else ("that", "x86-avx2")
+        return f": measure {what} with evaluate --target {there}"
     if model.int8_arithmetic != "clipped" or measured is None or measured.metric is None or source is None:
         return ""
     score = measured.scores.get(model.name)

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compresskit import registry
 from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
 from compresskit.checkpoint.bundle import REPORT_NAME, WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.model import Card, Model
+from compresskit.recipe.head import OUTPUT
+from compresskit.recipe.naming import named_by
 from compresskit.recipe.order import Start, check_measured, misfits
 from compresskit.report import Report
 from compresskit.runner.int8_saturation import int8_arithmetic_on
-from compresskit.runner.judging import Measuring, Ready, report_on
+from compresskit.runner.judging import Measuring, Ready, RunLog, report_on
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, workplace
 from compresskit.runner.teacher import teacher_of
@@ -92,9 +95,8 @@ def run(
             whole = whole.of(making.stages, aimed_at(making.stages))
             result = ship(making.model, folder, export=whole.export, seed=whole.seed, progress=progress)
             after = Ready(making.model, result, making.counts, folder / WEIGHTS_NAME)
-            report = report_on(
-                before, after, output, whole, data=data, notes=making.notes, command=command, progress=progress
-            )
+            log = RunLog(data, making.notes)
+            report = report_on(before, after, output, whole, log, command=command, progress=progress)
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
         finish(folder, making.model.card, model.source)
     return report
@@ -106,8 +108,9 @@ def refuse_states(stages: Sequence[Stage], output: Path) -> None:
     Raises:
         UsageError: It does.
     """
-    for state in filter(None, (getattr(stage, "checkpoint", None) for stage in stages)):
-        refuse_within(state, output)
+    for stage in stages:
+        for state in named_by(stage, OUTPUT):
+            refuse_within(Path(state), output)
 
 
 def _before(
@@ -141,8 +144,9 @@ def check(model: Model, stages: Sequence[Stage], data: Source | None, measuring:
 def start_of(model: Model) -> Start:
     """What the order of stages depends on."""
     now, history = form(model), model.card.history
-    beside = False
-    for applied in history if now == "torch" else ():
-        beside = (beside or applied.facts.get("adapters") is not None) and applied.name != "lora.merge"
     done = tuple(applied.name for applied in history)
-    return Start(now, str(model.source), done, beside, folder=model.source.is_dir())
+    adapters = False
+    for applied in history if now == "torch" else ():
+        merged = applied.name in registry.rows() and registry.get(applied.name).takes_adapters
+        adapters = not merged and (adapters or applied.facts.get("adapters") is not None)
+    return Start(now, str(model.source), done, adapters, folder=model.source.is_dir())

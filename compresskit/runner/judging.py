@@ -9,17 +9,18 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compresskit.bench.machine import environment
+from compresskit.bench.run import change
 from compresskit.bench.sweep import Point
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
-from compresskit.report import Coverage, Gate, Measurement, Report, StepEntry, judge
+from compresskit.report import Coverage, Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
 from compresskit.runner.layers import layers_of
-from compresskit.runner.measure import quality
+from compresskit.runner.measure import Quality, quality
 from compresskit.runner.prepare import Prepared
-from compresskit.runner.timing import SEQUENCE, Speed, fitting, speed
+from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
 from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class Measuring:
     seed: int = 0
     target: str | None = None
 
+    @property
+    def point(self) -> Point:
+        """Where models are timed unless more points are asked for: at one sample a call."""
+        return Point(1, self.threads, self.sequence)
+
     def of(self, stages: Sequence[Stage], target: str | None) -> Measuring:
         """As it is for what stages made.
 
@@ -63,7 +69,7 @@ class Measuring:
             target: What they were told to aim at; a target of its own counts more.
         """
         # Fine-tuning makes nothing smaller or faster.
-        tuned = all(stage.stage == "lora" for stage in stages)
+        tuned = all(stage.kind.only_tunes for stage in stages)
         limits = replace(self.limits, may_grow=True) if tuned else self.limits
         return replace(self, limits=limits, target=self.target or target)
 
@@ -84,20 +90,134 @@ class Ready:
     counts: dict[str, Any]
     place: Path
 
-    def candidate(self, name: str, shown: str, measuring: Measuring) -> Candidate:
-        """This model under a name and a path for the reader."""
-        card = self.model.card
-        path = self.shipped.path if self.shipped else self.place
-        common: dict[str, Any] = {"inputs": card.inputs, "task": card.task, "threads": measuring.threads}
+    def candidate(self, name: str, shown: str, measuring: Measuring, **more: Any) -> Candidate:
+        """This model under a name and a path for the reader; ``more`` are other fields of the candidate."""
+        card, path = self.model.card, self.shipped.path if self.shipped else self.place
         return Candidate(
-            name,
-            path,
-            shown,
-            device=measuring.device,
-            int8_arithmetic=int8_arithmetic_on(measuring.target),
-            **common,
-            **self.counts,
+            name, path, shown, inputs=card.inputs, task=card.task, threads=measuring.threads, device=measuring.device,
+            int8_arithmetic=int8_arithmetic_on(measuring.target), **self.counts, **more,
+        )  # fmt: skip
+
+
+class ReportBuilder:
+    """Measures models and puts what was found into a report.
+
+    Attributes:
+        models: The baseline first.
+        entries: Their lines in the report.
+        measured: Their quality, once it was measured.
+        timed: Their speed; empty until it was measured.
+        figures: All that was measured, in the order of the report.
+        int8_notes: On which CPUs the models' 8-bit products are exact.
+    """
+
+    def __init__(self, models: Sequence[Candidate], measuring: Measuring, progress: Progress = silent) -> None:
+        self.models, self.measuring, self.progress = models, measuring, progress
+        self.entries = [model.entry() for model in models]
+        self.measured: Quality | None = None
+        self.timed = Speed()
+        self.figures: list[Measurement] = []
+        self.int8_notes: list[str] = []
+        self._shorter: list[str] = []
+
+    def measure_quality(self, source: Source | None, quantized: Sequence[Candidate] | None = None) -> None:
+        """Measure the quality, and find out on which CPUs it holds.
+
+        Args:
+            source: Without it, it is how closely each model follows the first on made-up inputs.
+            quantized: The models that may multiply 8-bit integers; None is all.
+        """
+        metric, seed, progress = self.measuring.metric, self.measuring.seed, self.progress
+        self.measured = quality(self.models, source, metric, seed=seed, progress=progress)
+        self.figures += self.measured.measurements
+        models = self.models if quantized is None else quantized
+        self.int8_notes = saturation_notes(models, self.measured, source, progress=progress)
+
+    def measure_speed(self, sources: Sequence[Path], timing: Timing | None = None, *, keep: bool = False) -> None:
+        """Measure the speed, with no sample longer than all models take.
+
+        Args:
+            sources: Where the models were read from.
+            timing: What is timed; None is one sample a call, with the threads and tokens of ``measuring``.
+            keep: After Ctrl-C keep what is known so far.
+        """
+        timing, self._shorter = (timing or Timing([self.measuring.point])).fitting(sources)
+        self.timed = speed(self.models, timing, seed=self.measuring.seed, keep=keep, progress=self.progress)
+        self.figures += self.timed.measurements
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """What the report keeps of the metric; None where none was measured."""
+        return self.measured.evaluation() if self.measured else None
+
+    def gates(self) -> list[Gate]:
+        """The limits of ``measuring``, and what the figures say of them."""
+        broken = self.measured.broken if self.measured else {}
+        return gates(self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken)
+
+    def report(
+        self,
+        judged: Sequence[Gate] | None,
+        *,
+        history: Sequence[Applied],
+        notes: Sequence[str],
+        last_notes: Sequence[str] = (),
+        **more: Any,
+    ) -> Report:
+        """The report of all that was found.
+
+        Args:
+            judged: Its gates; None where nothing was held to a limit, so that the figures prove nothing.
+            history: What was done to the last model.
+            notes: Those that come before what the measurements say.
+            last_notes: Those that come after it.
+            more: Other fields of the report.
+        """
+        evaluation = self.evaluation
+        verified = evaluation is not None
+        return Report(
+            verdict=_unjudged(self.timed.measurements) if judged is None else judge(list(judged), verified=verified),
+            models=self.entries,
+            measurements=self.figures,
+            latencies=self.timed.latencies,
+            profile=self.timed.profile,
+            evaluation=evaluation,
+            gates=list(judged or ()),
+            notes=[
+                *notes,
+                *(self.measured.notes if self.measured else []),
+                *self.int8_notes,
+                *self._shorter,
+                *self.timed.notes,
+                *last_notes,
+            ],
+            environment=environment(self.measuring.threads, self.measuring.device),
+            history=[asdict(applied) for applied in history],
+            **more,
         )
+
+
+def _unjudged(timed: Sequence[Measurement]) -> Verdict:
+    """Figures that are held to no limit prove nothing; noise that hides which model is faster is told all the same."""
+    unclear = any(m.name == "speedup" and change(m) == "inconclusive" for m in timed)
+    return Verdict.INCONCLUSIVE if unclear else Verdict.UNVERIFIED
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """What a run leaves for its report, besides the model.
+
+    Attributes:
+        data: Calibration or training data that the stages were given.
+        notes: What was found out on the way.
+        steps: What each step of a recipe did.
+        gates: Those that were judged already.
+    """
+
+    data: Source | None = None
+    notes: Sequence[str] = ()
+    steps: Sequence[StepEntry] = ()
+    gates: Sequence[Gate] = ()
 
 
 def report_on(
@@ -105,11 +225,8 @@ def report_on(
     after: Ready,
     output: Path,
     measuring: Measuring,
+    log: RunLog,
     *,
-    data: Source | None = None,
-    notes: Sequence[str] = (),
-    steps: Sequence[StepEntry] = (),
-    more: Sequence[Gate] = (),
     command: str = "",
     progress: Progress = silent,
 ) -> Report:
@@ -120,10 +237,7 @@ def report_on(
         after: The result.
         output: Where the result will be found.
         measuring: What it is measured with.
-        data: Calibration or training data that the stages were given.
-        notes: What was found out on the way.
-        steps: What each step of a recipe did.
-        more: Gates that were judged already.
+        log: What the run left for the report.
         command: How the user asked for this.
         progress: Called now and then.
     """
@@ -131,54 +245,45 @@ def report_on(
     baseline = before.candidate(origin.name or str(origin), portable(origin), measuring)
     shown = portable(output / (after.shipped.path if after.shipped else after.place).name)
     new = after.candidate(output.name if output.name != baseline.name else shown, shown, measuring)
-    entries = [baseline.entry(), new.entry()]
-    measured, timed = None, Speed()
-    shorter: list[str] = []
-    if after.shipped is not None:
-        measured = quality([baseline, new], measuring.source, measuring.metric, seed=measuring.seed, progress=progress)
-        if measuring.bench:
-            sequence, shorter = fitting([after.model.source, origin], measuring.sequence)
-            where = [Point(1, measuring.threads, sequence)]
-            timed = speed([baseline, new], where, seed=measuring.seed, progress=progress)
-    about_int8 = saturation_notes([new], measured, measuring.source, progress=progress) if after.shipped else []
+    builder = ReportBuilder([baseline, new], measuring, progress)
     history = after.model.card.history
-    last = history[-1] if history else None
-    facts = last.facts if last else {}
-    rounded, about = _rounding(facts if measured is None else {}, new.name)
-    figures = [*(measured.measurements if measured else []), *timed.measurements]
-    evaluation = measured.evaluation() if measured else None
-    found = gates(entries, evaluation, figures, measuring.limits, broken=measured.broken if measured else {})
-    if facts.get("merged"):  # dense layers were asked for: larger is what they are
-        found = [gate for gate in found if gate.asked or gate.name not in ("size", "speed")]
-    # An ONNX stage starts from the export of the original: then that export's proof is the one there is.
-    proofs = [part.proof for part in (after.shipped, before.shipped) if part is not None and part.proof is not None]
-    found = [*proofs[:1], *more, *found]
-    return Report(
-        command=command,
-        verdict=judge(found, verified=evaluation is not None),
-        models=entries,
-        measurements=[*figures, *rounded],
-        layers=[*layers_of(baseline.name, baseline.path), *layers_of(new.name, new.path, history)],
-        latencies=timed.latencies,
-        evaluation=evaluation,
-        coverage=coverage(facts, last.skipped if last else {}),
-        gates=found,
-        steps=list(steps),
+    facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})
+    about: list[str] = []
+    if after.shipped is not None:
+        builder.measure_quality(measuring.source, [new])
+        if measuring.bench:
+            builder.measure_speed([after.model.source, origin])
+        about = after.shipped.notes
+    else:
+        rounded, about = _rounding(facts, new.name)
+        builder.figures += rounded
+    return builder.report(
+        [*_proofs(before, after), *log.gates, *_fair(builder.gates(), facts)],
+        history=history,
         notes=[
-            *_seen(data, measuring.source),
-            *notes,
-            *_unused(data, history),
+            *_seen(log.data, measuring.source),
+            *log.notes,
+            *_unused(log.data, history),
             *facts.get("notes", []),
             *about,
-            *(after.shipped.notes if after.shipped else []),
-            *(measured.notes if measured else []),
-            *about_int8,
-            *shorter,
-            *timed.notes,
         ],
-        environment=environment(measuring.threads, measuring.device),
-        history=[asdict(applied) for applied in history],
+        command=command,
+        layers=[*layers_of(baseline.name, baseline.path), *layers_of(new.name, new.path, history)],
+        coverage=coverage(facts, skipped),
+        steps=list(log.steps),
     )
+
+
+def _proofs(before: Ready, after: Ready) -> list[Gate]:
+    """The proof of the export. An ONNX stage starts from the export of the original: then there is only that one's."""
+    return [part.proof for part in (after.shipped, before.shipped) if part is not None and part.proof is not None][:1]
+
+
+def _fair(found: list[Gate], facts: dict[str, Any]) -> list[Gate]:
+    """The gates without default ones that a merged model can't pass: dense layers were asked for, which are larger."""
+    if not facts.get("merged"):
+        return found
+    return [gate for gate in found if gate.asked or gate.name not in ("size", "speed")]
 
 
 def _seen(data: Source | None, evaluated: Source | None) -> list[str]:

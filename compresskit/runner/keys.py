@@ -72,10 +72,9 @@ def content(path: Path) -> str:
 def options_of(stage: Stage) -> dict[str, Any]:
     """A stage's options, with the content of every file that one of them names, and its path as a card records it.
 
-    Without the folder of a training's own state: it changes as the training goes on, and the result doesn't.
+    Fields that a card leaves away are left away: the state of a training changes as it goes on, the result doesn't.
     """
-    found = stage.model_dump(mode="json", exclude={"checkpoint"})
-    return {name: _named(value) for name, value in found.items()}
+    return {name: _named(value) for name, value in stage.model_dump(mode="json").items()}
 
 
 def _named(value: Any) -> Any:

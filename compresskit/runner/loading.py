@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import registry
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import UsageError
 from compresskit.facts import Facts, read_facts
 from compresskit.model import Card, Model
 
@@ -101,9 +101,6 @@ def history_facts(card: Card, origin: str | Path) -> list[Facts]:
 
 def _replay(origin: Path, module: nn.Module, card: Card, tensors: Tensors) -> Tensors:
     """Give a module the shape that the card's history gave it; returns the tensors to load."""
-    for name in (applied.name for applied in card.history):
-        if name not in registry.rows():
-            raise InputError(f"{origin} went through {name}, which isn't installed", "install the package that has it")
     for applied, facts in zip(card.history, history_facts(card, origin), strict=True):
         tensors = registry.get(applied.name).replay(module, facts, tensors)
     return tensors

@@ -27,7 +27,7 @@ from compresskit.runner.disk_space import check_room
 from compresskit.runner.entries import At, at_entry, bytes_of, copy_bundle, write_note
 from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.journey import check, finish, refuse_states
-from compresskit.runner.judging import Measuring, Ready, report_on
+from compresskit.runner.judging import Measuring, Ready, RunLog, report_on
 from compresskit.runner.keys import content, digest, options_of, surroundings
 from compresskit.runner.loading import load
 from compresskit.runner.measure import score
@@ -170,10 +170,8 @@ class _Walk:
         target = next((at.target for at in reversed(done) if at.target), None)
         measuring = self.measuring.of([step.stage for step in self.recipe.steps], target)
         after = replace(self.now.ready, shipped=shipped, place=folder / WEIGHTS_NAME)
-        report = report_on(
-            self.first.ready, after, output, measuring, data=self.data, steps=self.entries, more=self.gates,
-            notes=[note for at in done for note in at.notes], command=command, progress=self.progress,
-        )  # fmt: skip
+        log = RunLog(self.data, [note for at in done for note in at.notes], self.entries, self.gates)
+        report = report_on(self.first.ready, after, output, measuring, log, command=command, progress=self.progress)
         found = provenance(self.recipe, self.surroundings, self.entries, folder)
         (folder / PROVENANCE_NAME).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return report
@@ -283,7 +281,7 @@ class _Walk:
         return exported
 
     def _teacher(self, stage: Stage, student: Model) -> Model | None:
-        if str(getattr(stage, "teacher", "")) == MODEL:
+        if (named := stage.learns_from) is not None and named.model == MODEL:
             return replace(self.read(self.original.source), card=self.original.card)
         return teacher_of([stage], student)
 

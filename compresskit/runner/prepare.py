@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, UsageError
-from compresskit.model import Model, portable
+from compresskit.model import Model
 from compresskit.report import Gate
-from compresskit.runner.candidate import Candidate
 from compresskit.runner.timing import SEQUENCE
-from compresskit.runtimes import runs_modules
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -98,41 +96,6 @@ def _proof(parity: Parity) -> Gate:
         passed=parity.passed,
         reason=f"largest difference {parity.max_abs:.2g} on {parity.n} seeded inputs",
     )
-
-
-def candidate(
-    model: Model,
-    name: str,
-    work: Path,
-    *,
-    runtime: str = "onnxruntime",
-    threads: int = 0,
-    device: str = "cpu",
-    loader_args: dict[str, Any] | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> Candidate:
-    """A model ready to be measured under a runtime; exported into ``work`` where the runtime needs ONNX.
-
-    Args:
-        model: What was read.
-        name: Its name in the report.
-        work: A folder for temporary files.
-        runtime: Name of the runtime.
-        threads: Of one operator; 0 is the runtime's choice.
-        device: As the runtime names it.
-        loader_args: How to read the model again in another process: the arguments of ``load``.
-        seed: Of the parity gate's inputs.
-        progress: Called now and then.
-    """
-    common: dict[str, Any] = {"name": name, "shown": portable(model.source), "inputs": model.card.inputs}
-    common |= {"task": model.card.task, "runtime": runtime, "threads": threads, "device": device, **counted(model)}
-    if runs_modules(runtime):
-        if isinstance(model.body, Path):
-            raise UsageError(f"{model.source} does not say how to build the module", "give --arch FILE.py:NAME")
-        return Candidate(path=model.source, loader_args=loader_args or {}, **common)
-    prepared = to_onnx(model, work / f"{len(list(work.iterdir()))}.onnx", seed=seed, progress=progress)
-    return Candidate(path=prepared.path, **common)
 
 
 def counted(model: Model) -> dict[str, Any]:

@@ -75,13 +75,12 @@ def _fastest(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[
     known = [model for model in models if model.name in latency]
     if len(known) < 2:
         return [f": {known[0].runtime}, the only one that runs the model"] if known else []
-    base = known[0]
-    best = min(known, key=lambda model: latency[model.name])
-    ratio = next((m for m in timed if m.name == "speedup" and m.model == best.name), None)
-    if ratio is None:
-        rivals = [m for m in timed if m.name == "speedup"]
-        proven = all(change(m) == "slower" for m in rivals)
-        return [f": {base.name}" + ("" if proven else "; not every other one is proven slower")]
+    base, best = known[0].name, min(known, key=lambda model: latency[model.name]).name
+    speedups = {m.model: m for m in timed if m.name == "speedup"}
+    if best not in speedups:
+        proven = all(change(m) == "slower" for m in speedups.values())
+        return [f": {base}" + ("" if proven else "; not every other one is proven slower")]
+    ratio = speedups[best]
     interval = f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})" if ratio.low and ratio.high else ""
-    text = f"{best.name} {ratio.value:.2f}× {base.name}{interval}"
+    text = f"{best} {ratio.value:.2f}× {base}{interval}"
     return [f": {text}" if change(ratio) == "faster" else f", but not proven: {text}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from compresskit.errors import UsageError
@@ -86,13 +87,13 @@ def _quality(
     limit = parse_drop(limits.max_drop or DEFAULT_DROP)
     if old.evaluation is None:
         return []
-    name, shown = f"{prefix}{old.evaluation.metric} since baseline", f"≤ {limit}"
+    name = f"{prefix}{old.evaluation.metric} since baseline"
     then, now = _figure(old, old.evaluation.metric, before), _figure(new, old.evaluation.metric, entry)
     if then is None:
         return []
     if now is None:
-        return [Gate(name=name, limit=shown, value=None, unit="pt", passed=None, asked=True, reason=_GONE)]
-    return [drop_gate(name, shown, then, now, limit, old.evaluation.higher_is_better, asked=True)]
+        return [Gate(name=name, limit=f"≤ {limit}", value=None, unit="pt", passed=None, asked=True, reason=_GONE)]
+    return [drop_gate(name, then, now, limit, old.evaluation.higher_is_better, asked=True)]
 
 
 def _speeds(new: Report, old: Report, entry: ModelEntry, before: ModelEntry, prefix: str) -> list[Gate]:
@@ -187,29 +188,32 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
     """Refuse figures of different things: data, metric, engine, batch, or an original of another shape."""
     found: list[str] = []
     if new.evaluation is not None and old.evaluation is not None:
-        for what in ("metric", "higher_is_better", "data"):
-            found += _unlike(what, getattr(old.evaluation, what), getattr(new.evaluation, what))
-    metric = new.evaluation.metric if new.evaluation else ""
-    for entry, before in pairs:
-        for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
-            now, then = _figure(new, name, entry), _figure(old, name, before)
-            for what in whats if now and then else ():
-                found += _unlike(f"{what} of {TIMED.get(name, name)}", getattr(then, what), getattr(now, what))
-    found += _other_points(new, old)
-    first, other = new.models[0], old.models[0]
-    if len(new.models) > 1 and first.sha256 != other.sha256:  # one of the same shape is as fast: it was trained anew
-        unlike = [
-            f"{w} of the original" for w in ("bytes", "parameters", "macs") if getattr(first, w) != getattr(other, w)
-        ]
-        for what in unlike:
-            found += _unlike(what, getattr(other, what.split()[0]), getattr(first, what.split()[0]))
-        found += _unlike("sha256 of the original", other.sha256, first.sha256) if unlike else []
+        found += _differences("{}", ("metric", "higher_is_better", "data"), old.evaluation, new.evaluation)
+    found += [*_other_figures(new, old, pairs), *_other_points(new, old)]
+    first, other, shape = new.models[0], old.models[0], ("bytes", "parameters", "macs")
+    if len(new.models) > 1 and first.sha256 != other.sha256:
+        unlike = _differences(
+            "{} of the original", shape, other, first
+        )  # of the same shape it is as fast: trained anew
+        found += unlike + (_differences("{} of the original", ("sha256",), other, first) if unlike else [])
     if found:
         raise UsageError(
             f"the baseline measured something else (baseline → report): {'; '.join(dict.fromkeys(found))}",
             "make the baseline anew, with the same data, metric and original",
             limit=_MESSAGE,
         )
+
+
+def _other_figures(new: Report, old: Report, pairs: list[tuple[ModelEntry, ModelEntry]]) -> list[str]:
+    """What differs in how the figures that are compared were measured."""
+    found: list[str] = []
+    metric = new.evaluation.metric if new.evaluation else ""
+    for entry, before in pairs:
+        for name, whats in ((metric, ("n", "runtime", "unit")), (_timed(new), ("runtime",))):
+            now, then = _figure(new, name, entry), _figure(old, name, before)
+            if now and then:
+                found += _differences(f"{{}} of {TIMED.get(name, name)}", whats, then, now)
+    return found
 
 
 def _other_points(new: Report, old: Report) -> list[str]:
@@ -231,6 +235,11 @@ def _at(points: list[Point]) -> str:
     """Points in full: two reports needn't differ among their own."""
     shown = [[f"{axis} {size}" for axis, size in zip(AXES, point, strict=True) if size] for point in points]
     return "; ".join(" ".join(parts) for parts in shown)
+
+
+def _differences(what: str, names: Sequence[str], then: object, now: object) -> list[str]:
+    """Attributes in which two things differ; ``what`` has a place for the name."""
+    return [text for n in names for text in _unlike(what.format(n), getattr(then, n), getattr(now, n))]
 
 
 def _unlike(what: str, then: Any, now: Any) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compresskit.bench.roofline import Kind, bandwidth, matrix_rate
-from compresskit.errors import CompressKitError
+from compresskit.errors import CompressKitError, InputError
 from compresskit.report import Measurement
 from compresskit.runner.candidate import Candidate
 from compresskit.stage import Progress, silent
@@ -36,6 +36,16 @@ class Machine:
             self.rates[key] = matrix_rate(*key)
         return self.rates[key]
 
+    def figures(self) -> list[str]:
+        """All that was measured, in words."""
+        rates = [
+            f"{runtime} {kind} {rate / 1e9:.0f} G operations/s with {_threads(n)}"
+            for (kind, runtime, n), rate in self.rates.items()
+        ]
+        return rates + [
+            f"{size / 1e6:.3g} MB at {rate / 1e9:.3g} GB/s with {_threads(n)}" for (size, n), rate in self.moved.items()
+        ]
+
 
 def limits(
     models: Sequence[Candidate], timed: Sequence[Measurement], *, progress: Progress = silent
@@ -50,8 +60,6 @@ def limits(
         timed: Their figures.
         progress: Called for each model and point.
     """
-    from compresskit.ops.onnx_traffic import traffic
-
     machine = Machine()
     found: list[Measurement] = []
     notes: list[str] = []
@@ -62,59 +70,83 @@ def limits(
         model = by_name[latency.model]
         if model.runtime not in _SINGLE or model.device != "cpu":
             continue
-        sizes = {"batch": latency.batch or 1, "sequence": latency.sequence or 1}
-        threads = latency.threads or 1
         try:
-            cost = traffic(model.path, sizes)
-            if cost is None:
-                notes.append(f"no limit is known for {model.name}: ONNX could not infer its shapes")
-                continue
-            parts = [1e3 * cost.bytes / machine.bandwidth(cost.bytes, threads)]
-            computing = 0.0
-            for kind, operations in (("float32", cost.float_operations), ("int8", cost.int8_operations)):
-                if operations:
-                    computing += 1e3 * operations / machine.rate(kind, model.runtime, threads)  # type: ignore[arg-type]
-            parts.append(computing)
+            bound = _bound(model, latency, machine)
         except CompressKitError as error:
             notes.append(f"no limit is known for {model.name}: {error.message}")
             continue
-        bound = max(parts)
-        total = cost.float_operations + cost.int8_operations
-        for name, value, unit in (
-            ("traffic", float(cost.bytes), "bytes"),
-            ("operations", float(total), ""),
-            ("limit", bound, "ms"),
-            ("of_limit", bound / latency.value, ""),
-        ):
-            found.append(
-                latency.model_copy(
-                    update={"name": name, "value": value, "unit": unit, "n": 1, "low": None, "high": None}
-                )
-            )
-        what = "memory" if parts[0] >= parts[1] else "arithmetic"
-        place = (
-            f" (batch {latency.batch}, threads {threads}{f', {latency.sequence} tokens' if latency.sequence else ''})"
-        )
-        notes.append(
-            f"limit: {model.name}{place if len(latencies) > len(models) else ''} runs at "
-            f"{100 * bound / latency.value:.0f} % of what {what} allows here: "
-            f"{cost.bytes / 1e6:.3g} MB and {total / 1e9:.3g} G operations a call, at best {bound:.3g} ms"
-            + (
-                "; more than 100 %: caches hold it, or neighbours slowed that measurement"
-                if bound > latency.value
-                else ""
-            )
-        )
-    shown = [
-        f"{runtime} {kind} {rate / 1e9:.0f} G operations/s with {_threads(n)}"
-        for (kind, runtime, n), rate in machine.rates.items()
-    ]
-    shown += [
-        f"{size / 1e6:.3g} MB at {rate / 1e9:.3g} GB/s with {_threads(n)}" for (size, n), rate in machine.moved.items()
-    ]
-    if shown:
-        notes.append(f"limit: measured here: {'; '.join(shown)}")
+        found += bound.figures(latency)
+        notes.append(f"limit: {_named(latency, swept=len(latencies) > len(models))} {bound.sentence(latency)}")
+    if measured := machine.figures():
+        notes.append(f"limit: measured here: {'; '.join(measured)}")
     return found, list(dict.fromkeys(notes))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """What a call costs at least: bytes that are moved, operations, and the milliseconds of either."""
+
+    bytes: int
+    operations: int
+    moving: float
+    computing: float
+
+    @property
+    def ms(self) -> float:
+        return max(self.moving, self.computing)
+
+    def figures(self, latency: Measurement) -> list[Measurement]:
+        """For the report, beside a latency."""
+        common = {"n": 1, "low": None, "high": None}
+        return [
+            latency.model_copy(update={"name": name, "value": value, "unit": unit, **common})
+            for name, value, unit in (
+                ("traffic", float(self.bytes), "bytes"),
+                ("operations", float(self.operations), ""),
+                ("limit", self.ms, "ms"),
+                ("of_limit", self.ms / latency.value, ""),
+            )
+        ]
+
+    def sentence(self, latency: Measurement) -> str:
+        """How near the latency comes to it."""
+        what = "memory" if self.moving >= self.computing else "arithmetic"
+        text = (
+            f"runs at {100 * self.ms / latency.value:.0f} % of what {what} allows here: "
+            f"{self.bytes / 1e6:.3g} MB and {self.operations / 1e9:.3g} G operations a call, at best {self.ms:.3g} ms"
+        )
+        if self.ms > latency.value:
+            text += "; more than 100 %: caches hold it, or neighbours slowed that measurement"
+        return text
+
+
+def _bound(model: Candidate, latency: Measurement, machine: Machine) -> _Bound:
+    """What bounds a call of a model.
+
+    Raises:
+        CompressKitError: That can't be known.
+    """
+    from compresskit.ops.onnx_traffic import traffic
+
+    threads = latency.threads or 1
+    cost = traffic(model.path, {"batch": latency.batch or 1, "sequence": latency.sequence or 1})
+    if cost is None:
+        raise InputError("ONNX could not infer its shapes")
+    moving = 1e3 * cost.bytes / machine.bandwidth(cost.bytes, threads)
+    computing = 0.0
+    counts: tuple[tuple[Kind, int], ...] = (("float32", cost.float_operations), ("int8", cost.int8_operations))
+    for kind, operations in counts:
+        if operations:
+            computing += 1e3 * operations / machine.rate(kind, model.runtime, threads)
+    return _Bound(cost.bytes, cost.float_operations + cost.int8_operations, moving, computing)
+
+
+def _named(latency: Measurement, *, swept: bool) -> str:
+    """The model, and where it was timed if there are several such points."""
+    if not swept:
+        return latency.model
+    tokens = f", {latency.sequence} tokens" if latency.sequence else ""
+    return f"{latency.model} (batch {latency.batch}, threads {latency.threads}{tokens})"
 
 
 def _threads(count: int) -> str:

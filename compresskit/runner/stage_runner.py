@@ -16,7 +16,6 @@ from compresskit.runner.prepare import Prepared, counted, to_onnx
 from compresskit.stage import SIDECAR, Context, Form, Progress, Stage, silent
 
 _WORK = ".work"
-_CHANGE_SIZE = ("prune", "factorize", "distill", "lora")
 
 
 @dataclass
@@ -68,7 +67,7 @@ class StageRunner:
                 self.model = replace(self.model, body=exported(self.model, f"{step.method}.onnx"))
             self.model = step.run(self.model, ctx)
             self.stages.append(step)
-            if step.stage in _CHANGE_SIZE:  # the others leave parameters and products as they are
+            if step.kind.changes_size:  # the others leave parameters and products as they are
                 self.counts = counted(self.model)
 
 
@@ -81,7 +80,7 @@ def form(model: Model) -> Form:
 
 def aimed_at(stages: list[Stage]) -> str | None:
     """The target that the last stage with such an option was given."""
-    return next((name for stage in reversed(stages) if (name := getattr(stage, "target", None))), None)
+    return next((name for stage in reversed(stages) if (name := stage.aims_at)), None)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,17 +24,18 @@ def teacher_of(stages: Sequence[Stage], student: Model) -> Model | None:
         InputError: The file is damaged, hostile, or doesn't fit its architecture.
         UsageError: Its architecture is needed and not given.
     """
-    stage = next((s for s in stages if getattr(s, "teacher", None)), None)
-    if stage is None:
+    named = next((ref for s in stages if (ref := s.learns_from)), None)
+    if named is None:
         return None
-    path, arch, args = (getattr(stage, name, None) for name in ("teacher", "teacher_arch", "teacher_arch_args"))
-    if args and not arch:
+    if named.arch_args is not None and not named.arch:
         raise UsageError("--teacher-arch-args is for --teacher-arch, which is not given")
-    model = load(str(path), arch=arch, arch_args=json.loads(args) if args else None)
+    model = load(named.model, arch=named.arch, arch_args=named.arch_args)
     if model.card.task == "unknown":
         model = replace(model, card=replace(model.card, task=student.card.task))
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":
-        raise UsageError(f"the teacher {path} is tensors without an architecture", "give --teacher-arch FILE.py:NAME")
+        raise UsageError(
+            f"the teacher {named.model} is tensors without an architecture", "give --teacher-arch FILE.py:NAME"
+        )
     if model.card.inputs:
         return model
     names = forward_names(model)

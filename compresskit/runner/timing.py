@@ -21,6 +21,43 @@ SEQUENCE = 128
 """Tokens of a sample where the sequence axis may vary and no data says how long."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What is timed, and how thoroughly.
+
+    Attributes:
+        where: The points of a sweep, one at least.
+        rounds: See :class:`compresskit.bench.run.Plan`; None is its default.
+        processes: The same.
+        roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
+        profiled: Time each node at each point, by the runtime's own profiler.
+    """
+
+    where: Sequence[Point]
+    rounds: int | None = None
+    processes: int | None = None
+    roofline: bool = False
+    profiled: bool = False
+
+    def fitting(self, sources: Iterable[Path]) -> tuple[Timing, list[str]]:
+        """(this with no sample longer than the models take, a note where that changed a point).
+
+        Args:
+            sources: Where the models were read from; a Hugging Face folder or its bundle says how long a sample may be.
+        """
+        most = min(longest(source) for source in sources)
+        where = dict.fromkeys(replace(point, sequence=min(point.sequence, most)) for point in self.where)
+        short = any(point.sequence > most for point in self.where)
+        notes = [f"timed with {most} tokens a sample, the most there may be"] if short else []
+        return replace(self, where=list(where)), notes
+
+    def plan(self) -> Plan:
+        """The bench's plan."""
+        default = Plan()
+        plan = replace(default, rounds=self.rounds or default.rounds)
+        return plan if self.processes is None else replace(plan, processes=self.processes, more=0)
+
+
 @dataclass
 class Speed:
     """What was found out of some models' speed.
@@ -40,59 +77,30 @@ class Speed:
     stopped: int = 0
 
 
-def fitting(sources: Iterable[Path], sequence: int) -> tuple[int, list[str]]:
-    """A sample's length that all models take, and a note when it isn't the one that was asked for.
-
-    Args:
-        sources: Where the models were read from; a Hugging Face folder or its bundle says how long a sample may be.
-        sequence: Tokens of a sample.
-    """
-    most = min(longest(source) for source in sources)
-    return (sequence, []) if sequence <= most else (most, [f"timed with {most} tokens a sample, the most there may be"])
-
-
 def speed(
-    models: Sequence[Candidate],
-    where: Sequence[Point] | None = None,
-    *,
-    rounds: int | None = None,
-    processes: int | None = None,
-    seed: int = 0,
-    roofline: bool = False,
-    profiled: bool = False,
-    keep: bool = False,
-    progress: Progress = silent,
+    models: Sequence[Candidate], timing: Timing, *, seed: int = 0, keep: bool = False, progress: Progress = silent
 ) -> Speed:
     """Latency, throughput, load time and memory of each model, and the speed-up against the first.
 
     Args:
         models: The baseline first.
-        where: The points of a sweep; None is one sample of 128 tokens, with the models' own threads.
-        rounds: See :class:`compresskit.bench.run.Plan`; None is its default.
-        processes: The same.
+        timing: What is timed.
         seed: Of the made-up inputs.
-        roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
-        profiled: Time each node at each point, by the runtime's own profiler.
         keep: After Ctrl-C give what is known so far, see :func:`compresskit.bench.sweep.sweep`.
         progress: Called after each generation of processes.
     """
-    where = where or [Point(1, models[0].threads, SEQUENCE)]
-    default = Plan()
-    plan = replace(default, rounds=rounds or default.rounds)
-    if processes is not None:
-        plan = replace(plan, processes=processes, more=0)
     specs = [model.spec({}) for model in models]
     load, before = noise.load_average(), noise.snapshot()
-    timed = sweep(specs, where, plan=plan, seed=seed, keep=keep, progress=progress)
+    timed = sweep(specs, timing.where, plan=timing.plan(), seed=seed, keep=keep, progress=progress)
     notes = [*slower(models, timed.measurements), *noise.notes(before, noise.snapshot(), load=load)]
     found = Speed(timed.measurements, timed.latencies, notes=notes, stopped=timed.stopped)
     try:
-        if roofline and not found.stopped:
+        if timing.roofline and not found.stopped:
             figures, about = limits(models, found.measurements, progress=progress)
             found.measurements += figures
             found.notes += about
-        if profiled and not found.stopped:
-            for point in where:
+        if timing.profiled and not found.stopped:
+            for point in timing.where:
                 nodes, about = profile(models, point, seed=seed)
                 found.profile += nodes
                 found.notes += [note for note in about if note not in found.notes]

@@ -65,34 +65,38 @@ def write_config(model: Model, folder: Path) -> None:
     if isinstance(model.body, Path) or model.card.arch.kind != "transformers":
         return
     from compresskit.checkpoint.huggingface_bnb import OWN_FORMAT, copy_config
+
+    foreign, changes = _bitsandbytes(model, model.body), _changes(model)
+    told = OWN_FORMAT if _own_format(model.body, foreign) else _quantization_config(model.body, foreign)
+    if told or foreign or changes:
+        copy_config(model.source, folder, told, changes)
+
+
+def _own_format(module: nn.Module, foreign: dict[str, Packed]) -> bool:
+    """True where transformers can't read all weights: packed ones of our own, or adapters that it would leave out."""
     from compresskit.ops.lora.adapter import adapted
     from compresskit.ops.lora.prompt import is_prompted
     from compresskit.ops.packed.modules import PackedLayer, PackedLinear
 
-    layers = list(model.body.modules())
+    layers = list(module.modules())
     repaired = any(isinstance(layer, PackedLinear) and layer.repair_in is not None for layer in layers)
-    if repaired or adapted(model.body) or is_prompted(model.body):
-        copy_config(model.source, folder, OWN_FORMAT, _changes(model))  # transformers would leave the adapters out
-        return
-    foreign = _bitsandbytes(model, model.body)
-    changes = _changes(model)
-    if not foreign:
-        own = any(isinstance(layer, PackedLayer) for layer in layers)
-        if own or changes:
-            copy_config(model.source, folder, OWN_FORMAT if own else None, changes)
-        return
+    packed = not foreign and any(isinstance(layer, PackedLayer) for layer in layers)
+    return repaired or packed or bool(adapted(module)) or is_prompted(module)
+
+
+def _quantization_config(module: nn.Module, foreign: dict[str, Packed]) -> dict[str, Any] | None:
+    """What tells transformers of weights in bitsandbytes' format; None where it can't be told, or there are none."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     from compresskit.checkpoint.huggingface_bnb import quantization_config, skip_patterns
     from compresskit.ops.quantize.bnb import THRESHOLD, readable
 
-    told = None
-    if readable(model.body, foreign):
-        linear = [n for n, m in model.body.named_modules() if type(m) in (nn.Linear, Conv1D)]
-        skip = skip_patterns(linear, foreign, str(getattr(model.body, "base_model_prefix", "")))
-        told = quantization_config(4 if next(iter(foreign.values())).grid.bits == 4 else 8, THRESHOLD, skip)
-    copy_config(model.source, folder, told, changes)
+    if not foreign or not readable(module, foreign):
+        return None
+    linear = [n for n, m in module.named_modules() if type(m) in (nn.Linear, Conv1D)]
+    skip = skip_patterns(linear, foreign, str(getattr(module, "base_model_prefix", "")))
+    return quantization_config(4 if next(iter(foreign.values())).grid.bits == 4 else 8, THRESHOLD, skip)
 
 
 def _changes(model: Model) -> dict[str, Any]:

@@ -55,7 +55,11 @@ def likely(
         flags: Instruction sets of the CPU; None is this one's.
     """
     flags = cpu_flags() if flags is None else flags
-    kinds = {node.op for node in graph.nodes}
+    return _of_packed(graph, batch) or _of_int8(graph, flags) or _of_operators(graph, base_ms, before)
+
+
+def _of_packed(graph: Graph, batch: int) -> str:
+    """A reason in packed weights."""
     packed = [node for node in graph.nodes if node.op == "MatMulNBits"]
     level0 = [node for node in packed if node.ints.get("accuracy_level", 0) < 4]
     if level0:
@@ -64,21 +68,34 @@ def likely(
             f"{len(level0)} of its {len(packed)} packed products ({bits} bit) are of accuracy_level 0: "
             "level 4 multiplies by int8"
         )
-    rows = [size for spec in graph.inputs for size in spec.shape[1:2] if "int" in spec.dtype]
+    rows = any(spec.shape[1:2] for spec in graph.inputs if "int" in spec.dtype)
     if packed and (batch > 1 or rows):
         return (
             "weights are packed to save memory traffic, and a call of many rows (batch × tokens) is bound by "
             "arithmetic: int8, or a smaller --batch or --sequence"
         )
-    if kinds & _QUANTIZED and not flags & _INT8:
+    return ""
+
+
+def _of_int8(graph: Graph, flags: frozenset[str]) -> str:
+    """A reason in 8-bit weights and products."""
+    kinds = {node.op for node in graph.nodes}
+    if not kinds & _QUANTIZED:
+        if "DequantizeLinear" in kinds:
+            return "only its weights are quantized: they become floats again in each call, and floats are multiplied"
+        return ""
+    if not flags & _INT8:
         return "it multiplies int8, and this CPU has no instructions for that (VNNI, dot products)"
-    if "DequantizeLinear" in kinds and not kinds & _QUANTIZED:
-        return "only its weights are quantized: they become floats again in each call, and floats are multiplied"
     depthwise = [n for n in graph.nodes if n.op in ("Conv", "QLinearConv") and n.ints.get("group", 1) > 1]
-    if depthwise and kinds & _QUANTIZED:
+    if depthwise:
         return (
             f"{len(depthwise)} depthwise or grouped convolutions gain little from int8, and rounding activations costs"
         )
+    return ""
+
+
+def _of_operators(graph: Graph, base_ms: float | None, before: Graph | None) -> str:
+    """A reason in the sizes and the number of operators."""
     if odd := _odd_widths(graph):
         return f"{odd} of its weights have widths that are no multiple of 8, which kernels pad: prune with --round-to 8"
     if base_ms is not None and base_ms < _TINY_MS:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import MachineError
+from compresskit.runtimes.onnx_graph import OnnxGraph
 from compresskit.runtimes.onnxfile import index_limits, scan
 from compresskit.runtimes.onnxruntime import OnnxRuntime, OnnxSession
 from compresskit.runtimes.saturation import HIGH, LOW, Product, find, fused, multiplies, ordered, weight_zero
@@ -65,7 +66,8 @@ def rewrite(model: Any, products: list[Product], limits: tuple[int, int] = (LOW,
     if sum(4 * p.risky * sum(_widths(p)) for p in products) > _MOST_BYTES:
         count = sum(p.risky for p in products)
         raise MachineError(f"{count} pairs of weights can saturate on x86 without VNNI, too many to emulate")
-    made = {product.node.output[0]: _written(model, product, limits) for product in products}
+    graph = OnnxGraph(model)
+    made = {product.node.output[0]: _written(model, graph, product, limits) for product in products}
     nodes = [new for node in model.graph.node for new in made.get(node.output[0], [node])]
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
@@ -84,13 +86,13 @@ def _groups(node: Any) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "group"), 1)
 
 
-def _written(model: Any, product: Product, limits: tuple[int, int]) -> list[Any]:
+def _written(model: Any, graph: OnnxGraph, product: Product, limits: tuple[int, int]) -> list[Any]:
     """The nodes that take the place of a product."""
-    node, zero = product.node, weight_zero(product, model)
+    node, zero = product.node, weight_zero(product, graph)
     flipped = any(a.name == "transA" and a.i for a in node.attribute)
     if zero is None or flipped or product.weight is None:
         raise MachineError(f"{node.op_type} of {product.name} can saturate without VNNI in a form that isn't emulated")
-    writer = _Writer(model, node.output[0])
+    writer = _Writer(model, graph.stored, node.output[0])
     _FORMS[node.op_type](writer, lambda x, x_zero: _total(writer, product, x, x_zero, zero, limits), node)
     writer.nodes[-1].output[0] = node.output[0]
     return writer.nodes
@@ -101,6 +103,7 @@ class _Writer:
     """Adds operators and constants to a graph, under names that begin with ``prefix``."""
 
     model: Any
+    stored: dict[str, Any]
     prefix: str
     nodes: list[Any] = field(default_factory=list)
 
@@ -132,46 +135,78 @@ class _Writer:
         return self.add("Cast", name, to=1)
 
 
+class _MatrixProduct:
+    """How pairs of weights of a matrix product are multiplied and put back; ``codes`` as :func:`ordered` gives them."""
+
+    def __init__(self, writer: _Writer, node: Any, weight: np.ndarray) -> None:
+        self.writer = writer
+        self.weight = weight.T if any(a.name == "transB" and a.i for a in node.attribute) else weight
+
+    def integers(self, x: str, codes: np.ndarray, *zeros: str) -> str:
+        """The exact sums of all products, int32."""
+        return self.writer.add("MatMulInteger", x, self.writer.keep(codes), *zeros)
+
+    def pairs(self, x: str, spread: np.ndarray, rows: np.ndarray) -> str:
+        """The sum of each pair of products, float32."""
+        return self.writer.add("MatMul", x, self.writer.keep(spread[:, : len(self.weight)].T))
+
+    def outputs(self, x: str, gather: np.ndarray) -> str:
+        """What was computed by pair, summed by output."""
+        return self.writer.add("MatMul", x, self.writer.keep(gather))
+
+    def by_channel(self, values: np.ndarray) -> np.ndarray:
+        """A number for each pair, in a shape that broadcasts to the sums."""
+        return values
+
+
+class _Convolution(_MatrixProduct):
+    """The same for a convolution."""
+
+    def __init__(self, writer: _Writer, node: Any, weight: np.ndarray) -> None:
+        from onnx import helper
+
+        self.writer, self.weight, self.groups = writer, weight, _groups(node)
+        self.geometry = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name in _GEOMETRY}
+        self.ones = [1] * (weight.ndim - 2)
+
+    def integers(self, x: str, codes: np.ndarray, *zeros: str) -> str:
+        kept = self.writer.keep(codes)
+        return self.writer.add("ConvInteger", x, kept, *zeros, group=self.groups, **self.geometry)
+
+    def pairs(self, x: str, spread: np.ndarray, rows: np.ndarray) -> str:
+        kernel = _kernel(spread[:, : self.weight[0].size], rows, self.weight, self.groups)
+        return self.writer.add("Conv", x, self.writer.keep(kernel), **self.geometry)
+
+    def outputs(self, x: str, gather: np.ndarray) -> str:
+        return self.writer.add("Conv", x, self.writer.keep(gather.T.reshape(*gather.T.shape, *self.ones)))
+
+    def by_channel(self, values: np.ndarray) -> np.ndarray:
+        return values.reshape(1, -1, *self.ones)
+
+
 def _total(writer: _Writer, product: Product, x: str, x_zero: str, zero: int, limits: tuple[int, int]) -> str:
     """Name of the int32 sums, as the kernel computes them with its clipping."""
     import numpy as np
-    from onnx import helper
 
-    node, weight = product.node, product.weight
+    weight = product.weight
     if weight is None or product.rows is None or product.pairs is None:
         raise TypeError("a product without risk is not written out")
-    conv = node.op_type in _CONVS
-    flat = not conv and any(a.name == "transB" and a.i for a in node.attribute)
-    unsigned = (weight.astype(np.int16) + 128).astype(np.uint8)
-    geometry = {a.name: a for a in node.attribute if a.name in _GEOMETRY} if conv else {}
-    attributes = {name: helper.get_attribute_value(a) for name, a in geometry.items()}
-    stored = writer.keep(np.ascontiguousarray(unsigned.T) if flat else unsigned)
-    inputs = (x, stored, x_zero, writer.keep(np.array(zero + 128, np.uint8)))
-    if conv:
-        sums = writer.add("ConvInteger", *inputs, group=_groups(node), **attributes)
-    else:
-        sums = writer.add("MatMulInteger", *inputs)
+    form = (_Convolution if product.node.op_type in _CONVS else _MatrixProduct)(writer, product.node, weight)
+    unsigned = (form.weight.astype(np.int16) + 128).astype(np.uint8)
+    sums = form.integers(x, unsigned, x_zero, writer.keep(np.array(zero + 128, np.uint8)))
     centred = writer.add("Sub", writer.real(x), writer.real(x_zero)) if x_zero else writer.real(x)
-    codes = ordered(node, weight)
+    codes = ordered(product.node, weight)
     codes = codes if codes.shape[1] % 2 == 0 else np.pad(codes, ((0, 0), (0, 1)))
     low, high = writer.number(limits[0]), writer.number(limits[1])
     for start in range(0, len(product.rows), _CHUNK):
         rows, pairs = product.rows[start : start + _CHUNK], product.pairs[start : start + _CHUNK]
         spread, gather = _selectors(codes, rows, pairs)
-        spread = spread[:, : weight[0].size] if conv else spread
-        if conv:
-            kernel = _kernel(spread, rows, weight, _groups(node))
-            found = writer.add("Conv", centred, writer.keep(kernel), **attributes)
-            gather = gather.T.reshape(len(codes), len(rows), *[1] * (weight.ndim - 2))
-        else:
-            depth = weight.shape[1] if flat else weight.shape[0]
-            found = writer.add("MatMul", centred, writer.keep(np.ascontiguousarray(spread[:, :depth].T)))
+        found = form.pairs(centred, spread, rows)
         if x_zero:  # padding and zero points are codes like any other
-            whole = spread.sum(1).reshape(1, -1, *[1] * (weight.ndim - 2)) if conv else spread.sum(1)
-            found = writer.add("Add", found, writer.add("Mul", writer.real(x_zero), writer.keep(whole)))
+            whole = writer.keep(form.by_channel(spread.sum(1)))
+            found = writer.add("Add", found, writer.add("Mul", writer.real(x_zero), whole))
         kept = writer.add("Max", writer.add("Min", found, high), low)
-        lost = writer.add("Sub", found, kept)
-        lost = writer.add("Conv" if conv else "MatMul", lost, writer.keep(np.ascontiguousarray(gather)))
+        lost = form.outputs(writer.add("Sub", found, kept), gather)
         sums = writer.add("Sub", sums, writer.add("Cast", lost, to=6))
     return sums
 
@@ -225,7 +260,7 @@ def _requantized(writer: _Writer, total: Total, node: Any) -> None:
     else:
         x, x_scale, x_zero, w, w_scale, _, y_scale, y_zero, bias = _inputs(node, 9)
     sums = total(x, x_zero)
-    rank = next(len(t.dims) for t in writer.model.graph.initializer if t.name == w)
+    rank = len(writer.stored[w].dims)
 
     def channels(name: str) -> str:
         return writer.add("Reshape", name, _shape(writer, (1, -1, *[1] * (rank - 2)))) if conv else name
@@ -239,7 +274,7 @@ def _requantized(writer: _Writer, total: Total, node: Any) -> None:
         writer.add("Mul", writer.real(sums), channels(scale))
         return
     found = writer.add("Mul", writer.real(sums), channels(writer.add("Div", scale, y_scale)))
-    kind = next((t.data_type for t in writer.model.graph.initializer if t.name == y_zero), 2)
+    kind = writer.stored[y_zero].data_type if y_zero in writer.stored else 2
     zero = writer.real(y_zero)
     low, high = (0, 255) if kind == 2 else (-128, 127)
     found = writer.add("Max", found, writer.add("Sub", writer.number(low), zero))

@@ -14,16 +14,23 @@ What is looked at is the graph as onnxruntime fuses it on x86, because only fuse
 also turns signed activations into unsigned ones, so that files made for Arm saturate just so. All of this was held
 against onnxruntime itself on an emulated processor without VNNI: equal bits. Its session option
 ``session.x64quantprecision`` set to 1 takes slower, exact products on such a processor.
+
+OpenVINO multiplies by the same instruction, and clips; that isn't emulated. Convolutions whose output isn't quantized,
+and on processors with AVX-512 transposed ones, are integers there and float in onnxruntime; where activations are
+quantized while the model runs (``DynamicQuantizeLinear``) it is the other way round. Where a convolution has an odd
+number of channels its neighbours may be others. Weights of 7 bits are exact in both engines.
 """
 
 from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError
+from compresskit.runtimes.onnx_graph import OnnxGraph
 from compresskit.runtimes.onnxfile import scan
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 
@@ -54,6 +61,7 @@ class Product:
         weight: The weight's codes as stored, int8; None where nothing can saturate.
         rows: int64, with ``pairs``: weights ``2 p`` and ``2 p + 1`` of row ``r`` can saturate together.
         pairs: int64; see :func:`ordered` for rows and columns.
+        dynamic: The range of the activations is found while the model runs.
     """
 
     node: Any
@@ -61,6 +69,7 @@ class Product:
     weight: np.ndarray | None = None
     rows: np.ndarray | None = None
     pairs: np.ndarray | None = None
+    dynamic: bool = False
 
     @property
     def risky(self) -> int:
@@ -81,8 +90,12 @@ class Saturation:
     risky: dict[str, int]
 
 
-def analyse(path: Path) -> Saturation:
+def analyse(path: Path, runtime: str = "onnxruntime") -> Saturation:
     """Look for products that can saturate; a file without quantized activations isn't opened for it.
+
+    Args:
+        path: The ``.onnx`` file.
+        runtime: The engine that multiplies: OpenVINO's names, or any other for onnxruntime.
 
     Raises:
         InputError: onnxruntime refuses the file.
@@ -90,7 +103,10 @@ def analyse(path: Path) -> Saturation:
     """
     if not multiplies(path):
         return Saturation(0, {})
-    products = find(fused(path))
+    model = fused(path)
+    products = find(model)
+    if runtime.startswith("openvino"):
+        products = [product for product in products if not product.dynamic] + _unfused(model)
     return Saturation(len(products), {p.name: p.risky for p in products if p.risky})
 
 
@@ -127,12 +143,14 @@ def fused(path: Path) -> Any:
 
 def find(model: Any) -> list[Product]:
     """The integer products of a fused graph, with the pairs of weights that can saturate."""
-    from onnx import TensorProto, numpy_helper
+    from onnx import TensorProto
 
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    graph = OnnxGraph(model)
+    stored = graph.stored
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
     kinds |= {name: tensor.data_type for name, tensor in stored.items()}
     found = []
+    dynamic = {node.output[0] for node in model.graph.node if node.op_type == "DynamicQuantizeLinear"}
     for node in model.graph.node:
         if node.op_type in _QUANTIZERS:
             zero = node.input[2] if len(node.input) > 2 else ""
@@ -141,42 +159,63 @@ def find(model: Any) -> list[Product]:
             continue
         zero_at, at, _ = _PLACES[node.op_type]
         name = node.input[at]
+        product = partial(Product, node, name, dynamic=node.op_type == _DYNAMIC or node.input[0] in dynamic)
         kind = kinds.get(node.input[0])
         if zero_at is not None and zero_at < len(node.input):
             kind = kinds.get(node.input[zero_at], kind)
         unsigned = zero_at is None or kind == TensorProto.UINT8
         if not unsigned or name not in stored or stored[name].data_type != TensorProto.INT8:
-            found.append(Product(node, name))
+            found.append(product())
             continue
-        weight = numpy_helper.to_array(stored[name])
+        weight = graph.array(name)
         rows, pairs = risks(ordered(node, weight))
-        found.append(Product(node, name, weight, rows, pairs) if len(pairs) else Product(node, name))
+        found.append(product(weight, rows, pairs) if len(pairs) else product())
     return found
 
 
-def weight_zero(product: Product, model: Any) -> int | None:
+def _unfused(model: Any) -> list[Product]:
+    """The convolutions with quantized inputs that onnxruntime leaves in float, and OpenVINO doesn't."""
+    from onnx import TensorProto
+
+    graph = OnnxGraph(model)
+    found = []
+    for node in model.graph.node:
+        makers = [graph.producer[name] for name in node.input[:2] if name in graph.producer]
+        codes = [maker.input[0] for maker in makers if maker.op_type == "DequantizeLinear"]
+        if node.op_type not in ("Conv", "ConvTranspose") or len(codes) != 2 or codes[0] in graph.stored:
+            continue
+        name = codes[1]
+        if name in graph.stored and graph.stored[name].data_type == TensorProto.INT8:
+            weight = graph.array(name)
+            found.append(Product(node, name, weight, *risks(ordered(node, weight))))
+    return found
+
+
+def weight_zero(product: Product, graph: OnnxGraph) -> int | None:
     """Zero point of a product's weight; None where it isn't stored, or channels differ in it."""
     import numpy as np
-    from onnx import numpy_helper
 
     at = _PLACES[product.node.op_type][2]
     name = product.node.input[at] if at < len(product.node.input) else ""
     if not name:
         return 0
-    zeros = [numpy_helper.to_array(t) for t in model.graph.initializer if t.name == name]
-    return int(zeros[0].flat[0]) if zeros and zeros[0].size and np.all(zeros[0] == zeros[0].flat[0]) else None
+    zeros = graph.array(name) if name in graph.stored else np.empty(0)
+    return int(zeros.flat[0]) if zeros.size and np.all(zeros == zeros.flat[0]) else None
 
 
 def ordered(node: Any, weight: np.ndarray) -> np.ndarray:
     """A weight's codes as the kernel takes them: ``(outputs, reduction)``, int16; no columns where nothing saturates.
 
-    Convolution ``(outputs, channels, *kernel)`` to ``(outputs, kernel · channels)``; a matrix ``(K, N)`` to ``(N, K)``.
+    Convolution ``(outputs, channels, *kernel)`` to ``(outputs, kernel · channels)``; a matrix ``(K, N)`` to ``(N, K)``;
+    transposed convolution ``(channels, outputs, *kernel)`` to ``(outputs · kernel, channels)``, group by group.
     """
     import numpy as np
 
     codes = weight.astype(np.int16)
-    if node.op_type in ("QLinearConv", "ConvInteger"):
-        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    if node.op_type == "ConvTranspose":
+        return np.moveaxis(codes, 0, -1).reshape(-1, len(codes) // groups)
+    if node.op_type in ("QLinearConv", "ConvInteger", "Conv"):
         if codes.shape[1] == 1 and groups == len(codes):
             return codes.reshape(len(codes), -1)[:, :0]
         return np.moveaxis(codes, 1, -1).reshape(len(codes), -1)

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, UsageError
 from compresskit.model import portable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compresskit.data.source import Source
-    from compresskit.model import InputSpec
+    from compresskit.model import InputSpec, Model
+    from compresskit.ops.shrinking import CalibrationData
+    from compresskit.stage import Context
 
 
 def calibration(source: Source, samples: int) -> dict[str, Any]:
@@ -124,6 +126,36 @@ def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn
             ) from error
 
     return forward
+
+
+def calibration_data(
+    model: Model, ctx: Context, *, samples: int, size: int, rows: int, by_length: bool = True
+) -> CalibrationData:
+    """What pruning and factorizing run a model on; without data only an example, which is made up.
+
+    Args:
+        model: A module and its card.
+        ctx: Holds the data, if any.
+        samples: Most samples to take.
+        size: Samples in a batch.
+        rows: Samples of the example.
+        by_length: See :func:`batches_of`.
+
+    Raises:
+        UsageError: There are no data, and the model's inputs aren't known.
+        InputError: The data don't fit.
+    """
+    from compresskit.ops.shrinking import CalibrationData
+
+    forward, inputs = forward_of(model.module, model.card.inputs), model.card.inputs
+    scores = model.card.task in ("classification", "causal-lm")
+    if ctx.data is None:
+        if not inputs:
+            raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
+        return CalibrationData(made_up(inputs, rows, ctx.seed), (), forward, scores)
+    batches = batches_of(ctx.data, inputs, size, min(samples, len(ctx.data)), by_length=by_length)
+    longest = batches[-1 if by_length else 0]
+    return CalibrationData({name: tensor[:rows] for name, tensor in longest.items()}, batches, forward, scores)
 
 
 def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: int = 64) -> dict[str, Tensor]:

@@ -14,8 +14,9 @@ from pydantic import Field, field_validator
 
 from compresskit.errors import InputError, UsageError
 from compresskit.facts import Facts, Text
+from compresskit.kinds import DISTILL
 from compresskit.model import Model, portable
-from compresskit.stage import Chosen, Context, Form
+from compresskit.stage import Chosen, Context, Form, TeacherRef
 from compresskit.stages.distill_student import kept_blocks, narrower, shallower
 from compresskit.stages.training import TrainingOptions
 
@@ -107,10 +108,11 @@ class DistillFacts(Facts):
 class Distill(TrainingOptions):
     """A way to train a student on what a teacher says."""
 
-    stage: ClassVar[str] = "distill"
+    kind: ClassVar = DISTILL
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = DistillFacts
+    needs_no_replay: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("training", "teacher")
     rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4, "muon": 2e-2}
     sees_layers: ClassVar[bool] = False
@@ -158,6 +160,14 @@ class Distill(TrainingOptions):
         except ValueError:
             raise ValueError("""a JSON object, for example '{"depth": 20}'""") from None
         return value
+
+    @property
+    def learns_from(self) -> TeacherRef | None:
+        """The teacher that is named; None where the student is to be made from MODEL."""
+        if self.teacher is None:
+            return None
+        args = json.loads(self.teacher_arch_args) if self.teacher_arch_args else None
+        return TeacherRef(self.teacher, self.teacher_arch, args)
 
     def options(self) -> dict[str, Any]:
         """The options as JSON; paths as an artefact may hold them."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
+from compresskit.kinds import FACTORIZE
 from compresskit.model import Model, portable
 from compresskit.ops.factorize.facts import FactorizeFacts
 from compresskit.stage import Context, Form
-from compresskit.stages.batches import calibration
+from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.factorize.candidates import Unit
+    from compresskit.ops.factorize.candidates import FactorizeSettings, Unit, Weighting
     from compresskit.ops.factorize.facts import Kind
-    from compresskit.ops.factorize.plan import Choice, How, Plan, Seen, Weighting
+    from compresskit.ops.factorize.plan import Choice, FactorizePlan
+    from compresskit.ops.shrinking import CalibrationData
 
 _BATCH = 32
 _TARGETS = ("energy", "budget", "rank", "target_latency")
@@ -33,7 +35,7 @@ _ROUNDS = 5
 class Factorize(Recovery):
     """Layers become products of smaller ones."""
 
-    stage: ClassVar[str] = "factorize"
+    kind: ClassVar = FACTORIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = FactorizeFacts
@@ -116,18 +118,18 @@ class Factorize(Recovery):
         self._check(model, ctx)
         original = copy.deepcopy(module) if self.epochs or self.target_latency else module
         turned = conv1d_to_linear(module)
-        seen = self._seen(model, ctx)
+        data = self._data(model, ctx)
         with calling(module):
             kinds_differ = self.rank is not None and len(self.kinds) > 1
             measured = self.budget is not None or self.target_latency is not None or kinds_differ
-            made = plan(module, seen, self.how(ctx), ctx.progress, measured=measured)
-            found = self._chosen(made, original, model, seen, ctx)
+            made = plan(module, data, self.settings(ctx), ctx.progress, measured=measured)
+            found = self._chosen(made, original, model, data, ctx)
             if not found.choice:
                 why = listing([f"{name}: {reason}" for name, reason in made.found.skipped.items()], 1)
                 raise InputError(f"no layer of this model can be factorized that way ({why})")
             facts: dict[str, Any] = {"layers": facts_of(made, found.choice, turned)}
             share = {unit: round(made.share_of(found.choice, unit), 4) for unit in _units()}
-            fitted = apply(module, made, found.choice, seen, ctx.progress)
+            fitted = apply(module, made, found.choice, data, ctx.progress)
         linear_to_conv1d(module, [name for name in turned if name not in found.choice])
         facts |= {"share": share, **({"refit": fitted} if fitted else {}), **found.facts}
         trained = self.train(module, model.card, ctx, teacher=original)
@@ -138,13 +140,13 @@ class Factorize(Recovery):
         skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
         return self.recorded(model, facts, skipped)
 
-    def how(self, ctx: Context) -> How:
+    def settings(self, ctx: Context) -> FactorizeSettings:
         """The options as the algorithm takes them."""
-        from compresskit.ops.factorize.plan import How
+        from compresskit.ops.factorize.candidates import FactorizeSettings
 
-        weighting = self.weighting if ctx.data is not None else "plain"
-        return How(
-            self.kinds, weighting, self.round_to, self.include, self.exclude, self.rank, self.refit, ctx.seed
+        return FactorizeSettings(
+            self.kinds, self.weighting if ctx.data is not None else "plain", self.rank, multiple=self.round_to,
+            include=self.include, exclude=self.exclude, refit=self.refit, seed=ctx.seed,
         )  # fmt: skip
 
     def _check(self, model: Model, ctx: Context) -> None:
@@ -155,25 +157,18 @@ class Factorize(Recovery):
             )
         self.check_training_data(ctx)
 
-    def _seen(self, model: Model, ctx: Context) -> Seen:
-        from compresskit.ops.factorize.plan import Seen
-        from compresskit.stages.batches import batches_of, forward_of, made_up
-
-        forward, inputs = forward_of(model.module, model.card.inputs), model.card.inputs
-        scores = model.card.task in ("classification", "causal-lm")
-        if ctx.data is None:
-            if not inputs:
-                raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
-            return Seen(made_up(inputs, 1, ctx.seed), (), forward, scores)
-        batches = batches_of(ctx.data, inputs, _BATCH, min(self.samples, len(ctx.data)))
+    def _data(self, model: Model, ctx: Context) -> CalibrationData:
+        data = calibration_data(model, ctx, samples=self.samples, size=_BATCH, rows=1)
+        if ctx.data is None or ctx.data.kind == "pairs" or model.card.task != "unknown":
+            return data
         targets = next(ctx.data.batches(1, 1)).targets
-        classes = targets is not None and targets.ndim == 1 and targets.dtype.kind == "i"
-        classified = model.card.task == "unknown" and classes and ctx.data.kind != "pairs"
-        return Seen({name: t[:1] for name, t in batches[-1].items()}, batches, forward, scores or classified)
+        return replace(data, scores=targets is not None and targets.ndim == 1 and targets.dtype.kind == "i")
 
-    def _chosen(self, made: Plan, original: nn.Module, model: Model, seen: Seen, ctx: Context) -> _Found:
+    def _chosen(
+        self, made: FactorizePlan, original: nn.Module, model: Model, data: CalibrationData, ctx: Context
+    ) -> _Found:
         """What is replaced, after the guard."""
-        times = _Times(made, seen, ctx)
+        times = _Times(made, data, ctx)
         timing = (self.guard or ("latency" if self.target_latency else "size")) == "latency"
         if self.target_latency is not None:
             return self._in_time(made, original, model, ctx, times if timing else None)
@@ -190,19 +185,21 @@ class Factorize(Recovery):
             self._tell_rest(made, found.choice)
         return found
 
-    def _aim(self, made: Plan) -> Choice:
+    def _aim(self, made: FactorizePlan) -> Choice:
         if self.energy is not None:
             return made.keeping(self.energy)
         if self.budget is not None:
             return made.within(self.budget, self.budget_of or "params")
         return made.at_rank()
 
-    def _tell_rest(self, made: Plan, choice: Choice) -> None:
+    def _tell_rest(self, made: FactorizePlan, choice: Choice) -> None:
         for c in made.found.candidates:
             if c.name not in choice:
                 made.found.skipped[c.name] = "the target is met at less loss by other layers"
 
-    def _in_time(self, made: Plan, original: nn.Module, model: Model, ctx: Context, times: _Times | None) -> _Found:
+    def _in_time(
+        self, made: FactorizePlan, original: nn.Module, model: Model, ctx: Context, times: _Times | None
+    ) -> _Found:
         import copy
 
         from compresskit.ops.factorize.apply import replace as put
@@ -302,7 +299,7 @@ class _Found:
 class _Times:
     """Times of factors against their layers, each pair of shapes measured once."""
 
-    def __init__(self, made: Plan, seen: Seen, ctx: Context) -> None:
+    def __init__(self, made: FactorizePlan, data: CalibrationData, ctx: Context) -> None:
         self._made, self._ctx = made, ctx
         self._shapes = made.found.shapes
         self._known: dict[Any, float] = {}

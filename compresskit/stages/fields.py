@@ -20,6 +20,11 @@ def known_group(value: int | None) -> int | None:
     return value
 
 
+def with_bits(method: str, bits: int | None) -> str:
+    """The label of a method that has an option for bits: ``gptq4``, and ``int8-static``, which says them already."""
+    return method if bits is None or str(bits) in method else f"{method}{bits}"
+
+
 GroupSize = Annotated[
     int | None,
     Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),

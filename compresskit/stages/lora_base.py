@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
+from compresskit.kinds import LORA
 from compresskit.model import Model, portable
 from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import SIDECAR, Context, Form
@@ -52,7 +53,7 @@ class Made:
 class FineTuning(TrainingOptions):
     """Training on labels, scored pairs, or a language model's own text."""
 
-    stage: ClassVar[str] = "lora"
+    kind: ClassVar = LORA
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar[type[LoraFacts]] = LoraFacts
@@ -108,7 +109,7 @@ class Adapting(FineTuning):
         return self
 
     @property
-    def beside(self) -> bool:
+    def leaves_adapters(self) -> bool:
         """Whether what it gives holds adapters beside the weights."""
         return not self.merge
 
@@ -181,7 +182,7 @@ class WithPeft(Adapting):
     """Adapters that PEFT trains."""
 
     packages: ClassVar[dict[str, str]] = {"peft": "lora"}
-    kind: ClassVar[Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]]
+    adapter_kind: ClassVar[Literal["lora", "rslora", "dora", "pissa", "vera", "ia3"]]
 
     def adapt(self, model: Model, ctx: Context) -> Made:
         """See :class:`Adapting`."""
@@ -210,7 +211,7 @@ class WithPeft(Adapting):
         from compresskit.ops.lora.injected import inject, start_from, still, target_modules
 
         module = model.module
-        injected = inject(module, self.kind, names, seed=ctx.seed, **self.sizes())
+        injected = inject(module, self.adapter_kind, names, seed=ctx.seed, **self.sizes())
         try:
             if factors:
                 start_from(injected, factors)

@@ -10,6 +10,7 @@ from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.ops.lora.facts import LoftqFacts
 from compresskit.stage import Context
+from compresskit.stages.fields import with_bits
 from compresskit.stages.lora_base import Made
 from compresskit.stages.lora_peft import _LowRank
 
@@ -28,11 +29,16 @@ class LoraLoftq(_LowRank):
 
     method: ClassVar[str] = "loftq"
     facts: ClassVar = LoftqFacts
-    kind: ClassVar = "lora"
+    adapter_kind: ClassVar = "lora"
 
     bits: Annotated[Literal[2, 3, 4], Field(description="Bits of a weight.")] = 4
     group_size: Annotated[Literal[32, 64, 128], Field(description="Columns that share a scale.")] = 64
     rounds: Annotated[int, Field(ge=1, le=50, description="Turns that rounding and the adapter take.")] = 5
+
+    @property
+    def label(self) -> str:
+        """The method with its bits, unless its name says them."""
+        return with_bits(self.method, self.bits)
 
     def adapt(self, model: Model, ctx: Context) -> Made:
         """See :class:`~compresskit.stages.lora_base.Adapting`."""

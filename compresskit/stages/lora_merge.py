@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.kinds import LORA
 from compresskit.model import Model, portable
 from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import Context, Form, Stage
@@ -25,11 +26,12 @@ class LoraMerge(Stage):
     Needs no data and no PEFT. An adapter that was trained on other weights is refused by its hash.
     """
 
-    stage: ClassVar[str] = "lora"
+    kind: ClassVar = LORA
     method: ClassVar[str] = "merge"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = LoraFacts
+    takes_adapters: ClassVar[bool] = True
 
     adapter: Annotated[
         Path | None, Field(description="Folder of an adapter, in PEFT's format. (what lies beside the weights)")

@@ -108,6 +108,7 @@ class LoraFull(FineTuning):
     """Train all weights: what adapters are held against."""
 
     method: ClassVar[str] = "full"
+    needs_no_replay: ClassVar[bool] = True
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-5}
 
     epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 3

@@ -44,7 +44,7 @@ class LoraLora(_LowRank):
     """
 
     method: ClassVar[str] = "lora"
-    kind: ClassVar = "lora"
+    adapter_kind: ClassVar = "lora"
 
     init: Annotated[
         Literal["kaiming", "gaussian"], Field(description="How the first matrix begins; the second one is zero.")
@@ -59,7 +59,7 @@ class LoraRslora(_LowRank):
     """LoRA scaled by alpha / √rank (rsLoRA): for high ranks, which plain LoRA trains too slowly."""
 
     method: ClassVar[str] = "rslora"
-    kind: ClassVar = "rslora"
+    adapter_kind: ClassVar = "rslora"
 
     rank: Rank = 32
     alpha: Annotated[
@@ -75,7 +75,7 @@ class LoraDora(_LowRank):
     """LoRA that learns the length of each row of the weights apart from its direction (DoRA): slower, often better."""
 
     method: ClassVar[str] = "dora"
-    kind: ClassVar = "dora"
+    adapter_kind: ClassVar = "dora"
 
     def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:
         """See :class:`WithPeft`."""
@@ -91,7 +91,7 @@ class LoraPissa(_LowRank):
     """
 
     method: ClassVar[str] = "pissa"
-    kind: ClassVar = "pissa"
+    adapter_kind: ClassVar = "pissa"
 
     alpha: Annotated[float | None, Field(gt=0, description="The product is scaled by alpha / rank. (the rank)")] = None
 
@@ -115,7 +115,7 @@ class LoraVera(WithPeft):
     """Two vectors for each Linear, between random matrices that all layers share (VeRA): the fewest numbers trained."""
 
     method: ClassVar[str] = "vera"
-    kind: ClassVar = "vera"
+    adapter_kind: ClassVar = "vera"
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-1, "adamw": 5e-3}
 
     rank: Annotated[int, Field(ge=1, le=4096, description="Of the random matrices.")] = 64
@@ -139,7 +139,7 @@ class LoraIa3(WithPeft):
     """A factor for each output of each layer (IA³): merged, it costs nothing."""
 
     method: ClassVar[str] = "ia3"
-    kind: ClassVar = "ia3"
+    adapter_kind: ClassVar = "ia3"
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-1, "adamw": 5e-3}
 
     lr: Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
+from compresskit.kinds import PRUNE
 from compresskit.model import Model
 from compresskit.ops.prune.facts import DepthFacts
 from compresskit.stage import Context, Form
@@ -32,7 +33,7 @@ class PruneDepth(Recovery):
     the rest is trained on --data, the whole model being its teacher.
     """
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     method: ClassVar[str] = "depth"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
@@ -114,15 +115,13 @@ class PruneDepth(Recovery):
         ctx: Context,
     ) -> tuple[list[str], dict[str, dict[str, float]]]:
         """The blocks to drop, and what was measured of each block."""
-        from fnmatch import fnmatchcase
-
-        from compresskit.ops.globs import check_globs
+        from compresskit.ops.globs import check_globs, matches
         from compresskit.ops.prune.depth import distances, influences
 
         names = [block.name for block in blocks]
         if self.drop is None:
             check_globs(names, self.blocks)
-            gone = [name for name in names if any(fnmatchcase(name, glob) for glob in self.blocks)]
+            gone = [name for name in names if matches(name, self.blocks)]
             _check_left(len(gone), names)
             return gone, {}
         _check_left(self.drop, names)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
 from compresskit.facts import to_json
+from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
 from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.stage import Context, Form
-from compresskit.stages.batches import calibration
+from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
 from compresskit.stages.recovery import Recovery
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.prune.structured import How, Plan, Seen, Unit
+    from compresskit.ops.prune.structured import PrunePlan, PruneSettings, Unit
+    from compresskit.ops.shrinking import CalibrationData
 
 _BATCH = 64
 _TARGETS = ("target_macs", "target_params", "target_latency", "ratio")
@@ -38,7 +40,7 @@ class PruneStructured(Recovery):
     least squares, and --epochs trains the result against the original.
     """
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     method: ClassVar[str] = "structured"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
@@ -119,21 +121,21 @@ class PruneStructured(Recovery):
         from compresskit.ops.prune.structured import amounts
 
         self.check_training_data(ctx)
-        module, seen = model.module.eval(), self._seen(model, ctx)
+        module, data = model.module.eval(), self._data(model, ctx)
         original = copy.deepcopy(module) if self.epochs or self.target_latency else module
-        base = amounts(module, seen)
+        base = amounts(module, data)
         conv1d = conv1d_to_linear(module)
-        rewritten = rewrite_shortcuts(module, seen.run)
+        rewritten = rewrite_shortcuts(module, data.run)
         before = widths(module)
         found = _Found(base)
         for step in range(1, self.steps + 1):
-            self._step(step, module, original, seen, model, ctx, found)
+            self._step(step, module, original, data, model, ctx, found)
         facts: dict[str, Any] = {"layers": facts_of(module, before, conv1d), **found.facts}
         if rewritten:
             facts["rewritten"] = {name: [to_json(made) for made in all_of] for name, all_of in rewritten.items()}
         if sum(map(len, found.kept.values())) <= _MANY_KEPT:
             facts["kept"] = found.kept
-        now = amounts(module, seen)
+        now = amounts(module, data)
         linear_to_conv1d(module, conv1d)
         facts["share"] = {unit: round(now[unit] / base[unit], 4) for unit in now if base[unit]}
         facts["notes"] = [*self._notes(facts, ctx), *found.notes]
@@ -147,14 +149,21 @@ class PruneStructured(Recovery):
         return self.recorded(model, facts, found.skipped)
 
     def _step(
-        self, step: int, module: nn.Module, original: nn.Module, seen: Seen, model: Model, ctx: Context, found: _Found
-    ) -> None:
+        self,
+        step: int,
+        module: nn.Module,
+        original: nn.Module,
+        data: CalibrationData,
+        model: Model,
+        ctx: Context,
+        found: _Found,
+    ) -> None:  # fmt: skip
         """Cut once, fit, and train for this step's part of the epochs."""
         import copy
 
         from compresskit.ops.prune.structured import apply, plan
 
-        made = plan(module, seen, self.how(ctx), ctx.progress)
+        made = plan(module, data, self.settings(ctx), ctx.progress)
         unit, target = self.aim()
         share = target ** (step / self.steps)
         if self.target_latency is not None:
@@ -166,7 +175,7 @@ class PruneStructured(Recovery):
                 cut(smaller, made.groups, kept)
                 return smaller
 
-            cost = made.cost("macs", found.base, seen.example)
+            cost = made.cost("macs", found.base, data.example)
             kept, timed = within_latency(
                 original, model.card.inputs, share, ctx, least=made.least(cost), at=lambda s: made.at(s, cost),
                 build=build, smallest="narrowest widths",
@@ -178,11 +187,11 @@ class PruneStructured(Recovery):
             )
         else:
             if unit not in found.base:
-                found.base[unit] = made.cost(unit, {}, seen.example).base
-            kept = made.at(share, made.cost(unit, found.base, seen.example))[0]
+                found.base[unit] = made.cost(unit, {}, data.example).base
+            kept = made.at(share, made.cost(unit, found.base, data.example))[0]
         found.skipped = made.skipped
         found.cut(made, kept)
-        fitted = apply(module, made, kept, seen, ctx.progress)
+        fitted = apply(module, made, kept, data, ctx.progress)
         if fitted:
             found.facts["refit"] = fitted
         epochs = self.epochs // self.steps + (self.epochs % self.steps if step == self.steps else 0)
@@ -227,15 +236,16 @@ class PruneStructured(Recovery):
             )
         return notes
 
-    def how(self, ctx: Context) -> How:
+    def settings(self, ctx: Context) -> PruneSettings:
         """The options as the algorithm takes them."""
-        from compresskit.ops.prune.structured import How
+        from compresskit.ops.prune.structured import PruneSettings
 
         known = ctx.data is not None
-        return How(
+        return PruneSettings(
             self.importance or ("reconstruction" if known else "l2"),
             self.ranking or ("measured" if known else "isomorphic"),
-            self.round_to, self.include, self.exclude, self.refit, self.time_limit, ctx.seed,
+            self.time_limit, multiple=self.round_to, include=self.include, exclude=self.exclude, refit=self.refit,
+            seed=ctx.seed,
         )  # fmt: skip
 
     def aim(self) -> tuple[Unit, float]:
@@ -246,24 +256,15 @@ class PruneStructured(Recovery):
             return "channels", 1 - self.ratio
         return "macs", self.target_macs or self.target_latency or 1.0
 
-    def _seen(self, model: Model, ctx: Context) -> Seen:
+    def _data(self, model: Model, ctx: Context) -> CalibrationData:
         import torch
 
-        from compresskit.ops.prune.structured import Seen
-        from compresskit.stages.batches import batches_of, forward_of, made_up
-
-        forward, inputs = forward_of(model.module, model.card.inputs), model.card.inputs
-        scores = model.card.task in ("classification", "causal-lm")
-        if ctx.data is None:
-            if not inputs:
-                raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
-            return Seen(made_up(inputs, 2, ctx.seed), (), None, forward, scores)
-        batches = batches_of(ctx.data, inputs, _BATCH, min(self.samples, len(ctx.data)), by_length=False)
-        labels = [b.targets for b in ctx.data.batches(_BATCH, self.samples)] if ctx.data.labelled else []
-        known = [torch.from_numpy(t) for t in labels if t is not None and t.ndim == 1 and t.dtype.kind == "i"]
-        whole = len(known) == len(batches) and ctx.data.kind != "pairs"
-        example = {name: tensor[:2] for name, tensor in batches[0].items()}
-        return Seen(example, batches, [k.long() for k in known] if whole else None, forward, scores or whole)
+        data = calibration_data(model, ctx, samples=self.samples, size=_BATCH, rows=2, by_length=False)
+        if ctx.data is None or not ctx.data.labelled or ctx.data.kind == "pairs":
+            return data
+        targets = [batch.targets for batch in ctx.data.batches(_BATCH, self.samples)]
+        labels = [torch.from_numpy(t).long() for t in targets if t is not None and t.ndim == 1 and t.dtype.kind == "i"]
+        return replace(data, labels=labels, scores=True) if len(labels) == len(data.batches) else data
 
     @classmethod
     def replay(cls, module: nn.Module, facts: StructuredFacts, tensors: Tensors) -> Tensors:
@@ -289,7 +290,7 @@ class _Found:
     skipped: dict[str, str] = field(default_factory=dict)
     kept: dict[str, list[int]] = field(default_factory=dict)
 
-    def cut(self, made: Plan, kept: dict[str, list[int]]) -> None:
+    def cut(self, made: PrunePlan, kept: dict[str, list[int]]) -> None:
         """Note which channels stay, by their numbers in the original."""
         for group in made.groups:
             places = [p for unit in kept[group.name] for p in group.members[0].places[unit]]

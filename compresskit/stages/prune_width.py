@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
 from compresskit.ops.prune.facts import WidthFacts
 from compresskit.stage import Context, Form
@@ -29,12 +30,13 @@ class PruneWidth(Recovery):
     the rest is trained on --data, the whole model being its teacher. For other models: --method structured.
     """
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     method: ClassVar[str] = "width"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = WidthFacts
     needs: ClassVar = ("calibration",)
+    needs_no_replay: ClassVar[bool] = True  # config.json tells the sizes
 
     neurons: Annotated[
         float, Field(ge=0, lt=1, description="Share of the neurons between a layer's feed-forward matrices that go.")

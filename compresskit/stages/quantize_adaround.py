@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -60,6 +59,7 @@ class QuantizeAdaround(CalibratedWeightOnly):
             UsageError: There are no calibration data.
         """
         from compresskit.ops.batchnorm import recalibrate
+        from compresskit.ops.globs import matches
         from compresskit.ops.quantize.calibrated import Method
         from compresskit.ops.quantize.edges import edge_layers
         from compresskit.ops.quantize.equalize import equalize
@@ -80,11 +80,7 @@ class QuantizeAdaround(CalibratedWeightOnly):
         plan = plan_layers(module, self.selection())
         edges = edge_layers(module, forward, first, most=0.1 if self.edge_bits is None else 1.0)
         named = [text.rpartition("=")[0] for text in self.layer_bits]
-        edges = [
-            name
-            for name in edges
-            if name in plan.layers and name not in plan.ties and not any(fnmatchcase(name, glob) for glob in named)
-        ]
+        edges = [name for name in edges if name in plan.layers and name not in plan.ties and not matches(name, named)]
         bits = self.edge_bits or (8 if self.bits < 4 else self.bits)
         effort = Effort(self.steps, norm_lr=1e-3 if self.tune_norm else 0.0, seed=ctx.seed)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.kinds import QUANTIZE
 from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Stage
-from compresskit.stages.fields import Exclude, GroupSize, Include, Symmetric
+from compresskit.stages.fields import Exclude, GroupSize, Include, Symmetric, with_bits
 from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
 from compresskit.stages.quantize_gptq import QuantizeGptq
 from compresskit.stages.quantize_int8_dynamic import QuantizeInt8Dynamic
@@ -49,10 +50,11 @@ class QuantizeAuto(Stage):
     where they are given. The report says what was chosen and why; the card has it as options of that method.
     """
 
-    stage: ClassVar[str] = "quantize"
+    kind: ClassVar = QUANTIZE
     method: ClassVar[str] = "auto"
     takes: ClassVar = ("torch", "onnx", "weights")
     gives: ClassVar = "same"
+    needs_no_replay: ClassVar[bool] = True
 
     bits: Annotated[
         Literal[2, 3, 4, 8] | None, Field(description="Bits of a weight that isn't fragile. (4; 8 for an ONNX file)")
@@ -75,6 +77,16 @@ class QuantizeAuto(Stage):
     samples: Annotated[int | None, Field(ge=1, description="Calibration samples taken from --data. (the method's)")] = (
         None
     )
+
+    @property
+    def aims_at(self) -> str | None:
+        """The target, where one was named."""
+        return self.target
+
+    @property
+    def label(self) -> str:
+        """The method with its bits, unless its name says them."""
+        return with_bits(self.method, self.bits)
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Choose, and run what was chosen; a method for ONNX files needs an ONNX file here."""
@@ -148,7 +160,7 @@ class QuantizeAuto(Stage):
                 "name a method that has it with --method",
             )
         stage = cls(**{**options, **asked})
-        name = cls.method if str(getattr(stage, "bits", "")) in cls.method else f"{cls.method}, {stage.bits} bit"  # type: ignore[attr-defined]
+        name = cls.method if stage.label == cls.method else f"{cls.method}, {stage.bits} bit"  # type: ignore[attr-defined]
         return Chosen((stage,), (f"auto chose {name}: {why}",))
 
     def _layers(self, module: nn.Module) -> Layers:

@@ -67,6 +67,11 @@ class QuantizeQat(TrainingOptions, WeightOnly):
             raise ValueError("--activations 8 with it")
         return value
 
+    @property
+    def aims_at(self) -> str | None:
+        """The target, where one was named."""
+        return self.target
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Train and quantize a module in place.
 

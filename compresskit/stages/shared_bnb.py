@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
 from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context, Stage
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class BnbStage(Stage):
     """Linear layers on one grid, which bitsandbytes knows too."""
 
-    stage: ClassVar[str] = "quantize"
+    kind: ClassVar = QUANTIZE
     takes: ClassVar = ("torch",)
     gives: ClassVar = "torch"
     facts: ClassVar = QuantizeFacts

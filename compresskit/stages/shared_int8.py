@@ -11,10 +11,11 @@ from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.facts import Count, Facts, Flag, LayerFacts, Layers, Name, Number, Text, Whole
+from compresskit.kinds import QUANTIZE
 from compresskit.model import Model, portable
 from compresskit.stage import Context, Stage
 from compresskit.stages.batches import calibration
-from compresskit.stages.fields import Samples
+from compresskit.stages.fields import Samples, with_bits
 
 if TYPE_CHECKING:
     from compresskit.bench.target import Target
@@ -86,7 +87,7 @@ class StaticFacts(Int8Facts):
 class Int8Stage(Stage):
     """An ONNX graph whose matrix products run in 8 bit."""
 
-    stage: ClassVar[str] = "quantize"
+    kind: ClassVar = QUANTIZE
     gives: ClassVar = "onnx"
     facts: ClassVar[type[Int8Facts]] = Int8Facts
 
@@ -95,6 +96,16 @@ class Int8Stage(Stage):
         TargetName | None, Field(description="What the file is made for: it decides signedness. (this machine)")
     ] = None
     per_channel: Annotated[bool, Field(description="A scale for each output channel of a weight.")] = True
+
+    @property
+    def aims_at(self) -> str | None:
+        """The target, where one was named."""
+        return self.target
+
+    @property
+    def label(self) -> str:
+        """The method with its bits, unless its name says them."""
+        return with_bits(self.method, self.bits)
 
     def made_for(self) -> Target:
         """The target; this machine by default."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import UsageError, listing
+from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
 from compresskit.ops.prune.facts import SparseFacts
 from compresskit.stage import Context, Form
@@ -31,10 +32,11 @@ _BATCH = 32
 class Sparse(Recovery):
     """Single weights become zero; shapes and files stay as they are."""
 
-    stage: ClassVar[str] = "prune"
+    kind: ClassVar = PRUNE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = SparseFacts
+    needs_no_replay: ClassVar[bool] = True
 
     sparsity: Annotated[
         float | None, Field(ge=0, lt=1, description="Share of each layer's weights that become zero. (0.5)")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from compresskit.train.augment import Augment
     from compresskit.train.loop import Fitted
+    from compresskit.train.reading import Reading
     from compresskit.train.settings import Kind, Optimizing
     from compresskit.train.task import Loss, Task
     from compresskit.train.training_plan import TrainingPlan
@@ -115,6 +116,11 @@ class TrainingOptions(Stage):
         ),
     ] = None
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is an epoch of training."""
+        return self.epochs > 0
+
     @model_validator(mode="after")
     def _nothing_idle(self) -> TrainingOptions:
         own = type(self).model_fields
@@ -183,10 +189,8 @@ class TrainingOptions(Stage):
             UsageError: There is no data, or too little to hold some out.
             InputError: The data don't fit.
         """
-        from compresskit.stages.batches import forward_of
         from compresskit.train.reading import Reading
         from compresskit.train.settings import Training
-        from compresskit.train.task import Task
         from compresskit.train.training_plan import TrainingPlan
 
         if ctx.data is None:
@@ -195,18 +199,7 @@ class TrainingOptions(Stage):
         classified = ctx.data.labelled and ctx.data.kind != "pairs" and card.task in ("classification", "unknown")
         reading = Reading(ctx.data, card.inputs, count, labelled=classified, seed=ctx.seed, scored=self.learns_scores)
         samples = reading.material()
-        language = card.task == "causal-lm" and "input_ids" in reading.names and self.learns_tokens
-        calls = {id(known): forward_of(known, card.inputs) for known in (module, teacher) if known is not None}
-        known = reading.classes and (reading.labels is None or bool((reading.labels >= 0).any()))
-        task = Task(
-            reading.names,
-            lambda target, batch: calls.get(id(target), calls[id(module)])(target, batch),
-            "scores" if reading.scored else "classes" if known else "tokens" if language else None,
-            reading.classes or card.task in ("classification", "causal-lm"),
-            self.teacher_share,
-            self.temperature,
-            _reach(reading.labels) if reading.scored else (0.0, 1.0),
-        )
+        task = self._task(reading, module, card, teacher)
         task.check(module.eval(), next(samples.plain(2, 2)), reading.labels)
         held = self._held(len(samples))
         rest, apart = samples.split(held, ctx.seed) if held else (samples, None)
@@ -220,6 +213,24 @@ class TrainingOptions(Stage):
             rest, task, how, apart, self._augment(ctx, next(samples.plain(1, 1))[0]), self.checkpoint,
             self._origin(ctx, teacher), ctx.progress, ctx.tell,
         )  # fmt: skip
+
+    def _task(self, reading: Reading, module: nn.Module, card: Card, teacher: nn.Module | None) -> Task:
+        """What training aims at, as the samples and the model allow."""
+        from compresskit.stages.batches import forward_of
+        from compresskit.train.task import Task
+
+        calls = {id(known): forward_of(known, card.inputs) for known in (module, teacher) if known is not None}
+        language = card.task == "causal-lm" and "input_ids" in reading.names and self.learns_tokens
+        classes = reading.classes and (reading.labels is None or bool((reading.labels >= 0).any()))
+        return Task(
+            reading.names,
+            lambda target, batch: calls.get(id(target), calls[id(module)])(target, batch),
+            "scores" if reading.scored else "classes" if classes else "tokens" if language else None,
+            reading.classes or card.task in ("classification", "causal-lm"),
+            self.teacher_share,
+            self.temperature,
+            _reach(reading.labels) if reading.scored else (0.0, 1.0),
+        )
 
     def told(self, plan: TrainingPlan, fitted: Fitted, ctx: Context) -> dict[str, Any]:
         """What the report says of a training: on what, how, and the curve."""

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from compresskit.errors import UsageError
+from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
 from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.batches import calibration
-from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric
+from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric, with_bits
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,7 @@ _EMBEDDING_GROUP = 64
 class WeightOnly(Stage):
     """Weights on a grid of few bits; activations stay floating point."""
 
-    stage: ClassVar[str] = "quantize"
+    kind: ClassVar = QUANTIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = QuantizeFacts
@@ -55,6 +56,11 @@ class WeightOnly(Stage):
         for text in value:
             parse_layer_bits(text)
         return value
+
+    @property
+    def label(self) -> str:
+        """The method with its bits, unless its name says them."""
+        return with_bits(self.method, self.bits)
 
     def selection(self) -> Selection:
         """The options as the algorithm takes them."""
@@ -165,11 +171,10 @@ def _wider_embeddings(module: nn.Module, selection: Selection) -> Selection:
     """Embeddings in wider groups: what they lose counts least, and they are often half of the file."""
     from torch import nn
 
+    from compresskit.ops.globs import matches
+
     names = [n for n, layer in module.named_modules(remove_duplicate=False) if isinstance(layer, nn.Embedding)]
     linear = {id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear)}
     own = {n: (selection.bits, _EMBEDDING_GROUP) for n in names if id(module.get_submodule(n).weight) not in linear}
-    from fnmatch import fnmatchcase
-
-    shadowed = [n for n in own if any(fnmatchcase(n, p) for p in selection.layer_bits)]
-    kept = {n: value for n, value in own.items() if n not in shadowed}
+    kept = {n: value for n, value in own.items() if not matches(n, selection.layer_bits)}
     return replace(selection, layer_bits={**kept, **selection.layer_bits})

@@ -109,24 +109,33 @@ class Reading:
                 yield [tensor[rows] for tensor in part]
 
     def _held(self) -> Rows:
-        texts = len(self.names) * (2 if self.scored else 1)
         parts: Iterable[Part] = self._walk()
         if "attention_mask" in self.names and _free(self._inputs):
-            masks, parts = range(self.names.index("attention_mask"), texts, len(self.names)), list(parts)
-            alike = all(t.shape == part[masks[0]].shape for part in parts for t in part[:texts])
-            if alike and all(padded_at_end(part[at]) for part in parts for at in masks):
-                longest = max(part[masks[0]].shape[1] for part in parts)
-                whole = filled((_wider(part, texts, longest) for part in parts), self.rows)
-                self.labels = whole[-1] if self.classes or self.scored else None
-                return in_memory(whole, masks=masks, texts=texts)
+            parts = list(parts)
+            if (texts := self._padded(parts)) is not None:
+                return texts
         try:
-            whole = filled(parts, self.rows)
-            self.labels = whole[-1] if self.classes or self.scored else None
-            return in_memory(whole)
+            return in_memory(self._whole(parts))
         except ValueError:
             raise InputError(
                 f"{self._source.name}: samples of unequal shapes can't be trained on", "give equal lengths"
             ) from None
+
+    def _padded(self, parts: list[Part]) -> Rows | None:
+        """Texts of one length, whose batches are cut to their own longest; None where padding isn't at their end."""
+        texts = len(self.names) * (2 if self.scored else 1)
+        masks = range(self.names.index("attention_mask"), texts, len(self.names))
+        alike = all(t.shape == part[masks[0]].shape for part in parts for t in part[:texts])
+        if not alike or not all(padded_at_end(part[at]) for part in parts for at in masks):
+            return None
+        longest = max(part[masks[0]].shape[1] for part in parts)
+        return in_memory(self._whole(_wider(part, texts, longest) for part in parts), masks=masks, texts=texts)
+
+    def _whole(self, parts: Iterable[Part]) -> list[Tensor]:
+        """The parts put together; notes the labels."""
+        whole = filled(parts, self.rows)
+        self.labels = whole[-1] if self.classes or self.scored else None
+        return whole
 
     def _part(self, batch: Batch) -> Part:
         arrays = checked(batch, self._source.name, self._inputs)

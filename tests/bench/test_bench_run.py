@@ -1,3 +1,5 @@
+"""The bench of models: worker processes are real ones, but for the tests that use ``forked_workers``."""
+
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from ending import with_us
 from onnx import TensorProto, helper, numpy_helper
 
 from compresskit.bench.pool import Worker
@@ -78,6 +81,7 @@ def test_measurements_of_two_models(tmp_path):
     assert seen == [("bench", 0, 2), ("bench", 1, 2), ("bench", 2, 2)]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_rounds_and_processes_are_as_asked(tmp_path):
     path = model(tmp_path / "m.onnx", 8, batch=2)
     timings = measure([Spec("a", path), Spec("b", path)], SHORT, batch=16)
@@ -88,6 +92,7 @@ def test_rounds_and_processes_are_as_asked(tmp_path):
         assert all(turn.min() > 0 for process in timing.rounds for turn in process)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_one_process_gives_no_interval(tmp_path):
     path = model(tmp_path / "m.onnx", 8)
     found = bench(
@@ -111,6 +116,7 @@ def test_a_measured_speedup_is_judged(value, low, high, answer):
     assert change(Measurement(model="m", name="speedup", value=value, n=5, low=low, high=high)) == answer
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_torch_modules_are_timed_and_what_they_print_does_no_harm(importable):
     plan = Plan(rounds=2, processes=1, more=0, turn_s=0.002, warmup_s=0.05)
     timings = measure([torch_spec("linear", width=4), torch_spec("chatty")], plan)
@@ -140,7 +146,9 @@ def test_torch_modules_are_timed_and_what_they_print_does_no_harm(importable):
         ),
     ],
 )
-def test_failures_name_the_model(importable, loader, args, kind, message):
+def test_failures_name_the_model(request, importable, loader, args, kind, message):
+    if loader != "die":
+        request.getfixturevalue("forked_workers")
     with pytest.raises(kind, match=message):
         measure([torch_spec(loader, **args)], SHORT)
 
@@ -170,7 +178,7 @@ def test_no_worker_outlives_its_parent(importable, tmp_path, how):
         "measure([Spec('m', Path(NOTE), 'torch', inputs=(x,), loader='models_for_bench:hang')], Plan())"
     ).replace("NOTE", json.dumps(str(note)))
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL
+        [*with_us(), sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL
     )
     for _ in range(400):
         if note.exists() and note.read_text():
@@ -218,12 +226,14 @@ def test_a_runtime_that_does_not_exist(tmp_path):
         measure([Spec("m", tmp_path, "abacus")], SHORT)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_slow_models_get_fewer_rounds_but_never_less_than_three(tmp_path):
     path = model(tmp_path / "m.onnx", 8)
     plan = Plan(rounds=50, processes=1, more=0, turn_s=0.02, warmup_s=0, budget_s=0.1)
     assert 3 <= len(measure([Spec("m", path)], plan)[0].rounds[0]) <= 5
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_inputs_that_nobody_knows(importable):
     spec = Spec("m", Path("-"), "torch", loader="models_for_bench:chatty")
     with pytest.raises(UsageError, match="m: the inputs"):
@@ -270,6 +280,7 @@ def test_importing_the_bench_needs_no_torch():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("left_open", [False, True])
 def test_a_question_left_open_is_followed_up_with_more_processes(tmp_path, monkeypatch, left_open):
     from compresskit.bench import run

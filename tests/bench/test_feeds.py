@@ -35,6 +35,8 @@ def test_the_seed_decides():
     [
         (InputSpec("input_ids", "int64", (1, 4)), [[0, 0, 0, 0]]),  # no vocabulary known: the row that all tables have
         (InputSpec("position_ids", "int64", (2, 3)), [[0, 1, 2], [0, 1, 2]]),
+        (InputSpec("token_type_ids", "int64", (1, 3), high=2), [[0, 0, 0]]),
+        (InputSpec("attention_mask", "float32", (1, 2)), [[1.0, 1.0]]),
         (InputSpec("flags", "bool", (1, 2)), [[True, True]]),
         (InputSpec("mask", "float32", (0,)), []),
     ],

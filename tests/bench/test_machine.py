@@ -3,10 +3,12 @@ import os
 import platform
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from compresskit import __version__
 from compresskit.bench import machine, memory
 
 
@@ -31,6 +33,16 @@ def test_environment_is_json_without_names_or_paths():
     for secret in (platform.node(), str(Path.home()), str(Path.cwd())):
         if len(secret) > 3:
             assert secret not in text
+
+
+def test_the_version_is_the_package_s_own_where_nothing_is_installed(monkeypatch):
+    """The image for the edge holds a copy; an editable install keeps the metadata of the day it was made."""
+
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", absent)
+    assert machine.environment()["packages"] == {"compresskit": __version__}
 
 
 def test_cores_are_at_least_one_and_not_more_than_there_are():

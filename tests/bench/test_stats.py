@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from compresskit.bench import stats
-from compresskit.bench.stats import Estimate, compare, decide, estimate, quantile, speedup
+from compresskit.bench.stats import Estimate, compare, decide, estimate, speedup, student_quantile
 
 
 def latencies(rng, processes, rounds, process=0.01, single=0.02, burst=0.05, slower=0.0, drift=None):
@@ -93,6 +93,10 @@ def test_identical_latencies_are_the_same():
     ("p", "df", "value"),
     [
         (0.975, 4, 2.7764),
+        (0.975, 5, 2.5706),
+        (0.975, 9, 2.2622),
+        (0.975, 30, 2.0423),
+        (0.975, 999, 1.9623),
         (0.9975, 6, 4.3168),
         (0.975, 10, 2.2281),
         (0.9975, 10, 3.5814),
@@ -101,7 +105,7 @@ def test_identical_latencies_are_the_same():
     ],
 )
 def test_quantiles_are_those_of_the_tables(p, df, value):
-    assert quantile(p, df) == pytest.approx(value, abs=2e-3)
+    assert student_quantile(p, df) == pytest.approx(value, abs=2e-3)
 
 
 def test_models_of_unequal_generations_are_refused():

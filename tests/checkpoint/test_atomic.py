@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from ending import with_us
+from warm import Warm
 
 from compresskit.checkpoint import atomic, swap
 from compresskit.checkpoint.atomic import new_file, new_folder, refuse_same, write_file, writing
@@ -172,11 +174,10 @@ except MachineError as error:
 
 @POSIX
 @pytest.mark.parametrize("writer", ["ours", "torch"])
-def test_a_write_that_the_system_really_refuses(tmp_path: Path, writer: str) -> None:
+def test_a_write_that_the_system_really_refuses(warm_torch: Warm, tmp_path: Path, writer: str) -> None:
     put(tmp_path / "out", "old")
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "out"), writer]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "cannot write" in done.stdout and done.stderr == ""
+    done = warm_torch.run(("-c", LIMITED, str(tmp_path / "out"), writer))
+    assert done.returncode == 0 and "cannot write" in done.stdout and done.stderr == ""
     assert content(tmp_path / "out") == "old" and os.listdir(tmp_path) == ["out"]
 
 
@@ -324,7 +325,8 @@ with atomic.new_folder(target, force=True) as staged:
 
 
 def child(target: Path, way: str, point: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(target), way, point], stdout=subprocess.PIPE, text=True)
+    words = [*with_us(), sys.executable, "-c", CHILD, str(target), way, point]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
 @POSIX
@@ -375,7 +377,7 @@ def test_killed_at_random_times(tmp_path: Path) -> None:
     put(target, "new")
     loop = CHILD.replace("with atomic", "while True:\n  with atomic").replace("\n    ", "\n      ")
     for delay in range(30):
-        process = subprocess.Popen([sys.executable, "-c", loop, str(target), "one", "none"])
+        process = subprocess.Popen([*with_us(), sys.executable, "-c", loop, str(target), "one", "none"])
         time.sleep(0.15 + delay * 0.011)
         process.kill()
         process.wait()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_counted import ARGUMENTS
 from cli_material import Cli, Job, Outcome, hostile_files, material_files, picture
+from warm import Warm
+
+ONE = {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(autouse=True)
+def _quick(forked_workers: None) -> None:
+    """Commands in this process fork the workers of their bench; those of real ones are in tests/bench."""
 
 
 @pytest.fixture(scope="session")
@@ -65,23 +71,15 @@ def untouched(here: Path) -> object:
     assert picture(here) == before
 
 
-@pytest.fixture(scope="module")
-def job() -> Iterator[Job]:
+@pytest.fixture
+def job(warm_torch: Warm) -> Job:
     """Runs a command in the current folder of the caller, killed at one of its moments."""
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("cli_fork_server.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
 
     def run(argv: tuple[str, ...], place: Path, at: int = 0, number: int = 0) -> dict[str, int]:
-        assert server.stdin and server.stdout
-        job = {"argv": argv, "at": at, "signal": number, "log": str(place.parent / "log"), "place": str(place)}
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
+        note, log = place.parent / "events", place.parent / "log"
+        words = (*ARGUMENTS, str(note), str(at), str(int(number)), *argv)
+        with log.open("wb") as file:
+            code = warm_torch.start(words, cwd=place, stdout=file, stderr=file, env={**os.environ, **ONE}).wait(240)
+        return {"code": code, "events": int(note.read_bytes() or 0)}
 
-    yield run
-    assert server.stdin and server.stdout
-    server.stdin.close()
-    server.wait(timeout=30)
-    server.stdout.close()
+    return run

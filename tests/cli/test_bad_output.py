@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -133,25 +134,39 @@ def test_a_refused_call_leaves_nothing(
     found.refused(4, "cannot write", name)
 
 
-def mount(place: Path, *options: str) -> bool:
-    """Mount a memory disk; False where that isn't allowed."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("mount") is None:
-        return False
-    words = ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", str(place)]
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
+_CLONE_NEWNS = 0x00020000  # of unshare(2); Python has it from 3.12 on
+
+
+@pytest.fixture(scope="session")
+def mounts() -> None:
+    """A mount namespace of this process's own: what tests mount ends with it, however it ends."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("to mount a disk takes root on Linux")
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS):
+        pytest.skip(f"no mount namespace here: {os.strerror(ctypes.get_errno())}")
+    subprocess.run(["mount", "--make-rslave", "/"], check=True)  # nothing mounted here is seen outside
 
 
 @pytest.fixture
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A memory disk with the mount options of the parameter."""
+def disk(request: pytest.FixtureRequest, tmp_path: Path, mounts: None) -> Iterator[Path]:
+    """A memory disk with the mount options of the parameter, which no other process sees."""
     place = tmp_path / "disk"
     place.mkdir()
-    if not mount(place, *request.param.split(",")):
+    words = ["mount", "-t", "tmpfs", "-o", request.param, "tmpfs", str(place)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
     try:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], capture_output=True, check=False)
+
+
+@pytest.mark.skipif(not getattr(os, "getppid", int)(), reason="there is no other process to ask")
+@pytest.mark.parametrize("disk", ["size=4k"], indirect=True)
+def test_a_disk_of_the_tests_is_seen_by_no_other_process(disk: Path) -> None:
+    """One that an interrupted run left behind would keep every later run from clearing pytest's folder."""
+    own, others = (Path(f"/proc/{who}/mounts").read_text() for who in ("thread-self", os.getppid()))
+    assert str(disk) in own and str(disk) not in others
 
 
 FULL = [*(f"size={4 * n}k" for n in range(1, 5)), *(f"nr_inodes={n}" for n in range(2, 8))]

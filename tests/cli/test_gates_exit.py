@@ -72,14 +72,14 @@ def test_an_unproven_limit_fails_only_when_it_was_asked_for(
 ) -> None:
     """A machine too noisy to tell, made up: the interval of the ratio holds 1."""
     from compresskit.report import Measurement
-    from compresskit.runner import compare as held
+    from compresskit.runner import judging
     from compresskit.runner.timing import Speed
 
     def noisy(*_: object, **__: object) -> Speed:
         ratio = Measurement(model="bundle", name="speedup", value=1.0, unit="×", n=7, low=0.5, high=2.0)
         return Speed([ratio.model_copy(update={"runtime": "onnxruntime", "batch": 1})])
 
-    monkeypatch.setattr(held, "speed", noisy)
+    monkeypatch.setattr(judging, "speed", noisy)
     found = cli("compare", "m.onnx", "bundle", "--data", "d.npz", *asked, "--json", "-")
     report = Report.model_validate_json(found.out)
     assert (found.code, report.verdict) == (code, Verdict.INCONCLUSIVE)

@@ -9,12 +9,12 @@ import pytest
 from cli_material import Cli
 
 from compresskit import registry
-from compresskit.cli.app import COMMANDS, build
+from compresskit.cli.app import build, summaries
 from compresskit.cli.main import command_names
 
 VARIANTS = [
-    *((name, ()) for name in command_names() if name not in registry.stages()),
-    *((stage, ("--method", method)) for stage in registry.stages() for method in registry.methods(stage)),
+    *((name, ()) for name in command_names() if name not in registry.kind_names()),
+    *((stage, ("--method", method)) for stage in registry.kind_names() for method in registry.methods(stage)),
 ]
 MEANS_TWO_THINGS = {
     "-o": "a folder, or the file of export",
@@ -37,8 +37,8 @@ def test_the_help_begins_with_the_line_of_the_list(cli: Cli, monkeypatch: pytest
     found = cli(name, "--help")
     lines = [line.strip() for line in found.out.splitlines() if line.strip()]
     assert found.code == 0 and lines[0].startswith(f"Usage: compresskit {name}")
-    assert lines[1] == COMMANDS[name]
-    assert re.search(rf"{name} +{re.escape(COMMANDS[name])}", cli("--help").out)
+    assert lines[1] == summaries()[name]
+    assert re.search(rf"{name} +{re.escape(summaries()[name])}", cli("--help").out)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=ids)

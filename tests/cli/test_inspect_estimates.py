@@ -217,7 +217,7 @@ def test_a_suggested_recipe_is_valid_and_runs(cli: Cli, place: Path, name: str) 
     words = saved(place, name)
     assert cli("inspect", *words, "--data", "data.npz", "--suggest", "r.yaml", "-q").code == 0
     (recipe,) = read_recipe(place / "r.yaml")
-    assert recipe.steps[0].stage.stage == "quantize" and recipe.max_drop is not None
+    assert recipe.steps[0].stage.kind.name == "quantize" and recipe.max_drop is not None
     assert cli("recipe", "check", "r.yaml").code == 0
     run = ("run", "r.yaml", *words, "--data", "data.npz", "--eval-data", "data.npz", "--no-bench", "-q", "--no-cache")
     assert cli(*run, "-o", "out").code in (0, 1)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 from cli_material import SHAPE, Job, picture
+from ending import with_us
 
 from compresskit.checkpoint.bundle import read_card
 
-if not hasattr(os, "fork"):
-    pytest.skip("needs fork and POSIX signals", allow_module_level=True)
+if os.name == "nt":
+    pytest.skip("needs POSIX signals", allow_module_level=True)
 
 FORCED = ("quantize", "m.pt", "--bits", "8", "-o", "out", "--force")
 NEW_PLACE = ("quantize", "m.pt", "--bits", "8", "-o", "out")
@@ -102,7 +103,7 @@ def alive(group: int) -> bool:
 @pytest.mark.skipif(shutil.which("ps") is None, reason="needs ps")
 @pytest.mark.parametrize("number", CODES)
 def test_no_worker_outlives_a_killed_bench(here: Path, number: signal.Signals) -> None:
-    words = [sys.executable, "-m", "compresskit", "bench", "m.onnx", "bundle", "--processes", "50"]
+    words = [*with_us(), sys.executable, "-m", "compresskit", "bench", "m.onnx", "bundle", "--processes", "50"]
     before = picture(here)
     scratch = here.parent / "scratch"
     scratch.mkdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from cli_material import ARCH, SHAPE, Cli, picture
+from warm import Warm
 
 from compresskit.report import Report
 
@@ -184,17 +185,17 @@ def test_artefacts_tell_nothing_of_this_machine(cli: Cli, here: Path, typed: str
 @pytest.mark.parametrize(("method", "more"), [
     ("rtn", ("--bits", "4", "--no-bench")), ("int8-static", ("--bits", "8", "--data", "d.npz", "--no-bench")),
 ])  # fmt: skip
-def test_the_same_command_gives_the_same_bytes(cli: Cli, here: Path, method: str, more: tuple[str, ...]) -> None:
+def test_the_same_command_gives_the_same_bytes(
+    cli: Cli, warm_torch: Warm, here: Path, method: str, more: tuple[str, ...]
+) -> None:
     """In two processes, with other hash seeds, in other folders, at other times."""
     import torch
 
     words = ("quantize", "m.pt", *ARCH, *SHAPE, *more, "-o")
     assert cli(*words, "out").code == 0
-    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     other = here / "elsewhere" / "out"
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONHASHSEED": seed}
-    process = [sys.executable, "-m", "compresskit", *words, str(other)]
-    subprocess.run(process, check=True, capture_output=True, timeout=120, env=env)
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    warm_torch.run(("-m", "compresskit", *words, str(other)), env=env).check_returncode()
     found, again = ({k: v for k, v in picture(p).items() if k != "report.json"} for p in (here / "out", other))
     assert found == again and "model.onnx" in found and "compresskit.json" in found
     assert ("model.safetensors" in found) == (method == "rtn")
@@ -225,15 +226,12 @@ def test_a_file_name_that_is_no_text(cli: Cli, here: Path, more: tuple[str, ...]
     cli("inspect", name + "x").refused(3, "does not exist")
 
 
-def without_reader(words: tuple[str, ...], **more: object) -> subprocess.CompletedProcess[str]:
+def without_reader(warm: Warm, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     """Run with a stdout whose reader is gone."""
     hear, tell = os.pipe()
     os.close(hear)
     try:
-        return subprocess.run(
-            [sys.executable, "-m", "compresskit", *words], stdout=tell, stderr=subprocess.PIPE, text=True, timeout=120,
-            check=False,
-        )  # fmt: skip
+        return warm.run(("-m", "compresskit", *words), stdout=tell)
     finally:
         os.close(tell)
 
@@ -246,8 +244,8 @@ def without_reader(words: tuple[str, ...], **more: object) -> subprocess.Complet
     (("quantize", "m.pt", "--bits", "4", "-o", "a"), 0),
     (("quantize", "m.pt", "--bits", "4", "-o", "a", "--max-size", "100B", "--json", "-"), 1),
 ])  # fmt: skip
-def test_a_reader_that_went_away_changes_no_exit_code(words: tuple[str, ...], code: int) -> None:
-    found = without_reader(words)
+def test_a_reader_that_went_away_changes_no_exit_code(warm_torch: Warm, words: tuple[str, ...], code: int) -> None:
+    found = without_reader(warm_torch, words)
     assert (found.returncode, found.stderr) == (code, "")
 
 

@@ -12,9 +12,9 @@ import pytest
 from cli_material import ARCH, RECIPE, RUN_RECIPE, SHAPE, Cli, picture
 from page_reader import Page
 
+from compresskit.cli import console
 from compresskit.render.html.page import MARK, is_page
 
-pytest.importorskip("plotly")
 EVAL = ("--data", "d.npz", "--eval-data", "d.npz")
 COMMANDS: dict[str, Sequence[str]] = {
     "quantize": ("quantize", "m.pt", *ARCH, *SHAPE, "--bits", "8", "--method", "rtn", "--no-bench", "-o", "out"),
@@ -55,6 +55,21 @@ def test_an_earlier_page_is_replaced(cli: Cli) -> None:
     for command in ("evaluate", "compare"):
         assert cli(*COMMANDS[command], "--html", "page.html").code in (0, 1)
     assert "compresskit compare" in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_without_plotly_a_page_is_an_error_only_where_it_was_asked_for(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only an install for the edge is without it; what brings it there must not bring torch."""
+    monkeypatch.setattr(console, "find_spec", lambda name: None)
+    found = cli(*COMMANDS["evaluate"], "--html", "page.html")
+    found.refused(4, "this needs plotly, which is not installed", "pip install plotly")
+    assert not Path("page.html").exists()
+    found = cli(*RUN_RECIPE)
+    assert (
+        found.code in (0, 1) and "no report.html is written: plotly is not installed (pip install plotly)" in found.err
+    )
+    assert not list(Path().rglob("*.html"))
 
 
 def test_a_page_is_not_put_into_what_is_written(cli: Cli) -> None:

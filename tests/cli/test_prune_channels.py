@@ -44,6 +44,7 @@ class Net(nn.Module):
 """
 ARCH = ("--arch", "conv.py:Net", "--input-shape", "1,3,12,12")
 QUICK = ("--no-bench", "--quiet")
+BARE = (*QUICK, "--no-export")
 
 
 @pytest.fixture
@@ -91,9 +92,9 @@ def test_prune_and_read_again(conv: Path, cli: Cli) -> None:
 
 
 def test_a_pruned_bundle_is_pruned_and_quantized_further(conv: Path, cli: Cli) -> None:
-    assert cli("prune", "conv.pt", *ARCH, "--target-params", "0.7", "-o", "one", *QUICK).code == 0
+    assert cli("prune", "conv.pt", *ARCH, "--target-params", "0.7", "-o", "one", *BARE).code == 0
     arch = ("--arch", "conv.py:Net")
-    assert cli("prune", "one", *arch, "--ratio", "0.3", "-o", "two", *QUICK).code == 0
+    assert cli("prune", "one", *arch, "--ratio", "0.3", "-o", "two", *BARE).code == 0
     last = cli("quantize", "two", *arch, "--bits", "8", "--method", "rtn", "-o", "three", *QUICK)
     assert last.code == 0, last
     card = json.loads((conv / "three" / "compresskit.json").read_text())
@@ -104,7 +105,7 @@ def test_a_pruned_bundle_is_pruned_and_quantized_further(conv: Path, cli: Cli) -
 def test_steps_with_training_between(conv: Path, cli: Cli) -> None:
     done = cli(
         "prune", "conv.pt", *ARCH, "--target-macs", "0.5", "--steps", "2", "--epochs", "3", "--data", "conv.npz",
-        "--samples", "64", "-o", "out", *QUICK,
+        "--samples", "64", "-o", "out", *BARE,
     )  # fmt: skip
     assert done.code == 0, done
     facts = json.loads((conv / "out" / "compresskit.json").read_text())["history"][0]["facts"]
@@ -147,7 +148,7 @@ def test_wrong_commands(conv: Path, cli: Cli, arguments: tuple[str, ...], words:
 
 
 def test_a_bundle_with_damaged_facts_is_refused(conv: Path, cli: Cli) -> None:
-    assert cli("prune", "conv.pt", *ARCH, "--target-macs", "0.6", "-o", "out", *QUICK).code == 0
+    assert cli("prune", "conv.pt", *ARCH, "--target-macs", "0.6", "-o", "out", *BARE).code == 0
     card = conv / "out" / "compresskit.json"
     text = card.read_text()
     data = json.loads(text)
@@ -157,7 +158,7 @@ def test_a_bundle_with_damaged_facts_is_refused(conv: Path, cli: Cli) -> None:
 
 
 def test_labels_that_are_unknown_or_no_class(conv: Path, cli: Cli) -> None:
-    arguments = ("--target-macs", "0.6", "--importance", "taylor", "-o", "out", *QUICK)
+    arguments = ("--target-macs", "0.6", "--importance", "taylor", "-o", "out", *BARE)
     found = dict(np.load("conv.npz"))
     np.savez("few.npz", x=found["x"], y=np.where(np.arange(128) % 2, found["y"], -1))
     assert cli("prune", "conv.pt", *ARCH, "--data", "few.npz", *arguments).code == 0

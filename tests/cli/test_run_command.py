@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cli_material import ARCH, MEASURED, RECIPE, Cli, picture
 from cli_material import RUN_RECIPE as RUN
+from warm import Warm
 
 from compresskit.checkpoint.bundle import read_card
 from compresskit.report import Report, Verdict, read_report
@@ -27,14 +28,12 @@ def recipe(here: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(material: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(material: Path, warm_torch: Warm, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of ``recipe`` after a run; never written to."""
     place = tmp_path_factory.mktemp("finished") / "here"
     shutil.copytree(material, place)
     (place / "r.yaml").write_text(RECIPE, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "compresskit", *RUN, "--quiet"], cwd=place, capture_output=True, text=True, check=False
-    )
+    done = warm_torch.run(("-m", "compresskit", *RUN, "--quiet"), cwd=place)
     assert done.returncode == 0, done.stderr
     return place
 

@@ -18,7 +18,7 @@ from cli_material import Cli
 from test_frozen_bundles import BUNDLES, CARDS, FROZEN, arch_of, inputs_of
 
 import compresskit
-from compresskit.errors import InputError
+from compresskit.errors import InputError, UsageError
 from compresskit.model import Card
 from compresskit.runner.loading import history_facts
 
@@ -29,7 +29,7 @@ VALUES: list[Any] = [
     "x" * 100_000, [], {}, [1, 2, 3], [[]], {"x": 1}, {"\ud800": None}, NESTED,
 ]  # fmt: skip
 KEYS = ["", "nowhere", "__class__", "\ud800", "a.b", "x" * 100_000]
-SOME = int(os.environ.get("TAMPERED_CARDS", "90"))
+SOME = int(os.environ.get("TAMPERED_CARDS", "60"))
 """Changes of a bundle that are tried on the loader, drawn by a seed."""
 
 
@@ -104,6 +104,9 @@ def test_a_changed_card_is_refused_or_loads_as_before(name: str, tmp_path: Path)
         path.write_text(json.dumps(card))
         try:
             module = compresskit.load(folder, arch=arch_of(name)).module.eval()
+        except UsageError as error:  # the card's stage may be of a package that isn't installed here
+            refused += 1
+            assert "there is no method" in error.message and ".name" in what, what
         except InputError as error:
             refused += 1
             assert "compresskit.json" in str(error) or name in str(error) or "'" in str(error), what

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from warm import Warm
 
 NET = """
 import torch
@@ -45,35 +46,31 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(place: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *launcher, *COMMAND, *options], cwd=place, capture_output=True, text=True, timeout=240,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+ONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_the_same_command_goes_on_after_a_kill(place: Path) -> None:
+def test_the_same_command_goes_on_after_a_kill(warm_torch: Warm, place: Path) -> None:
     options = ("--epochs", "12", "--batch-size", "16", "--no-export")
-    whole = run(place, *options, "-o", "whole")
+    whole = warm_torch.run((*COMMAND, *options, "-o", "whole"), cwd=place, env=ONE)
     assert whole.returncode == 0, whole.stderr
     kept = (*options, "--checkpoint", "kept", "-o", "out")
     nothing = subprocess.DEVNULL
-    started = subprocess.Popen([sys.executable, *COMMAND, *kept], cwd=place, stdout=nothing, stderr=nothing)
+    started = subprocess.Popen([sys.executable, *COMMAND, *kept], cwd=place, stdout=nothing, stderr=nothing, env=ONE)
     deadline = time.monotonic() + 120
     while not list((place / "kept").glob("training-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     started.send_signal(signal.SIGKILL)
     started.wait(timeout=60)
     assert started.returncode == -signal.SIGKILL and not (place / "out").exists()
-    again = run(place, *kept)
+    again = warm_torch.run((*COMMAND, *kept), cwd=place, env=ONE)
     assert again.returncode == 0 and "going on after epoch" in again.stderr, again.stderr
     for name in ("model.safetensors", "compresskit.json"):
         assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes()
 
 
-def test_the_state_may_not_lie_in_the_output(place: Path) -> None:
-    done = run(place, "--checkpoint", "out/kept", "-o", "out")
+def test_the_state_may_not_lie_in_the_output(warm_torch: Warm, place: Path) -> None:
+    done = warm_torch.run((*COMMAND, "--checkpoint", "out/kept", "-o", "out"), cwd=place)
     assert done.returncode == 2 and "lies in the output" in done.stderr
     assert sorted(path.name for path in place.iterdir()) == ["m.pt", "net.py", "train.npz"]
 
@@ -83,7 +80,10 @@ def test_several_processes_write_one_bundle(place: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     options = ("--epochs", "3", "--batch-size", "32")
     for output, words in (("two", launcher), ("one", ())):
-        done = run(place, *options, "-o", output, launcher=words)
+        done = subprocess.run(
+            [sys.executable, *words, *COMMAND, *options, "-o", output], cwd=place, capture_output=True, text=True,
+            timeout=240, check=False, env=ONE,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in place.iterdir()) == ["m.pt", "net.py", "one", "train.npz", "two"]
     one, two = (json.loads((place / name / "compresskit.json").read_text())["history"][-1] for name in ("one", "two"))

@@ -16,14 +16,21 @@ from export_models import make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compresskit.bench import target
 from compresskit.errors import InputError
 from compresskit.export.checked import export_checked
 from compresskit.export.int8 import quantize_static_int8
 from compresskit.export.onnx_export import export_onnx
 from compresskit.model import InputSpec
+from compresskit.runtimes import get
+from compresskit.runtimes.base import Runtime
 from compresskit.runtimes.onnxruntime import OnnxRuntime
+from compresskit.runtimes.saturating import SaturatingOnnxRuntime
+from compresskit.runtimes.saturation import analyse
 
 IMAGE = (InputSpec("x", "float32", ("batch", 3, 16, 16)),)
+EXACT = SaturatingOnnxRuntime(clips=False)  # whatever this machine's products do
+CLOSE = 0.03
 
 
 class Shortcut(nn.Module):
@@ -56,8 +63,9 @@ def images(count: int = 4, size: int = 8) -> Iterator[dict[str, np.ndarray]]:
         yield {"x": rng.standard_normal((size, 3, 16, 16)).astype(np.float32), "unused": np.zeros(size)}
 
 
-def distance(one: Path, other: Path, feeds: dict[str, np.ndarray]) -> float:
-    a, b = (next(iter(OnnxRuntime().open(p).run(feeds).values())) for p in (one, other))
+def distance(one: Path, other: Path, feeds: dict[str, np.ndarray], runtime: Runtime = EXACT) -> float:
+    """Relative L2 distance of the outputs; only the other's 8-bit products depend on the runtime."""
+    a, b = (next(iter(runtime.open(path).run(feeds).values())) for path in (one, other))
     return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
 
@@ -95,6 +103,47 @@ def test_int8_stays_close_in_all_its_forms(
     scales = {name: layer["scales"] for name, layer in facts["layers"].items()}
     assert scales["down.weight"] == (16 if options.get("per_channel", True) else 1)
     assert facts["samples"] == 32
+
+
+@pytest.fixture(scope="module")
+def extreme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net whose weights lie at the ends of their range: with positive inputs its products are as large as can be."""
+    torch.manual_seed(0)
+    module = Shortcut().eval()
+    with torch.no_grad():
+        for weight in (module.stem.weight, module.down.weight, module.head.weight):
+            weight.copy_(weight.sign() * weight.abs().max() * (0.9 + 0.1 * torch.rand_like(weight)))
+    path = tmp_path_factory.mktemp("extreme") / "m.onnx"
+    export_onnx(module, IMAGE, path)
+    return path
+
+
+def written_for(made_for: target.Target, source: Path, folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """The file as ``int8-static`` writes it for a target, and what to feed it."""
+    feeds = {"x": np.abs(next(images())["x"])}
+    options = {**made_for.int8.options(), "symmetric": made_for.name == "gpu"}
+    quantize_static_int8(source, folder / "q.onnx", [feeds], **options)
+    return folder / "q.onnx", feeds
+
+
+@pytest.mark.parametrize("name", target.names())
+def test_the_form_of_each_target_is_exact_there(name: str, extreme: Path, tmp_path: Path) -> None:
+    made_for = target.get(name)
+    path, feeds = written_for(made_for, extreme, tmp_path)
+    assert distance(extreme, path, feeds, SaturatingOnnxRuntime(clips=made_for.saturates)) < CLOSE
+    for runtime in ("onnxruntime", "openvino"):
+        assert bool(analyse(path, runtime).risky) is not made_for.saturates
+    if not made_for.saturates:
+        assert distance(extreme, path, feeds, SaturatingOnnxRuntime()) > 2 * CLOSE, "the net doesn't tell"
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_what_is_written_for_this_machine_is_exact_here(runtime: str, extreme: Path, tmp_path: Path) -> None:
+    engine = get(runtime)
+    if engine.missing():
+        pytest.skip(f"{runtime} is not installed")
+    path, feeds = written_for(target.here(), extreme, tmp_path)
+    assert distance(extreme, path, feeds, engine) < CLOSE
 
 
 def test_the_graph_runs_on_integers_from_end_to_end(floats: Path, tmp_path: Path) -> None:
@@ -268,7 +317,7 @@ def test_resnet20_loses_at_most_015_points(shared: Path, root: Path, tmp_path: P
             yield np.ascontiguousarray(x.transpose(0, 3, 1, 2)), labels[at : at + 128]
 
     quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", ({"x": x} for x, _ in batches("train", 512)))
-    session = OnnxRuntime().open(tmp_path / "q.onnx")
+    session = OnnxRuntime(exact=True).open(tmp_path / "q.onnx")  # in float, so the same on every CPU
     hits = [session.run({"x": x})["output"].argmax(1) == y for x, y in batches("test", 10_000)]
     accuracy = 100 * np.concatenate(hits).mean()
     assert abs(accuracy - 91.695) <= 0.15, accuracy

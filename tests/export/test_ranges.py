@@ -58,6 +58,17 @@ def test_entropy_cuts_an_outlier_and_keeps_the_bulk() -> None:
     assert low == 0 and 2 < high < 20
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+def test_entropy_does_not_see_how_many_zeros_a_relu_leaves(share: float) -> None:
+    """Their bin would outweigh all others: the range would end below half of what the other values need."""
+    positive = np.array_split(np.abs(np.random.default_rng(0).standard_normal(120_000)), 100)
+    zeros = np.zeros(round(len(positive[0]) * share / (1 - share)))
+    without, among = seen(*positive), seen(*(np.concatenate([batch, zeros]) for batch in positive))
+    assert among.counts.sum() == pytest.approx(without.counts.sum() / (1 - share), rel=1e-3)
+    assert find_range(among, "entropy") == find_range(without, "entropy")
+    assert find_range(among, "entropy")[1] > 4
+
+
 def test_the_histogram_widens_without_losing_counts() -> None:
     values = seen(NORMAL, NORMAL * 100)
     assert values.counts.sum() == pytest.approx(2 * len(NORMAL))

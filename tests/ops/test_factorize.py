@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.ops.factorize.apply import apply
-from compresskit.ops.factorize.candidates import break_even, find
+from compresskit.ops.factorize.candidates import FactorizeSettings, break_even, find
 from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.cp import Cp
 from compresskit.ops.factorize.metric import Metric
 from compresskit.ops.factorize.output_gradients import output_gradients
-from compresskit.ops.factorize.plan import ALGORITHMS, How, Seen, plan
+from compresskit.ops.factorize.plan import ALGORITHMS, plan
 from compresskit.ops.factorize.replay import merge
 from compresskit.ops.factorize.spectrum import effective_rank, spectrum
 from compresskit.ops.factorize.svd import Svd
 from compresskit.ops.quantize.sensitivity import distances
+from compresskit.ops.shrinking import CalibrationData
 from compresskit.stage import silent
 
 
@@ -157,10 +158,10 @@ class Net(nn.Module):
         return self.last(torch.tanh(self.loud(x)) + 0.01 * torch.tanh(self.quiet(x)))
 
 
-def seen(count: int = 256) -> Seen:
+def seen(count: int = 256) -> CalibrationData:
     x = torch.randn(count, 32, generator=torch.Generator().manual_seed(3)) * torch.logspace(0, -1, 32)
     batches = [{"x": part} for part in x.split(count // 16)]
-    return Seen({"x": x[:1]}, batches, lambda module, batch: module(batch["x"]))
+    return CalibrationData({"x": x[:1]}, batches, lambda module, batch: module(batch["x"]))
 
 
 def test_gradients_tell_what_an_error_does_to_the_output() -> None:
@@ -179,7 +180,7 @@ def test_gradients_tell_what_an_error_does_to_the_output() -> None:
 
 def test_a_budget_takes_from_the_layer_that_matters_least() -> None:
     net, data = Net().eval(), seen()
-    made = plan(net, data, How(multiple=4), silent)
+    made = plan(net, data, FactorizeSettings(multiple=4), silent)
     choice = made.within(0.7, "params")
     assert made.share_of(choice, "params") <= 0.7
     assert choice["quiet"].ranks < choice["loud"].ranks if "loud" in choice else "quiet" in choice
@@ -191,14 +192,14 @@ def test_a_budget_takes_from_the_layer_that_matters_least() -> None:
 
 def test_a_refit_brings_the_output_nearer() -> None:
     data = seen(8192)
-    made = plan(net := Net().eval(), data, How(weighting="inputs", multiple=4), silent)
+    made = plan(net := Net().eval(), data, FactorizeSettings(weighting="inputs", multiple=4), silent)
     facts = apply(net, made, made.within(0.5, "params"), data, silent)
     assert facts["after"] <= facts["before"]
     assert facts["kept"] == "fitted"
 
 
 def test_a_target_out_of_reach_says_what_is_within() -> None:
-    made = plan(Net().eval(), seen(), How(multiple=8), silent)
+    made = plan(Net().eval(), seen(), FactorizeSettings(multiple=8), silent)
     least = made.least("params")
     with pytest.raises(UsageError, match=r"--budget 0\.01 can't be met: with the smallest ranks 0\.\d+") as caught:
         made.within(0.01, "params")
@@ -208,19 +209,25 @@ def test_a_target_out_of_reach_says_what_is_within() -> None:
 
 def test_only_ranks_below_break_even_are_options() -> None:
     data = seen()
-    found = find(Net().eval(), data.run, ["svd"], 4)
+    found = find(Net().eval(), data.run, FactorizeSettings(["svd"], multiple=4))
     assert [c.name for c in found.candidates] == ["loud", "quiet", "last"]
     for c in found.candidates:
         even = break_even(*c.layer.weight.shape)
         assert [o.ranks[0] for o in c.options] == [r for r in range(4, 49, 4) if r < even]
         assert all(o.params == r * sum(c.layer.weight.shape) for o in c.options for r in o.ranks)
-    assert find(Net().eval(), data.run, ["svd"], 8).skipped["last"].startswith("too small: no rank")
+    assert (
+        find(Net().eval(), data.run, FactorizeSettings(["svd"], multiple=8))
+        .skipped["last"]
+        .startswith("too small: no rank")
+    )
 
 
 def test_a_strided_tucker_that_multiplies_more_is_no_option() -> None:
     layer = nn.Conv2d(32, 32, 3, stride=2, padding=1)
     x = torch.randn(1, 32, 8, 8)
-    whole = find(nn.Sequential(layer, nn.Flatten()), lambda m: m(x), ["tucker"], 1).candidates[0]
+    whole = find(
+        nn.Sequential(layer, nn.Flatten()), lambda m: m(x), FactorizeSettings(["tucker"], multiple=1)
+    ).candidates[0]
     assert all(o.macs < whole.macs and o.params < whole.params for o in whole.options)
     # A 1×1 in front works at four times as many places.
     narrow = Factorized(layer, "tucker", (24, 32))
@@ -251,7 +258,7 @@ class Odd(nn.Module):
 
 
 def test_what_cannot_be_factorized_is_listed_with_the_reason() -> None:
-    found = find(Odd().eval(), lambda m: m(torch.arange(6).reshape(1, 6)), ["svd"], 4)
+    found = find(Odd().eval(), lambda m: m(torch.arange(6).reshape(1, 6)), FactorizeSettings(["svd"], multiple=4))
     assert [c.name for c in found.candidates] == ["plain", "point"]
     reasons = {
         "embed": "an embedding",
@@ -270,7 +277,7 @@ def test_what_cannot_be_factorized_is_listed_with_the_reason() -> None:
 def test_each_method_names_the_layers_that_are_of_another_kind() -> None:
     net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 32))
     x = torch.randn(1, 8, 4, 4)
-    linear, convs = (find(net, lambda m: m(x), [kind], 2) for kind in ("svd", "tucker"))  # type: ignore[list-item]
+    linear, convs = (find(net, lambda m: m(x), FactorizeSettings([kind], multiple=2)) for kind in ("svd", "tucker"))  # type: ignore[list-item]
     assert "--method tucker or spatial" in linear.skipped["0"]
     assert [c.name for c in linear.candidates] == ["2"]
     assert "--method svd" in convs.skipped["2"]
@@ -279,12 +286,12 @@ def test_each_method_names_the_layers_that_are_of_another_kind() -> None:
 
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(InputError, match="no Linear layer and no convolution"):
-        find(nn.Sequential(nn.LayerNorm(4)), lambda m: m(torch.randn(1, 4)), ["svd"], 4)
+        find(nn.Sequential(nn.LayerNorm(4)), lambda m: m(torch.randn(1, 4)), FactorizeSettings(["svd"], multiple=4))
 
 
 def test_a_rank_above_the_matrix_names_the_layer() -> None:
     with pytest.raises(UsageError, match=r"--rank 40 is above the rank of 'loud', whose matrix has 32"):
-        find(Net().eval(), seen().run, ["svd"], 8, rank=40)
+        find(Net().eval(), seen().run, FactorizeSettings(["svd"], multiple=8, rank=40))
 
 
 def test_what_is_not_factorized_cannot_be_merged() -> None:
@@ -309,7 +316,7 @@ def test_the_spectrum_of_known_matrices() -> None:
 
 def test_a_transposed_convolution_is_counted_by_its_input() -> None:
     module = nn.Sequential(nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.Conv2d(32, 32, 1))
-    found = find(module, lambda m: m(torch.zeros(1, 32, 8, 8)), ("svd",), 8, (), (), None)
+    found = find(module, lambda m: m(torch.zeros(1, 32, 8, 8)), FactorizeSettings(("svd",)))
     assert found.total["macs"] == 32 * 32 * 16 * 64 + 32 * 32 * 256
 
 
@@ -320,7 +327,7 @@ def test_what_rounding_leaves_says_nothing_of_other_ranks() -> None:
         layer.weight[20:] = 0
     module = nn.Sequential(layer, nn.Linear(64, 8))
     batches = [{"input": torch.randn(64, 64)}]
-    seen = Seen(batches[0], batches, lambda m, b: m(b["input"]))
-    made = plan(module, seen, How(("svd",), multiple=4), silent)
+    seen = CalibrationData(batches[0], batches, lambda m, b: m(b["input"]))
+    made = plan(module, seen, FactorizeSettings(("svd",), multiple=4), silent)
     lost = [made.lost["0"][o] for o in sorted(made.lost["0"], key=lambda o: o.ranks)]
     assert lost == sorted(lost, reverse=True) and lost[0] < 2 and lost[-1] < 1e-6

@@ -17,19 +17,22 @@ from compresskit.ops.prune.allocate import by_share, widths_of
 from compresskit.ops.prune.graph import Group, Member
 from compresskit.ops.prune.rewrite import rewrite_shortcuts
 from compresskit.ops.prune.score import Criterion
-from compresskit.ops.prune.structured import How, Plan, Ranking, Seen, amounts, apply, plan
+from compresskit.ops.prune.structured import PrunePlan, PruneSettings, Ranking, amounts, apply, plan
+from compresskit.ops.shrinking import CalibrationData
 from compresskit.stage import silent
 
 
-def seen(count: int = 64) -> Seen:
+def seen(count: int = 64) -> CalibrationData:
     batches = [{"x": images(32, seed)} for seed in range(count // 32)]
     labels = [torch.arange(32) % 5 for _ in batches]
-    return Seen({"x": images(2)}, batches, labels, lambda module, batch: module(batch["x"]), scores=True)
+    return CalibrationData({"x": images(2)}, batches, lambda module, batch: module(batch["x"]), True, labels)
 
 
-def pruned(net: nn.Module, target: float, how: How, on: Seen) -> tuple[nn.Module, Plan, dict[str, Any]]:
+def pruned(
+    net: nn.Module, target: float, settings: PruneSettings, on: CalibrationData
+) -> tuple[nn.Module, PrunePlan, dict[str, Any]]:
     base = amounts(net, on)
-    found = plan(net, on, how, silent)
+    found = plan(net, on, settings, silent)
     kept, _ = found.at(target, found.cost("macs", base, on.example))
     return net, found, apply(net, found, kept, on, silent)
 
@@ -43,7 +46,7 @@ def test_every_criterion_meets_the_target(criterion: Criterion, ranking: Ranking
     before = sum(count_macs(net, on.example).values())
     if criterion == "bn-scale":  # the stem has no normalization of its own, its group has
         net.stem.bias = None
-    small, found, _ = pruned(net, 0.6, How(criterion, ranking), on)
+    small, found, _ = pruned(net, 0.6, PruneSettings(criterion, ranking), on)
     share = sum(count_macs(small, on.example).values()) / before
     assert 0.3 < share <= 0.6
     widths = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
@@ -57,7 +60,7 @@ def test_what_is_reckoned_is_what_comes_out() -> None:
         net = made(kind)
         on = seen(32)
         base = amounts(net, on)
-        found = plan(net, on, How(multiple=1, ranking="global", criterion="l2", refit=False), silent)
+        found = plan(net, on, PruneSettings(multiple=1, ranking="global", criterion="l2", refit=False), silent)
         for unit in ("macs", "params"):
             cost = found.cost(unit, base, on.example)
             kept, share = found.at(0.5, cost)
@@ -72,8 +75,8 @@ def test_the_refit_brings_the_output_back() -> None:
     on = seen(128)
     original = copy.deepcopy(net)
     with torch.no_grad():
-        plain, *_ = pruned(copy.deepcopy(net), 0.5, How(refit=False), on)
-        fitted, _, facts = pruned(net, 0.5, How(), on)
+        plain, *_ = pruned(copy.deepcopy(net), 0.5, PruneSettings(refit=False), on)
+        fitted, _, facts = pruned(net, 0.5, PruneSettings(), on)
         fresh = images(64, seed=99)
         errors = [(m(fresh) - original(fresh)).square().mean() for m in (plain, fitted)]
     assert errors[1] < 0.5 * errors[0]
@@ -90,8 +93,8 @@ def test_what_is_redundant_goes_for_free() -> None:
         second.weight.normal_()
     on = seen(128)
     before = net(images(64, seed=99))
-    how = How(include=["layers.0"])
-    found = plan(net, on, how, silent)
+    settings = PruneSettings(include=["layers.0"])
+    found = plan(net, on, settings, silent)
     kept = {"layers.0": found.ranked[0].kept(16)}
     assert sorted(k % 16 for k in kept["layers.0"]) == list(range(16))
     apply(net, found, kept, on, silent)
@@ -101,7 +104,7 @@ def test_what_is_redundant_goes_for_free() -> None:
 def test_the_same_seed_gives_the_same_model() -> None:
     states = []
     for _ in range(2):
-        small, *_ = pruned(made(Plain), 0.5, How(seed=3), seen(64))
+        small, *_ = pruned(made(Plain), 0.5, PruneSettings(seed=3), seen(64))
         states.append(small.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
 
@@ -135,7 +138,7 @@ def test_shares_are_rounded_up() -> None:
 def test_an_unreachable_target_says_what_can_be_reached() -> None:
     net = made(Residual)
     on = seen(32)
-    found = plan(net, on, How(), silent)
+    found = plan(net, on, PruneSettings(), silent)
     with pytest.raises(UsageError, match=r"0\.01 can't be met: with the narrowest widths 0\.\d+ is left") as error:
         found.at(0.01, found.cost("macs", amounts(net, on), on.example))
     reachable = float(error.value.hint.split()[1])
@@ -145,22 +148,22 @@ def test_an_unreachable_target_says_what_can_be_reached() -> None:
 def test_globs() -> None:
     on = seen(32)
     net = made(Plain)
-    found = plan(net, on, How(include=["conv*"], exclude=["conv2"]), silent)
+    found = plan(net, on, PruneSettings(include=["conv*"], exclude=["conv2"]), silent)
     assert [g.name for g in found.groups] == ["conv1"]
     assert found.skipped["conv2"] == "excluded"
     assert found.skipped["up"] == "not included"
     assert found.skipped["conv3"].startswith("its 8 channels are too few")
     with pytest.raises(UsageError, match="no layer matches 'none'"):
-        plan(net, on, How(exclude=["none"]), silent)
+        plan(net, on, PruneSettings(exclude=["none"]), silent)
     with pytest.raises(InputError, match="no channels of this model can be cut"):
-        plan(net, on, How(include=["head"]), silent)
+        plan(net, on, PruneSettings(include=["head"]), silent)
 
 
 def test_ranking_by_data_needs_data() -> None:
-    none = Seen({"x": images(2)}, (), None, lambda module, batch: module(batch["x"]))
+    none = CalibrationData({"x": images(2)}, (), lambda module, batch: module(batch["x"]))
     with pytest.raises(UsageError, match="ranked by data"):
-        plan(made(Plain), none, How(), silent)
-    found = plan(made(Plain), none, How("l2", "isomorphic"), silent)
+        plan(made(Plain), none, PruneSettings(), silent)
+    found = plan(made(Plain), none, PruneSettings("l2", "isomorphic"), silent)
     assert [g.name for g in found.groups] == ["conv1", "conv2", "up"]
 
 
@@ -174,7 +177,7 @@ def test_a_model_without_channels_to_cut() -> None:
             return self.head(x[:, :, :4, :4].flatten(1))
 
     with pytest.raises(InputError, match="it gives the model's output"):
-        plan(made(Single), seen(32), How(), silent)
+        plan(made(Single), seen(32), PruneSettings(), silent)
 
 
 def test_a_model_without_conv1d_needs_no_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

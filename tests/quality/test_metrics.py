@@ -10,7 +10,7 @@ import pytest
 from compresskit.data import Batch
 from compresskit.errors import InputError, UsageError
 from compresskit.model import InputSpec
-from compresskit.quality import NonFiniteOutput, evaluate, intervals, open_metric, paired, pick
+from compresskit.quality import NonFiniteOutput, evaluate, open_metric, paired, pick
 from compresskit.quality.embedding import average_ranks, pool, rank_correlation
 from compresskit.quality.evaluate import score
 from compresskit.quality.language import sequence_loss
@@ -301,11 +301,6 @@ def test_missing_input_is_named():
 def test_pick(kind, labelled, outputs, task, expected):
     found = pick(Data({"x": np.ones((2, 2))}, np.ones(2) if labelled else None, kind), outputs, task)
     assert (found and found.name) == expected
-
-
-@pytest.mark.parametrize(("n", "exact"), [(5, 2.7764), (10, 2.2622), (31, 2.0423), (1000, 1.9623)])
-def test_student_quantile(n, exact):
-    assert intervals.t_quantile(n - 1) == pytest.approx(exact, rel=3e-3)
 
 
 def simulate(metric, draw, truth, trials=300):

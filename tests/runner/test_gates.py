@@ -54,6 +54,9 @@ def test_the_size_gate(size: int, limit: str | None, passed: bool) -> None:
         ((0.5, 0.45, 0.55), None, False),
         ((0.95, 0.5, 1.8), None, None),
         ((1.3, 1.22, 1.4), 1.2, True),
+        ((1.3, 1.2, 1.4), 1.2, True),
+        ((1.2, 1.2, 1.2), 1.2, True),
+        ((1.1, 1.0, 1.2), 1.2, None),
         ((1.3, 1.1, 1.5), 1.2, None),
         ((1.0, 0.9, 1.1), 1.2, False),
     ],
@@ -61,6 +64,30 @@ def test_the_size_gate(size: int, limit: str | None, passed: bool) -> None:
 def test_the_speed_gate(measured: tuple[float, float, float], limit: float | None, passed: bool | None) -> None:
     found = gates([entry("a", 100), entry("b", 50)], None, [speedup(*measured)], Limits(min_speedup=limit))
     assert only(found, "speed").passed is passed
+
+
+@pytest.mark.parametrize(
+    ("size", "limit", "passed"),
+    [(80, "80B", True), (81, "80B", False), (1001, None, True), (1002, None, False)],
+)
+def test_a_size_that_equals_what_is_allowed_passes(size: int, limit: str | None, passed: bool) -> None:
+    found = gates([entry("a", 1000), entry("b", size)], None, [], Limits(max_size=limit))
+    assert only(found, "size").passed is passed
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(), {"size": False, "speed": False}),
+        (Limits(may_grow=True), {}),
+        (Limits(max_size="200B", may_grow=True), {"size": True}),
+        (Limits(min_speedup=0.4, may_grow=True), {"speed": True}),
+    ],
+)
+def test_what_may_grow_is_held_only_to_what_was_asked(limits: Limits, expected: dict[str, bool]) -> None:
+    """Fine-tuning makes nothing smaller or faster: size and speed have no gate of their own."""
+    found = gates([entry("a", 100), entry("b", 150)], None, [speedup(0.5, 0.45, 0.55)], limits)
+    assert {gate.name: gate.passed for gate in found} == expected
 
 
 def test_several_models_have_gates_of_their_own() -> None:

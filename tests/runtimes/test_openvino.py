@@ -6,12 +6,16 @@ import sys
 import numpy as np
 import onnx
 import pytest
+from int8_models import CASES, build, feeds
 from onnx import TensorProto, helper, numpy_helper
 
+from compresskit.bench import target
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.runtimes import get
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 from compresskit.runtimes.openvino import OpenVino
+from compresskit.runtimes.saturating import SaturatingOnnxRuntime
+from compresskit.runtimes.saturation import analyse
 
 if importlib.util.find_spec("openvino") is None:
     pytest.skip("openvino is not installed", allow_module_level=True)
@@ -52,10 +56,11 @@ FEEDS = {
 }
 
 
-def static_int8(path):
+def static_int8(path, largest):
+    """A convolution with quantized inputs, its weights' codes up to ``largest``, and an output in float."""
     rng = np.random.default_rng(0)
     weights = {
-        "codes": rng.integers(-127, 128, (16, 4, 3, 3), np.int8),
+        "codes": rng.integers(-largest, largest + 1, (16, 4, 3, 3), np.int8),
         "ws": rng.uniform(0.001, 0.01, 16).astype(np.float32),
         "wz": np.zeros(16, np.int8),
         "xs": np.float32(0.05),
@@ -88,11 +93,94 @@ def test_inputs_and_outputs_are_those_of_the_file(tmp_path):
     assert ours.outputs == theirs.outputs == ("y", "rows")
 
 
-def test_static_int8_agrees_within_a_step(tmp_path):
-    path = static_int8(tmp_path / "m.onnx")
-    x = {"x": np.random.default_rng(1).normal(size=(2, 4, 8, 8)).astype(np.float32)}
-    expected = OnnxRuntime(exact=True).open(path).run(x)["y"]
-    np.testing.assert_allclose(OpenVino().open(path).run(x)["y"], expected, rtol=1e-4, atol=1e-4)
+IMAGES = {"x": np.random.default_rng(1).normal(size=(2, 4, 8, 8)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("largest", [64, 127])
+def test_static_int8_agrees_within_a_step_or_is_said_to_saturate(tmp_path, largest):
+    path = static_int8(tmp_path / "m.onnx", largest)
+    expected, found = (runtime.open(path).run(IMAGES)["y"] for runtime in (OnnxRuntime(exact=True), OpenVino()))
+    agrees = np.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert agrees is not (target.here().saturates and bool(analyse(path, "openvino").risky))
+
+
+OPENED = """
+import pathlib, sys
+import numpy as np
+from compresskit.runtimes import get
+for path in map(pathlib.Path, sys.argv[1:]):
+    with np.load(path.with_suffix(".npz")) as given:
+        np.save(path.with_suffix(".npy"), get("openvino").open(path, threads=1).run(dict(given))["y"])
+"""
+ALIKE = ("conv-padded", "conv-groups", "conv-deep", "matmul", "matmul-float", "gemm")
+
+
+@pytest.fixture(scope="module")
+def without_vnni(tmp_path_factory):
+    """Opens files in a process whose OpenVINO takes the processor for one without VNNI, and gives what they compute."""
+    if target.here().name not in ("x86-vnni", "x86-avx2"):
+        pytest.skip("needs an x86 processor")
+
+    def run(*files):
+        for path, given in files:
+            np.savez(path.with_suffix(".npz"), **given)
+        paths = [path for path, _ in files]
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+        subprocess.run([sys.executable, "-c", OPENED, *map(str, paths)], env=environment, check=True)
+        return [np.load(path.with_suffix(".npy")) for path in paths]
+
+    return run
+
+
+def test_without_vnni_weights_of_7_bits_are_exact_and_others_are_clipped(tmp_path, without_vnni):
+    """Where channels are even, its neighbours are those of onnxruntime: the same bits are lost."""
+    files = {
+        (case, largest): build(tmp_path / f"{case}-{largest}.onnx", case, weight_limit=largest)
+        for case in CASES
+        for largest in (64, 127)
+    }
+    computed = without_vnni(*((path, feeds(case)) for (case, _), path in files.items()))
+    for (case, largest), found in zip(files, computed, strict=True):
+        path, step = files[case, largest], 0.25 if CASES[case][5] else 1e-4
+        clipped, exact = (SaturatingOnnxRuntime(clips=c).open(path).run(feeds(case))["y"] for c in (True, False))
+        off = np.abs(found - exact) > 1e-4
+        assert bool(analyse(path, "openvino").risky) is (largest > 64)
+        if largest > 64:
+            assert off.any(), case
+            assert case not in ALIKE or np.abs(found - clipped).max() <= 1e-4, case
+        else:  # a sum half way between two codes may be rounded to the other one
+            assert np.abs(found - exact).max() <= step and off.mean() < 0.01, case
+
+
+def test_what_saturates_in_it_alone_is_found(tmp_path, without_vnni):
+    """Convolutions that onnxruntime computes in float, since their output isn't quantized."""
+    files = [static_int8(tmp_path / f"{largest}.onnx", largest) for largest in (64, 127)]
+    for path, found in zip(files, without_vnni(*((path, IMAGES) for path in files)), strict=True):
+        expected = OnnxRuntime(exact=True).open(path).run(IMAGES)["y"]
+        risky = analyse(path, "openvino").risky
+        assert np.allclose(found, expected, rtol=1e-4, atol=1e-4) is not bool(risky)
+        assert risky.keys() == ({"codes"} if path.stem == "127" else set())
+        assert analyse(path).layers == 0
+
+
+def test_ranges_found_at_run_time_leave_its_products_in_float(tmp_path, without_vnni):
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.choice(np.int8([-127, 127]), (64, 16)), "ws": np.float32([0.01]), "wz": np.int8([0])}
+    weights["w"][:, :8] = 127
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["xq", "xs", "xz"]),
+        helper.make_node("MatMulInteger", ["xq", "w", "xz", "wz"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["real"], to=FLOAT),
+        helper.make_node("Mul", ["xs", "ws"], ["scale"]),
+        helper.make_node("Mul", ["real", "scale"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, [value("x", FLOAT, ["n", 64])], [value("y", FLOAT, None)], weights)
+    given = {"x": rng.uniform(0, 1, (4, 64)).astype(np.float32)}
+    (found,) = without_vnni((path, given))
+    exact, clipped = (SaturatingOnnxRuntime(clips=c).open(path).run(given)["y"] for c in (False, True))
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+    assert np.abs(clipped - exact).max() > 1
+    assert analyse(path).risky and not analyse(path, "openvino").layers
 
 
 def test_results_are_the_callers_own(tmp_path):

@@ -14,7 +14,7 @@ from compresskit.errors import InputError, MachineError
 from compresskit.runtimes import saturating
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 from compresskit.runtimes.saturating import SaturatingOnnxRuntime, rewrite
-from compresskit.runtimes.saturation import Product, analyse, find, fused, ordered
+from compresskit.runtimes.saturation import Product, Saturation, analyse, find, fused, ordered
 
 # What onnxruntime 1.32.0 itself gives under `qemu-x86_64 -cpu Haswell`, which has AVX2 and no VNNI: SHA-256, 16 digits.
 HASWELL = {
@@ -146,6 +146,30 @@ def test_depthwise_convolutions_do_not_saturate(tmp_path, monkeypatch):
     monkeypatch.setitem(CASES, "depthwise", ("Conv", (32, 1, 3, 3), (2, 32, 9, 9), 10, {"group": 32}, True))
     found = analyse(build(tmp_path / "m.onnx", "depthwise"))
     assert (found.layers, found.risky) == (1, {})
+
+
+@pytest.mark.parametrize(("groups", "risky"), [(1, 1), (2, 2)])
+def test_transposed_convolutions_are_integers_in_openvino_alone(tmp_path, groups, risky):
+    """Its neighbours are input channels of one group, in pairs from the group's first."""
+    path = build(tmp_path / "m.onnx", "conv-padded")
+    model = onnx.load(path)
+    codes = np.ones((6, 3, 2, 2), np.int8)
+    codes[1:3, 2, 0, 1] = 127  # neighbours never
+    codes[4:, 1, 1, 0] = -127  # where there is one group
+    codes[3:5, 0, 0] = 127  # where there are two, at both positions
+    for tensor, array in (("w", codes), ("ws", np.ones(3, np.float32)), ("wz", np.zeros(3, np.int8))):
+        index = next(i for i, t in enumerate(model.graph.initializer) if t.name == tensor)
+        model.graph.initializer[index].CopyFrom(numpy_helper.from_array(array, tensor))
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    weights = next(node for node in model.graph.node if node.output[0] == "wd")
+    weights.attribute[0].i = 1
+    node.op_type = "ConvTranspose"
+    del node.attribute[:]
+    node.attribute.append(onnx.helper.make_attribute("group", groups))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 6
+    onnx.save(model, path)
+    assert analyse(path) == Saturation(0, {})
+    assert analyse(path, "openvino") == Saturation(1, {"w": risky})
 
 
 def test_what_is_found_is_every_pair_that_leaves_16_bits(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from ending import with_us
 from onnx import TensorProto, helper, numpy_helper
 
 COLUMNS = 8
@@ -55,7 +56,7 @@ class Server:
 
     def __init__(self, model: Path, *options: object) -> None:
         words = [sys.executable, "-m", "compresskit", "serve", str(model), "--port", "0", *map(str, options)]
-        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([*with_us(), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
         if not self.line:

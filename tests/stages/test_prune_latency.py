@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from compresskit.errors import UsageError
 from compresskit.model import InputSpec
 from compresskit.ops.prune.cut import cut
-from compresskit.ops.prune.structured import How, Seen, amounts, plan
+from compresskit.ops.prune.structured import PruneSettings, amounts, plan
+from compresskit.ops.shrinking import CalibrationData
 from compresskit.stage import Context, silent
 from compresskit.stages import shared_latency
 
@@ -32,9 +33,9 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: float) -> li
     """What was timed, where the time is a fifth of the original's and the rest goes with the MACs."""
     torch.manual_seed(0)
     net = Net().eval()
-    seen = Seen({"x": torch.randn(2, 16)}, (), None, lambda module, batch: module(batch["x"]))
+    seen = CalibrationData({"x": torch.randn(2, 16)}, (), lambda module, batch: module(batch["x"]))
     base = amounts(net, seen)
-    made = plan(net, seen, How("l2", "uniform"), silent)
+    made = plan(net, seen, PruneSettings("l2", "uniform"), silent)
     cost = made.cost("macs", base, seen.example)
 
     def build(kept: dict[str, list[int]]) -> nn.Module:

@@ -55,7 +55,7 @@ def test_it_is_frozen_and_knows_its_options(method: type[Stage]) -> None:
 
 
 def test_its_command_has_each_option_once(method: type[Stage]) -> None:
-    command = stage_command(method.stage, ["--method", method.method])
+    command = stage_command(method.kind.name, ["--method", method.method])
     names = list(inspect.signature(command).parameters)
     assert len(names) == len(set(names))
     assert set(method.model_fields) <= set(names)

@@ -1,11 +1,6 @@
-"""The commands by name; those that are not stages have a file here each."""
+"""The commands that are not stages, by name: each has a file here. Those of stages are their kinds'."""
 
 COMMANDS = {
-    "prune": "Take out of a model what it can do without: channels, blocks or single weights.",
-    "factorize": "Write layers as products of smaller ones: matrices of low rank, smaller convolutions.",
-    "quantize": "Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
-    "distill": "Train MODEL, the student, to say what a teacher says, with labels or without.",
-    "lora": "Train small adapters beside a model's weights, and merge, list or combine them.",
     "run": "Run a recipe: its steps one after the other, with a verdict on the whole.",
     "verify": "Repeat the run that made a bundle, and compare the bytes.",
     "cache": "Show or clear what is kept of finished steps.",

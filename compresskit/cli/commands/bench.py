@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.cli.option_groups import Earlier, Reading, Showing, grouped
 
 Rounds = Annotated[
     int | None, typer.Option("--rounds", min=1, help="Turns of each model in a process.", show_default=False)
@@ -61,6 +62,7 @@ NoLimits = Annotated[
 ]
 
 
+@grouped
 def command(
     models: shared.ModelArgs,
     batch: Batches = "1",
@@ -70,21 +72,14 @@ def command(
     profile: Profile = False,
     no_limits: NoLimits = False,
     min_speedup: shared.MinSpeedup = None,
-    baseline: shared.Baseline = None,
-    max_growth: shared.MaxGrowth = None,
-    allow_other_machine: shared.AllowOtherMachine = False,
-    arch: shared.Arch = None,
-    arch_args: shared.ArchArgs = None,
-    input_shape: shared.InputShape = None,
-    allow_nonfinite: shared.AllowNonfinite = False,
+    *,
+    earlier: Earlier,
+    reading: Reading,
     runtime: Runtimes = ["onnxruntime"],  # noqa: B006 - typer copies it
     device: shared.Device = "cpu",
     threads: ManyThreads = "0",
     seed: shared.Seed = 0,
-    json: shared.Json = None,
-    html: shared.Html = None,
-    markdown: shared.Markdown = False,
-    quiet: shared.Quiet = False,
+    showing: Showing,
 ) -> None:
     """Measure latency, throughput and memory of models against each other.
 
@@ -96,18 +91,19 @@ def command(
     over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C or SIGTERM ends it with the
     figures so far, and exit code 130 or 143.
     """
-    from compresskit.cli.comparing import Earlier, compare_models
+    from compresskit.bench.sweep import points
+    from compresskit.cli.comparing import compare_models
     from compresskit.cli.inputs import parse_counts
+    from compresskit.recipe.limits import Limits
+    from compresskit.runner.compare import Comparison
+    from compresskit.runner.judging import Measuring
+    from compresskit.runner.timing import Timing
 
     batches, tokens = parse_counts("--batch", batch), parse_counts("--sequence", sequence)
     counts = parse_counts("--threads", threads, least=0)
-
-    code = compare_models(
-        models, sequence=tokens, arch=arch, arch_args=arch_args, input_shape=input_shape,
-        allow_nonfinite=allow_nonfinite, runtimes=runtime, device=device, threads=counts, seed=seed, json=json,
-        html=html, markdown=markdown, quiet=quiet, judged=False, evaluated=False, batch=batches, rounds=rounds,
-        processes=processes,
-        roofline=not no_limits, profiled=profile, limits=(None, None, min_speedup),
-        earlier=Earlier(baseline, max_growth, allow_other_machine),
-    )  # fmt: skip
-    raise typer.Exit(code)
+    measuring = Measuring(
+        limits=Limits(min_speedup=min_speedup), sequence=tokens[0], threads=counts[0], device=device, seed=seed
+    )
+    timing = Timing(points(batches, counts, tokens), rounds, processes, roofline=not no_limits, profiled=profile)
+    how = Comparison(judged=min_speedup is not None, evaluated=False, runtimes=runtime, timing=timing)
+    raise typer.Exit(compare_models(models, measuring, how, reading=reading, showing=showing, earlier=earlier))

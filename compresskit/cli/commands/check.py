@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.cli.option_groups import Bounds, Earlier, grouped
 
 
 class Format(str, Enum):
@@ -21,10 +22,6 @@ class Format(str, Enum):
     markdown = "markdown"
 
 
-ReportArg = Annotated[
-    Path,
-    typer.Argument(metavar="REPORT", help="A report.json, a bundle that holds one, or - (stdin).", show_default=False),
-]
 FormatName = Annotated[
     Format,
     typer.Option("--format", help="For people, programs, or a CI service.", rich_help_panel="Output"),
@@ -42,14 +39,11 @@ OutputFile = Annotated[
 ]
 
 
+@grouped
 def command(
-    report: ReportArg,
-    max_drop: shared.MaxDrop = None,
-    max_size: shared.MaxSize = None,
-    min_speedup: shared.MinSpeedup = None,
-    baseline: shared.Baseline = None,
-    max_growth: shared.MaxGrowth = None,
-    allow_other_machine: shared.AllowOtherMachine = False,
+    report: shared.ReportArg,
+    bounds: Bounds,
+    earlier: Earlier,
     format: FormatName = Format.text,
     output: OutputFile = None,
     quiet: shared.Quiet = False,
@@ -62,22 +56,18 @@ def command(
     from compresskit.cli.checking import show
     from compresskit.cli.console import check_json
     from compresskit.errors import UsageError
-    from compresskit.recipe.limits import Limits
     from compresskit.runner.check import check, open_report
 
-    if baseline is None and (max_growth is not None or allow_other_machine):
-        option = "--max-growth" if max_growth is not None else "--allow-other-machine"
-        raise UsageError(f"{option} is about a baseline", "give --baseline REPORT")
-    if str(report) == str(baseline) == "-":
+    earlier.check()
+    if str(report) == str(earlier.baseline) == "-":
         raise UsageError("the report and the baseline can't both come from stdin", "give a file for one of them")
     output = None if str(output) == "-" else output
     if output is not None:
-        files = [path for path in (report, baseline) if path is not None and not path.is_dir()]
+        files = [path for path in (report, earlier.baseline) if path is not None and not path.is_dir()]
         check_json(str(output), files, option="--output")
-    limits = Limits(max_drop, max_size, min_speedup)
     found = check(
-        open_report(report), limits, baseline=open_report(baseline) if baseline is not None else None,
-        max_growth=max_growth, allow_other_machine=allow_other_machine,
+        open_report(report), bounds.limits(), baseline=earlier.open(), max_growth=earlier.max_growth,
+        allow_other_machine=earlier.allow_other_machine,
     )  # fmt: skip
     show(found, format.value, output, quiet=quiet)
     raise typer.Exit(int(found.exit_code()))

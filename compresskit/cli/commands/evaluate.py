@@ -5,28 +5,11 @@ from __future__ import annotations
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.cli.option_groups import Engine, Evaluating, Reading, Showing, grouped
 
 
-def command(
-    model: shared.ModelArg,
-    data: shared.MeasureData = None,
-    normalize: shared.Normalize = None,
-    sequence: shared.Sequence = 128,
-    metric: shared.MetricName = None,
-    arch: shared.Arch = None,
-    arch_args: shared.ArchArgs = None,
-    input_shape: shared.InputShape = None,
-    allow_nonfinite: shared.AllowNonfinite = False,
-    runtime: shared.RuntimeName = "onnxruntime",
-    target: shared.Target = None,
-    device: shared.Device = "cpu",
-    threads: shared.Threads = 0,
-    seed: shared.Seed = 0,
-    json: shared.Json = None,
-    html: shared.Html = None,
-    markdown: shared.Markdown = False,
-    quiet: shared.Quiet = False,
-) -> None:
+@grouped
+def command(model: shared.ModelArg, evaluating: Evaluating, reading: Reading, engine: Engine, showing: Showing) -> None:
     """Measure the quality of a model on data.
 
     Accuracy for labelled samples, perplexity for a causal language model, Spearman correlation of embeddings for scored
@@ -35,12 +18,12 @@ def command(
     """
     from compresskit.cli.comparing import compare_models
     from compresskit.errors import UsageError
+    from compresskit.runner.compare import Comparison
 
-    if data is None:
+    if evaluating.data is None:
         raise UsageError("evaluate needs --data", "for example --data test.npz with arrays x and y")
     code = compare_models(
-        [model], data=data, normalize=normalize, sequence=[sequence], metric=metric, arch=arch, arch_args=arch_args,
-        input_shape=input_shape, allow_nonfinite=allow_nonfinite, runtimes=[runtime], target=target, device=device,
-        threads=[threads], seed=seed, json=json, html=html, markdown=markdown, quiet=quiet, bench=False, judged=False,
+        [model], engine.measuring(evaluating, bench=False), Comparison(judged=False, runtimes=[engine.runtime]),
+        reading=reading, showing=showing, evaluating=evaluating,
     )  # fmt: skip
     raise typer.Exit(code)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.cli.option_groups import Reading, grouped
 
 Target = Annotated[
     Path | None,
@@ -17,13 +18,12 @@ Target = Annotated[
 ]
 
 
+@grouped
 def command(
     model: shared.ModelArg,
     output: Target = None,
-    arch: shared.Arch = None,
-    arch_args: shared.ArchArgs = None,
-    input_shape: shared.InputShape = None,
-    allow_nonfinite: shared.AllowNonfinite = False,
+    *,
+    reading: Reading,
     data: shared.MeasureData = None,
     seed: shared.Seed = 0,
     json: shared.Json = None,
@@ -37,19 +37,19 @@ def command(
     among them, in several batch sizes. Batch and sequence axes may vary. Exit code 1 when it doesn't.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
-    from compresskit.cli.inputs import command_line, load_model, load_options
+    from compresskit.cli.inputs import command_line, load_model
     from compresskit.errors import UsageError
     from compresskit.runner.exporting import export
     from compresskit.runner.sources import opener
 
     target = output or Path(f"{model.resolve().stem}.onnx")
-    inputs = (model, data, arch)
+    inputs = (model, data, reading.arch)
     if target.suffix != ".onnx":
         raise UsageError(f"--output {target}: expected a file that ends in .onnx")
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
     check_html(html, inputs, target)
-    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
+    loaded = load_model(model, reading.load_options())
     source = opener(loaded, None, 128, paths=[data])(data)
     with progressing(quiet) as progress:
         report = export(loaded, target, data=source, seed=seed, force=force, command=command_line(), progress=progress)

@@ -9,10 +9,6 @@ import typer
 
 from compresskit.cli import options as shared
 
-ReportArg = Annotated[
-    Path,
-    typer.Argument(metavar="REPORT", help="A report.json, a bundle that holds one, or - (stdin).", show_default=False),
-]
 Page = Annotated[
     Path | None,
     typer.Option(
@@ -26,7 +22,7 @@ Page = Annotated[
 ]
 
 
-def command(report: ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
+def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
     """Draw a report as one HTML page with pictures, which needs no network.
 
     Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.

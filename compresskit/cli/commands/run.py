@@ -58,6 +58,7 @@ def command(
     where it was when it is started again, to the same bytes. Options given here win over the recipe's values.
     """
     from compresskit.cli.inputs import parse_args, parse_shape
+    from compresskit.cli.option_groups import Showing
     from compresskit.cli.recipes import Running, run_all, show_plan
     from compresskit.errors import UsageError
     from compresskit.recipe.reading import read_recipe
@@ -85,5 +86,5 @@ def command(
     if dry_run:
         show_plan(points)
         return
-    running = Running(kept, not no_bench, json, markdown, quiet, force, html, not no_html)
+    running = Running(kept, not no_bench, Showing(json, html, markdown, quiet), force, pages=not no_html)
     raise typer.Exit(run_all(points, output, running))

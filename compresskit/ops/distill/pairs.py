@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.ops.calibration.trace import chain, trace
+from compresskit.ops.globs import matches
 
 Pairs = list[tuple[str, str]]
 
@@ -83,7 +83,7 @@ def named_pairs(patterns: Sequence[str], student: nn.Module, teacher: nn.Module)
 
 def _matching(pattern: str, module: nn.Module, whose: str) -> list[str]:
     known = [name for name, _ in module.named_modules() if name]
-    found = [name for name in known if fnmatchcase(name, pattern)]
+    found = [name for name in known if matches(name, (pattern,))]
     if not found:
         raise UsageError(f"--layer-pairs: no layer of the {whose} matches '{pattern}'", f"it has {listing(known, 6)}")
     return found

@@ -12,7 +12,8 @@ from compresskit.errors import CompressKitError
 from compresskit.ops.macs import count_macs
 from compresskit.ops.prune.cost import Cost
 from compresskit.ops.prune.rewrite import conv1d_to_linear, rewrite_shortcuts
-from compresskit.ops.prune.structured import How, Plan, Seen, plan
+from compresskit.ops.prune.structured import PrunePlan, PruneSettings, plan
+from compresskit.ops.shrinking import CalibrationData
 from compresskit.stage import silent
 
 LIMIT_S = 20.0
@@ -56,12 +57,12 @@ class Prunable:
         }
 
 
-def prunable(module: nn.Module, seen: Seen, *, limit_s: float = LIMIT_S) -> Prunable | str:
+def prunable(module: nn.Module, data: CalibrationData, *, limit_s: float = LIMIT_S) -> Prunable | str:
     """What structured pruning could touch, or why that isn't known.
 
     Args:
         module: In eval mode; a copy of it is tried.
-        seen: With an example to run it on; no data are needed.
+        data: With an example to run it on; no data are needed.
         limit_s: Longest time to find out which channels hang together, seconds.
     """
     if sum(p.numel() for p in module.parameters()) > _LARGEST:
@@ -69,17 +70,17 @@ def prunable(module: nn.Module, seen: Seen, *, limit_s: float = LIMIT_S) -> Prun
     try:
         work = copy.deepcopy(module).eval()
         conv1d_to_linear(work)
-        rewrite_shortcuts(work, seen.run)
-        found = plan(work, seen, How("l2", "isomorphic", limit_s=limit_s), silent)
-        return _shares(work, found, seen)
+        rewrite_shortcuts(work, data.run)
+        found = plan(work, data, PruneSettings("l2", "isomorphic", limit_s=limit_s), silent)
+        return _shares(work, found, data)
     except CompressKitError as error:
         return error.message
     except Exception as error:  # the user's module, copied and run on an example that was made up
         return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _shares(module: nn.Module, found: Plan, seen: Seen) -> Prunable:
-    macs = count_macs(module, seen.example)
+def _shares(module: nn.Module, found: PrunePlan, data: CalibrationData) -> Prunable:
+    macs = count_macs(module, data.example)
     members = {m.layer for group in found.groups for m in group.members}
     own = {name: sum(p.numel() for p in module.get_submodule(name).parameters(recurse=False)) for name in members}
     costs = {unit: Cost(module, found.groups, counted) for unit, counted in (("params", None), ("macs", macs))}

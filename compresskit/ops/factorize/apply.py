@@ -15,32 +15,36 @@ from compresskit.ops.calibration.gram import corrected
 from compresskit.ops.calibration.moments import Moments, collectable
 from compresskit.ops.calibration.sequential import Segment, run_sequentially
 from compresskit.ops.calibration.trace import trace
-from compresskit.ops.factorize.candidates import LEFT, TIED
+from compresskit.ops.factorize.candidates import TIED
 from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.metric import Metric
-from compresskit.ops.factorize.plan import ALGORITHMS, Choice, Plan, Progress, Seen
+from compresskit.ops.factorize.plan import ALGORITHMS, Choice, FactorizePlan, Progress
+from compresskit.ops.globs import EXCLUDED, NOT_INCLUDED
 from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.packed.modules import set_module
 from compresskit.ops.prune.least_squares import refit
+from compresskit.ops.shrinking import CalibrationData
 
 _FORWARDS = [kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)]
 
 
-def replace(module: nn.Module, chosen: Plan, choice: Choice) -> None:
+def replace(module: nn.Module, chosen: FactorizePlan, choice: Choice) -> None:
     """Put the factors of the original weights in the place of layers, in place."""
     for name, option in choice.items():
         set_module(module, name, chosen.replacement(name, option))
 
 
 @torch.no_grad()
-def apply(module: nn.Module, chosen: Plan, choice: Choice, seen: Seen, progress: Progress) -> dict[str, Any]:
+def apply(
+    module: nn.Module, chosen: FactorizePlan, choice: Choice, data: CalibrationData, progress: Progress
+) -> dict[str, Any]:
     """Replace layers of a module in place, and fit the model again where there are data.
 
     Args:
         module: The plan's module.
         chosen: The plan.
         choice: What takes the place of which layer.
-        seen: What it is run on.
+        data: What it is run on.
         progress: Called now and then.
 
     Returns:
@@ -48,27 +52,32 @@ def apply(module: nn.Module, chosen: Plan, choice: Choice, seen: Seen, progress:
         there are enough; and which was ``kept``: the factors of the original weights, fitted ones, or these with batch
         normalizations estimated anew too, whatever is nearest.
     """
-    fits = chosen.how.refit and bool(seen.batches) and bool(choice)
+    fits = chosen.settings.refit and bool(data.batches) and bool(choice)
     original = copy.deepcopy(module) if fits else module
     replace(module, chosen, choice)
     if not fits:
         return {}
-    used, held = split(seen.batches)
-    away = OutputDistance(original, held, seen.forward, scores=seen.scores)
+    used, held = split(data.batches)
+    away = OutputDistance(original, held, data.forward, scores=data.scores)
     tried = {"factors": (away(module), module)}
     settled = copy.deepcopy(module)
-    if recalibrate(settled, seen.forward, used):
+    if recalibrate(settled, data.forward, used):
         tried["recalibrated"] = (away(settled), settled)
-    fitted = fit(original, chosen, choice, seen, used, progress)
+    fitted = fit(original, chosen, choice, data, used, progress)
     tried["fitted"] = (away(fitted), fitted)
     again = copy.deepcopy(fitted)
-    if recalibrate(again, seen.forward, used):
+    if recalibrate(again, data.forward, used):
         tried["fitted, recalibrated"] = (away(again), again)
     return keep_nearest(module, tried)
 
 
 def fit(
-    original: nn.Module, chosen: Plan, choice: Choice, seen: Seen, batches: Sequence[Batch], progress: Progress
+    original: nn.Module,
+    chosen: FactorizePlan,
+    choice: Choice,
+    data: CalibrationData,
+    batches: Sequence[Batch],
+    progress: Progress,
 ) -> nn.Module:
     """A factorized copy of a model whose layers make up, from the first to the last, for what earlier ones lost.
 
@@ -77,8 +86,8 @@ def fit(
     two factors need no turns. Of three factors, and of a k×1 with a 1×k, the last is fitted once more by itself.
     """
     module = copy.deepcopy(original)
-    calls = trace(original, lambda: seen.run(original)).calls
-    fixed = {n for n, why in chosen.found.skipped.items() if why in LEFT or why.startswith(TIED)}
+    calls = trace(original, lambda: data.run(original)).calls
+    fixed = {n for n, why in chosen.found.skipped.items() if why in (EXCLUDED, NOT_INCLUDED) or why.startswith(TIED)}
     called = [n for n in dict.fromkeys(c.name for c in calls) if n and n not in fixed]
     names = [n for n in called if _plain(original.get_submodule(n))]
     done = 0
@@ -93,10 +102,10 @@ def fit(
                 done += 1
                 progress("fit the layers", done, len(names))
 
-    run_sequentially(module, batches, seen.forward, names, step, original=True)
+    run_sequentially(module, batches, data.forward, names, step, original=True)
     ends = {f"{n}.{len(module.get_submodule(n)) - 1}": n for n, o in choice.items() if o.kind in ("spatial", "cp")}  # type: ignore[arg-type]
     counts = {end: sum(c.name == name for c in calls) for end, name in ends.items()}
-    refit(module, original, {}, counts, batches, seen.forward, progress, after=ends)
+    refit(module, original, {}, counts, batches, data.forward, progress, after=ends)
     return module
 
 
@@ -106,7 +115,7 @@ def _plain(layer: nn.Module) -> bool:
     return own and collectable(layer) and type(layer).forward in _FORWARDS
 
 
-def _settle(module: nn.Module, name: str, moments: Moments, chosen: Plan, choice: Choice) -> None:
+def _settle(module: nn.Module, name: str, moments: Moments, chosen: FactorizePlan, choice: Choice) -> None:
     """Move one layer's weight and bias to the least-squares solution, and replace it if that was chosen."""
     layer: Any = module.get_submodule(name)
     weight: Tensor = layer.weight

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -19,16 +18,31 @@ from compresskit.ops.factorize.facts import Kind
 from compresskit.ops.globs import check_globs
 from compresskit.ops.macs import layer_macs
 from compresskit.ops.packed.modules import PackedLayer, set_module
+from compresskit.ops.shrinking import ShrinkSettings
 
 Unit = Literal["params", "macs"]
+Weighting = Literal["plain", "inputs", "both"]
 _MOST = 48
 """Ranks of a layer that are looked at."""
-LEFT = ("excluded", "not included")
-"""Reasons of layers that the user wants as they are."""
 TIED = "its weight is that of"
 """How the reason of a shared weight begins."""
 _GRID = 8
 """Ranks of each side of a Tucker-2."""
+
+
+@dataclass(frozen=True)
+class FactorizeSettings(ShrinkSettings):
+    """What the user asked for, apart from the target.
+
+    Attributes:
+        kinds: What may be done with a layer.
+        weighting: What counts: the weights' own squares, the layer's inputs, or these and the gradients of its outputs.
+        rank: The one rank to look at, in the place of many.
+    """
+
+    kinds: Sequence[Kind] = ("svd", "tucker", "spatial")
+    weighting: Weighting = "both"
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,76 +108,78 @@ class Found:
     shapes: dict[str, tuple[int, ...]]
 
 
-def find(
-    module: nn.Module,
-    run: Callable[[nn.Module], Any],
-    kinds: Sequence[Kind],
-    multiple: int,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    rank: int | None = None,
-) -> Found:
+def find(module: nn.Module, run: Callable[[nn.Module], Any], settings: FactorizeSettings) -> Found:
     """The layers that can be factorized, and their options.
 
     Args:
         module: In eval mode; as before afterwards.
         run: Calls a module with an example.
-        kinds: What may be done.
-        multiple: Ranks are multiples of this.
-        include: Globs of layers; empty: all.
-        exclude: Globs of layers that stay; stronger.
-        rank: The one rank to look at, in the place of many.
+        settings: What the user asked for.
 
     Raises:
-        UsageError: The model is quantized, a glob matches nothing, or ``rank`` is above a matrix's.
+        UsageError: The model is quantized, a glob matches nothing, or the rank is above a matrix's.
         InputError: The model has no Linear layer or convolution.
     """
-    if any(isinstance(layer, PackedLayer) for layer in module.modules()):
-        raise UsageError("this model is quantized: its weights are codes", "factorize first, then quantize")
-    inside = {f"{n}.{i}" for n, m in module.named_modules() if isinstance(m, Factorized) for i in range(len(m))}
-    layers: dict[str, Any] = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
-    if not layers:
-        raise InputError("this model has no Linear layer and no convolution: there is nothing to factorize")
-    check_globs(layers, (*include, *exclude))
-    seen = _calls(module, run, layers)
-    shared = _shared(module)
-    skipped = _others(module)
+    layers = _layers(module)
+    check_globs(layers, settings.globs)
+    calls = _calls(module, run, layers)
+    factors = {f"{n}.{i}" for n, m in module.named_modules() if isinstance(m, Factorized) for i in range(len(m))}
+    shared, skipped = _shared(module), _others(module)
     total: dict[Unit, int] = {"params": 0, "macs": 0}
     candidates: list[Candidate] = []
-    for name in [*(n for n in seen if n in layers), *(n for n in layers if n not in seen)]:
-        layer, shapes = layers[name], [shape for shape, _ in seen.get(name, [])]
-        here = Candidate(name, layer, layer.weight.numel(), sum(macs for _, macs in seen.get(name, [])))
+    for name in dict.fromkeys([*calls, *layers]):
+        layer, shapes = layers[name], [shape for shape, _ in calls.get(name, [])]
+        here = Candidate(name, layer, layer.weight.numel(), sum(macs for _, macs in calls.get(name, [])))
         total["params"] += here.params
         total["macs"] += here.macs
-        reason = "factorized already" if name in inside else _unfit(name, layer, bool(shapes), shared, include, exclude)
-        if not reason:
-            fitting = [kind for kind in kinds if _fits(here.layer, kind)]
-            reason = "" if fitting else _misfit(here.layer, kinds)
-            for kind in fitting:
-                _add_options(here, kind, multiple, shapes, rank)
-            most = max(here.full.values(), default=0)
-            if rank is not None and fitting and "cp" not in fitting and rank > most:
-                raise UsageError(
-                    f"--rank {rank} is above the rank of '{name}', whose matrix has {most}",
-                    f"give {most} or less, or --exclude '{name}'",
-                )
-        if not reason and not here.options:
-            reason = _no_gain(here, rank, multiple)
+        reason = "factorized already" if name in factors else _unfit(name, layer, bool(shapes), shared, settings)
+        reason = reason or _add_options(here, shapes, settings)
         if reason:
             skipped[name] = reason
         else:
             candidates.append(here)
     unread = _read_elsewhere(module, run, [c.name for c in candidates])
-    shapes_of = {name: calls[0][0] for name, calls in seen.items()}
-    return Found([c for c in candidates if c.name not in unread], skipped | unread, total, shapes_of)
+    first = {name: found[0][0] for name, found in calls.items()}
+    return Found([c for c in candidates if c.name not in unread], skipped | unread, total, first)
 
 
-def _add_options(here: Candidate, kind: Kind, multiple: int, shapes: list[tuple[int, ...]], rank: int | None) -> None:
-    full = here.full[kind] = _full(here.layer, kind)
+def _layers(module: nn.Module) -> dict[str, Any]:
+    if any(isinstance(layer, PackedLayer) for layer in module.modules()):
+        raise UsageError("this model is quantized: its weights are codes", "factorize first, then quantize")
+    layers = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
+    if not layers:
+        raise InputError("this model has no Linear layer and no convolution: there is nothing to factorize")
+    return layers
+
+
+def _add_options(here: Candidate, shapes: list[tuple[int, ...]], settings: FactorizeSettings) -> str:
+    """Fill in the ways to replace a layer; returns why there are none, else nothing.
+
+    Raises:
+        UsageError: The rank that was asked for is above the matrix's.
+    """
+    fitting = [kind for kind in settings.kinds if _fits(here.layer, kind)]
+    if not fitting:
+        return _misfit(here.layer, settings.kinds)
+    for kind in fitting:
+        _add_options_of(here, kind, shapes, settings)
+    most, rank = max(here.full.values()), settings.rank
+    if rank is not None and "cp" not in fitting and rank > most:
+        raise UsageError(
+            f"--rank {rank} is above the rank of '{here.name}', whose matrix has {most}",
+            f"give {most} or less, or --exclude '{here.name}'",
+        )
+    return "" if here.options else _no_gain(here, rank, settings.multiple)
+
+
+def _add_options_of(here: Candidate, kind: Kind, shapes: list[tuple[int, ...]], settings: FactorizeSettings) -> None:
+    full, rank = _full(here.layer, kind), settings.rank
+    here.full[kind] = full
     empty: Plain = blank(here.layer)(bias=here.layer.bias is not None, device="meta")
     if rank is not None and rank > full and kind != "cp":
         return
-    for ranks in _ladder(here.layer, kind, multiple) if rank is None else [(rank,) * (2 if kind == "tucker" else 1)]:
+    asked = [] if rank is None else [(rank,) * (2 if kind == "tucker" else 1)]
+    for ranks in asked or _ladder(here.layer, kind, settings.multiple):
         made = list(Factorized(empty, kind, ranks))
         params = sum(layer.get_parameter("weight").numel() for layer in made)
         macs = sum(macs_of(made, shape) for shape in shapes)
@@ -230,33 +246,40 @@ def break_even(outputs: int, inputs: int) -> float:
     return outputs * inputs / (outputs + inputs)
 
 
-def _unfit(
-    name: str, layer: nn.Module, called: bool, shared: dict[int, list[str]], include: Sequence[str],
-    exclude: Sequence[str],
-) -> str:  # fmt: skip
+def _unfit(name: str, layer: nn.Module, called: bool, shared: dict[int, list[str]], settings: FactorizeSettings) -> str:
     """Why a layer is left alone; empty where it isn't."""
-    weight = layer._parameters.get("weight")
-    if include and not any(fnmatchcase(name, p) for p in include):
-        return LEFT[1]
-    if any(fnmatchcase(name, p) for p in exclude):
-        return LEFT[0]
-    if not name:
-        return "the model is this single layer: wrap it in a module"
+    return (
+        settings.left_out(name)
+        or ("" if name else "the model is this single layer: wrap it in a module")
+        or _without_matrix(layer)
+        or _tied(name, layer, shared)
+        or _special(layer)
+        or ("" if called else "it is never called: its weight is read elsewhere, or not at all")
+        or ("" if layer.get_parameter("weight").isfinite().all() else "its weight holds NaN or Inf")
+    )
+
+
+def _without_matrix(layer: nn.Module) -> str:
+    """Why a layer has no weight that can be taken apart."""
     if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
         return f"{type(layer).__name__}: only Linear, Conv1d and Conv2d are factorized"
-    if weight is None or not weight.is_floating_point():
-        return "its weight is computed from others"
-    others = [n for n in shared.get(weight.data_ptr(), []) if n != name]
-    if others:
-        return f"{TIED} '{others[0]}' too"
+    weight = layer._parameters.get("weight")
+    return "" if weight is not None and weight.is_floating_point() else "its weight is computed from others"
+
+
+def _tied(name: str, layer: nn.Module, shared: dict[int, list[str]]) -> str:
+    others = [n for n in shared.get(layer.get_parameter("weight").data_ptr(), []) if n != name]
+    return f"{TIED} '{others[0]}' too" if others else ""
+
+
+def _special(layer: nn.Module) -> str:
+    """Why a layer isn't one matrix product."""
     plain = next(kind for kind in (nn.Linear, nn.Conv1d, nn.Conv2d) if isinstance(layer, kind))
     if type(layer).forward is not plain.forward:
         return f"{type(layer).__name__} computes something of its own"
-    if not isinstance(layer, nn.Linear) and layer.groups > 1:
+    if isinstance(layer, _ConvNd) and layer.groups > 1:
         return "depthwise" if layer.groups == layer.in_channels else f"grouped ({layer.groups} groups)"
-    if not called:
-        return "it is never called: its weight is read elsewhere, or not at all"
-    return "" if weight.isfinite().all() else "its weight holds NaN or Inf"
+    return ""
 
 
 def _others(module: nn.Module) -> dict[str, str]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compresskit.errors import UsageError
-from compresskit.ops.calibration.activation_stream import Batch, Forward
-from compresskit.ops.factorize.candidates import Candidate, Found, Option, Unit, find
+from compresskit.ops.calibration.activation_stream import Batch
+from compresskit.ops.factorize.candidates import Candidate, FactorizeSettings, Found, Option, Unit, find
 from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.cp import Cp
 from compresskit.ops.factorize.facts import Kind
@@ -24,9 +24,9 @@ from compresskit.ops.factorize.tucker import Tucker
 from compresskit.ops.prune.allocate import by_loss
 from compresskit.ops.prune.score import moments_of
 from compresskit.ops.quantize.sensitivity import Trial
+from compresskit.ops.shrinking import CalibrationData
 
 Progress = Callable[[str, int, int], None]
-Weighting = Literal["plain", "inputs", "both"]
 _MEASURED = 3
 """Ranks of a layer that are measured; the others go by what is known of the spectrum."""
 _NOTHING = 1e-9
@@ -61,58 +61,12 @@ ALGORITHMS: dict[Kind, Callable[[Tensor, Metric], Algorithm]] = {
 }
 
 
-@dataclass(frozen=True)
-class How:
-    """What the user asked for, apart from the target.
-
-    Attributes:
-        kinds: What may be done with a layer.
-        weighting: What counts: the weights' own squares, the layer's inputs, or these and the gradients of its outputs.
-        multiple: Ranks are multiples of this.
-        include: Globs of layers that may be replaced; empty: all.
-        exclude: Globs of layers that may not; stronger.
-        rank: The one rank to look at.
-        refit: Fit the model's layers again; needs data.
-        seed: Of random directions.
-    """
-
-    kinds: Sequence[Kind] = ("svd", "tucker", "spatial")
-    weighting: Weighting = "both"
-    multiple: int = 8
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    rank: int | None = None
-    refit: bool = True
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a model is run on.
-
-    Attributes:
-        example: Inputs of one sample.
-        batches: Calibration data; empty without any.
-        forward: Calls a module with a batch.
-        scores: The model's output holds scores of classes or tokens.
-    """
-
-    example: Batch
-    batches: Sequence[Batch]
-    forward: Forward
-    scores: bool = False
-
-    def run(self, module: nn.Module) -> Any:
-        """Call a module with the example."""
-        return self.forward(module, self.example)
-
-
 Choice = dict[str, Option]
 """Layer name to what takes its place; layers that aren't in it stay."""
 
 
 @dataclass
-class Plan:
+class FactorizePlan:
     """What can be replaced, and what is lost by it; the methods give the choice for a target.
 
     Attributes:
@@ -125,7 +79,7 @@ class Plan:
     """
 
     module: nn.Module
-    how: How
+    settings: FactorizeSettings
     found: Found
     metrics: dict[str, Metric]
     taken: dict[tuple[str, Kind], Algorithm]
@@ -210,13 +164,15 @@ class _Prices:
 
 
 @torch.no_grad()
-def plan(module: nn.Module, seen: Seen, how: How, progress: Progress, *, measured: bool = True) -> Plan:
+def plan(
+    module: nn.Module, data: CalibrationData, settings: FactorizeSettings, progress: Progress, *, measured: bool = True
+) -> FactorizePlan:
     """Find out what can be replaced, and what each choice loses.
 
     Args:
         module: In eval mode; not changed.
-        seen: What it is run on.
-        how: What the user asked for.
+        data: What it is run on.
+        settings: What the user asked for.
         progress: Called now and then.
         measured: Measure on the data what the model's output loses: for targets that are split over layers.
 
@@ -224,18 +180,18 @@ def plan(module: nn.Module, seen: Seen, how: How, progress: Progress, *, measure
         UsageError: The model is quantized, a glob matches nothing, or the rank is above a matrix's.
         InputError: The model has no Linear layer or convolution.
     """
-    found = find(module, seen.run, how.kinds, how.multiple, how.include, how.exclude, how.rank)
+    found = find(module, data.run, settings)
     notes: list[str] = []
     names = [c.name for c in found.candidates]
     inner: dict[str, Tensor] = {}
     outer: dict[str, Tensor] = {}
-    if seen.batches and how.weighting != "plain" and names:
-        moments = moments_of(module, names, seen.batches, seen.forward)
+    if data.batches and settings.weighting != "plain" and names:
+        moments = moments_of(module, names, data.batches, data.forward)
         inner = {name: m.gram[0].double() for name, m in moments.items()}
-        if how.weighting == "both":
+        if settings.weighting == "both":
             try:
                 outer = output_gradients(
-                    module, names, seen.batches, seen.forward, progress, scores=seen.scores, seed=how.seed
+                    module, names, data.batches, data.forward, progress, scores=data.scores, seed=settings.seed
                 )
             except RuntimeError as error:
                 what = str(error).partition("\n")[0]
@@ -251,19 +207,19 @@ def plan(module: nn.Module, seen: Seen, how: How, progress: Progress, *, measure
             algorithm = taken[c.name, o.kind]
             share[c.name][o] = algorithm.lost(o.ranks) / max(algorithm.total, 1e-30)
         progress("decompose layers", done, len(found.candidates))
-    made = Plan(module, how, found, metrics, taken, share, share, notes)
-    if measured and seen.batches and names:
-        made.lost = _measured(made, seen, progress)
+    made = FactorizePlan(module, settings, found, metrics, taken, share, share, notes)
+    if measured and data.batches and names:
+        made.lost = _measured(made, data, progress)
     return made
 
 
-def _measured(made: Plan, seen: Seen, progress: Progress) -> dict[str, dict[Option, float]]:
+def _measured(made: FactorizePlan, data: CalibrationData, progress: Progress) -> dict[str, dict[Option, float]]:
     """What the model's output loses by each option: measured for a few of them, the others in between.
 
     Between two that were measured, what is lost by energy lost is on a line: energies alone are right up to a factor
     that changes slowly.
     """
-    trial = Trial(made.module, _few(seen.batches), seen.forward, scores=seen.scores)
+    trial = Trial(made.module, _few(data.batches), data.forward, scores=data.scores)
     found: dict[str, dict[Option, float]] = {}
     plans = {(c.name, kind): _some(c, kind, made) for c in made.found.candidates for kind in c.full}
     total, done = sum(map(len, plans.values())), 0
@@ -285,7 +241,7 @@ def _measured(made: Plan, seen: Seen, progress: Progress) -> dict[str, dict[Opti
     return found
 
 
-def _some(c: Candidate, kind: Kind, made: Plan) -> list[Option]:
+def _some(c: Candidate, kind: Kind, made: FactorizePlan) -> list[Option]:
     """Options of a kind that are evenly apart, of those that nothing cheaper beats."""
     best: list[Option] = []
     for o in sorted((o for o in c.options if o.kind == kind), key=lambda o: (-o.params, made.share[c.name][o])):

@@ -11,12 +11,12 @@ from compresskit.errors import InputError, UsageError
 from compresskit.facts import to_json
 from compresskit.ops.factorize.chain import Factorized, blank
 from compresskit.ops.factorize.facts import FactorFacts, FactorizeFacts
-from compresskit.ops.factorize.plan import Choice, Plan
+from compresskit.ops.factorize.plan import Choice, FactorizePlan
 from compresskit.ops.packed.modules import PackedLayer, layer_of_card, set_module
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 
 
-def facts_of(made: Plan, choice: Choice, turned: Sequence[str]) -> dict[str, dict[str, Any]]:
+def facts_of(made: FactorizePlan, choice: Choice, turned: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What is recorded of each layer that was replaced.
 
     Args:

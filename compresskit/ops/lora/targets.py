@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from compresskit.errors import InputError, UsageError, listing
-from compresskit.ops.globs import check_globs
+from compresskit.ops.globs import check_globs, matches
 from compresskit.ops.lora.adapter import tied_with, turns
 from compresskit.ops.packed.modules import PackedLayer, PackedLinear
 
@@ -50,7 +49,7 @@ def find_targets(
     check_globs(layers, globs, "--targets")
     head = None if heads else _head(module)
     for name, layer in layers.items():
-        named = any(fnmatchcase(name, glob) for glob in globs)
+        named = matches(name, globs)
         reason = "the model is this one layer" if not name else refuse(layer) or _past_rank(layer, rank)
         if reason and named and len(globs) and name in globs:
             raise UsageError(f"'{name}' can't be adapted: {reason}", "leave it out of --targets")

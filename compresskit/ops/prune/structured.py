@@ -6,19 +6,18 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.ops.batchnorm import recalibrate
-from compresskit.ops.calibration.activation_stream import Batch, Forward
+from compresskit.ops.calibration.activation_stream import Batch
 from compresskit.ops.calibration.moments import Moments, collectable
 from compresskit.ops.calibration.trace import trace
-from compresskit.ops.globs import check_globs
+from compresskit.ops.globs import EXCLUDED, NOT_INCLUDED, check_globs, matches
 from compresskit.ops.macs import count_macs, countable
 from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.prune.allocate import Ranked, by_loss, by_share, isomorphic, narrowest_share, taken_back, widths_of
@@ -30,6 +29,7 @@ from compresskit.ops.prune.graph import Group
 from compresskit.ops.prune.least_squares import refit
 from compresskit.ops.prune.score import FREE, Criterion, input_moments, losses, rank
 from compresskit.ops.prune.trial import proven
+from compresskit.ops.shrinking import CalibrationData, ShrinkSettings
 
 Ranking = Literal["measured", "global", "isomorphic", "uniform"]
 Unit = Literal["macs", "params", "channels"]
@@ -37,63 +37,30 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class How:
+class PruneSettings(ShrinkSettings):
     """What the user asked for, apart from the target.
 
     Attributes:
         criterion: What a channel is worth.
         ranking: How groups are held against each other.
-        multiple: Widths are multiples of this.
-        include: Globs of layers whose outputs may be cut; empty: all.
-        exclude: Globs of layers whose outputs may not; stronger.
-        refit: Fit the layers again that read what was cut; needs data.
         limit_s: Longest time that torch-pruning may take, seconds.
-        seed: Of the trial's choice of channels.
     """
 
     criterion: Criterion = "reconstruction"
     ranking: Ranking = "measured"
-    multiple: int = 8
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    refit: bool = True
     limit_s: float = 120.0
-    seed: int = 0
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a model is run on.
-
-    Attributes:
-        example: Inputs of one small batch.
-        batches: Calibration data; empty without any.
-        labels: int64 class of each sample, by batch; None where there are none.
-        forward: Calls a module with a batch.
-        scores: The model's output holds scores of classes or tokens.
-    """
-
-    example: Batch
-    batches: Sequence[Batch]
-    labels: Sequence[Tensor] | None
-    forward: Forward
-    scores: bool = False
-
-    def run(self, module: nn.Module) -> Any:
-        """Call a module with the example."""
-        return self.forward(module, self.example)
-
-
-def amounts(module: nn.Module, seen: Seen) -> dict[str, float]:
+def amounts(module: nn.Module, data: CalibrationData) -> dict[str, float]:
     """MACs of the example and parameters of a module."""
     return {
-        "macs": float(sum(count_macs(module, seen.example).values())),
+        "macs": float(sum(count_macs(module, data.example).values())),
         "params": float(sum(p.numel() for p in module.parameters())),
     }
 
 
 @dataclass
-class Plan:
+class PrunePlan:
     """What can be cut of a model, and what each cut costs; :meth:`at` gives the cut for a target.
 
     Attributes:
@@ -103,7 +70,7 @@ class Plan:
     """
 
     module: nn.Module
-    how: How
+    settings: PruneSettings
     ranked: list[Ranked]
     skipped: dict[str, str]
     moments: dict[str, Moments] = field(default_factory=dict)
@@ -125,26 +92,26 @@ class Plan:
             raise UsageError(
                 f"the target {target:g} can't be met: with the narrowest widths {least:.3f} is left",
                 f"give {least + 5e-4:.3f} or more"
-                + (f", or --round-to 1 in place of {self.how.multiple}" if self.how.multiple > 1 else ""),
+                + (f", or --round-to 1 in place of {self.settings.multiple}" if self.settings.multiple > 1 else ""),
             )
-        if self.how.ranking == "measured":
-            allowed = {group.name: widths_of(group, self.how.multiple) for group in self.groups}
+        if self.settings.ranking == "measured":
+            allowed = {group.name: widths_of(group, self.settings.multiple) for group in self.groups}
             widths, share = by_loss(allowed, self.losses, cost, target)
         else:
-            narrower = partial(by_share, self.ranked, self._classes(), self.how.multiple)
+            narrower = partial(by_share, self.ranked, self._classes(), self.settings.multiple)
             widths, _ = narrowest_share(narrower, cost, target)
-            worth = {r.group.name: r.lost(self.how.multiple) for r in self.ranked}
+            worth = {r.group.name: r.lost(self.settings.multiple) for r in self.ranked}
             widths, share = taken_back(widths, worth, cost, target)
         return {r.group.name: r.kept(widths[r.group.name]) for r in self.ranked}, share
 
     def least(self, cost: Cost) -> float:
         """The share that the narrowest widths leave."""
-        return cost.share({r.group.name: widths_of(r.group, self.how.multiple)[-1] for r in self.ranked})
+        return cost.share({r.group.name: widths_of(r.group, self.settings.multiple)[-1] for r in self.ranked})
 
     def _classes(self) -> dict[str, object]:
-        if self.how.ranking == "uniform":
+        if self.settings.ranking == "uniform":
             return {group.name: group.name for group in self.groups}
-        if self.how.ranking == "isomorphic":
+        if self.settings.ranking == "isomorphic":
             return {group.name: isomorphic(self.module, group) for group in self.groups}
         return {group.name: "" for group in self.groups}
 
@@ -162,46 +129,46 @@ class Plan:
         return Cost(self.module, self.groups, macs, base.get(unit))
 
 
-def plan(module: nn.Module, seen: Seen, how: How, progress: Progress) -> Plan:
+def plan(module: nn.Module, data: CalibrationData, settings: PruneSettings, progress: Progress) -> PrunePlan:
     """Find out what can be cut, and in which order.
 
     Args:
         module: In eval mode; not changed.
-        seen: What it is run on.
-        how: What the user asked for.
+        data: What it is run on.
+        settings: What the user asked for.
         progress: Called now and then.
 
     Raises:
         UsageError: A glob matches nothing, or a criterion needs data.
         InputError: Nothing can be cut.
     """
-    if not seen.batches and (how.criterion not in FREE or how.ranking == "measured"):
+    if not data.batches and (settings.criterion not in FREE or settings.ranking == "measured"):
         raise UsageError("channels are ranked by data", "give --data FILE, or --importance l2 --ranking isomorphic")
-    found, skipped = find_groups(module, seen.run, limit_s=how.limit_s)
-    wanted, left = _wanted(module, found, how)
+    found, skipped = find_groups(module, data.run, limit_s=settings.limit_s)
+    wanted, left = _wanted(module, found, settings)
     skipped |= left
-    groups, bad = proven(module, seen.run, wanted, how.seed)
+    groups, bad = proven(module, data.run, wanted, settings.seed)
     names = {g.name: [m.layer for m in g.of("out")] for g in wanted}
     skipped |= {layer: reason for name, reason in bad.items() for layer in names[name]}
     for group in groups:
-        if len(widths_of(group, how.multiple)) == 1:
+        if len(widths_of(group, settings.multiple)) == 1:
             width = group.units * group.per_unit
-            reason = f"its {width} channels are too few for a multiple of {how.multiple}"
+            reason = f"its {width} channels are too few for a multiple of {settings.multiple}"
             skipped |= dict.fromkeys(names[group.name], reason)
-    groups = [g for g in groups if len(widths_of(g, how.multiple)) > 1]
+    groups = [g for g in groups if len(widths_of(g, settings.multiple)) > 1]
     if not groups:
         reasons = listing([f"{layer}: {reason}" for layer, reason in skipped.items()], 1) if skipped else "no layers"
         raise InputError(
             f"no channels of this model can be cut ({reasons})",
             "prune whole blocks (--method depth), or single weights (--method magnitude)",
         )
-    moments = input_moments(module, groups, seen.batches, seen.forward) if seen.batches else {}
-    ranked = rank(module, groups, how.criterion, seen.batches, seen.labels, seen.forward, moments, progress)
-    result = Plan(module, how, ranked, skipped, moments)
-    if how.ranking == "measured":
+    moments = input_moments(module, groups, data.batches, data.forward) if data.batches else {}
+    ranked = rank(module, groups, settings.criterion, data.batches, data.labels, data.forward, moments, progress)
+    result = PrunePlan(module, settings, ranked, skipped, moments)
+    if settings.ranking == "measured":
         result.losses = losses(
-            module, ranked, how.multiple, seen.batches[: _FEW // _size(seen)], seen.forward, moments, progress,
-            scores=seen.scores,
+            module, ranked, settings.multiple, data.batches[: _FEW // _size(data)], data.forward, moments, progress,
+            scores=data.scores,
         )  # fmt: skip
     return result
 
@@ -210,23 +177,23 @@ _FEW = 256
 """Samples that narrower groups are measured on."""
 
 
-def _size(seen: Seen) -> int:
-    return min(_FEW, len(next(iter(seen.batches[0].values()))))
+def _size(data: CalibrationData) -> int:
+    return min(_FEW, len(next(iter(data.batches[0].values()))))
 
 
-def _wanted(module: nn.Module, groups: Sequence[Group], how: How) -> tuple[list[Group], dict[str, str]]:
+def _wanted(module: nn.Module, groups: Sequence[Group], settings: PruneSettings) -> tuple[list[Group], dict[str, str]]:
     """The groups that the user's globs let through, and why not the others."""
     names = [name for name, layer in module.named_modules() if name and countable(layer)]
-    check_globs(names, (*how.include, *how.exclude))
+    check_globs(names, settings.globs)
     wanted: list[Group] = []
     left: dict[str, str] = {}
     for group in groups:
         given = [m.layer for m in group.of("out")]
-        shut = next((n for n in given if any(fnmatchcase(n, p) for p in how.exclude)), None)
+        shut = next((n for n in given if matches(n, settings.exclude)), None)
         if shut is not None:
-            left |= {n: "excluded" if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
-        elif how.include and not any(fnmatchcase(n, p) for n in given for p in how.include):
-            left |= dict.fromkeys(given, "not included")
+            left |= {n: EXCLUDED if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
+        elif settings.include and not any(matches(n, settings.include) for n in given):
+            left |= dict.fromkeys(given, NOT_INCLUDED)
         else:
             wanted.append(group)
     return wanted, left
@@ -234,7 +201,7 @@ def _wanted(module: nn.Module, groups: Sequence[Group], how: How) -> tuple[list[
 
 @torch.no_grad()
 def apply(
-    module: nn.Module, chosen: Plan, kept: Mapping[str, list[int]], seen: Seen, progress: Progress
+    module: nn.Module, chosen: PrunePlan, kept: Mapping[str, list[int]], data: CalibrationData, progress: Progress
 ) -> dict[str, Any]:
     """Cut a module in place, and fit again what is left where there are data.
 
@@ -242,7 +209,7 @@ def apply(
         module: The plan's module.
         chosen: The plan.
         kept: Group name to the units that stay.
-        seen: What it is run on.
+        data: What it is run on.
         progress: Called now and then.
 
     Returns:
@@ -251,22 +218,22 @@ def apply(
         estimated anew too, whatever is nearest.
     """
     groups = [g for g in chosen.groups if len(kept[g.name]) < g.units]
-    fits = chosen.how.refit and bool(seen.batches) and bool(groups)
+    fits = chosen.settings.refit and bool(data.batches) and bool(groups)
     original = copy.deepcopy(module) if fits else module
     stay = places(module, groups, kept)
     cut(module, groups, kept)
     if not fits:
         return {}
-    used, apart = split(seen.batches)
-    calls = _calls(original, seen)
-    error = OutputDistance(original, apart, seen.forward, scores=seen.scores)
+    used, apart = split(data.batches)
+    calls = _calls(original, data)
+    error = OutputDistance(original, apart, data.forward, scores=data.scores)
     before = error(module)
     fitted = copy.deepcopy(original)
     _make_up(fitted, groups, kept, chosen.moments)
     cut(fitted, groups, kept)
-    refit(fitted, original, stay, calls, used, seen.forward, progress)
+    refit(fitted, original, stay, calls, used, data.forward, progress)
     settled = copy.deepcopy(fitted)
-    recalibrate(settled, seen.forward, used)
+    recalibrate(settled, data.forward, used)
     tried = {"cut": (before, module), "fitted": (error(fitted), fitted), "recalibrated": (error(settled), settled)}
     return keep_nearest(module, tried)
 
@@ -282,10 +249,10 @@ def _make_up(
                 module.get_submodule(name).get_parameter("weight").copy_(weight)
 
 
-def _calls(module: nn.Module, seen: Seen) -> dict[str, int]:
+def _calls(module: nn.Module, data: CalibrationData) -> dict[str, int]:
     """The layers that can be fitted, in the order of their calls, and how often each is called."""
     counts: dict[str, int] = {}
-    for call in trace(module, partial(seen.run, module)).calls:
+    for call in trace(module, partial(data.run, module)).calls:
         if collectable(module.get_submodule(call.name)):
             counts[call.name] = counts.get(call.name, 0) + 1
     return counts

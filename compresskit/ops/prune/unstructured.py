@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from compresskit.ops.calibration.activation_stream import Batch, Forward
 from compresskit.ops.calibration.gram import corrected
 from compresskit.ops.calibration.moments import Moments, collectable
 from compresskit.ops.calibration.sequential import Segment, run_sequentially
-from compresskit.ops.globs import check_globs
+from compresskit.ops.globs import check_globs, left_out
 from compresskit.ops.packed.modules import PackedLayer, same_tensor
 from compresskit.ops.prune.magnitude import prune_magnitude, prune_together
 from compresskit.ops.prune.masks import Pattern, oriented, zeros
@@ -52,19 +51,18 @@ def plan_layers(module: nn.Module, pattern: Pattern, include: Sequence[str], exc
     weights = {n: m for n, m in module.named_modules(remove_duplicate=False) if _matrix(m)}
     check_globs(weights, (*include, *exclude))
     looked_up = {same_tensor(m.weight): n for n, m in weights.items() if isinstance(m, nn.Embedding)}
-    chosen, skipped = {}, _packed(module)
+    chosen: dict[str, nn.Module] = {}
+    skipped = {n: "quantized already" for n, layer in module.named_modules() if isinstance(layer, PackedLayer)}
     first: dict[tuple[Any, ...], str] = {}
     for name, layer in weights.items():
-        weight = layer.get_parameter("weight")
-        owner = first.setdefault(same_tensor(weight), name)
+        weight = same_tensor(layer.get_parameter("weight"))
+        owner = first.setdefault(weight, name)
         if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
             reason: str | None = "an embedding: its rows are looked up, none is multiplied"
-        elif include and not any(fnmatchcase(name, glob) for glob in include):
-            reason = "not included"
-        elif any(fnmatchcase(name, glob) for glob in exclude):
-            reason = "excluded"
-        elif same_tensor(weight) in looked_up:
-            reason = f"shares its weight with the embedding '{looked_up[same_tensor(weight)]}'"
+        elif left := left_out(name, include, exclude):
+            reason = left
+        elif weight in looked_up:
+            reason = f"shares its weight with the embedding '{looked_up[weight]}'"
         elif owner in chosen:
             reason = f"shares its weight with '{owner}', which is pruned"
         else:
@@ -184,10 +182,6 @@ def facts_of(layers: Mapping[str, nn.Module]) -> dict[str, Any]:
 def _matrix(layer: nn.Module) -> bool:
     weight = layer._parameters.get("weight")
     return weight is not None and weight.dim() >= 2 and weight.is_floating_point() and weight.numel() > 0
-
-
-def _packed(module: nn.Module) -> dict[str, str]:
-    return {n: "quantized already" for n, layer in module.named_modules() if isinstance(layer, PackedLayer)}
 
 
 def _check_finite(name: str, layer: nn.Module) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Literal
 
-from compresskit.ops.globs import check_globs
+from compresskit.ops.globs import check_globs, left_out, matches
 from compresskit.ops.packed.layout import Grid, packed_bytes
 
 _SCALE_BYTES = {"linear": 2, "nf4": 4}
@@ -74,14 +73,12 @@ class Selection:
         return self._override(name) is not None
 
     def _override(self, name: str) -> tuple[int, int | None] | None:
-        return next((self.layer_bits[p] for p in reversed(list(self.layer_bits)) if fnmatchcase(name, p)), None)
+        return next((self.layer_bits[p] for p in reversed(list(self.layer_bits)) if matches(name, (p,))), None)
 
     def reason_against(self, name: str, shape: tuple[int, ...], itemsize: int) -> str | None:
         """None when the layer is to be quantized, else why not."""
-        if self.include and not any(fnmatchcase(name, p) for p in self.include):
-            return "not included"
-        if any(fnmatchcase(name, p) for p in self.exclude):
-            return "excluded"
+        if reason := left_out(name, self.include, self.exclude):
+            return reason
         if (self._override(name) or (0,))[0] == FLOAT:
             return "left in floating point by --layer-bits"
         columns = math.prod(shape[1:])

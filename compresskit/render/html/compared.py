@@ -25,18 +25,21 @@ def comparisons(report: Report) -> list[Chart]:
     """Size, each quality figure, and the median latency under each runtime and batch."""
     charts = [sizes(report)] if report.models else []
     names = dict.fromkeys(m.name for m in report.measurements if m.name not in rows.NO_QUALITY)
-    charts += [_dots(report, name, [m for m in report.measurements if m.name == name]) for name in names]
+    charts += [_dots(report, name, _called(report, name)) for name in names]
     for run in () if rows.is_sweep(report) else rows.runs(report):
-        found = [m for m in report.measurements if m.name == "latency_p50" and (m.runtime, m.batch) == run]
-        if found:
+        if found := _called(report, "latency_p50", run):
             charts.append(_latency(report, found, rows.run_name(run)))
-        ratios = [m for m in report.measurements if m.name == "speedup" and (m.runtime, m.batch) == run]
-        if ratios:
+        if ratios := _called(report, "speedup", run):
             charts.append(_speedups(report, ratios, rows.run_name(run)))
-    memory = [m for m in report.measurements if m.name == "peak_memory"]
+    memory = _called(report, "peak_memory")
     if memory and len({m.model for m in memory}) == len(memory):
         charts.append(_bars(report, "Peak memory", memory, figures.size, "B"))
     return charts
+
+
+def _called(report: Report, name: str, run: tuple[str, int | None] | None = None) -> list[Measurement]:
+    """The measurements of a name, under one runtime and batch or all of them."""
+    return [m for m in report.measurements if m.name == name and run in (None, (m.runtime, m.batch))]
 
 
 def order_of(report: Report) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compresskit.render import figures
@@ -20,41 +22,52 @@ _LETTER = 6.6
 
 def layers(report: Report) -> list[Chart]:
     """A chart for each figure that is known of any layer."""
-    by_name: dict[str, dict[str, LayerEntry]] = {}
-    for entry in report.layers:
-        by_name.setdefault(entry.name, {})[entry.model] = entry
-    kinds: list[tuple[str, Callable[[LayerEntry], float | None], Callable[[float], str], str]] = [
-        ("Bytes", lambda e: float(e.bytes), figures.size, "B"),
-        ("Bits per weight", lambda e: e.bits, lambda v: f"{v:.3g}", ""),
-        ("Sparsity", lambda e: None if e.sparsity is None else 100 * e.sparsity, lambda v: f"{v:.1f} %", " %"),
-        ("Rank", lambda e: None if e.rank is None else float(e.rank), lambda v: f"{v:.0f}", ""),
-        ("SQNR of the weights", lambda e: e.sqnr, lambda v: f"{v:.1f} dB", " dB"),
-    ]
-    found = [_chart(report, by_name, *kind) for kind in kinds]
+    found = [_chart(report, kind) for kind in _KINDS]
     return [chart for chart in found if chart is not None] + nodes(report)
 
 
-def _chart(
-    report: Report,
-    by_name: dict[str, dict[str, LayerEntry]],
-    title: str,
-    value: Callable[[LayerEntry], float | None],
-    shown: Callable[[float], str],
-    suffix: str,
-) -> Chart | None:
-    models = [name for name in order_of(report) if any(name in found for found in by_name.values())]
-    table: dict[str, dict[str, float]] = {}
-    for name, found in by_name.items():
-        known = {model: v for model, entry in found.items() if (v := value(entry)) is not None}
-        if known:
-            table[name] = known
-    models = [model for model in models if any(model in known for known in table.values())]
-    if not table or (title == "Sparsity" and max(v for known in table.values() for v in known.values()) < 0.1):
+@dataclass(frozen=True)
+class _Kind:
+    """A figure of a layer: its title, where it is found, how it is shown, the unit of its axis, and what is too low."""
+
+    title: str
+    value: Callable[[LayerEntry], float | None]
+    shown: Callable[[float], str]
+    suffix: str = ""
+    least: float = -math.inf
+
+
+_KINDS = (
+    _Kind("Bytes", lambda e: float(e.bytes), figures.size, "B"),
+    _Kind("Bits per weight", lambda e: e.bits, lambda v: f"{v:.3g}"),
+    _Kind("Sparsity", lambda e: None if e.sparsity is None else 100 * e.sparsity, lambda v: f"{v:.1f} %", " %", 0.1),
+    _Kind("Rank", lambda e: None if e.rank is None else float(e.rank), lambda v: f"{v:.0f}"),
+    _Kind("SQNR of the weights", lambda e: e.sqnr, lambda v: f"{v:.1f} dB", " dB"),
+)
+
+
+def _chart(report: Report, kind: _Kind) -> Chart | None:
+    """A chart of one figure; None where it isn't known, or too low everywhere to be looked at."""
+    table = _table(report, kind)
+    known = [value for line in table.values() for value in line.values()]
+    if not known or max(known) < kind.least:
         return None
+    shown = kind.shown
+    models = [model for model in order_of(report) if any(model in line for line in table.values())]
     traces = [_trace(report, model, {n: k[model] for n, k in table.items() if model in k}, shown) for model in models]
     lines = [(n, *(shown(k[m]) if m in k else figures.DASH for m in models)) for n, k in table.items()]
     note = f"{len(table)} layers, the first at the top"
-    return Chart(title, traces, _tall(list(table), suffix), ("layer", *models), lines, note, _height(table, models))
+    layout, height = _tall(list(table), kind.suffix), _height(table, models)
+    return Chart(kind.title, traces, layout, ("layer", *models), lines, note, height)
+
+
+def _table(report: Report, kind: _Kind) -> dict[str, dict[str, float]]:
+    """The figure by layer and model, where it is known."""
+    found: dict[str, dict[str, float]] = {entry.name: {} for entry in report.layers}
+    for entry in report.layers:
+        if (value := kind.value(entry)) is not None:
+            found[entry.name][entry.model] = value
+    return {name: known for name, known in found.items() if known}
 
 
 def _trace(report: Report, model: str, found: dict[str, float], shown: Callable[[float], str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compresskit.errors import missing_extra
+from compresskit.errors import as_flags, missing_package
 from compresskit.render import rows
 from compresskit.render.html.compared import comparisons, latencies
 from compresskit.render.html.curves import curves
@@ -72,7 +72,7 @@ def _library() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise missing_extra("plotly", "html") from error
+        raise missing_package("plotly") from error
     # A comment of the library names an address, and nothing else of it may end the element.
     return str(get_plotlyjs()).replace("</script", "<\\/script")
 
@@ -162,11 +162,15 @@ def _told(report: Report) -> str:
         for name, reason in coverage.skipped.items():
             by_reason.setdefault(reason, []).append(name)
         lines = [
-            (str(len(names)), reason, ", ".join(names[:200]) + (f" and {len(names) - 200} more" if names[200:] else ""))
+            (
+                str(len(names)),
+                as_flags(reason),
+                ", ".join(names[:200]) + (f" and {len(names) - 200} more" if names[200:] else ""),
+            )
             for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
         ]
         parts.append(table(("left alone", "reason", "layers"), lines, prose=True))
-    notes = "".join(f"<li>{text(note)}</li>" for note in report.notes)
+    notes = "".join(f"<li>{text(as_flags(note))}</li>" for note in report.notes)
     history = "".join(_applied(number, applied) for number, applied in enumerate(report.history, 1))
     files = [(m.name, m.path, f"{m.bytes:,}", m.sha256) for m in report.models]
     machine = table((), _flat(report.environment), prose=True) if report.environment else ""
@@ -182,6 +186,10 @@ def _told(report: Report) -> str:
             ),
         )
     )
+
+
+def _first(names: list[str], limit: int = 200) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if names[limit:] else "")
 
 
 def _card(inside: str) -> str:

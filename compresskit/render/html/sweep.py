@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from compresskit.report import Gate, Report, Verdict
+from compresskit.report import LayerEntry, Measurement, Report, Verdict
 
+T = TypeVar("T", Measurement, LayerEntry)
 _WORST = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.UNVERIFIED, Verdict.PASS)
 
 
@@ -18,20 +20,17 @@ def joined(names: Sequence[str], reports: Sequence[Report]) -> Report:
     """
     first = reports[0]
     base = first.models[0]
-    models = [base]
-    measurements = [m for m in first.measurements if m.model == base.name]
-    layers = [layer for layer in first.layers if layer.model == base.name]
-    gates: list[Gate] = []
+    models, figures, layers, gates = [base], _of(first.measurements, base.name), _of(first.layers, base.name), []
     for name, report in zip(names, reports, strict=True):
         # The baseline's name may be a point's.
         shown = name if name != base.name else f"{name} (point)"
-        last = report.models[-1].name
-        models.append(report.models[-1].model_copy(update={"name": shown}))
-        measurements += [m.model_copy(update={"model": shown}) for m in report.measurements if m.model == last]
-        layers += [m.model_copy(update={"model": shown}) for m in report.layers if m.model == last]
+        last = report.models[-1]
+        models.append(last.model_copy(update={"name": shown}))
+        figures += _of(report.measurements, last.name, shown)
+        layers += _of(report.layers, last.name, shown)
         gates += [gate.model_copy(update={"name": f"{name}: {gate.name}"}) for gate in report.gates]
     # Medians of different runs are not comparable; each run's ratio to its own baseline is.
-    measurements = [m for m in measurements if not m.name.startswith("latency_")]
+    measurements = [m for m in figures if not m.name.startswith("latency_")]
     return Report(
         command=first.command,
         verdict=next(v for v in _WORST if any(r.verdict is v for r in reports)),
@@ -43,3 +42,8 @@ def joined(names: Sequence[str], reports: Sequence[Report]) -> Report:
         notes=[f"{name}: {note}" for name, report in zip(names, reports, strict=True) for note in report.notes],
         environment=first.environment,
     )
+
+
+def _of(found: Sequence[T], model: str, shown: str | None = None) -> list[T]:
+    """What is of a model, under another name for it."""
+    return [part.model_copy(update={"model": shown or model}) for part in found if part.model == model]

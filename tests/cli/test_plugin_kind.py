@@ -1,0 +1,138 @@
+"""A kind of stage that an installed package brings: its command, its help, its recipe key, its place, its bundle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_material import ARCH, SHAPE, Outcome
+
+from compresskit.report import read_report
+
+PLUGIN = Path(__file__).parent / "plugin_relu"
+SUMMARY = "Put cheaper layers in the place of others."
+DATA = ("--eval-data", "d.npz", "--max-size", "1MB", "--no-bench", "--quiet")
+"""A Clip and its two limits take more bytes than a Relu: by default the gate would say so."""
+RECIPE = """\
+model: m.pt
+arch: net.py:Net
+input-shape: [1, 32]
+eval-data: d.npz
+steps:
+  - substitute.relu: {cap: 40}
+  - quantize.rtn: {bits: 8}
+"""
+
+
+def compresskit(*arguments: str, plugin: Path = PLUGIN) -> Outcome:
+    """The command line in an interpreter that finds the package, as an installed one."""
+    environment = os.environ | {"PYTHONPATH": str(plugin), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "compresskit", *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def broken(folder: Path, *changes: tuple[str, str]) -> Path:
+    """A copy of the package with other text in it."""
+    place = folder / "broken"
+    shutil.copytree(PLUGIN, place, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (place / "substitute_relu.py").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in code
+        code = code.replace(old, new)
+    (place / "substitute_relu.py").write_text(code, encoding="utf-8")
+    return place
+
+
+def test_the_top_help_has_its_line_among_the_stages() -> None:
+    lines = [line.strip(" │") for line in compresskit("--help").out.splitlines()]
+    names = [line.split()[0] for line in lines if line]
+    assert any(line.startswith("substitute") and line.endswith(SUMMARY) for line in lines)
+    assert names.index("lora") < names.index("substitute") < names.index("run")
+
+
+def test_its_own_help_has_its_options() -> None:
+    found = compresskit("substitute", "--help")
+    assert found.code == 0 and SUMMARY in found.out and "Put a capped ReLU in the place of each ReLU." in found.out
+    assert "--cap" in found.out and "Largest output of a layer." in found.out and "--max-drop" in found.out
+
+
+def test_its_command_gives_a_bundle_that_is_read_again(here: Path) -> None:
+    done = compresskit("substitute", "m.pt", *ARCH, *SHAPE, *DATA, "--cap", "0.5", "--max-drop", "100pt", "-o", "out")
+    assert done.code == 0, done
+    report = json.loads((here / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["coverage"]["done"] == {"act": "Hardtanh from 0 to 0.5"}
+    assert "1 ReLU substituted" in report["notes"] and report["history"][0]["name"] == "substitute.relu"
+    original, result = report["models"]
+    assert original["parameters"] == result["parameters"] and result["macs"] == original["macs"]
+    assert compresskit("inspect", "out", *ARCH, plugin=here).code == 2, "without the package it can't be rebuilt"
+    again = compresskit("quantize", "out", *ARCH, "--bits", "8", *DATA, "--max-drop", "100pt", "-o", "smaller")
+    assert again.code == 0, again
+    second = read_report(here / "smaller" / "report.json")
+    assert [step["name"] for step in second.history] == ["substitute.relu", "quantize.rtn"]
+    (plain, capped), (reloaded, _) = (
+        [found.values("accuracy")[entry.name].value for entry in found.models]
+        for found in (read_report(here / "out" / "report.json"), second)
+    )
+    assert reloaded == capped != plain, "what was read again answers as what was written, not as the original"
+
+
+def test_its_output_is_named_after_the_method(here: Path) -> None:
+    assert compresskit("substitute", "m.pt", *ARCH, *SHAPE, *DATA, "--cap", "40").code == 0
+    assert (here / "m-relu" / "model.onnx").is_file()
+
+
+def test_its_options_are_checked(here: Path) -> None:
+    compresskit("substitute", "m.pt", *ARCH, *SHAPE, "--cap", "-1").refused(2, "--cap -1", "greater than 0")
+    compresskit("substitute", "m.pt", *ARCH, *SHAPE, "--method", "gelu").refused(2, "choose relu")
+    compresskit("substitut", "m.pt").refused(2, "did you mean 'substitute'?")
+
+
+def test_it_is_a_step_of_recipes(here: Path) -> None:
+    (here / "r.yaml").write_text(RECIPE, encoding="utf-8")
+    assert compresskit("recipe", "check", "r.yaml", "--allow-code").code == 0
+    done = compresskit("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "--quiet", "-o", "out")
+    assert done.code == 0, done
+    report = json.loads((here / "out" / "report.json").read_text(encoding="utf-8"))
+    assert [(step["name"], step["state"]) for step in report["steps"]] == [
+        ("substitute.relu", "done"), ("quantize.rtn", "done"),
+    ]  # fmt: skip
+    schema = json.loads(compresskit("recipe", "schema").out)
+    assert schema["$defs"]["substitute.relu"]["properties"]["cap"]["default"] == 6.0
+
+
+def test_it_has_its_place_in_the_order(here: Path) -> None:
+    steps = "steps:\n  - quantize.rtn: {bits: 8}\n  - substitute.relu\n"
+    (here / "r.yaml").write_text(f"model: m.pt\ninput-shape: [1, 32]\n{steps}", encoding="utf-8")
+    compresskit("run", "r.yaml", *ARCH).refused(2, "substitute.relu comes after quantize")
+    compresskit("substitute", "m.onnx").refused(2, "substitute.relu can't work on an ONNX graph")
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (('    method: ClassVar[str] = "relu"\n', ""), "declares no method"),
+        (('method: ClassVar[str] = "relu"', 'method: ClassVar[str] = "gelu"'), "the class is of substitute.gelu"),
+        (("        before_codes=True,\n", ""), "before_codes"),
+        (("def replay(", "def rebuild("), "doesn't declare replay()"),
+        (("import annotations\n", "import annotations\nimport no_such_module\n"), "No module named 'no_such_module'"),
+        (('name="substitute"', 'name="quantize"'), "there is a kind quantize already"),
+    ],
+)  # fmt: skip
+def test_a_package_that_forgets_something_is_told(tmp_path: Path, change: tuple[str, str], told: str) -> None:
+    """The help still comes; what is wrong stands in the line of the command."""
+    place = broken(tmp_path, change)
+    if "quantize" in told:
+        points = place / "substitute_relu-1.0.dist-info" / "entry_points.txt"
+        points.write_text(points.read_text().replace("substitute.relu ", "quantize.relu "))
+        compresskit("quantize", "m.pt", "--method", "relu", plugin=place).refused(4, told)
+        return
+    found = compresskit("--help", plugin=place)
+    assert found.code == 0 and "the plugin substitute.relu" in found.out
+    compresskit("substitute", "m.pt", plugin=place).refused(4, "the plugin substitute.relu", told)
