@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compresskit import registry
 from compresskit.checkpoint.atomic import refuse_same, refuse_within
 from compresskit.model import Model
 from compresskit.recipe.head import OUTPUT
@@ -62,7 +63,9 @@ def check_output(output: Path, origin: Path, stages: Sequence[Stage]) -> None:
 def start_of(model: Model) -> Start:
     """What the order of stages depends on."""
     now, history = form(model), model.card.history
-    told = [bool(applied.facts["beside"]) for applied in history if "beside" in applied.facts]
+    adapters = False
+    for applied in history if now == "torch" else ():
+        merged = applied.name in registry.rows() and registry.get(applied.name).takes_adapters
+        adapters = not merged and (adapters or applied.facts.get("adapters") is not None)
     done = tuple(applied.name for applied in history)
-    adapters = now == "torch" and told[-1:] == [True]
     return Start(now, str(model.source), done, adapters, folder=model.source.is_dir())
