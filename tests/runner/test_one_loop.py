@@ -121,9 +121,9 @@ def test_a_single_step_is_neither_exported_twice_nor_read_again(here: Path, monk
     exported: list[str] = []
     export = checked.export_checked
 
-    def counted(module: object, inputs: object, path: Path, **more: object) -> object:
+    def counted(module: object, inputs: object, path: Path, *rest: object, **more: object) -> object:
         exported.append(Path(path).name)
-        return export(module, inputs, path, **more)  # type: ignore[arg-type]
+        return export(module, inputs, path, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checked, "export_checked", counted)
     monkeypatch.setattr(cached_steps, "read_model", lambda *_: pytest.fail("read from disk"))
