@@ -13,8 +13,9 @@ from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.recipe.limits import Limits
 from compresskit.report import Report
-from compresskit.runner.journey import run as run_journey
 from compresskit.runner.judging import Measuring
+from compresskit.runner.pipeline import run as run_job
+from compresskit.runner.steps import Job
 from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def run(
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Apply stages to a model, write a bundle, and judge it; see :func:`compresskit.runner.journey.run`.
+    """Apply stages to a model, write a bundle, and judge it; see :func:`compresskit.runner.pipeline.run`.
 
     Args:
         model: From :func:`compresskit.load`; not to be used afterwards.
@@ -84,4 +85,4 @@ def run(
         threads=threads,
         seed=seed,
     )
-    return run_journey(model, stages, Path(output), data=data, measuring=measuring, force=force, progress=progress)
+    return run_job(model, Job.of(stages, Path(output), data, measuring, force=force, progress=progress))

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.model import Model
+from compresskit.ops.lora.facts import LoftqFacts
 from compresskit.stage import Context
 from compresskit.stages.fields import with_bits
 from compresskit.stages.lora_base import Made
@@ -27,6 +28,7 @@ class LoraLoftq(_LowRank):
     """
 
     method: ClassVar[str] = "loftq"
+    facts: ClassVar = LoftqFacts
     adapter_kind: ClassVar = "lora"
 
     bits: Annotated[Literal[2, 3, 4], Field(description="Bits of a weight.")] = 4
@@ -72,11 +74,11 @@ class LoraLoftq(_LowRank):
         return made
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: LoftqFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in place, and empty adapters beside them."""
         from compresskit.ops.quantize.weights import replay
 
-        replay(module, facts["quantized"])
+        replay(module, facts.quantized)
         return super().replay(module, facts, tensors)
 
 

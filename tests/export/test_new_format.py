@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from compresskit.checkpoint.tensors import Tensors
 from compresskit.errors import InputError
 from compresskit.export.onnx_export import export_onnx
+from compresskit.facts import read_facts
 from compresskit.model import InputSpec
 from compresskit.ops.estimates.modules import grids_of, inventory_of
 from compresskit.ops.inspect_onnx import inspect_onnx
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.ops.packed.format import Format
 from compresskit.ops.packed.formats import FORMATS, format_named
 from compresskit.ops.packed.grid import Grid, dequantize, pack, packed_bytes, unpack
@@ -105,7 +107,7 @@ def test_facts_and_tensors_rebuild_the_module(toy: Format) -> None:
     module, facts = quantized(toy)
     assert {fact["grid"] for fact in facts["layers"].values()} == {toy.name}  # type: ignore[index,attr-defined]
     fresh = Mixed()
-    assert not replay(fresh, facts)
+    assert not replay(fresh, read_facts(QuantizeFacts, facts))
     fresh.load_state_dict(module.state_dict())
     ids = torch.arange(16).reshape(2, 8)
     assert torch.equal(fresh(ids), module(ids))

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError
+from compresskit.facts import read_facts
+from compresskit.ops.packed.facts import PackedFacts, QuantizeFacts
 from compresskit.ops.packed.format import LINEAR
 from compresskit.ops.packed.grid import Grid, dequantize, unpack
-from compresskit.ops.packed.modules import grid_of
 from compresskit.ops.packed.nf4 import NF4, nf4_grid
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.table import quantize_table
@@ -59,12 +60,15 @@ def test_facts_rebuild_every_grid() -> None:
     module = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
     facts, _ = quantize_module(module, Selection(4, 64, True, format=NF4), quantize_table, lambda *_: None)
     fresh = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
-    replay(fresh, facts)
+    replay(fresh, read_facts(QuantizeFacts, facts))
     fresh.load_state_dict(module.state_dict())
     x = weight((3, 64))
     assert torch.equal(fresh(x), module(x))
 
 
 def test_a_fact_from_before_there_were_kinds_is_linear() -> None:
-    assert grid_of({"bits": 4, "group_size": 32, "symmetric": False}) == Grid(4, 32, False, LINEAR)
-    assert grid_of({"bits": 4, "group_size": 64, "symmetric": True, "grid": "nf4"}) == nf4_grid()
+    rest = {"kind": "Linear", "shape": [8, 8], "scales": "float16"}
+    older = read_facts(PackedFacts, {**rest, "bits": 4, "group_size": 32, "symmetric": False})
+    assert older.layout() == Grid(4, 32, False, LINEAR)
+    nf4 = read_facts(PackedFacts, {**rest, "bits": 4, "group_size": 64, "symmetric": True, "grid": "nf4"})
+    assert nf4.layout() == nf4_grid()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from compresskit.errors import UsageError
 from compresskit.ops.calibration.activation_stream import Batch
 from compresskit.ops.factorize.candidates import Candidate, FactorizeSettings, Found, Option, Unit, find
-from compresskit.ops.factorize.chain import Factorized, Kind
+from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.cp import Cp
+from compresskit.ops.factorize.facts import Kind
 from compresskit.ops.factorize.metric import Metric
 from compresskit.ops.factorize.output_gradients import output_gradients
 from compresskit.ops.factorize.spatial import Spatial
@@ -185,7 +186,7 @@ def plan(
     inner: dict[str, Tensor] = {}
     outer: dict[str, Tensor] = {}
     if data.batches and settings.weighting != "plain" and names:
-        moments = moments_of(module, names, data.batches, data.forward)
+        moments = moments_of(module, names, data)
         inner = {name: m.gram[0].double() for name, m in moments.items()}
         if settings.weighting == "both":
             try:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from compresskit.errors import InputError, listing
 from compresskit.ops.calibration.activation_stream import Batch, Forward, filled, replaced
 from compresskit.ops.calibration.trace import chain, copied, tensors_in, trace
+from compresskit.ops.packed.modules import layer_of_card
+from compresskit.ops.prune.facts import DepthFacts
 from compresskit.ops.prune.same import same
 from compresskit.ops.quantize.sensitivity import apart, floats
 
@@ -203,7 +205,7 @@ def keep(module: nn.Module, holder: str, kept: Sequence[str]) -> None:
             _renumber(child, int(leaf), index)
 
 
-def replay(module: nn.Module, facts: dict[str, Any]) -> None:
+def replay(module: nn.Module, facts: DepthFacts) -> None:
     """Take out of a freshly built architecture what :func:`drop` took out.
 
     An architecture built from a ``config.json`` that counts its layers has them out already.
@@ -211,16 +213,14 @@ def replay(module: nn.Module, facts: dict[str, Any]) -> None:
     Raises:
         InputError: The architecture has other blocks than the facts tell of.
     """
-    for holder, data in facts["stacks"].items():
-        try:
-            children = list(module.get_submodule(holder)._modules)
-        except AttributeError:
-            raise InputError(f"the architecture has no '{holder}', whose blocks were dropped") from None
-        if len(children) == data["of"] and set(data["kept"]) <= set(children):
-            keep(module, holder, data["kept"])
-        elif not facts.get("config") or len(children) > len(data["kept"]):
+    for holder, stack in facts.stacks.items():
+        whole = layer_of_card(module, holder, "lost blocks") if holder else module
+        children = list(whole._modules)
+        if len(children) == stack.of and stack.kept == [leaf for leaf in children if leaf in stack.kept]:
+            keep(module, holder, stack.kept)
+        elif not facts.config or len(children) > len(stack.kept):
             raise InputError(
-                f"'{holder}' has {len(children)} blocks, it had {data['of']} when some were dropped",
+                f"'{holder}' has {len(children)} blocks, it had {stack.of} when some were dropped",
                 "check --arch and --arch-args",
             )
 
