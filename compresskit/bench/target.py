@@ -35,7 +35,7 @@ class Int8:
     reduce_range: bool
 
     def options(self) -> dict[str, Any]:
-        """The fields by name, as :func:`compresskit.export.int8.quantize_static_int8` takes them."""
+        """The fields by name, as :class:`compresskit.export.int8.Int8Settings` has them."""
         return asdict(self)
 
 

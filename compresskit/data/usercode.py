@@ -171,17 +171,20 @@ class PythonSource:
         inputs = complete(inputs, self._specs) if self._specs else inputs
         by_name = {s.name: s for s in self._specs}
         for key, array in inputs.items():
-            where, spec = f"{self.name}: array '{key}'", by_name.get(key)
-            if array.ndim == 0 or array.dtype.kind not in "buif":
-                raise InputError(f"{where} should be an array of numbers, found {array.dtype}")
-            if spec is not None and not fits(array.shape, spec.shape):
-                raise InputError(f"{where} has the shape {shape_text(array.shape)}, expected {shape_text(spec.shape)}")
-            check_values(where, array, str(array.dtype), spec)
+            _check(f"{self.name}: array '{key}'", array, by_name.get(key))
         ready = None if targets is None else as_targets("y", self.name, _numpy(targets))
         lengths = {k: len(v) for k, v in inputs.items()} | ({} if ready is None else {"y": len(ready)})
         if not inputs or len(set(lengths.values())) != 1:
             raise InputError(f"{self.name}: arrays of one batch differ in length: {lengths}")
         return Batch(inputs, ready)
+
+
+def _check(where: str, array: np.ndarray, spec: InputSpec | None) -> None:
+    if array.ndim == 0 or array.dtype.kind not in "buif":
+        raise InputError(f"{where} should be an array of numbers, found {array.dtype}")
+    if spec is not None and not fits(array.shape, spec.shape):
+        raise InputError(f"{where} has the shape {shape_text(array.shape)}, expected {shape_text(spec.shape)}")
+    check_values(where, array, str(array.dtype), spec)
 
 
 def _numpy(value: Any) -> np.ndarray:

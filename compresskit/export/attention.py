@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from compresskit.export.graph import added, constant, producer, replace
+from compresskit.export.graph import added, constant, made_by, producer, replace
 
 _LOWEST = -1e9  # exp(x - 1e9) is 0 in float32 and bfloat16 alike; float32's own lowest number is -inf in bfloat16
 
@@ -33,29 +33,24 @@ def tidy_attention(model: ir.Model) -> int:
 
 
 def _perm(node: ir.Node | None) -> list[int]:
-    if node is None or node.op_type != "Transpose" or "perm" not in node.attributes:
-        return []
-    return list(node.attributes["perm"].as_ints())
+    return [] if node is None or node.op_type != "Transpose" else list(node.attributes.get_ints("perm", ()))
 
 
 def _swap_axes(node: ir.Node) -> bool:
     """``Transpose(p) → Reshape(-1, s, d) → Transpose(0, 2, 1) → Reshape(…, d, s)`` as one Transpose."""
     middle = producer(node.inputs[0])
-    inner = producer(middle.inputs[0]) if middle is not None and _perm(middle) == [0, 2, 1] else None
-    if inner is None or inner.op_type != "Reshape":
+    inner = made_by(middle.inputs[0], "Reshape") if middle is not None and _perm(middle) == [0, 2, 1] else None
+    if inner is None:
         return False
     source = inner.inputs[0]
     first = producer(source)
     perm = _perm(first)
     if first is None or len(perm) < 3 or source is None:
         return False
-    parts = _parts(node.inputs[1], source, len(perm))
-    rank = len(perm)
-    if parts != [*range(rank - 2), rank - 1, rank - 2] or _parts(inner.inputs[1], source, rank) != [
-        None,
-        rank - 2,
-        rank - 1,
-    ]:
+    *rest, second, last = range(len(perm))
+    if _parts(node.inputs[1], source, len(perm)) != [*rest, last, second]:
+        return False
+    if _parts(inner.inputs[1], source, len(perm)) != [None, second, last]:
         return False
     new = ir.node("Transpose", [first.inputs[0]], {"perm": [*perm[:-2], perm[-1], perm[-2]]})
     replace(node, new.outputs[0], [new])
@@ -64,31 +59,29 @@ def _swap_axes(node: ir.Node) -> bool:
 
 def _parts(shape: ir.Value | None, source: ir.Value, rank: int) -> list[int | None] | None:
     """A computed shape as axes of ``source``, None for a -1; None as a whole where it is anything else."""
-    joined = producer(shape)
-    if joined is None or joined.op_type != "Concat":
-        return None
+    joined = made_by(shape, "Concat")
     found: list[int | None] = []
-    for part in joined.inputs:
+    for part in joined.inputs if joined is not None else ():
         fixed = constant(part)
-        if fixed is not None:
-            if fixed.reshape(-1).tolist() != [-1]:
-                return None
-            found.append(None)
-            continue
-        cut = producer(part)
-        bounds = [constant(v) for v in cut.inputs[1:]] if cut is not None and cut.op_type == "Slice" else []
-        shape_node = producer(cut.inputs[0]) if cut is not None else None
-        if shape_node is None or shape_node.op_type != "Shape" or shape_node.inputs[0] is not source:
+        axes = _axes(part, source, rank) if fixed is None else None
+        if axes is None and (fixed is None or fixed.reshape(-1).tolist() != [-1]):
             return None
-        if len(bounds) < 2 or any(b is None or b.size != 1 for b in bounds) or "end" in shape_node.attributes:
-            return None
-        start, end, *more = [int(b.reshape(-1)[0]) for b in bounds if b is not None]
-        if more not in ([], [0], [0, 1]) or (
-            "start" in shape_node.attributes and shape_node.attributes["start"].as_int()
-        ):
-            return None
-        found += range(*slice(start, end).indices(rank))
-    return found
+        found += [None] if axes is None else axes
+    return found or None
+
+
+def _axes(part: ir.Value | None, source: ir.Value, rank: int) -> list[int] | None:
+    """The axes that ``Slice(Shape(source))`` stands for; None for any other value."""
+    cut = made_by(part, "Slice")
+    shape = None if cut is None else made_by(cut.inputs[0], "Shape")
+    if cut is None or shape is None or shape.inputs[0] is not source:
+        return None
+    if "end" in shape.attributes or shape.attributes.get_int("start"):
+        return None
+    bounds = [int(b.item()) for b in map(constant, cut.inputs[1:]) if b is not None and b.size == 1]
+    if len(bounds) < max(2, len(cut.inputs) - 1) or bounds[2:] not in ([], [0], [0, 1]):
+        return None
+    return list(range(*slice(*bounds[:2]).indices(rank)))
 
 
 def _drop_guard(graph: ir.Graph, node: ir.Node) -> bool:
@@ -111,19 +104,17 @@ def _finite_mask(graph: ir.Graph, scores: ir.Node | None) -> bool:
 
     The lowest of them is raised to where it still masks, but stays finite in bfloat16.
     """
-    if scores is None or scores.op_type == "MatMul":
-        return scores is not None
-    if scores.op_type != "Add":
+    if scores is None or scores.op_type != "Add":
+        return scores is not None and scores.op_type == "MatMul"
+    added_up = {node.op_type: node for node in map(producer, scores.inputs) if node is not None}
+    mask = added_up.get("Where")
+    if mask is None or "MatMul" not in added_up:
         return False
-    makers = [producer(v) for v in scores.inputs]
-    mask = next((m for m in makers if m is not None and m.op_type == "Where"), None)
-    if mask is None or not any(m is not None and m.op_type == "MatMul" for m in makers):
-        return False
-    choices = [constant(v) for v in mask.inputs[1:]]
-    if any(c is None or not np.isfinite(c).all() for c in choices):
+    choices = [choice for choice in map(constant, mask.inputs[1:]) if choice is not None and np.isfinite(choice).all()]
+    if len(choices) < len(mask.inputs) - 1:
         return False
     for index, choice in enumerate(choices, 1):
-        if choice is not None and choice.size == 1 and choice.item() < _LOWEST:
+        if choice.size == 1 and choice.item() < _LOWEST:
             raised = np.full_like(choice, _LOWEST)
             mask.replace_input_with(index, added(graph, raised, f"{mask.outputs[0].name}:mask{index}"))
     return True

@@ -1,4 +1,4 @@
-"""Export with proof: a file stands under the final name only when it passed the parity gate."""
+"""Export with proof: a file stands under the final name only when it passed the parity check."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compresskit.checkpoint.atomic import writing
 from compresskit.errors import GateError
 from compresskit.export.accuracy import set_accuracy_level
 from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import ABSOLUTE, RELATIVE, SAMPLES, Parity, parity
+from compresskit.export.parity import USUAL, Parity, ParityCheck, parity
 from compresskit.export.slim import DATA_ABOVE
 from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
@@ -47,15 +47,10 @@ def export_checked(
     module: nn.Module,
     inputs: tuple[InputSpec, ...],
     path: Path,
+    check: ParityCheck = USUAL,
     *,
     accuracy_level: int = LEVEL,
-    seed: int = 0,
-    count: int = SAMPLES,
-    absolute: float = ABSOLUTE,
-    relative: float = RELATIVE,
-    sizes: dict[str, int] | None = None,
     data_above: int = DATA_ABOVE,
-    threads: int = 0,
     progress: Progress = silent,
 ) -> ExportResult:
     """Export a module, compare the file with it, and only then put the file in place.
@@ -64,14 +59,9 @@ def export_checked(
         module: Any module, with or without packed layers; stays as it is.
         inputs: What it takes.
         path: The final name; replaced if it exists.
+        check: What the file is held against the module with.
         accuracy_level: What the shipped file's 4- and 8-bit matrix products use: 0 is float32, 4 is int8 activations.
-        seed: Of the samples.
-        count: Samples at least.
-        absolute: Tolerance of a value, see :func:`parity`.
-        relative: Tolerance of an output's L2 distance.
-        sizes: Sizes of named axes while tracing.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
-        threads: Of onnxruntime.
         progress: Told of the steps.
 
     Raises:
@@ -83,30 +73,18 @@ def export_checked(
         work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         draft = work / path.name
-        exported = export_onnx(module, inputs, draft, sizes=sizes, data_above=data_above, progress=progress)
-        check = partial(
-            parity,
-            module,
-            draft,
-            inputs,
-            seed=seed,
-            count=count,
-            absolute=absolute,
-            relative=relative,
-            limits=exported.limits,
-            threads=threads,
-            progress=progress,
-        )
-        proof = check()
+        exported = export_onnx(module, inputs, draft, data_above=data_above, progress=progress)
+        compare = partial(parity, module, draft, inputs, check, limits=exported.limits, progress=progress)
+        proof = compare()
         if not proof.passed:
             raise GateError(
                 f"the ONNX file differs from the model: {proof.worst}: relative L2 {proof.rel_l2:.2g} (limit "
-                f"{relative:.2g}), largest difference {proof.max_abs:.2g} (limit {absolute:.2g})",
+                f"{check.relative:.2g}), largest difference {proof.max_abs:.2g} (limit {check.absolute:.2g})",
                 "an operator of the model has a wrong ONNX form here; replace it (scatter_reduce with mean is one)",
             )
         distance = None
         if accuracy_level and set_accuracy_level(draft, accuracy_level):
-            distance = check(exact=False)
+            distance = compare(exact=False)
         _move(draft, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -16,7 +16,7 @@ from compresskit.errors import InputError
 from compresskit.export.embedding import quantize_embeddings
 from compresskit.export.graph import constant
 from compresskit.export.int8 import explained, named, prepared
-from compresskit.export.qdq import is_weight, plain_name, weighs
+from compresskit.export.qdq import WEIGHTLESS, is_weight, is_weightless, plain_name
 from compresskit.export.quiet import quiet
 from compresskit.export.rounding import add_sqnr
 from compresskit.export.slim import DATA_ABOVE, save, slim
@@ -121,8 +121,8 @@ def _coverage(model: ir.Model) -> tuple[dict[str, dict[str, Any]], dict[str, str
                 skipped[plain_name(value.name)] = _REASONS.get(
                     node.op_type, f"{node.op_type} has no dynamic 8-bit form"
                 )
-        if node.op_type == "MatMul" and not any(v is not None and weighs(v) for v in node.inputs):
-            skipped[f"MatMul {node.outputs[0].name}"] = "a product of two activations: no weight in it"
+        if is_weightless(node):
+            skipped[f"MatMul {node.outputs[0].name}"] = WEIGHTLESS
     return done, skipped
 
 

@@ -11,6 +11,18 @@ def producer(value: ir.Value | None) -> ir.Node | None:
     return None if value is None else value.producer()
 
 
+def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node that makes a value, if it is of a kind."""
+    node = producer(value)
+    return node if node is not None and node.op_type == kind else None
+
+
+def only_user(node: ir.Node, kind: str) -> ir.Node | None:
+    """The one node that reads a node's first output, if it is of a kind; an output of the graph doesn't count."""
+    uses = [use.node for use in node.outputs[0].uses()]
+    return uses[0] if len(uses) == 1 and uses[0].op_type == kind else None
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The numbers of a stored value, else None."""
     return None if value is None or value.const_value is None else value.const_value.numpy()

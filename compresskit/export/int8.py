@@ -44,41 +44,73 @@ _BETWEEN = ("Where", "Cast", "Mul", "Reshape", "Transpose", "Identity", "Dropout
 
 
 @dataclass(frozen=True)
-class Form:
-    """What is quantized, and to which types.
+class Int8Settings:
+    """How weights and activations become 8 bits.
+
+    Attributes:
+        per_channel: One scale for each output channel of a weight, else one for the weight.
+        activation: Type of activations; ``uint8`` with ``int8`` weights is the fast pair on x86.
+        weight: Type of weights.
+        reduce_range: 7-bit weights: on x86 without VNNI the 8-bit products of uint8 and int8 can saturate.
+        symmetric: Activations without zero points, as GPUs want them.
+        method: How a range follows from the values seen.
+        percentile: Of the values that a range holds, in percent, for that method.
+        op_types: Operators to quantize; by default all that gain, and in models with attention only
+            embeddings and the matrix products with a weight.
+    """
+
+    per_channel: bool = True
+    activation: Literal["uint8", "int8"] = "uint8"
+    weight: Literal["int8", "uint8"] = "int8"
+    reduce_range: bool = False
+    symmetric: bool = False
+    method: Method = "minmax"
+    percentile: float = PERCENTILE
+    op_types: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Operators:
+    """What is quantized of a model.
 
     Attributes:
         kinds: Operators.
         outputs: Quantize what operators give too, not what they take alone.
-        per_channel: One scale for each output channel of a weight, else one for the weight.
-        activation: Type of activations.
-        weight: Type of weights.
-        reduce_range: Weights of 7 bits.
-        symmetric: Activations without zero points.
     """
 
     kinds: tuple[str, ...]
     outputs: bool
-    per_channel: bool
-    activation: Literal["uint8", "int8"]
-    weight: Literal["int8", "uint8"]
-    reduce_range: bool
-    symmetric: bool
+
+    @classmethod
+    def of(cls, path: Path, asked: tuple[str, ...] | None) -> _Operators:
+        """Those that were asked for, else all that gain in this model."""
+        attention = _has_attention(path)
+        return cls(asked or (*_HEAVY, *(() if attention else _AROUND), _EMBEDDING), not attention)
+
+    @property
+    def multiplied(self) -> list[str]:
+        """Without embeddings, whose rows are looked up."""
+        return [kind for kind in self.kinds if kind != _EMBEDDING]
+
+    def nodes(self, model: onnx.ModelProto) -> list[onnx.NodeProto]:
+        """The nodes to quantize: of the matrix products those with a weight."""
+        stored = {tensor.name for tensor in model.graph.initializer}
+        named = [node for node in model.graph.node if node.op_type in self.multiplied]
+        return [node for node in named if node.op_type != "MatMul" or stored & {*node.input}]
+
+    def activations(self, model: onnx.ModelProto) -> list[str]:
+        """The tensors that need a range."""
+        stored = {"", *(tensor.name for tensor in model.graph.initializer)}
+        ends = ((*node.input, *(node.output if self.outputs else ())) for node in self.nodes(model))
+        return list(dict.fromkeys(name for names in ends for name in names if name not in stored))
 
 
 def quantize_static_int8(
     fp32_onnx: Path,
     out: Path,
     batches: Iterable[dict[str, np.ndarray]],
+    settings: Int8Settings = Int8Settings(),
     *,
-    per_channel: bool = True,
-    activation: Literal["uint8", "int8"] = "uint8",
-    weight: Literal["int8", "uint8"] = "int8",
-    reduce_range: bool = False,
-    symmetric: bool = False,
-    method: Method = "minmax",
-    percentile: float = PERCENTILE,
-    op_types: tuple[str, ...] | None = None,
     data_above: int = DATA_ABOVE,
     threads: int = 0,
     progress: Progress = silent,
@@ -89,15 +121,7 @@ def quantize_static_int8(
         fp32_onnx: The float model; not changed.
         out: The file to write.
         batches: Calibration inputs by name; walked once, one batch in memory at a time.
-        per_channel: One scale for each output channel of a weight, else one for the weight.
-        activation: ``uint8`` with ``int8`` weights is the fast pair on x86.
-        weight: Type of weights.
-        reduce_range: 7-bit weights: on x86 without VNNI the 8-bit products of uint8 and int8 can saturate.
-        symmetric: Activations without zero points, as GPUs want them.
-        method: How a range follows from the values seen.
-        percentile: Of the values that a range holds, in percent, for that method.
-        op_types: Operators to quantize; by default all that gain, and in models with attention only
-            embeddings and the matrix products with a weight.
+        settings: How.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
         threads: Of one operator while calibrating; 0 is onnxruntime's choice.
         progress: Told of the batches and steps.
@@ -114,18 +138,15 @@ def quantize_static_int8(
     with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
         with explained(fp32_onnx, "try weight-only quantization, which needs no calibration data"):
             ready = prepared(fp32_onnx, Path(work))
-            attention = _has_attention(ready)
-            kinds = op_types or ((*_HEAVY, _EMBEDDING) if attention else (*_HEAVY, *_AROUND, _EMBEDDING))
-            form = Form(kinds, not attention, per_channel, activation, weight, reduce_range, symmetric)
+            operators = _Operators.of(ready, settings.op_types)
             graph = named(ready)
-            seen, samples = collect(
-                ready, _activations(graph, form), batches, counts=method != "minmax", threads=threads, progress=progress
-            )
-            left = _place_pairs(graph, seen, form, method, percentile, Path(work) / "int8.onnx")
+            tensors, counts = operators.activations(graph), settings.method != "minmax"
+            seen, samples = collect(ready, tensors, batches, counts=counts, threads=threads, progress=progress)
+            left = _place_pairs(graph, seen, operators, settings, Path(work) / "int8.onnx")
             model = ir.load(Path(work) / "int8.onnx")
         after(model)
-        tables, kept = quantize_embeddings(model) if _EMBEDDING in kinds else ({}, {})
-        layers, skipped, tensors = coverage(model, kinds)
+        tables, kept = quantize_embeddings(model) if _EMBEDDING in operators.kinds else ({}, {})
+        layers, skipped, activations = coverage(model, operators.kinds)
         layers, skipped = {**tables, **layers}, {**skipped, **left, **kept}
         if not layers:
             raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8", "try weight-only quantization")
@@ -136,12 +157,12 @@ def quantize_static_int8(
         "layers": layers,
         "skipped": skipped,
         "samples": samples,
-        "tensors": tensors,
-        "op_types": list(kinds),
-        "method": method,
-        "activation": activation,
-        "weight": weight,
-        "per_channel": per_channel,
+        "tensors": activations,
+        "op_types": list(operators.kinds),
+        "method": settings.method,
+        "activation": settings.activation,
+        "weight": settings.weight,
+        "per_channel": settings.per_channel,
     }
 
 
@@ -203,60 +224,46 @@ def named(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _quantized(model: onnx.ModelProto, form: Form) -> Iterator[onnx.NodeProto]:
-    """The nodes to quantize: of the matrix products those with a weight."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        wanted = node.op_type in form.kinds and node.op_type != _EMBEDDING
-        if wanted and (node.op_type != "MatMul" or stored & {*node.input}):
-            yield node
-
-
-def _activations(model: onnx.ModelProto, form: Form) -> list[str]:
-    """The tensors that need a range."""
-    stored = {"", *(tensor.name for tensor in model.graph.initializer)}
-    ends = ((*node.input, *(node.output if form.outputs else ())) for node in _quantized(model, form))
-    return list(dict.fromkeys(name for names in ends for name in names if name not in stored))
-
-
 def _place_pairs(
-    model: onnx.ModelProto, seen: dict[str, Histogram], form: Form, method: Method, percentile: float, out: Path
+    model: onnx.ModelProto, seen: dict[str, Histogram], operators: _Operators, settings: Int8Settings, out: Path
 ) -> dict[str, str]:
     """Write the model with QuantizeLinear and DequantizeLinear; returns the weights left out, with the reason."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    ranges = {
-        name: tuple(np.array(end, np.float32) for end in find_range(values, method, percentile))
-        for name, values in seen.items()
-    }
+    ranges = {name: _ends(values, settings) for name, values in seen.items()}
     broken = {name for name, values in seen.items() if not values.finite}
-    chosen = list(_quantized(model, form))
+    chosen = operators.nodes(model)
     left = [node for node in chosen if broken & {*node.input, *node.output}]
-    names = {node.name for node in chosen} - {node.name for node in left}
+    reason = "its input or output is not finite on the calibration data"
     stored = {tensor.name for tensor in model.graph.initializer}
+    skipped = {name: reason for node in left for name in node.input if name in stored}
+    wanted = {node.name for node in chosen} - {node.name for node in left}
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     # A float bias is what onnxruntime makes an int32 of at load; stored as int32 it needs a scale for each channel too.
     options = {
         "QuantizeBias": False,
-        "WeightSymmetric": form.weight == "int8",
-        "ActivationSymmetric": form.symmetric,
-        "OpTypesToExcludeOutputQuantization": [] if form.outputs else list(form.kinds),
+        "WeightSymmetric": settings.weight == "int8",
+        "ActivationSymmetric": settings.symmetric,
+        "OpTypesToExcludeOutputQuantization": [] if operators.outputs else list(operators.kinds),
     }
     quantizer = QDQQuantizer(
         model,
-        form.per_channel,
-        form.reduce_range,
-        types[form.weight],
-        types[form.activation],
+        settings.per_channel,
+        settings.reduce_range,
+        types[settings.weight],
+        types[settings.activation],
         TensorsData(CalibrationMethod.MinMax, ranges),
         [],
-        [node.name for node in model.graph.node if node.name not in names],
-        [kind for kind in form.kinds if kind != _EMBEDDING],
+        [node.name for node in model.graph.node if node.name not in wanted],
+        operators.multiplied,
         options,
     )
     quantizer.quantize_model()
     quantizer.model.save_model_to_file(str(out), False)
-    reason = "its input or output is not finite on the calibration data"
-    return {name: reason for node in left for name in node.input if name in stored}
+    return skipped
+
+
+def _ends(values: Histogram, settings: Int8Settings) -> tuple[np.ndarray, ...]:
+    return tuple(np.array(end, np.float32) for end in find_range(values, settings.method, settings.percentile))

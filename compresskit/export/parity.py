@@ -27,6 +27,28 @@ may be off that many times."""
 
 
 @dataclass(frozen=True)
+class ParityCheck:
+    """What a file is tried with, and how near it must come.
+
+    Attributes:
+        absolute: Largest allowed difference, relative to a feed's largest output where that is above 1.
+        relative: Largest allowed relative L2 distance of an output.
+        count: Samples at least; among them zeros, extremes, padded masks, three batch sizes, two lengths.
+        seed: Of the samples.
+        threads: Of onnxruntime; 0 is its own choice.
+    """
+
+    absolute: float = ABSOLUTE
+    relative: float = RELATIVE
+    count: int = SAMPLES
+    seed: int = 0
+    threads: int = 0
+
+
+USUAL = ParityCheck()
+
+
+@dataclass(frozen=True)
 class Parity:
     """How far the file's outputs are from the module's.
 
@@ -49,14 +71,10 @@ def parity(
     module: nn.Module,
     path: Path,
     inputs: tuple[InputSpec, ...],
+    check: ParityCheck = USUAL,
     *,
-    seed: int = 0,
-    count: int = SAMPLES,
-    absolute: float = ABSOLUTE,
-    relative: float = RELATIVE,
     limits: Limits | None = None,
     exact: bool = True,
-    threads: int = 0,
     progress: Progress = silent,
 ) -> Parity:
     """Compare a module with its ONNX file on made-up inputs.
@@ -65,36 +83,32 @@ def parity(
         module: The original; run in eval mode, its flags are put back.
         path: The ONNX file.
         inputs: What the module takes.
-        seed: Of the inputs.
-        count: Samples at least; among them zeros, extremes, padded masks, three batch sizes, two lengths.
-        absolute: Largest allowed difference, relative to a feed's largest output where that is above 1.
-        relative: Largest allowed relative L2 distance of an output.
+        check: Tolerances and samples.
         limits: Bounds of dynamic axes, from the export.
         exact: Run the file's operators as written, without rewrites that round activations.
-        threads: Of onnxruntime.
         progress: Told of the samples done.
 
     Raises:
         InputError: onnxruntime refuses the file, or the module its inputs.
     """
-    session = OnnxRuntime(exact=exact).open(path, threads)
+    session = OnnxRuntime(exact=exact).open(path, check.threads)
     flat, device, exactly = Flat(module, inputs), device_of(module), _Exactly(module, inputs)
     worst, where, largest, n, passed = -1.0, "", 0.0, 0, True
-    for kind, feeds in samples(inputs, count=count, seed=seed, limits=limits):
+    for kind, feeds in samples(inputs, count=check.count, seed=check.seed, limits=limits):
         args = tuple(torch.from_numpy(feeds[spec.name]).to(device) for spec in inputs)
         expected = call(flat, args)
         found = _run(session, feeds)
         for index, (name, tensor) in enumerate(zip(flat.names, expected, strict=True)):
             off, distance = difference(to_array(tensor), found.get(name))
             largest = max(largest, off)
-            close = off <= absolute and (distance <= relative or off <= absolute / 100)
+            close = off <= check.absolute and (distance <= check.relative or off <= check.absolute / 100)
             if not close and passed and off <= _NOISE:
                 close = exactly.as_good(index, args, to_array(tensor), found.get(name))
             passed = passed and close
             if distance > worst:
                 worst, where = distance, f"output '{name}' on {kind} input of {list(args[0].shape)}"
         n += args[0].shape[0] if args[0].dim() else 1
-        progress("parity", min(n, count), count)
+        progress("parity", min(n, check.count), check.count)
     return Parity(largest, max(worst, 0.0), n, passed, where)
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compresskit.export.attention import tidy_attention
-from compresskit.export.graph import added, constant, replace
+from compresskit.export.graph import added, constant, made_by, only_user, replace
 from compresskit.export.slim import merge
 from compresskit.ops.onnx_names import CODES, TRANSPOSED
 
@@ -42,27 +42,24 @@ def _name_weights(graph: ir.Graph) -> None:
     """Weights that the exporter transposed have lost their name: their layer's is that of the bias added next."""
     for node in list(graph):
         weight = node.inputs[1] if node.op_type == "MatMul" else None
-        uses = [use.node for use in node.outputs[0].uses()]
-        if weight is None or not _NUMBERED.match(str(weight.name)) or len(uses) != 1 or uses[0].op_type != "Add":
+        add = only_user(node, "Add")
+        if weight is None or weight.const_value is None or add is None or not _NUMBERED.match(str(weight.name)):
             continue
-        stored = [v for v in uses[0].inputs if v is not None and v.const_value is not None]
+        stored = [v for v in add.inputs if v is not None and v.const_value is not None]
         bias = str(stored[0].name) if stored and len(stored[0].uses()) == 1 else ""  # equal biases are stored once
         name = f"{bias.removesuffix('.bias')}.weight"
-        if bias.endswith(".bias") and weight.const_value is not None and name not in graph.initializers:
+        if bias.endswith(".bias") and name not in graph.initializers:
             ir.convenience.rename_values([weight], [name])
 
 
 def _join_slices(graph: ir.Graph, node: ir.Node) -> None:
     """``Slice(Slice(x))`` over different axes as one."""
-    value = node.inputs[0]
-    first = value.producer() if value is not None else None
-    if first is None or first.op_type != "Slice" or len(first.outputs[0].uses()) != 1 or len(node.inputs) != 5:
+    first = made_by(node.inputs[0], "Slice")
+    if first is None or only_user(first, "Slice") is not node or len(node.inputs) != 5:
         return
     parts = [(constant(a), constant(b)) for a, b in zip(first.inputs[1:], node.inputs[1:], strict=False)]
-    if len(parts) != 4 or any(a is None or b is None for a, b in parts):
-        return
     joined = [np.concatenate([a, b]) for a, b in parts if a is not None and b is not None]
-    if len(set(joined[2].tolist())) < len(joined[2]) or (joined[2] < 0).any():
+    if len(joined) != 4 or len(set(joined[2].tolist())) < len(joined[2]) or (joined[2] < 0).any():
         return
     node.replace_input_with(0, first.inputs[0])
     for index, array in enumerate(joined, 1):
@@ -107,27 +104,26 @@ def _pad_codes(graph: ir.Graph, node: ir.Node) -> None:
 
     The range of the padded tensor is that of its input, which holds zero in any case: nothing is clipped.
     """
-    source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    uses = [use.node for use in node.outputs[0].uses()]
-    if source is None or source.op_type != "DequantizeLinear" or len(uses) != 1 or uses[0].op_type != "QuantizeLinear":
-        return
-    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
-    fill = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if mode != "constant" or (fill is not None and np.any(fill)):
+    source, quantize = made_by(node.inputs[0], "DequantizeLinear"), only_user(node, "QuantizeLinear")
+    if source is None or quantize is None or not _fills_zeros(node):
         return
     if len(source.inputs) < 3 or constant(source.inputs[2]) is None:
         return
+    uses = [use.node for use in quantize.outputs[0].uses()]
+    if any(use.op_type != "DequantizeLinear" for use in uses):
+        return
     scale, zero = source.inputs[1], source.inputs[2]
     pad = ir.node("Pad", [source.inputs[0], node.inputs[1], zero, *node.inputs[3:]], node.attributes)
-    quantize = uses[0]
-    for use in list(quantize.outputs[0].uses()):
-        if use.node.op_type != "DequantizeLinear":
-            return
-    for use in list(quantize.outputs[0].uses()):
-        use.node.replace_input_with(1, scale)
-        use.node.replace_input_with(2, zero)
+    for use in uses:
+        use.replace_input_with(1, scale)
+        use.replace_input_with(2, zero)
     graph.insert_before(quantize, [pad])
     quantize.outputs[0].replace_all_uses_with(pad.outputs[0])
+
+
+def _fills_zeros(pad: ir.Node) -> bool:
+    fill = constant(pad.inputs[2]) if len(pad.inputs) > 2 else None
+    return pad.attributes.get_string("mode", "constant") == "constant" and (fill is None or not np.any(fill))
 
 
 def coverage(model: ir.Model, kinds: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
@@ -136,22 +132,29 @@ def coverage(model: ir.Model, kinds: tuple[str, ...]) -> tuple[dict[str, dict[st
     skipped: dict[str, str] = {}
     activations = 0
     for node in model.graph.all_nodes():
-        activations += node.op_type == "QuantizeLinear"
-        for value in node.inputs if node.op_type not in ("QuantizeLinear", "DequantizeLinear") else ():
-            maker = value.producer() if value is not None else None
-            codes = maker.inputs[0] if maker is not None and maker.op_type == "DequantizeLinear" else None
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            activations += node.op_type == "QuantizeLinear"
+            continue
+        for value in node.inputs:
+            maker = made_by(value, "DequantizeLinear")
+            codes = maker.inputs[0] if maker is not None else None
             if maker is not None and codes is not None and codes.const_value is not None:
                 scales = constant(maker.inputs[1])
-                done[plain_name(codes.name)] = {
-                    "kind": node.op_type,
-                    "bits": 8,
-                    "scales": 1 if scales is None else scales.size,
-                }
+                found = {"kind": node.op_type, "bits": 8, "scales": 1 if scales is None else scales.size}
+                done[plain_name(codes.name)] = found
             elif value is not None and is_weight(value):
                 skipped[plain_name(value.name)] = _reason(node, kinds)
-        if node.op_type == "MatMul" and not any(v is not None and weighs(v) for v in node.inputs):
-            skipped[f"MatMul {node.outputs[0].name}"] = "a product of two activations: no weight in it"
+        if is_weightless(node):
+            skipped[f"MatMul {node.outputs[0].name}"] = WEIGHTLESS
     return done, skipped, activations
+
+
+WEIGHTLESS = "a product of two activations: no weight in it"
+
+
+def is_weightless(node: ir.Node) -> bool:
+    """True for a matrix product of two activations."""
+    return node.op_type == "MatMul" and not any(value is not None and weighs(value) for value in node.inputs)
 
 
 def is_weight(value: ir.Value) -> bool:

@@ -76,8 +76,9 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
             return Prepared(model.body)
         raise UsageError(f"{model.source} is tensors without an architecture", "give --arch FILE.py:NAME")
     from compresskit.export.checked import export_checked
+    from compresskit.export.parity import ParityCheck
 
-    result = export_checked(model.body, model.card.inputs, path, seed=seed, progress=progress)
+    result = export_checked(model.body, model.card.inputs, path, ParityCheck(seed=seed), progress=progress)
     notes = list(result.notes)
     if result.distance_level4 is not None:
         distance = result.distance_level4.rel_l2

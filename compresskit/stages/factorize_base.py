@@ -118,13 +118,9 @@ class Factorize(Recovery):
         turned = conv1d_to_linear(module)
         data = self._data(model, ctx)
         with calling(module):
-            kinds_differ = self.rank is not None and len(self.kinds) > 1
-            measured = self.budget is not None or self.target_latency is not None or kinds_differ
-            made = plan(module, data, self.settings(ctx), ctx.progress, measured=measured)
+            made = plan(module, data, self.settings(ctx), ctx.progress, measured=self._measures())
             found = self._chosen(made, original, model, data, ctx)
-            if not found.choice:
-                why = listing([f"{name}: {reason}" for name, reason in made.found.skipped.items()], 1)
-                raise InputError(f"no layer of this model can be factorized that way ({why})")
+            _check_any(made, found)
             facts: dict[str, Any] = {"layers": facts_of(made, found.choice, turned)}
             share = {unit: round(made.share_of(found.choice, unit), 4) for unit in _units()}
             fitted = apply(module, made, found.choice, data, ctx.progress)
@@ -137,6 +133,11 @@ class Factorize(Recovery):
             facts["calibration"] = calibration(ctx.data, self.samples)
         skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
         return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+
+    def _measures(self) -> bool:
+        """True where what single layers lose decides: a target is split over them, or one of several kinds is taken."""
+        split = self.budget is not None or self.target_latency is not None
+        return split or (self.rank is not None and len(self.kinds) > 1)
 
     def settings(self, ctx: Context) -> FactorizeSettings:
         """The options as the algorithm takes them."""
@@ -201,7 +202,7 @@ class Factorize(Recovery):
         import copy
 
         from compresskit.ops.factorize.apply import replace as put
-        from compresskit.stages.shared_latency import within_latency
+        from compresskit.stages.shared_latency import Choices, within_latency
 
         def at(share: float) -> tuple[Choice, float]:
             choice = made.within(share, "macs", "--target-latency")
@@ -212,10 +213,8 @@ class Factorize(Recovery):
             put(smaller, made, choice)
             return smaller
 
-        choice, timed = within_latency(
-            original, model.card.inputs, self.target_latency or 1.0, ctx, least=made.least("macs"), at=at, build=build,
-            smallest="smallest ranks",
-        )  # fmt: skip
+        choices = Choices(made.least("macs"), at, build, "smallest ranks")
+        choice, timed = within_latency(original, model.card.inputs, self.target_latency or 1.0, ctx, choices)
         share, ratio = timed[-1]
         slow = times.slow(choice) if times is not None else {}
         if slow:
@@ -292,6 +291,12 @@ class _Found:
     choice: Choice
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def _check_any(made: FactorizePlan, found: _Found) -> None:
+    if not found.choice:
+        why = listing([f"{name}: {reason}" for name, reason in made.found.skipped.items()], 1)
+        raise InputError(f"no layer of this model can be factorized that way ({why})")
 
 
 class _Times:

@@ -207,10 +207,10 @@ class WithPeft(Adapting):
             factors: What the adapters begin as; else what PEFT begins with.
         """
         from compresskit.ops.lora.folder import terms_of
-        from compresskit.ops.lora.injected import inject, start_from, still, target_modules
+        from compresskit.ops.lora.injected import Start, inject, start_from, still, target_modules
 
         module = model.module
-        injected = inject(module, self.adapter_kind, names, seed=ctx.seed, **self.sizes())
+        injected = inject(module, self.adapter_kind, names, Start(**self.sizes()), seed=ctx.seed)
         try:
             if factors:
                 start_from(injected, factors)
@@ -231,7 +231,7 @@ class WithPeft(Adapting):
 
     @abstractmethod
     def sizes(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`~compresskit.ops.lora.injected.inject`."""
+        """The fields of :class:`~compresskit.ops.lora.injected.Start`."""
 
     @abstractmethod
     def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:

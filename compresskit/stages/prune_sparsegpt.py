@@ -41,6 +41,7 @@ class PruneSparsegpt(CalibratedSparse):
         """
         from compresskit.ops.prune.refit import refit
         from compresskit.ops.prune.sparsegpt import prune_sparsegpt
+        from compresskit.ops.prune.unstructured import Calibrated
 
         pattern = self.zeros()
 
@@ -48,4 +49,4 @@ class PruneSparsegpt(CalibratedSparse):
             found = prune_sparsegpt(target, pattern, moments, damping=self.damping)
             return refit(found, target, moments, rounds=self.refine, damping=self.damping)
 
-        return self.prune(model, ctx, method, drift=self.drift)
+        return self.prune(model, ctx, Calibrated(method, drift=self.drift))

@@ -165,7 +165,7 @@ class PruneStructured(Recovery):
         share = target ** (step / self.steps)
         if self.target_latency is not None:
             from compresskit.ops.prune.cut import cut
-            from compresskit.stages.shared_latency import within_latency
+            from compresskit.stages.shared_latency import Choices, within_latency
 
             def build(kept: dict[str, list[int]]) -> nn.Module:
                 smaller = copy.deepcopy(module)
@@ -173,10 +173,8 @@ class PruneStructured(Recovery):
                 return smaller
 
             cost = made.cost("macs", found.base, data.example)
-            kept, timed = within_latency(
-                original, model.card.inputs, share, ctx, least=made.least(cost), at=lambda s: made.at(s, cost),
-                build=build, smallest="narrowest widths",
-            )  # fmt: skip
+            choices = Choices(made.least(cost), lambda s: made.at(s, cost), build, "narrowest widths")
+            kept, timed = within_latency(original, model.card.inputs, share, ctx, choices)
             found.facts["timed"] = [[round(n, 4) for n in pair] for pair in timed]
             found.notes.append(
                 f"one sample took {timed[-1][1]:.3f} of the original's time under onnxruntime when it was cut to "

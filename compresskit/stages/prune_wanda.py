@@ -30,6 +30,7 @@ class PruneWanda(CalibratedSparse):
             UsageError: There are no calibration data, or a glob matches nothing.
             InputError: The data don't fit the model.
         """
+        from compresskit.ops.prune.unstructured import Calibrated
         from compresskit.ops.prune.wanda import prune_wanda
 
         pattern = self.zeros()
@@ -37,4 +38,4 @@ class PruneWanda(CalibratedSparse):
         def method(weight: Tensor, _target: Tensor, moments: Moments) -> Tensor:
             return prune_wanda(weight, pattern, moments)
 
-        return self.prune(model, ctx, method, drift=0.0, centred=False)
+        return self.prune(model, ctx, Calibrated(method, drift=0.0, centred=False))

@@ -42,6 +42,7 @@ class QuantizeSmoothquant(StaticStage):
         """
         from compresskit.export.call import evaluating
         from compresskit.export.checked import export_checked
+        from compresskit.export.parity import ParityCheck
         from compresskit.ops.quantize.smooth import smooth_module
         from compresskit.stages.batches import batches_of, forward_of
 
@@ -59,8 +60,8 @@ class QuantizeSmoothquant(StaticStage):
                 f"smoothing changed the float outputs by {smoothed['difference']:.1g} (at most {_MOST:g} is allowed)",
                 "use --method int8-static, which leaves the float model as it is",
             )
-        smooth_onnx = ctx.work / "smooth.onnx"
-        export_checked(model.body, inputs, smooth_onnx, seed=ctx.seed, threads=ctx.threads, progress=ctx.progress)
+        smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads)
+        export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
         out = self.place(ctx)
         facts = self.quantized(smooth_onnx, out, ctx)
         facts |= {"smoothed": smoothed["layers"], "difference": smoothed["difference"], "unsmoothed": left}

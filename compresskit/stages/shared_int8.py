@@ -95,25 +95,19 @@ class StaticStage(Int8Stage):
             InputError: The data doesn't fit, or the graph can't be quantized.
             UsageError: There is no calibration data.
         """
-        from compresskit.export.int8 import quantize_static_int8
+        from compresskit.export.int8 import Int8Settings, quantize_static_int8
 
         self.check_data(ctx)
         if ctx.data is None:
             raise TypeError("checked above")
         target = self.made_for()
         chosen = target.int8.options()
-        facts = quantize_static_int8(
-            source,
-            out,
-            (b.inputs for b in ctx.data.batches(32, min(self.samples, len(ctx.data)))),
-            per_channel=self.per_channel,
-            **chosen,
-            symmetric=target.name == "gpu",
-            method=self.calibration,
+        settings = Int8Settings(
+            self.per_channel, **chosen, symmetric=target.name == "gpu", method=self.calibration,
             percentile=self.percentile,
-            threads=ctx.threads,
-            progress=ctx.progress,
-        )
+        )  # fmt: skip
+        batches = (b.inputs for b in ctx.data.batches(32, min(self.samples, len(ctx.data))))
+        facts = quantize_static_int8(source, out, batches, settings, threads=ctx.threads, progress=ctx.progress)
         samples, data = facts["samples"], portable(ctx.data.name)
         weight = f"{chosen['weight']}{' of 7 bits' if chosen['reduce_range'] else ''}"
         notes = [

@@ -120,15 +120,13 @@ class CalibratedSparse(Sparse):
 
     samples: Samples = 256
 
-    def prune(self, model: Model, ctx: Context, method: Calibrated, *, drift: float, centred: bool = True) -> Model:
+    def prune(self, model: Model, ctx: Context, method: Calibrated) -> Model:
         """Prune a module in place with the context's data.
 
         Args:
             model: Its body is a module.
             ctx: With data.
             method: For one layer.
-            drift: Share of what earlier layers lost that is made up for.
-            centred: See :func:`~compresskit.ops.prune.unstructured.prune_calibrated`.
 
         Raises:
             UsageError: There are no data, or a glob matches nothing.
@@ -148,10 +146,8 @@ class CalibratedSparse(Sparse):
             batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
             turned = conv1d_to_linear(module, list(plan.layers))
             layers = {n: module.get_submodule(n) for n in plan.layers}
-            left = prune_calibrated(
-                module, layers, pattern, method, batches, forward_of(module, model.card.inputs),
-                drift=drift, centred=centred, progress=ctx.progress,
-            )  # fmt: skip
+            forward = forward_of(module, model.card.inputs)
+            left = prune_calibrated(module, layers, pattern, method, batches, forward, ctx.progress)
             notes += [f"pruned by magnitude, since {why}: {listing(n)}" for why, n in reasons(left, layers).items()]
             linear_to_conv1d(module, turned)
             plan = replace(plan, layers={n: module.get_submodule(n) for n in layers})

@@ -26,7 +26,7 @@ def int8(here: Path) -> Path:
 
     x = np.load("d.npz")["x"]
     name = onnx.load("m.onnx").graph.input[0].name
-    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), [{name: x}], activation="uint8", weight="int8")
+    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), [{name: x}])
     return here
 
 
@@ -129,13 +129,11 @@ def test_speed_under_another_target_is_said_to_be_this_machines(cli: Cli, int8: 
 
 
 def test_a_file_of_seven_bit_weights_is_exact_everywhere(cli: Cli, here: Path) -> None:
-    from compresskit.export.int8 import quantize_static_int8
+    from compresskit.export.int8 import Int8Settings, quantize_static_int8
 
     name = onnx.load("m.onnx").graph.input[0].name
-    quantize_static_int8(
-        Path("m.onnx"), Path("int8.onnx"), [{name: np.load("d.npz")["x"]}], activation="uint8", weight="int8",
-        reduce_range=True,
-    )  # fmt: skip
+    batches = [{name: np.load("d.npz")["x"]}]
+    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), batches, Int8Settings(reduce_range=True))
     found = report(cli("evaluate", "int8.onnx", "--data", "d.npz", "--target", "x86-avx2", "--json", "-"))
     assert any("exact on every CPU" in note for note in found["notes"])
 

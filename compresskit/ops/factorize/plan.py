@@ -185,7 +185,7 @@ def plan(
     inner: dict[str, Tensor] = {}
     outer: dict[str, Tensor] = {}
     if data.batches and settings.weighting != "plain" and names:
-        moments = moments_of(module, names, data.batches, data.forward)
+        moments = moments_of(module, names, data)
         inner = {name: m.gram[0].double() for name, m in moments.items()}
         if settings.weighting == "both":
             try:

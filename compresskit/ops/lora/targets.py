@@ -40,35 +40,30 @@ def find_targets(
         UsageError: A glob matches nothing, or a layer that can't be adapted.
         InputError: There is nothing to adapt.
     """
-    layers = {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, PackedLayer) or (layer._parameters.get("weight") is not None and _matrix(layer))
-    }
-    chosen, skipped = [], {}
+    layers = {name: layer for name, layer in module.named_modules() if _weighs(layer)}
     check_globs(layers, globs, "--targets")
     head = None if heads else _head(module)
+    skipped: dict[str, str] = {}
     for name, layer in layers.items():
-        named = matches(name, globs)
         reason = "the model is this one layer" if not name else refuse(layer) or _past_rank(layer, rank)
-        if reason and named and len(globs) and name in globs:
+        if reason and name in globs:
             raise UsageError(f"'{name}' can't be adapted: {reason}", "leave it out of --targets")
-        if not reason and globs and not named:
-            reason = "not among --targets"
-        if not reason and not globs:
-            reason = _left_alone(module, name, layer, head)
+        reason = reason or (_not_named(name, globs) if globs else _left_alone(module, name, layer, head))
         if reason:
             skipped[name] = reason
-        else:
-            chosen.append(name)
+    chosen = [name for name in layers if name not in skipped]
     if not chosen:
         raise _nothing(skipped, globs)
     return chosen, skipped
 
 
-def _matrix(layer: nn.Module) -> bool:
-    weight = layer._parameters["weight"]
-    return weight is not None and weight.dim() >= 2 and weight.is_floating_point()
+def _not_named(name: str, globs: Sequence[str]) -> str | None:
+    return None if matches(name, globs) else "not among --targets"
+
+
+def _weighs(layer: nn.Module) -> bool:
+    weight = layer._parameters.get("weight")
+    return isinstance(layer, PackedLayer) or (weight is not None and weight.dim() >= 2 and weight.is_floating_point())
 
 
 def _head(module: nn.Module) -> nn.Module | None:

@@ -161,12 +161,18 @@ def _strides(node: Any, axes: int) -> list[int] | None:
     if not isinstance(node, fx.Node) or getattr(node.target, "__name__", "") != "getitem" or len(node.users) != 1:
         return None
     index: Any = node.args[1]
-    if not isinstance(index, tuple) or len(index) != axes + 2 or not all(isinstance(part, slice) for part in index):
+    if not isinstance(index, tuple) or len(index) != axes + 2:
         return None
-    whole = all(part.start in (None, 0) and part.stop is None for part in index)
-    steps = [1 if part.step is None else part.step for part in index]
-    fits = whole and steps[:2] == [1, 1] and all(isinstance(s, int) and s > 0 for s in steps)
-    return steps[2:] if fits else None
+    steps = [_step(part) for part in index]
+    return steps[2:] if steps[:2] == [1, 1] and all(steps) else None
+
+
+def _step(part: Any) -> int:
+    """The step of a slice over a whole axis; 0 for any other index."""
+    if not isinstance(part, slice) or part.start not in (None, 0) or part.stop is not None:
+        return 0
+    step = 1 if part.step is None else part.step
+    return step if isinstance(step, int) and step > 0 else 0
 
 
 def _rewritten(module: nn.Module, shortcuts: Sequence[Shortcut]) -> fx.GraphModule:
