@@ -6,7 +6,7 @@ what               becomes
 Linear, 4 or 8     MatMulNBits on the codes
 Linear, 2 or 3     codes unpacked to UINT4 -> DequantizeLinear -> MatMul, of which onnxruntime makes MatMulNBits
 Embedding          Gather of the rows asked for, then unpacked and scaled
-Weight             all rows unpacked and scaled: for convolutions, NF4, and whatever reads a weight
+Weight             all rows unpacked and scaled: for convolutions, tables of levels, and whatever reads a weight
 =================  ==============================================================================================
 
 Scales stay float16 in the file with a Cast behind them, and what repeats is repeated by an Expand. All that depends on
@@ -27,6 +27,8 @@ import onnx_ir as ir
 from compresskit.export.build import FLOAT, UINT4, Builder, array
 from compresskit.export.lower import DOMAIN
 from compresskit.export.unpack import codes, numbers
+from compresskit.ops.packed.format import Format
+from compresskit.ops.packed.formats import format_named
 from compresskit.ops.packed.grid import packed_bytes
 
 MICROSOFT = "com.microsoft"
@@ -42,7 +44,7 @@ class _Weight:
     scales: ir.Value
     zeros: ir.Value | None
     bits: int
-    kind: str
+    format: Format
     group: int
     block: int
     shape: tuple[int, ...]
@@ -55,7 +57,9 @@ class _Weight:
             raise ValueError("a placeholder without codes")
         bits, group, block = (a[name].as_int() for name in ("bits", "group", "block"))
         block = block if codes.name in multiplied else 0
-        return cls(codes, scales, zeros, bits, a["kind"].as_string(), group, block, tuple(a["shape"].as_ints()))
+        return cls(
+            codes, scales, zeros, bits, format_named(a["format"].as_string()), group, block, tuple(a["shape"].as_ints())
+        )
 
     @property
     def rows(self) -> int:
@@ -213,11 +217,11 @@ def _scaled(
     groups, columns, bits = weight.groups, weight.columns, weight.bits
     width = math.prod(_layout(weight)[1:]) // groups
     size = weight.group if groups > 1 else columns
-    values = numbers(build, data, bits, [*lead, groups], width, size, weight.kind)
+    values = numbers(build, data, bits, [*lead, groups], width, size, weight.format.levels)
     if zeros is not None:
         points = numbers(build, zeros, bits, lead, packed_bytes(groups, bits), groups)
         values = build.op("Sub", values, build.column(points))
-    elif weight.kind == "linear":
+    elif weight.format.equal_steps:
         values = build.op("Sub", values, build.constant(np.array(1 << (bits - 1), np.float32), f"middle:float{bits}"))
     values = build.op("Mul", values, build.column(scales))
     if groups * size == columns:

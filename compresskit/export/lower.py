@@ -77,9 +77,9 @@ def block_of(grid: Grid, columns: int) -> int | None:
     """The block size under which a matrix product with packed codes exists; None when there is none.
 
     Blocks are powers of two of at least 16. A wider group is cut into such blocks, which repeat its scale; a row with
-    a single scale may be padded at its end where it is 4 or 8 bits. NF4 has no such product.
+    a single scale may be padded at its end where it is 4 or 8 bits. Tables of levels have no such product.
     """
-    if grid.kind != "linear":
+    if not grid.format.equal_steps:
         return None
     size, padded = grid.group_size, grid.bits in (4, 8)
     if size >= MIN_BLOCK and size & (size - 1) == 0 and (padded or columns % size == 0):
@@ -96,7 +96,7 @@ def _attributes(layer: PackedLayer) -> dict[str, Any]:
     columns = math.prod(layer.shape[1:])
     return {
         "bits": layer.grid.bits,
-        "kind": layer.grid.kind,
+        "format": layer.grid.format.name,
         "group": layer.grid.group_size or columns,
         "block": block_of(layer.grid, columns) or 0,
         "shape": list(layer.shape),

@@ -10,8 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compresskit.export.build import BOOL, FLOAT, INT32, Builder
-from compresskit.ops.packed.grid import NF4
+from compresskit.export.build import BOOL, FLOAT, INT32, Builder, array
 
 
 def codes(build: Builder, data: ir.Value, bits: int, lead: list[int], width: int, count: int) -> ir.Value:
@@ -35,12 +34,20 @@ def codes(build: Builder, data: ir.Value, bits: int, lead: list[int], width: int
 
 
 def numbers(
-    build: Builder, data: ir.Value, bits: int, lead: list[int], width: int, count: int, kind: str = "linear"
+    build: Builder,
+    data: ir.Value,
+    bits: int,
+    lead: list[int],
+    width: int,
+    count: int,
+    levels: tuple[float, ...] | None = None,
 ) -> ir.Value:
-    """float32 codes, or what they stand for in the table of NF4; as :func:`codes`, for every number of bits.
+    """float32 codes, or the levels that they stand for; as :func:`codes`, for every number of bits.
 
     ``width`` bytes may lie on more than one axis of ``data``: those that come after ``lead``.
     """
+    if levels is not None:
+        return _levels(build, data, bits, lead, width, count, levels)
     if bits == 8:
         found = build.reshape(build.cast(data, FLOAT), [*lead, width])
         return found if width == count else build.first(found, count)
@@ -49,9 +56,26 @@ def numbers(
         fours = build.once("table:fours", lambda: _looked_up(build, np.array([0, 4], np.float32), _table(build, 1)))
         small = _plane(build, low[0], _float_table(build, 2), 2, lead, low[1], count)
         return build.op("Add", small, _plane(build, high[0], fours, 1, lead, high[1], count))
-    table = _float_table(build, bits)
-    if kind == "nf4":
-        table = build.once("table:nf4", lambda: _looked_up(build, NF4.numpy(), _table(build, 4)))
+    return _plane(build, data, _float_table(build, bits), bits, lead, width, count)
+
+
+def _levels(
+    build: Builder,
+    data: ir.Value,
+    bits: int,
+    lead: list[int],
+    width: int,
+    count: int,
+    levels: tuple[float, ...],
+) -> ir.Value:
+    """The level of each code: a byte of whole codes at a time, else code by code."""
+    values = np.array(levels, np.float32)
+    if bits == 8:
+        found = build.reshape(_looked_up(build, values, data), [*lead, width])
+        return found if width == count else build.first(found, count)
+    if bits == 3:
+        return _looked_up(build, values, numbers(build, data, bits, lead, width, count))
+    table = build.once(f"table:{levels}", lambda: _looked_up(build, values, _table(build, bits)))
     return _plane(build, data, table, bits, lead, width, count)
 
 
@@ -90,4 +114,6 @@ def _float_table(build: Builder, bits: int) -> ir.Value:
 def _looked_up(build: Builder, values: np.ndarray, table: ir.Value) -> ir.Value:
     """Each entry of a table replaced by a row of ``values``."""
     name = f"values:{values.dtype}:{values.size}:{values.ndim}"
+    while name in build.made and not np.array_equal(array(build.made[name]), values):
+        name += "'"  # two formats may have as many levels
     return build.gather(build.constant(values, name), build.cast(table, INT32))

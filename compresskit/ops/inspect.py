@@ -188,7 +188,7 @@ def _packed_entry(layer: PackedLayer) -> dict[str, Any]:
     known = not packed.codes.is_meta
     return {
         "shape": list(packed.shape),
-        "dtype": f"int{packed.grid.bits}",
+        "dtype": packed.grid.format.dtype(packed.grid.bits),
         "group_size": packed.grid.group_size,
         "parameters": math.prod(packed.shape) + (0 if bias is None else bias.numel()),
         "bytes": packed.nbytes() + (0 if bias is None else _bytes(bias)),

@@ -25,10 +25,11 @@ from compresskit.runner.arguments import AnyData, AnyModel, Reading, Samples, op
 from compresskit.runner.cache import Cache
 from compresskit.runner.exporting import export as export_model
 from compresskit.runner.inspecting import inspected
-from compresskit.runner.journey import run as run_steps
 from compresskit.runner.judging import Measuring
 from compresskit.runner.loading import load_shipped
+from compresskit.runner.pipeline import run as run_job
 from compresskit.runner.pipeline import run_recipe
+from compresskit.runner.steps import Job
 from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, Stage, silent
 
@@ -172,7 +173,7 @@ def run(
         evaluated, metric, limits, export=export, bench=bench, sequence=tokens, threads=threads or 0,
         device=device or "cpu", seed=seed or 0,
     )  # fmt: skip
-    return run_steps(read, steps, Path(output), data=train, measuring=measuring, force=force, progress=progress)
+    return run_job(read, Job.of(steps, Path(output), train, measuring, force=force, progress=progress))
 
 
 def export(

@@ -69,6 +69,12 @@ def content(path: Path) -> str:
     return digest(sorted((name.as_posix(), sha256(file)) for name, file in files.items()))
 
 
+def code_of(word: str | None) -> str | None:
+    """The content of the file that ``FILE.py:NAME`` names; another word as it is."""
+    place = Path((word or "").rpartition(":")[0])
+    return content(place) if place.suffix == ".py" and place.is_file() else word
+
+
 def options_of(stage: Stage) -> dict[str, Any]:
     """A stage's options, with the content of every file that one of them names, and its path as a card records it.
 

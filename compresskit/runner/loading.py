@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import registry
 from compresskit.errors import UsageError
+from compresskit.facts import Facts, read_facts
 from compresskit.model import Card, Model
 
 if TYPE_CHECKING:
@@ -47,15 +49,17 @@ def load(
     """
     from compresskit.checkpoint.load import load as read
 
-    return read(
+    model = read(
         Path(path),
         arch=arch,
         arch_args=arch_args,
         input_shape=input_shape,
         allow_nonfinite=allow_nonfinite,
         shipped=shipped,
-        replay=replay,
+        replay=partial(_replay, Path(path)),
     )
+    history_facts(model.card, path)
+    return model
 
 
 def load_shipped(
@@ -97,8 +101,27 @@ def load_module(path: Path, **options: Any) -> nn.Module:
     return model.body
 
 
-def replay(module: nn.Module, card: Card, tensors: Tensors) -> Tensors:
+def history_facts(card: Card, origin: str | Path) -> list[Facts]:
+    """What each stage of a card's history recorded, in order.
+
+    Args:
+        card: The card.
+        origin: Where it is from, for the errors.
+
+    Raises:
+        InputError: It isn't what the stage records. Of a stage that isn't installed only what all record is looked at.
+    """
+    found = []
+    for number, applied in enumerate(card.history, 1):
+        known = applied.name in registry.rows()
+        kind = registry.get(applied.name).facts if known else Facts
+        what = f"{origin}: step {number} of the card's history, {applied.name}"
+        found.append(read_facts(kind, applied.facts, what, strict=known))
+    return found
+
+
+def _replay(origin: Path, module: nn.Module, card: Card, tensors: Tensors) -> Tensors:
     """Give a module the shape that the card's history gave it; returns the tensors to load."""
-    for applied in card.history:
-        tensors = registry.get(applied.name).replay(module, applied.facts, tensors)
+    for applied, facts in zip(card.history, history_facts(card, origin), strict=True):
+        tensors = registry.get(applied.name).replay(module, facts, tensors)
     return tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +12,18 @@ from compresskit.runner.prepare import forward_names
 from compresskit.stage import Stage
 
 
-def teacher_of(stages: Sequence[Stage], student: Model) -> Model | None:
-    """Read the teacher of the stage that has one; None where no stage names any.
+def teacher_of(stage: Stage, student: Model) -> Model | None:
+    """Read the teacher that a stage names; None where it names none.
 
     Args:
-        stages: Those to be run; the first one with a teacher counts.
+        stage: With its options.
         student: Its inputs are the teacher's where the teacher's own are not known.
 
     Raises:
         InputError: The file is damaged, hostile, or doesn't fit its architecture.
         UsageError: Its architecture is needed and not given.
     """
-    named = next((ref for s in stages if (ref := s.learns_from)), None)
+    named = stage.learns_from
     if named is None:
         return None
     if named.arch_args is not None and not named.arch:

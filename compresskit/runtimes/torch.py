@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.runtimes.base import require
+from compresskit.runtimes.untouched import Untouched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +105,7 @@ class TorchSession:
         self._name = name
         self._keywords = _keywords(module)
         self._device = next((t.device for t in chain(module.parameters(), module.buffers())), "cpu")
+        self._untouched = Untouched()  # on a CPU tensors share the caller's arrays
         self.inputs = inputs
         self.outputs: tuple[str, ...] = ()
 
@@ -152,11 +154,14 @@ class TorchSession:
 
         try:
             with torch.inference_mode():
-                if self._keywords is None or all(name in self._keywords for name in tensors):
-                    return self._module(**tensors)
-                return self._module(*tensors.values())
+                return self._untouched.call(self._called, tensors)
         except Exception as error:
             raise _wrapped(error, f"torch cannot run {self._name}") from error
+
+    def _called(self, tensors: dict[str, Tensor]) -> object:
+        if self._keywords is None or all(name in self._keywords for name in tensors):
+            return self._module(**tensors)
+        return self._module(*tensors.values())
 
 
 def flatten(out: object, name: str = "output") -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -105,17 +106,24 @@ def _by_length(whole: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 
 
 def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn.Module, dict[str, Tensor]], Any]:
-    """Calls a module with a batch: by name where its ``forward`` knows the names, else by position."""
+    """Calls a module with a batch: by name where its ``forward`` knows the names, else by position.
+
+    A batch stays as it is, whatever the module writes into its inputs.
+    """
     from compresskit.export.call import Flat
     from compresskit.export.quiet import first_line
+    from compresskit.runtimes.untouched import Untouched
 
-    flat = Flat(module, inputs)
+    flat, untouched = Flat(module, inputs), Untouched()
+
+    def called(target: nn.Module, batch: dict[str, Tensor]) -> Any:
+        if flat.by_name and inputs:
+            return target(**batch, **flat.extra)
+        return target(*batch.values())
 
     def forward(target: nn.Module, batch: dict[str, Tensor]) -> Any:
         try:
-            if flat.by_name and inputs:
-                return target(**batch, **flat.extra)
-            return target(*batch.values())
+            return untouched.call(partial(called, target), batch)
         except Exception as error:  # a user's forward may raise anything
             if type(error).__module__.startswith("compresskit"):
                 raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, field_validator
 
 from compresskit.errors import InputError, UsageError
+from compresskit.facts import Facts, Text
 from compresskit.kinds import DISTILL
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Form, TeacherRef
 from compresskit.stages.distill_student import kept_blocks, narrower, shallower
 from compresskit.stages.training import TrainingOptions
@@ -78,12 +79,39 @@ class Pupil:
         return self.output.shape[-1] if logits and self.output.shape[-1] > 1 else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """A teacher as the card names it.
+
+    Attributes:
+        model: Its name.
+        sha256: The hashes of its weights, by file.
+    """
+
+    model: Text
+    sha256: Mapping[Text, Text]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillFacts(Facts):
+    """Of a student.
+
+    Attributes:
+        teacher: What it learnt from.
+        pairs: Its layers that learnt from one of the teacher's, and which.
+    """
+
+    teacher: TeacherFacts
+    pairs: Mapping[Text, Text] = field(default_factory=dict)
+
+
 class Distill(TrainingOptions):
     """A way to train a student on what a teacher says."""
 
     kind: ClassVar = DISTILL
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = DistillFacts
     needs_no_replay: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("training", "teacher")
     rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4, "muon": 2e-2}
@@ -182,7 +210,7 @@ class Distill(TrainingOptions):
         lesson = self.lesson(replace(pupil, origins=origins), stand)
         facts = self.train(lesson.student, model.card, ctx, teacher=lesson.teacher, loss=lesson.loss)
         facts |= lesson.facts | {"teacher": _about(teacher), "notes": made + facts["notes"] + lesson.notes}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        return self.recorded(model, facts)
 
     def _check(self, ctx: Context) -> None:
         """Refuse what can be known to be missing."""

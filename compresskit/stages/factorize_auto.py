@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
 
 
 class FactorizeAuto(Factorize):

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.kinds import FACTORIZE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.factorize.facts import FactorizeFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from compresskit.checkpoint.tensors import Tensors
     from compresskit.ops.factorize.candidates import FactorizeSettings, Unit, Weighting
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
     from compresskit.ops.factorize.plan import Choice, FactorizePlan
     from compresskit.ops.shrinking import CalibrationData
 
@@ -37,6 +38,7 @@ class Factorize(Recovery):
     kind: ClassVar = FACTORIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = FactorizeFacts
     kinds: ClassVar[tuple[Kind, ...]]
     weighting: ClassVar[Weighting] = "both"
     """How errors count where there are data."""
@@ -132,7 +134,7 @@ class Factorize(Recovery):
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
         skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)
 
     def _measures(self) -> bool:
         """True where what single layers lose decides: a target is split over them, or one of several kinds is taken."""
@@ -269,10 +271,10 @@ class Factorize(Recovery):
             "layers": layers,
             "notes": [f"the factors of {len(layers)} layers were multiplied out"],
         }
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        return self.recorded(model, facts)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: FactorizeFacts, tensors: Tensors) -> Tensors:
         """Put empty factors in the place of layers, or layers in the place of factors."""
         from compresskit.ops.factorize.replay import replay
 

@@ -8,7 +8,7 @@ from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
     from compresskit.ops.factorize.candidates import Weighting
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
 
 
 class FactorizeSvd(Factorize):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
 from compresskit.kinds import LORA
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import SIDECAR, Context, Form
 from compresskit.stages.training import TrainingOptions
 
@@ -55,6 +56,7 @@ class FineTuning(TrainingOptions):
     kind: ClassVar = LORA
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar[type[LoraFacts]] = LoraFacts
     learns_scores: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 5e-4}
@@ -140,7 +142,6 @@ class Adapting(FineTuning):
         about = {n: {"about": _about(self.method, t), "rank": t.rank} for n, t in made.terms.items()}
         facts = {
             "layers": about,
-            "beside": not self.merge,
             "base_sha256": base,
             "parameters": made.trained,
             **made.facts,
@@ -155,7 +156,7 @@ class Adapting(FineTuning):
         where = "merged into the weights" if self.merge else "beside the weights"
         notes.append(f"the adapters are {where}; {FOLDER}/ holds them in PEFT's format")
         facts["notes"] = [*made.facts.get("notes", []), *notes]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, made.skipped)))
+        return self.recorded(model, facts, made.skipped)
 
     @abstractmethod
     def adapt(self, model: Model, ctx: Context) -> Made:
@@ -168,12 +169,12 @@ class Adapting(FineTuning):
         attach(module, made.terms)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: Any, tensors: Tensors) -> Tensors:
         """Put empty adapters beside the layers of a freshly built module."""
         from compresskit.ops.lora.adapter import replay
 
-        if facts.get("beside"):
-            replay(module, facts["adapters"])
+        if facts.adapters is not None:
+            replay(module, facts.adapters)
         return tensors
 
 

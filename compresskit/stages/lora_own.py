@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from compresskit.errors import UsageError
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.lora.facts import PromptFacts
 from compresskit.stage import Context
 from compresskit.stages.lora_base import Adapting, FineTuning, Made
 
@@ -63,6 +63,7 @@ class LoraPrompt(Adapting):
     """Trained vectors before the text (prompt tuning), for text models of transformers."""
 
     method: ClassVar[str] = "prompt"
+    facts: ClassVar = PromptFacts
     rates: ClassVar[dict[str, float]] = {"sgd": 3e-1, "adamw": 1e-2}
 
     tokens: Annotated[int, Field(ge=1, le=1024, description="How many vectors.")] = 16
@@ -95,11 +96,11 @@ class LoraPrompt(Adapting):
         add_prompt(module, made.tensors[NAME])
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: PromptFacts, tensors: Tensors) -> Tensors:
         """Put an empty prompt before a freshly built model's text."""
         from compresskit.ops.lora.prompt import replay
 
-        replay(module, facts["prompt"])
+        replay(module, facts)
         return tensors
 
 
@@ -132,5 +133,5 @@ class LoraFull(FineTuning):
             )
         facts = self.learn(module, model, ctx)
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        facts |= {"parameters": count, "share": 1.0, "beside": False}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        facts |= {"parameters": count, "share": 1.0}
+        return self.recorded(model, facts)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model
+from compresskit.model import Model
+from compresskit.ops.prune.facts import DepthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery
@@ -37,6 +37,7 @@ class PruneDepth(Recovery):
     method: ClassVar[str] = "depth"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = DepthFacts
 
     drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop.")] = None
     blocks: Annotated[
@@ -102,7 +103,7 @@ class PruneDepth(Recovery):
         facts["notes"] += trained.pop("notes", [])
         facts |= trained
         kept = {block.name: "kept" for block in blocks if block.name not in gone}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, kept)))
+        return self.recorded(model, facts, kept)
 
     def _chosen(
         self,
@@ -138,7 +139,7 @@ class PruneDepth(Recovery):
         return gone, known
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: DepthFacts, tensors: Tensors) -> Tensors:
         """Take the dropped blocks out of a freshly built module."""
         from compresskit.ops.prune.depth import replay
 

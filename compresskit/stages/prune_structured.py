@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
+from compresskit.facts import to_json
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
@@ -42,6 +44,7 @@ class PruneStructured(Recovery):
     method: ClassVar[str] = "structured"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = StructuredFacts
 
     target_macs: Annotated[
         float | None, Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay.")
@@ -129,7 +132,7 @@ class PruneStructured(Recovery):
             self._step(step, module, original, data, model, ctx, found)
         facts: dict[str, Any] = {"layers": facts_of(module, before, conv1d), **found.facts}
         if rewritten:
-            facts["rewritten"] = rewritten
+            facts["rewritten"] = {name: [to_json(made) for made in all_of] for name, all_of in rewritten.items()}
         if sum(map(len, found.kept.values())) <= _MANY_KEPT:
             facts["kept"] = found.kept
         now = amounts(module, data)
@@ -143,7 +146,7 @@ class PruneStructured(Recovery):
             )
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, found.skipped)))
+        return self.recorded(model, facts, found.skipped)
 
     def _step(
         self,
@@ -262,7 +265,7 @@ class PruneStructured(Recovery):
         return replace(data, labels=labels, scores=True) if len(labels) == len(data.batches) else data
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: StructuredFacts, tensors: Tensors) -> Tensors:
         """Give the layers of a freshly built module their new widths."""
         from compresskit.ops.prune.replay import replay
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import WidthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Drift, Samples
@@ -34,6 +34,7 @@ class PruneWidth(Recovery):
     method: ClassVar[str] = "width"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = WidthFacts
     needs: ClassVar = ("calibration",)
     needs_no_replay: ClassVar[bool] = True  # config.json tells the sizes
 
@@ -106,7 +107,7 @@ class PruneWidth(Recovery):
             f"config.json now says: {told}",
             *trained.pop("notes", []),
         ]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), {**facts, **trained})))
+        return self.recorded(model, {**facts, **trained})
 
 
 def _rounded(units: int, ratio: float) -> int:

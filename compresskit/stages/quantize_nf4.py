@@ -25,6 +25,7 @@ class QuantizeNf4(BnbStage):
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place."""
-        from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+        from compresskit.ops.packed.nf4 import nf4_grid
+        from compresskit.ops.quantize.table import quantize_table
 
-        return self.rounded(model, ctx, nf4_grid(self.group_size), quantize_nf4)
+        return self.rounded(model, ctx, nf4_grid(self.group_size), quantize_table)

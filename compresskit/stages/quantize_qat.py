@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from compresskit.errors import UsageError
-from compresskit.model import Applied, Model
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Model
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context
-from compresskit.stages.shared_int8 import TargetName
+from compresskit.stages.shared_int8 import StaticFacts, TargetName
 from compresskit.stages.training import TrainingOptions
 from compresskit.stages.weight_only import WeightOnly
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from compresskit.checkpoint.tensors import Tensors
     from compresskit.stages.quantize_int8_static import QuantizeInt8Static
     from compresskit.train.loop import Fitted
     from compresskit.train.training_plan import TrainingPlan
@@ -37,6 +39,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     needs: ClassVar = ("calibration",)
     learns_tokens: ClassVar[bool] = False  # rounding is to change nothing: the model itself is the better teacher
     measures: ClassVar[bool] = False
+    facts: ClassVar[Any] = QuantizeFacts | StaticFacts
 
     activations: Annotated[
         Literal[8, 16],
@@ -97,7 +100,14 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         if count < _FEW:
             facts["notes"].append(f"{count} samples are few for training: adaround needs less data")
         facts["training"] = self.told(plan, fitted, ctx)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: QuantizeFacts | StaticFacts, tensors: Tensors) -> Tensors:
+        """Put empty packed layers in the place of the quantized ones."""
+        if isinstance(facts, StaticFacts):
+            raise InputError("a file with activations in 8 bit has no module any more", "leave --arch away")
+        return super().replay(module, facts, tensors)
 
     def _writer(self) -> QuantizeInt8Static:
         from compresskit.stages.quantize_int8_static import QuantizeInt8Static

@@ -55,8 +55,7 @@ class QuantizeRtn(Repaired):
             raise UsageError("--repair and --epochs need the architecture", "give --arch FILE.py:NAME")
         card = model.card.after(Applied(self.name(), self.options()))
         facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
-        applied = Applied(self.name(), self.options(), facts, skipped)
-        return replace(model, body=path, card=model.card.after(applied))
+        return self.recorded(replace(model, body=path), facts, skipped)
 
     def _stream(
         self, path: Path, metadata: dict[str, str], ctx: Context

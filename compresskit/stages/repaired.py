@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
-from compresskit.model import Applied, Model
+from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.recovery import LOW_RANK_RATES
 from compresskit.stages.training import TrainingOptions
@@ -77,8 +77,7 @@ class Repaired(TrainingOptions, WeightOnly):
         }
         notes = [*last.facts["notes"], *told["notes"], f"codes stayed: terms of rank {self.rank} were trained"]
         facts = {**last.facts, "layers": layers, "training": told["training"], "notes": notes}
-        history = (*before, Applied(last.name, last.options, facts, last.skipped))
-        return replace(model, card=replace(model.card, history=history))
+        return self.recorded(replace(model, card=replace(model.card, history=tuple(before))), facts, last.skipped)
 
     def _optimizing(self, module: nn.Module) -> Optimizing:
         return self.moving("adamw", LOW_RANK_RATES)
@@ -98,4 +97,4 @@ class Repaired(TrainingOptions, WeightOnly):
         if self.rank:
             return self.calibrate(model, ctx, Method(calibrated, free), samples=SAMPLES, embedding_group=False)
         facts, skipped = quantize_module(model.module, self.selection(), free, ctx.progress)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)

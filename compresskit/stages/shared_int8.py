@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.facts import Count, Facts, Flag, LayerFacts, Layers, Name, Number, Text, Whole
 from compresskit.kinds import QUANTIZE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
 from compresskit.stage import Context, Stage
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Samples, with_bits
@@ -20,11 +23,73 @@ if TYPE_CHECKING:
 TargetName = Literal["x86-vnni", "x86-avx2", "arm64", "gpu"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Int8Layer(LayerFacts):
+    """What is recorded of one weight in 8 bit.
+
+    Attributes:
+        kind: The operator that reads it.
+        bits: 8.
+        scales: How many there are: one a channel, or one.
+        sqnr: How much louder the weight is than its rounding error, in dB.
+    """
+
+    kind: Text
+    bits: Whole
+    scales: Count
+    sqnr: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Facts(Facts):
+    """Of an ONNX file in 8 bit.
+
+    Attributes:
+        layers: Its weights.
+        target: What it is made for.
+    """
+
+    layers: Layers[Int8Layer]
+    target: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticFacts(Int8Facts):
+    """Of one whose activations are in 8 bit too.
+
+    Attributes:
+        samples: How many the ranges come from.
+        tensors: Activations that were quantized.
+        op_types: Operators that were.
+        method: How a range follows from the values seen.
+        activation: dtype of activations.
+        weight: dtype of weights.
+        per_channel: Whether each channel of a weight has its scale.
+        format: The fast and exact form on the target.
+        smoothed: Layers whose inputs were scaled first: by what power, and into what the scale was folded.
+        difference: How far that moved the float outputs.
+        unsmoothed: The others, with the reason.
+    """
+
+    samples: Count
+    tensors: Count
+    op_types: list[Text]
+    method: Text
+    activation: Text
+    weight: Text
+    per_channel: Flag
+    format: Mapping[Text, Text | Flag]
+    smoothed: Layers[Mapping[Text, Number | Text | None]] = field(default_factory=dict)
+    difference: Number = 0.0
+    unsmoothed: Mapping[Name, Text] = field(default_factory=dict)
+
+
 class Int8Stage(Stage):
     """An ONNX graph whose matrix products run in 8 bit."""
 
     kind: ClassVar = QUANTIZE
     gives: ClassVar = "onnx"
+    facts: ClassVar[type[Int8Facts]] = Int8Facts
 
     bits: Annotated[Literal[8], Field(description="Bits of a weight and of an activation.")] = 8
     target: Annotated[
@@ -59,13 +124,14 @@ class Int8Stage(Stage):
     def finished(self, model: Model, out: Path, facts: dict[str, Any]) -> Model:
         """The quantized file as a model, with one more entry in its history."""
         skipped = facts.pop("skipped", {})
-        return Model(out, model.card.after(Applied(self.name(), self.options(), facts, skipped)), model.source)
+        return self.recorded(replace(model, body=out), facts, skipped)
 
 
 class StaticStage(Int8Stage):
     """Activation ranges come from calibration data."""
 
     needs: ClassVar = ("calibration",)
+    facts: ClassVar[type[Int8Facts]] = StaticFacts
 
     samples: Samples = 512
     calibration: Annotated[

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import UsageError, listing
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import SparseFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Samples
@@ -34,6 +35,7 @@ class Sparse(Recovery):
     kind: ClassVar = PRUNE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = SparseFacts
     needs_no_replay: ClassVar[bool] = True
 
     sparsity: Annotated[
@@ -110,7 +112,7 @@ class Sparse(Recovery):
         trained = self.train(model.module, model.card, ctx, teacher=teacher, after_step=keep_zeros(plan.layers))
         facts = {**facts_of(plan.layers), **more, **trained}
         facts["notes"] = [*_of_zeros(facts, plan.layers, self.zeros()), *notes, *trained.get("notes", ())]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, plan.skipped)))
+        return self.recorded(model, facts, plan.skipped)
 
 
 class CalibratedSparse(Sparse):

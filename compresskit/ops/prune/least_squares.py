@@ -132,9 +132,11 @@ def _seen(module: nn.Module, name: str, batch: Batch, forward: Forward, calls: i
     found: list[Tensor] = []
 
     def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        found.append(next(tensors_in((args, kwargs))) if before else out)
-        if len(found) == calls:
+        value = next(tensors_in((args, kwargs))) if before else out
+        if len(found) + 1 == calls:
+            found.append(value)
             raise Stop
+        found.append(value.clone())  # what follows may write into it before the last call
 
     handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
