@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.sweep import Point
+from compresskit.benchmark.sweep import Point
 from compresskit.model import Model
 from compresskit.recipe.limits import Limits
 from compresskit.report import Report
