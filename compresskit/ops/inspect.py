@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from compresskit.bench.feeds import make_feeds
+from compresskit.benchmark.feeds import make_feeds
 from compresskit.errors import CompressKitError, printable
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary

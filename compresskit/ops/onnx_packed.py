@@ -1,6 +1,6 @@
 """Packed weights in an ONNX graph that are unpacked by operators: found again, so that each is one weight.
 
-``export/expand.py`` writes them: a chain from uint8 codes ``(rows, groups, bytes)`` through tables to the weight, or,
+``exporter/expand.py`` writes them: a chain from uint8 codes ``(rows, groups, bytes)`` through tables to the weight, or,
 in an embedding, from the rows that were asked for.
 """
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from compresskit.bench.feeds import make_feeds
+from compresskit.benchmark.feeds import make_feeds
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, spans
 from compresskit.errors import UsageError
@@ -43,7 +43,7 @@ class SyntheticSource:
 def synthetic_inputs(
     inputs: tuple[InputSpec, ...], n: int, sizes: dict[str, int] | None = None, seed: int = 0
 ) -> SyntheticSource:
-    """Random samples for a model's inputs; see :func:`compresskit.bench.feeds.make_feeds` for the values.
+    """Random samples for a model's inputs; see :func:`compresskit.benchmark.feeds.make_feeds` for the values.
 
     Args:
         inputs: The model's.

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.bench import target as targets
-from compresskit.bench.sweep import Point
+from compresskit.benchmark import target as targets
+from compresskit.benchmark.sweep import Point
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.report import Measurement, Report

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from compresskit.bench.run import change
+from compresskit.benchmark.run import change
 from compresskit.quality.drop import Limit, parse_drop, within
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
 from compresskit.report import Evaluation, Gate, Measurement, ModelEntry, point_name, points_of

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compresskit.bench import target as targets
+from compresskit.benchmark import target as targets
 from compresskit.errors import CompressKitError
 from compresskit.quality.evaluate import evaluate
 from compresskit.runner.candidate import Candidate, Int8Arithmetic

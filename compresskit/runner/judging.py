@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from compresskit.bench.machine import environment
-from compresskit.bench.run import change
-from compresskit.bench.sweep import Point
+from compresskit.benchmark.machine import environment
+from compresskit.benchmark.run import change
+from compresskit.benchmark.sweep import Point
 from compresskit.kinds import Kind
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.machine import environment
+from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.bundle import extras_of, sha256
 from compresskit.errors import InputError
 from compresskit.model import portable

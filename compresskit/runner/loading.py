@@ -62,6 +62,27 @@ def load(
     return model
 
 
+def load_shipped(
+    path: Path, options: dict[str, Any] | None = None, *, several: bool = False, runtime: str = "onnxruntime"
+) -> Model:
+    """Read a model to be measured, as it ships.
+
+    Args:
+        path: As for :func:`load`.
+        options: Keyword arguments of :func:`load`.
+        several: One of several models: then architecture and shape of the input are for those that need them.
+        runtime: torch rebuilds a bundle's module, the others run its ONNX file.
+    """
+    from compresskit.checkpoint.load import kind_of
+    from compresskit.runtimes import runs_modules
+
+    own = dict(options or {})
+    rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
+    if several and kind_of(path) != "tensors" and not rebuilt:
+        own |= {"arch": None, "arch_args": {}, "input_shape": None}
+    return load(path, **own, shipped=not rebuilt)
+
+
 def load_module(path: Path, **options: Any) -> nn.Module:
     """As :func:`load`, for the torch runtime: packed layers run through the fastest kernel there is.
 

@@ -14,7 +14,7 @@ from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
-    from compresskit.export.parity import Parity
+    from compresskit.exporter.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
         if model.body.suffix == ".onnx":
             return Prepared(model.body)
         raise UsageError(f"{model.source} is tensors without an architecture", "give --arch FILE.py:NAME")
-    from compresskit.export.checked import export_checked
-    from compresskit.export.parity import ParityCheck
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     result = export_checked(model.body, model.card.inputs, path, ParityCheck(seed=seed), progress=progress)
     notes = list(result.notes)
@@ -88,7 +88,7 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
 
 def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
-    from compresskit.export.parity import RELATIVE
+    from compresskit.exporter.parity import RELATIVE
 
     return Gate(
         name="ONNX parity",
@@ -103,7 +103,7 @@ def counted(model: Model) -> dict[str, Any]:
     """Parameters, and multiply-accumulates of one sample; None where they can't be told."""
     if isinstance(model.body, Path):
         return {"parameters": None, "macs": None}
-    from compresskit.bench.feeds import make_feeds
+    from compresskit.benchmark.feeds import make_feeds
     from compresskit.ops.macs import count_macs
 
     parameters = sum(p.numel() for p in model.body.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compresskit.bench.run import change, refusal
+from compresskit.benchmark.run import change, refusal
 from compresskit.errors import InputError
 from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate

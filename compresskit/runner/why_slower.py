@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from compresskit.bench.machine import cpu_flags
-from compresskit.bench.run import change
+from compresskit.benchmark.machine import cpu_flags
+from compresskit.benchmark.run import change
 from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate
 from compresskit.runtimes.onnxfile import Graph, scan

@@ -110,8 +110,8 @@ def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn
 
     A batch stays as it is, whatever the module writes into its inputs.
     """
-    from compresskit.export.call import Flat
-    from compresskit.export.quiet import first_line
+    from compresskit.exporter.call import Flat
+    from compresskit.exporter.quiet import first_line
     from compresskit.runtimes.untouched import Untouched
 
     flat, untouched = Flat(module, inputs), Untouched()
@@ -170,7 +170,7 @@ def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: i
     """One batch of made-up samples, for what has to be measured without data; ``sequence`` is the length of text."""
     import torch
 
-    from compresskit.bench.feeds import make_feeds
+    from compresskit.benchmark.feeds import make_feeds
 
     feeds = make_feeds(inputs, {"batch": count, "sequence": sequence}, seed)
     return {name: torch.from_numpy(array) for name, array in feeds.items()}

@@ -26,7 +26,7 @@ class QuantizeInt8Dynamic(Int8Stage):
         Raises:
             InputError: The graph has nothing to quantize.
         """
-        from compresskit.export.dynamic import quantize_dynamic_int8
+        from compresskit.exporter.dynamic import quantize_dynamic_int8
 
         if not isinstance(model.body, Path):
             raise TypeError("the runner exports the module first")

@@ -122,8 +122,8 @@ class QuantizeQat(TrainingOptions, WeightOnly):
 
     def _written(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any], dict[str, str]]:
         """Export a module that was trained on 8 bits, and let the writer of static int8 files put in the codes."""
-        from compresskit.export.checked import export_checked
-        from compresskit.export.parity import ParityCheck
+        from compresskit.exporter.checked import export_checked
+        from compresskit.exporter.parity import ParityCheck
 
         path = ctx.work / "trained.onnx"
         export_checked(model.module, model.card.inputs, path, ParityCheck(seed=ctx.seed), progress=ctx.progress)

@@ -40,9 +40,9 @@ class QuantizeSmoothquant(StaticStage):
             InputError: The data doesn't fit, or the model has no Linear layer.
             GateError: The smoothed module computes something else than the original one, or its ONNX file does.
         """
-        from compresskit.export.call import evaluating
-        from compresskit.export.checked import export_checked
-        from compresskit.export.parity import ParityCheck
+        from compresskit.exporter.call import evaluating
+        from compresskit.exporter.checked import export_checked
+        from compresskit.exporter.parity import ParityCheck
         from compresskit.ops.quantize.smooth import smooth_module
         from compresskit.stages.batches import batches_of, forward_of
 

@@ -18,7 +18,7 @@ from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Samples, with_bits
 
 if TYPE_CHECKING:
-    from compresskit.bench.target import Target
+    from compresskit.benchmark.target import Target
 
 TargetName = Literal["x86-vnni", "x86-avx2", "arm64", "gpu"]
 
@@ -109,7 +109,7 @@ class Int8Stage(Stage):
 
     def made_for(self) -> Target:
         """The target; this machine by default."""
-        from compresskit.bench.target import get
+        from compresskit.benchmark.target import get
 
         return get(self.target)
 
@@ -161,7 +161,7 @@ class StaticStage(Int8Stage):
             InputError: The data doesn't fit, or the graph can't be quantized.
             UsageError: There is no calibration data.
         """
-        from compresskit.export.int8 import Int8Settings, quantize_static_int8
+        from compresskit.exporter.int8 import Int8Settings, quantize_static_int8
 
         self.check_data(ctx)
         if ctx.data is None:

@@ -61,8 +61,8 @@ def within_latency(
     Raises:
         UsageError: The smallest share takes longer.
     """
-    from compresskit.export.checked import export_checked
-    from compresskit.export.parity import ParityCheck
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     before = ctx.work / "latency-original.onnx"
     export_checked(original, inputs, before, ParityCheck(seed=ctx.seed))
@@ -96,8 +96,8 @@ def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ct
         ctx: Where to put both.
         name: Of the files.
     """
-    from compresskit.export.checked import export_checked
-    from compresskit.export.parity import ParityCheck
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
     inputs = (InputSpec("x", dtype, ("batch", *shape[1:])),)
@@ -107,10 +107,10 @@ def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ct
 
 
 def _ratio(module: nn.Module, before: Path, inputs: tuple[InputSpec, ...], ctx: Context, name: str) -> float:
-    from compresskit.bench.run import Plan as Timing
-    from compresskit.bench.run import Spec, bench
-    from compresskit.export.checked import export_checked
-    from compresskit.export.parity import ParityCheck
+    from compresskit.benchmark.run import Plan as Timing
+    from compresskit.benchmark.run import Spec, bench
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     path = ctx.work / f"{name}.onnx"
     export_checked(module, inputs, path, ParityCheck(seed=ctx.seed))

@@ -16,11 +16,11 @@ from export_models import make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.bench import target
+from compresskit.benchmark import target
 from compresskit.errors import InputError
-from compresskit.export.checked import export_checked
-from compresskit.export.int8 import Int8Settings, quantize_static_int8
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.checked import export_checked
+from compresskit.exporter.int8 import Int8Settings, quantize_static_int8
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.runtimes import get
 from compresskit.runtimes.base import Runtime
@@ -340,8 +340,8 @@ class Masked(nn.Module):
 def test_tidy_attention_keeps_what_it_computes(infinite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx_ir as ir
 
-    from compresskit.export import onnx_export
-    from compresskit.export.attention import tidy_attention
+    from compresskit.exporter import onnx_export
+    from compresskit.exporter.attention import tidy_attention
 
     torch.manual_seed(0)
     specs = (InputSpec("x", "float32", ("batch", "tokens", 8)), InputSpec("keep", "int64", ("batch", "tokens"), 2))

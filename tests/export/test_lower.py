@@ -26,9 +26,9 @@ from export_models import (
 )
 from torch import Tensor, nn
 
-from compresskit.export.lower import block_of, lowered
-from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import parity
+from compresskit.exporter.lower import block_of, lowered
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import parity
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLinear

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compresskit.checkpoint.tensors import Tensors
 from compresskit.errors import InputError
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.facts import read_facts
 from compresskit.model import InputSpec
 from compresskit.ops.estimates.modules import grids_of, inventory_of

@@ -14,7 +14,7 @@ import torch
 from export_models import GRIDS, IMAGE, Convs, Many, Tied, corrected, ids, make, pack_all, packed
 from torch import nn
 
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedLinear

@@ -14,8 +14,8 @@ from calibration_models import Blocks, batches, forward
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import parity
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import parity
 from compresskit.facts import read_facts
 from compresskit.model import InputSpec
 from compresskit.ops.calibration.moments import Moments

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_onnx import inspect_onnx
 from compresskit.ops.packed.grid import Grid, dequantize

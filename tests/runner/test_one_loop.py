@@ -115,7 +115,7 @@ def test_a_teacher_is_no_output(here: Path, way: str) -> None:
 
 
 def test_a_single_step_is_neither_exported_twice_nor_read_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compresskit.export import checked
+    from compresskit.exporter import checked
     from compresskit.runner import cached_steps
 
     exported: list[str] = []

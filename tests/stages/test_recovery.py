@@ -15,7 +15,7 @@ from compresskit.checkpoint.tensors import open_tensors
 from compresskit.cli.stages import make
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
-from compresskit.export.checked import export_checked
+from compresskit.exporter.checked import export_checked
 from compresskit.facts import read_facts
 from compresskit.model import Card, InputSpec, Model
 from compresskit.ops.packed.modules import PackedLinear

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.bench.machine import cpu_flags
+from compresskit.benchmark.machine import cpu_flags
 from compresskit.ops.packed.format import LINEAR, Format
 from compresskit.ops.packed.grid import Packed, dequantize, unpack
 from compresskit.ops.packed.modules import PackedLinear, set_module

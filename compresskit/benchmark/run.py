@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.bench import machine, stats
-from compresskit.bench.plan import Plan, Spec, Timing
-from compresskit.bench.pool import Worker
-from compresskit.bench.stats import Change, Estimate
-from compresskit.bench.summary import distribution, measurement, summary
+from compresskit.benchmark import machine, stats
+from compresskit.benchmark.plan import Plan, Spec, Timing
+from compresskit.benchmark.pool import Worker
+from compresskit.benchmark.stats import Change, Estimate
+from compresskit.benchmark.summary import distribution, measurement, summary
 from compresskit.errors import STOPS, CompressKitError, InputError, UsageError, stop_code
 from compresskit.report import Distribution, Measurement
 from compresskit.stage import Progress, silent
@@ -150,7 +150,7 @@ def _open_questions(timings: list[Timing]) -> bool:
 
 
 def change(speedup: Measurement, min_effect: float = stats.MIN_EFFECT) -> Change:
-    """What a ``speedup`` of :func:`bench` proves; see :func:`compresskit.bench.stats.decide`."""
+    """What a ``speedup`` of :func:`bench` proves; see :func:`compresskit.benchmark.stats.decide`."""
     low = 0.0 if speedup.low is None else speedup.low
     high = math.inf if speedup.high is None else speedup.high
     return stats.decide(Estimate(speedup.value, low, high, speedup.n), min_effect)
@@ -270,7 +270,7 @@ def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) ->
         calls: That count.
 
     Raises:
-        CompressKitError: As :func:`compresskit.bench.profile.profile`.
+        CompressKitError: As :func:`compresskit.benchmark.profile.profile`.
     """
     with ExitStack() as stack:
         worker = Worker(spec.name, spec.runtime, Plan.timeout_s, stack)

@@ -13,7 +13,7 @@ import platform
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from compresskit.bench.machine import has_vnni
+from compresskit.benchmark.machine import has_vnni
 from compresskit.errors import UsageError
 
 Name = Literal["x86-vnni", "x86-avx2", "arm64", "gpu"]
@@ -35,7 +35,7 @@ class Int8:
     reduce_range: bool
 
     def options(self) -> dict[str, Any]:
-        """The fields by name, as :class:`compresskit.export.int8.Int8Settings` has them."""
+        """The fields by name, as :class:`compresskit.exporter.int8.Int8Settings` has them."""
         return asdict(self)
 
 

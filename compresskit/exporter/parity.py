@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from compresskit.export.call import Flat, call, device_of, to_array
-from compresskit.export.samples import Limits, samples
+from compresskit.exporter.call import Flat, call, device_of, to_array
+from compresskit.exporter.samples import Limits, samples
 from compresskit.model import InputSpec
 from compresskit.runtimes.base import Session
 from compresskit.runtimes.onnxruntime import OnnxRuntime

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from compresskit.bench import machine, stats
-from compresskit.bench.plan import Spec, Timing
-from compresskit.bench.stats import Estimate
+from compresskit.benchmark import machine, stats
+from compresskit.benchmark.plan import Spec, Timing
+from compresskit.benchmark.stats import Estimate
 from compresskit.report import Distribution, Measurement
 
 QUANTILES = 41
@@ -17,7 +17,7 @@ QUANTILES = 41
 
 
 def summary(spec: Spec, timing: Timing) -> list[Measurement]:
-    """The figures of one model by itself, see :func:`compresskit.bench.run.bench`."""
+    """The figures of one model by itself, see :func:`compresskit.benchmark.run.bench`."""
     calls = _calls(timing)
     middle = stats.estimate([float(np.median(process)) / 1e6 for process in timing.medians()])
     rate = 1e3 * timing.rows

@@ -24,9 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from compresskit.bench import energy, memory, memory_rate
-from compresskit.bench.feeds import SEQUENCE, axis_sizes, make_feeds
-from compresskit.bench.gpu import Gpu
+from compresskit.benchmark import energy, memory, memory_rate
+from compresskit.benchmark.feeds import SEQUENCE, axis_sizes, make_feeds
+from compresskit.benchmark.gpu import Gpu
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.model import InputSpec
 from compresskit.runtimes import get
@@ -185,7 +185,7 @@ def _sizes(feeds: dict[str, np.ndarray], inputs: tuple[InputSpec, ...], sizes: d
 
 def _profile(command: dict[str, Any]) -> dict[str, Any]:
     """Open as :func:`_open` does, with the runtime's profiler; ``calls`` count. Name, operator and ms of each node."""
-    from compresskit.bench.profile import profile
+    from compresskit.benchmark.profile import profile
 
     inputs = tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in command["inputs"])
     runtime = get(command["runtime"])

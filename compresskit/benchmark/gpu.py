@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from compresskit.bench.energy import Counters
+from compresskit.benchmark.energy import Counters
 
 
 class Gpu:
@@ -28,7 +28,7 @@ class Gpu:
                 self._nvml = pynvml
 
     def counters(self) -> Counters:
-        """As :func:`compresskit.bench.energy.read`; empty where the GPU has no counter (older than Volta)."""
+        """As :func:`compresskit.benchmark.energy.read`; empty where the GPU has no counter (older than Volta)."""
         if self._nvml is not None:
             with suppress(self._nvml.NVMLError):
                 return {"gpu": (1000 * int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)), 0)}

@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
-from compresskit.bench import machine
-from compresskit.bench.plan import Plan, Spec, Timing
-from compresskit.bench.pool import Worker
-from compresskit.bench.run import open_spec
+from compresskit.benchmark import machine
+from compresskit.benchmark.plan import Plan, Spec, Timing
+from compresskit.benchmark.pool import Worker
+from compresskit.benchmark.run import open_spec
 
 Kind = Literal["float32", "int8"]
 _ROWS, _INNER, _COLUMNS = 512, 2048, 2048
@@ -25,7 +25,7 @@ _TURN_S, _TURNS = 0.05, 4
 
 
 def bandwidth(size: int, threads: int = 0) -> float:
-    """Bytes a second, measured by :func:`compresskit.bench.memory_rate.moved` in a process of its own.
+    """Bytes a second, measured by :func:`compresskit.benchmark.memory_rate.moved` in a process of its own.
 
     Raises:
         MachineError: The process can't be started, or doesn't answer.

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from compresskit.bench import machine
+from compresskit.benchmark import machine
 
 _NEIGHBOURS = 0.1  # cores of others, as a share of the machine's, from which on it is told
 _LOAD = 1.3  # runnable processes for each core

@@ -12,10 +12,10 @@ from torch import nn
 
 from compresskit.checkpoint.atomic import writing
 from compresskit.errors import GateError
-from compresskit.export.accuracy import set_accuracy_level
-from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import USUAL, Parity, ParityCheck, parity
-from compresskit.export.slim import DATA_ABOVE
+from compresskit.exporter.accuracy import set_accuracy_level
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import USUAL, Parity, ParityCheck, parity
+from compresskit.exporter.slim import DATA_ABOVE
 from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
 

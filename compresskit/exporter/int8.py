@@ -24,13 +24,13 @@ import onnx
 import onnx_ir as ir
 
 from compresskit.errors import InputError, MachineError
-from compresskit.export.calibrate import collect
-from compresskit.export.embedding import quantize_embeddings
-from compresskit.export.qdq import after, before, coverage
-from compresskit.export.quiet import first_line, quiet
-from compresskit.export.ranges import PERCENTILE, Histogram, Method, find_range
-from compresskit.export.rounding import add_sqnr
-from compresskit.export.slim import DATA_ABOVE, save, slim
+from compresskit.exporter.calibrate import collect
+from compresskit.exporter.embedding import quantize_embeddings
+from compresskit.exporter.qdq import after, before, coverage
+from compresskit.exporter.quiet import first_line, quiet
+from compresskit.exporter.ranges import PERCENTILE, Histogram, Method, find_range
+from compresskit.exporter.rounding import add_sqnr
+from compresskit.exporter.slim import DATA_ABOVE, save, slim
 from compresskit.stage import Progress, silent
 
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -24,9 +24,9 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from compresskit.export.build import FLOAT, UINT4, Builder, array
-from compresskit.export.lower import DOMAIN
-from compresskit.export.unpack import codes, numbers
+from compresskit.exporter.build import FLOAT, UINT4, Builder, array
+from compresskit.exporter.lower import DOMAIN
+from compresskit.exporter.unpack import codes, numbers
 from compresskit.ops.packed.format import Format
 from compresskit.ops.packed.formats import format_named
 from compresskit.ops.packed.grid import packed_bytes

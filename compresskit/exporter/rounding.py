@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compresskit.export.graph import constant
-from compresskit.export.qdq import plain_name
+from compresskit.exporter.graph import constant
+from compresskit.exporter.qdq import plain_name
 from compresskit.ops.onnx_names import SCALE, TRANSPOSED, ZERO_POINT, coded
 from compresskit.quality.decibel import decibels
 

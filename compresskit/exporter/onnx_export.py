@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import CompressKitError, InputError, MachineError
-from compresskit.export.attention import tidy_attention
-from compresskit.export.call import Flat, call, device_of
-from compresskit.export.expand import expand
-from compresskit.export.lower import lowered
-from compresskit.export.operators import read_once
-from compresskit.export.quiet import first_line, quiet
-from compresskit.export.slim import merge, save, slim
+from compresskit.exporter.attention import tidy_attention
+from compresskit.exporter.call import Flat, call, device_of
+from compresskit.exporter.expand import expand
+from compresskit.exporter.lower import lowered
+from compresskit.exporter.operators import read_once
+from compresskit.exporter.quiet import first_line, quiet
+from compresskit.exporter.slim import merge, save, slim
 from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError
-from compresskit.export.recurrent import recurrent_twin
+from compresskit.exporter.recurrent import recurrent_twin
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
 

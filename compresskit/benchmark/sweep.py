@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from compresskit.bench import machine
-from compresskit.bench.run import Plan, Spec, Timed, time_models
+from compresskit.benchmark import machine
+from compresskit.benchmark.run import Plan, Spec, Timed, time_models
 from compresskit.errors import STOPS, stop_code
 from compresskit.stage import Progress, silent
 
@@ -47,7 +47,7 @@ def sweep(
 ) -> Timed:
     """Time models at each point; the speed-up is over the first model at the same point.
 
-    A point is a bench of its own: fresh processes, turns, and an interval (see :mod:`compresskit.bench.run`).
+    A point is a bench of its own: fresh processes, turns, and an interval (see :mod:`compresskit.benchmark.run`).
 
     Args:
         specs: The models, the baseline first; their threads and sequence are those of the point.
@@ -58,7 +58,7 @@ def sweep(
         progress: Called after each generation of processes.
 
     Raises:
-        CompressKitError: As :func:`compresskit.bench.run.measure`; also where an axis of fixed size is to vary.
+        CompressKitError: As :func:`compresskit.benchmark.run.measure`; also where an axis of fixed size is to vary.
         KeyboardInterrupt, SystemExit: See ``keep``.
     """
     varied = frozenset(axis for axis in ("batch", "sequence") if len({getattr(p, axis) for p in where}) > 1)

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from compresskit.export.attention import tidy_attention
-from compresskit.export.graph import added, constant, made_by, only_user, replace
-from compresskit.export.slim import merge
+from compresskit.exporter.attention import tidy_attention
+from compresskit.exporter.graph import added, constant, made_by, only_user, replace
+from compresskit.exporter.slim import merge
 from compresskit.ops.onnx_names import CODES, TRANSPOSED
 
 _NUMBERED = re.compile(r"v[0-9a-z]+(_transposed)?$")

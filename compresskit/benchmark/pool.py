@@ -24,7 +24,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 _BOOT = """import sys; sys.path[:] = sys.argv[2:]
 import signal
 for stop in (signal.SIGINT, signal.SIGTERM): signal.signal(stop, signal.SIG_IGN)
-from compresskit.bench.worker import main
+from compresskit.benchmark.worker import main
 main(sys.argv[1])"""
 _KINDS: dict[str, type[CompressKitError]] = {
     kind.__name__: kind for kind in (errors.InputError, errors.UsageError, errors.MachineError)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from compresskit.export.build import BOOL, FLOAT, INT32, Builder, array
+from compresskit.exporter.build import BOOL, FLOAT, INT32, Builder, array
 
 
 def codes(build: Builder, data: ir.Value, bits: int, lead: list[int], width: int, count: int) -> ir.Value:

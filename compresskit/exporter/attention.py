@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from compresskit.export.graph import added, constant, made_by, producer, replace
+from compresskit.exporter.graph import added, constant, made_by, producer, replace
 
 _LOWEST = -1e9  # exp(x - 1e9) is 0 in float32 and bfloat16 alike; float32's own lowest number is -inf in bfloat16
 

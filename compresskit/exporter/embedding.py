@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from compresskit.export.graph import added, constant, replace
+from compresskit.exporter.graph import added, constant, replace
 from compresskit.ops.onnx_names import CODES, SCALE
 
 _MIN_COLUMNS = 8  # below that the scales outweigh what the codes save

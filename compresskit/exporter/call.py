@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, MachineError
-from compresskit.export.quiet import first_line
+from compresskit.exporter.quiet import first_line
 from compresskit.model import InputSpec
 from compresskit.runtimes.torch import flatten
 

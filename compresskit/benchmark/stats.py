@@ -60,7 +60,7 @@ def decide(ratio: Estimate, min_effect: float = MIN_EFFECT) -> Change:
     """What a speed-up says.
 
     ``faster`` and ``slower``: the 99.5 % interval excludes 1, and the estimate is at least ``min_effect`` away from it;
-    two looks at growing data (see :func:`compresskit.bench.run.bench`) then err in 1 of 100 at most.
+    two looks at growing data (see :func:`compresskit.benchmark.run.bench`) then err in 1 of 100 at most.
     ``same``: the 95 % interval lies within ``min_effect`` of 1. Else the machine was too noisy to tell.
     """
     if ratio.n < 2 or not 0 < ratio.low <= ratio.high < math.inf:

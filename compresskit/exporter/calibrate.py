@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from compresskit.errors import InputError, MachineError
-from compresskit.export.quiet import first_line
-from compresskit.export.ranges import Histogram
+from compresskit.exporter.quiet import first_line
+from compresskit.exporter.ranges import Histogram
 from compresskit.stage import Progress, silent
 
 _AT_ONCE = 256 << 20  # bytes of activations

@@ -13,13 +13,13 @@ from typing import Any
 import onnx_ir as ir
 
 from compresskit.errors import InputError
-from compresskit.export.embedding import quantize_embeddings
-from compresskit.export.graph import constant
-from compresskit.export.int8 import explained, named, prepared
-from compresskit.export.qdq import WEIGHTLESS, is_weight, is_weightless, plain_name
-from compresskit.export.quiet import quiet
-from compresskit.export.rounding import add_sqnr
-from compresskit.export.slim import DATA_ABOVE, save, slim
+from compresskit.exporter.embedding import quantize_embeddings
+from compresskit.exporter.graph import constant
+from compresskit.exporter.int8 import explained, named, prepared
+from compresskit.exporter.qdq import WEIGHTLESS, is_weight, is_weightless, plain_name
+from compresskit.exporter.quiet import quiet
+from compresskit.exporter.rounding import add_sqnr
+from compresskit.exporter.slim import DATA_ABOVE, save, slim
 from compresskit.ops.onnx_names import CODES, SCALE
 from compresskit.stage import Progress, silent
 
