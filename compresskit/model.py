@@ -76,7 +76,7 @@ class Arch:
     """Where a model's class comes from. It is a record; nothing is imported because of it.
 
     Attributes:
-        kind: ``python`` (typed by the user with ``--arch``), ``transformers`` (a Hugging Face config),
+        kind: ``python`` (typed by the user with `arch`), ``transformers`` (a Hugging Face config),
             ``onnx`` (the graph is the architecture) or ``none`` (tensors only).
         reference: ``FILE.py:NAME`` or ``package.module:NAME``; for transformers the class name. Never an absolute path.
         args: Keyword arguments of the factory.

@@ -61,7 +61,7 @@ def _size(spec: InputSpec, axis: int, name: str, sizes: Mapping[str, int]) -> in
         return sizes.get("batch", 1)
     if axis == 1 and "int" in spec.dtype:
         return sizes.get("sequence", SEQUENCE)
-    raise UsageError(f"input '{spec.name}' has axis {axis} ('{name}') of no fixed size", "give it with --input-shape")
+    raise UsageError(f"input '{spec.name}' has axis {axis} ('{name}') of no fixed size", "give it with `input_shape`")
 
 
 def _array(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

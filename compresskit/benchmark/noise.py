@@ -69,7 +69,7 @@ def notes(before: Snapshot, after: Snapshot, root: Path = Path("/"), load: float
     if (hot := _grown(before.hot, after.hot)) > 0:
         found.append(f"the processor slowed down for heat {hot} times: let it cool, then measure again")
     if (held := _grown(before.held, after.held)) > 0:
-        found.append(f"the container's CPU quota stopped this program {held} times: use fewer --threads")
+        found.append(f"the container's CPU quota stopped this program {held} times: use fewer `threads`")
     if (governor := _governor(root)) not in ("performance", ""):
         found.append(f"the CPU frequency governor is '{governor[:40]}': 'performance' gives steadier figures")
     return [f"noise: {text}" for text in found]

@@ -48,7 +48,7 @@ def profile(
     elif isinstance(runtime, OpenVino):
         rows = _openvino(runtime, path, threads, device, feeds, calls)
     else:
-        raise UsageError(f"{runtime.name} has no profile by node", "use --runtime onnxruntime or openvino")
+        raise UsageError(f"{runtime.name} has no profile by node", "use `runtime` onnxruntime or openvino")
     return sorted(rows, key=lambda row: -row[2])
 
 

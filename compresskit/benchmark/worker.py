@@ -168,7 +168,7 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     load_ms = (time.perf_counter_ns() - start) / 1e6
     feeds = make_feeds(inputs or session.inputs, command["sizes"], command["seed"])
     if not feeds:
-        raise UsageError("the inputs of the model are not known", "give --input-shape")
+        raise UsageError("the inputs of the model are not known", "give `input_shape`")
     device = "cuda" if command["device"] == "cpu" and command["runtime"] in _ON_CUDA else command["device"]
     engine = Engine(session, feeds, device)
     first_ms = load_ms + engine.once() / 1e6

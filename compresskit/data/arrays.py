@@ -103,7 +103,7 @@ def _plans(
 ) -> dict[str, Plan]:
     floats = [k for k in chosen if np.dtype(s.dtype if (s := chosen[k]) else "float32").kind == "f"]
     if normalize is not None and (len(floats) != 1 or arrays[floats[0]].dtype.kind not in "fu"):
-        raise UsageError(f"--normalize is for one array of images, {path} feeds {listing(list(chosen))}")
+        raise UsageError(f"`normalize` is for one array of images, {path} feeds {listing(list(chosen))}")
     return {
         stored: make_plan(
             f"{path}: array '{printable(stored)}'",

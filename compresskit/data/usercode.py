@@ -31,7 +31,7 @@ def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
 
     Args:
         spec: The reference.
-        option: The option that it was given to, for messages: ``--data``.
+        option: The option that it was given to, for messages: `data`.
         allow_code: False where the reference wasn't typed by the user (a recipe).
 
     Raises:
@@ -42,7 +42,7 @@ def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
     if match is None:
         raise UsageError(f"{option} {spec} is not FILE.py:NAME")
     if not allow_code:
-        raise UsageError(f"{option} {spec} would run code, which a recipe may not", "add --allow-code if you trust it")
+        raise UsageError(f"{option} {spec} would run code, which a recipe may not", "add `allow_code` if you trust it")
     path = Path(match["file"])
     if not path.is_file():
         raise InputError(f"{path} does not exist", f"{option} FILE.py:NAME names a Python file and what it defines")
@@ -79,7 +79,7 @@ def failure(where: str, error: BaseException) -> InputError:
         if Path(at.tb_frame.f_code.co_filename).name == file:
             line = f" at line {at.tb_lineno}"
         at = at.tb_next
-    return InputError(f"{where} raised {type(error).__name__}{line}: {error}", "run with --debug for the traceback")
+    return InputError(f"{where} raised {type(error).__name__}{line}: {error}", "run with `debug` for the traceback")
 
 
 class PythonSource:

@@ -64,7 +64,7 @@ def collect(
             samples += rows
         progress("calibrate", done, 0)
     if not samples:
-        raise InputError("the calibration data are empty", "give at least a few dozen samples with --data")
+        raise InputError("the calibration data are empty", "give at least a few dozen samples with `data`")
     return {name: values for name, values in seen.items() if values.low <= values.high or not values.finite}, samples
 
 
@@ -106,7 +106,7 @@ def _checked(batch: dict[str, np.ndarray], known: dict[str, Any]) -> dict[str, n
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(
-                f"the calibration data hold NaN or Inf in input '{name}'", "clean the data given as --data"
+                f"the calibration data hold NaN or Inf in input '{name}'", "clean the data given as `data`"
             )
         feeds[name] = array
     return feeds

@@ -99,7 +99,7 @@ def call(flat: Flat, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         )
         raise InputError(
             f"the model failed when called with {given}: {type(error).__name__}: {first_line(error)}",
-            "check the names, shapes and types of its inputs (--input-shape)",
+            "check the names, shapes and types of its inputs (`input_shape`)",
         ) from error
     if not out:
         raise InputError(

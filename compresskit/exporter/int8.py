@@ -121,7 +121,7 @@ def quantize_static_int8(
         fp32_onnx: The float model; not changed.
         out: The file to write.
         batches: Calibration inputs by name; walked once, one batch in memory at a time.
-        settings: How.
+        settings: Form of the codes, ranges and layers; see :class:`Int8Settings`.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
         threads: Of one operator while calibrating; 0 is onnxruntime's choice.
         progress: Told of the batches and steps.

@@ -73,7 +73,7 @@ def export_onnx(
         MachineError: The file can't be written, or memory ran out.
     """
     if not inputs:
-        raise InputError("the export needs to know the model's inputs", "give --input-shape")
+        raise InputError("the export needs to know the model's inputs", "give `input_shape`")
     progress("export", 0, 3)
     sizes = {**TRACED, **(sizes or {})}
     flat = Flat(lowered(module), inputs)
@@ -138,7 +138,7 @@ def _trace(
             error = caught
     raise InputError(
         f"this model can't be exported: {first_line(error)}",
-        "its forward must not branch on the values of tensors; rewrite that part, or use --no-export",
+        "its forward must not branch on the values of tensors; rewrite that part, or use `no_export`",
     ) from error
 
 

@@ -96,7 +96,7 @@ def inspect_tensors(tensors: TensorFile) -> dict[str, Any]:
         if name in ties:
             entry |= {"tied_to": ties[name], "tied_bytes": size, "tied_parameters": parameters}
         layers.append(entry)
-    return summary("tensors", layers, None, {}, ["MACs need the architecture: give it with --arch"])
+    return summary("tensors", layers, None, {}, ["MACs need the architecture: give it with `arch`"])
 
 
 def count_zeros(tensor: Tensor) -> int | None:
@@ -132,7 +132,7 @@ def _try_macs(
     module: nn.Module, inputs: tuple[InputSpec, ...]
 ) -> tuple[dict[str, int] | None, dict[str, list[int]], list[str]]:
     if not inputs:
-        return None, {}, ["MACs need the shape of the input: give it with --input-shape"]
+        return None, {}, ["MACs need the shape of the input: give it with `input_shape`"]
     try:
         feeds = make_feeds(inputs)
         shapes = {name: list(array.shape) for name, array in feeds.items()}

@@ -55,11 +55,11 @@ def synthetic_inputs(
         UsageError: Inputs unknown, an axis without a size, or token ids of an unknown vocabulary.
     """
     if not inputs:
-        raise UsageError("the model's inputs are not known", "give --input-shape or --data")
+        raise UsageError("the model's inputs are not known", "give `input_shape` or `data`")
     for spec in inputs:
         if np.dtype(spec.dtype).kind in "iu" and spec.high is None and spec.implied((1,)) is None:
             raise UsageError(
-                f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with --data"
+                f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with `data`"
             )
     whole = [replace(spec, shape=("batch", *spec.shape[1:])) for spec in inputs]
     values = make_feeds(whole, {"sequence": _SEQUENCE, **(sizes or {}), "batch": n}, seed)

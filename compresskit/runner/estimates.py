@@ -172,9 +172,9 @@ def _forms(inventory: Inventory, grids: Mapping[int, dict[str, Grid]], macs: int
 def _pruned(model: Model, reason: str, seed: int) -> dict[str, Any]:
     """The share that structured pruning could touch."""
     if isinstance(model.body, Path):
-        reason = "a graph has no module to cut" if model.body.suffix == ".onnx" else "needs the architecture: --arch"
+        reason = "a graph has no module to cut" if model.body.suffix == ".onnx" else "needs the architecture: `arch`"
     elif not reason and not model.card.inputs:
-        reason = "needs the shape of the input: --input-shape"
+        reason = "needs the shape of the input: `input_shape`"
     if reason or isinstance(model.body, Path):
         return {"known": False, "reason": reason}
     from compresskit.ops.estimates.prunable import prunable

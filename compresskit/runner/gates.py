@@ -143,5 +143,5 @@ def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, where:
     else:
         passed, reason = pace(speedup)
         if passed is False:
-            reason += f"; to accept it: --min-speedup {max(0.01, low * 0.9):.2g}"
+            reason += f"; to accept it: `min_speedup` {max(0.01, low * 0.9):.2g}"
     return Gate(name=name, limit=limit, value=speedup.value, unit="×", passed=passed, asked=asked, reason=reason)

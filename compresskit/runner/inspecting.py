@@ -71,7 +71,7 @@ def _spectrum(model: Model) -> list[dict[str, Any]]:
     from compresskit.ops.factorize.spectrum import spectrum
 
     if isinstance(model.body, Path):
-        raise UsageError("--spectrum needs a module: which tensors are layers isn't known", "give --arch FILE.py:NAME")
+        raise UsageError("`spectrum` needs a module: which tensors are layers isn't known", "give `arch` FILE.py:NAME")
     found = spectrum(model.body)
     if not found:
         raise InputError("no Linear layer or convolution of this model has a weight in floating point")

@@ -296,7 +296,7 @@ def _seen(data: Source | None, evaluated: Source | None) -> list[str]:
         or data.fingerprint() != evaluated.fingerprint()
     ):
         return []
-    return ["the evaluation data are those of --data: the quality is of samples that the result was fitted to"]
+    return ["the evaluation data are those of `data`: the quality is of samples that the result was fitted to"]
 
 
 def _unused(data: Source | None, history: Sequence[Applied]) -> list[str]:

@@ -91,7 +91,7 @@ def load_module(path: Path, **options: Any) -> nn.Module:
     """
     model = load(path, **options)
     if isinstance(model.body, Path):
-        raise UsageError(f"{path} does not say how to build the module", "give --arch FILE.py:NAME")
+        raise UsageError(f"{path} does not say how to build the module", "give `arch` FILE.py:NAME")
     from compresskit.ops.quantize.fast import speed_up
 
     for reason, count in Counter(speed_up(model.body).values()).items():

@@ -41,7 +41,7 @@ def with_inputs(model: Model, source: Source | None) -> Model:
     if model.card.inputs or isinstance(model.body, Path):
         return model
     if source is None:
-        raise UsageError("the shape of the model's input is not known", "give --input-shape 1,3,32,32, or --data")
+        raise UsageError("the shape of the model's input is not known", "give `input_shape` 1,3,32,32, or `data`")
     from compresskit.data.opening import input_specs
 
     names = forward_names(model)
@@ -74,7 +74,7 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
     if isinstance(model.body, Path):
         if model.body.suffix == ".onnx":
             return Prepared(model.body)
-        raise UsageError(f"{model.source} is tensors without an architecture", "give --arch FILE.py:NAME")
+        raise UsageError(f"{model.source} is tensors without an architecture", "give `arch` FILE.py:NAME")
     from compresskit.exporter.checked import export_checked
     from compresskit.exporter.parity import ParityCheck
 

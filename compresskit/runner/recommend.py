@@ -27,7 +27,7 @@ def everywhere() -> tuple[list[str], list[str]]:
             elif name not in _LEFT_OUT:
                 notes.append(f"not tried: {lack}")
         elif name in _LEFT_OUT:
-            notes.append(f"not tried: {name}, because {_LEFT_OUT[name]}; --runtime {name} times it")
+            notes.append(f"not tried: {name}, because {_LEFT_OUT[name]}; `runtime` {name} times it")
         else:
             found.append(name)
     if absent:

@@ -27,13 +27,13 @@ def teacher_of(stage: Stage, student: Model) -> Model | None:
     if named is None:
         return None
     if named.arch_args is not None and not named.arch:
-        raise UsageError("--teacher-arch-args is for --teacher-arch, which is not given")
+        raise UsageError("`teacher_arch_args` is for `teacher_arch`, which is not given")
     model = load(named.model, arch=named.arch, arch_args=named.arch_args)
     if model.card.task == "unknown":
         model = replace(model, card=replace(model.card, task=student.card.task))
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":
         raise UsageError(
-            f"the teacher {named.model} is tensors without an architecture", "give --teacher-arch FILE.py:NAME"
+            f"the teacher {named.model} is tensors without an architecture", "give `teacher_arch` FILE.py:NAME"
         )
     if model.card.inputs:
         return model

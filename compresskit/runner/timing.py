@@ -28,7 +28,7 @@ class Timing:
     Attributes:
         where: The points of a sweep, one at least.
         rounds: See :class:`compresskit.benchmark.run.Plan`; None is its default.
-        processes: The same.
+        processes: How often all starts afresh; None is the plan's default.
         roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
         profiled: Time each node at each point, by the runtime's own profiler.
     """

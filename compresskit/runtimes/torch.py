@@ -81,7 +81,7 @@ class TorchRuntime:
         """
         torch = self.prepare()
         if self.loader is None:
-            raise UsageError("the torch runtime needs to know how to build the model", "give its class with --arch")
+            raise UsageError("the torch runtime needs to know how to build the model", "give its class with `arch`")
         if threads:
             torch.set_num_threads(threads)
         where = _device(device)
@@ -213,7 +213,7 @@ def _device(name: str) -> Any:
         raise UsageError(f"torch has no device '{name}'", "use cpu, cuda or mps") from error
     ready = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not ready.get(device.type, False):
-        raise MachineError(f"this machine or this build of torch has no {device.type}", "use --device cpu")
+        raise MachineError(f"this machine or this build of torch has no {device.type}", "use `device` cpu")
     return device
 
 

@@ -130,7 +130,7 @@ def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn
             given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
             raise InputError(
                 f"the model failed on calibration data of {given}: {type(error).__name__}: {first_line(error)}",
-                "prepare the data as for inference; --input-shape tells what the model takes",
+                "prepare the data as for inference; `input_shape` tells what the model takes",
             ) from error
 
     return forward
@@ -159,7 +159,7 @@ def calibration_data(
     scores = model.card.task in ("classification", "causal-lm")
     if ctx.data is None:
         if not inputs:
-            raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
+            raise UsageError("the model's inputs aren't known", "give `input_shape` or `data`")
         return CalibrationData(made_up(inputs, rows, ctx.seed), (), forward, scores)
     batches = batches_of(ctx.data, inputs, size, min(samples, len(ctx.data)), by_length=by_length)
     longest = batches[-1 if by_length else 0]

@@ -121,7 +121,7 @@ class Distill(TrainingOptions):
     teacher: Annotated[
         str | None,
         Field(
-            description="What to learn from: any MODEL, an .onnx file too. (after --student-depth or -width: MODEL)",
+            description="What to learn from: any MODEL, an .onnx file too. (after `student_depth` or -width: MODEL)",
             json_schema_extra={"format": "path"},
         ),
     ] = None
@@ -140,7 +140,7 @@ class Distill(TrainingOptions):
         float | None,
         Field(gt=0, lt=1, description="Make the student from MODEL first: so large a share of its channels or heads."),
     ] = None
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 20
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 20
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 64
     lr: Annotated[
         float | None,
@@ -215,7 +215,7 @@ class Distill(TrainingOptions):
     def _check(self, ctx: Context) -> None:
         """Refuse what can be known to be missing."""
         if ctx.data is None:
-            raise UsageError(f"distill --method {self.method} needs training data", "give --data FILE")
+            raise UsageError(f"distill `method` {self.method} needs training data", "give `data` FILE")
         if ctx.teacher is None:
             self.check_options()
 
@@ -228,7 +228,7 @@ class Distill(TrainingOptions):
         if self.teacher is None and self.student_depth is None and self.student_width is None:
             raise UsageError(
                 "distill needs a teacher",
-                "give --teacher MODEL, or --student-depth or --student-width to make the student from MODEL",
+                "give `teacher` MODEL, or `student_depth` or `student_width` to make the student from MODEL",
             )
 
     @abstractmethod
@@ -298,8 +298,8 @@ class Distill(TrainingOptions):
             return Stand(teacher.body, forward_of(teacher.body, teacher.card.inputs), names, places_of(own, names))
         if self.sees_layers:
             raise UsageError(
-                f"distill --method {self.method} looks into the teacher's layers, which {teacher.source} doesn't show",
-                "give the teacher as a module, or take --method standardized",
+                f"distill `method` {self.method} looks into the teacher's layers, which {teacher.source} doesn't show",
+                "give the teacher as a module, or take `method` standardized",
             )
         session = get("onnxruntime").open(teacher.body)
         places = places_of([spec.name for spec in session.inputs], names)

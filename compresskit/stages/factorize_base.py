@@ -53,7 +53,7 @@ class Factorize(Recovery):
     ] = None
     budget_of: Annotated[
         Literal["params", "macs"] | None,
-        Field(description="What --budget is a share of: weights or multiply-accumulates. (params)"),
+        Field(description="What `budget` is a share of: weights or multiply-accumulates. (params)"),
     ] = None
     rank: Annotated[int | None, Field(ge=1, description="The rank of every layer.")] = None
     target_latency: TargetLatency = None
@@ -61,7 +61,7 @@ class Factorize(Recovery):
         Literal["size", "latency"] | None,
         Field(
             description="What factors must have less of than their layer: weights and multiply-accumulates, or also "
-            "time, measured layer by layer on this machine. (size; latency with --target-latency)"
+            "time, measured layer by layer on this machine. (size; latency with `target_latency`)"
         ),
     ] = None
     round_to: Annotated[
@@ -81,9 +81,9 @@ class Factorize(Recovery):
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: factorize takes one target", "give one of them")
         if self.merge and (given or self.epochs):
-            raise UsageError(f"--merge with {(given or ['--epochs'])[0]}: factors are multiplied out, nothing else")
+            raise UsageError(f"`merge` with {(given or ['`epochs`'])[0]}: factors are multiplied out, nothing else")
         if self.budget_of is not None and self.budget is None:
-            raise UsageError("--budget-of says what --budget is a share of, and there is no --budget")
+            raise UsageError("`budget_of` says what `budget` is a share of, and there is no `budget`")
         return self
 
     def check_options(self) -> None:
@@ -94,7 +94,7 @@ class Factorize(Recovery):
         """
         if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
             known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
-            raise UsageError(f"how much is to be kept? Give one of {known}", "for example --budget 0.6")
+            raise UsageError(f"how much is to be kept? Give one of {known}", "for example `budget` 0.6")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Factorize layers of a module in place, or merge them.
@@ -207,7 +207,7 @@ class Factorize(Recovery):
         from compresskit.stages.shared_latency import Choices, within_latency
 
         def at(share: float) -> tuple[Choice, float]:
-            choice = made.within(share, "macs", "--target-latency")
+            choice = made.within(share, "macs", "`target_latency`")
             return choice, made.share_of(choice, "macs")
 
         def build(choice: Choice) -> nn.Module:
@@ -234,7 +234,7 @@ class Factorize(Recovery):
         left = " and ".join(f"{100 * facts['share'][unit]:.1f} % of the {_NAMES[unit]}" for unit in _units())
         notes = [f"{left} of all Linear layers and convolutions are left"]
         if ctx.data is None:
-            why = "with --data they are chosen and fitted by what the model's outputs lose"
+            why = "with `data` they are chosen and fitted by what the model's outputs lose"
             notes.append(f"ranks go by the weights' own singular values, nothing was fitted: {why}")
         else:
             count = min(self.samples, len(ctx.data))
@@ -242,10 +242,10 @@ class Factorize(Recovery):
         if "refit" in facts and not self.epochs:
             fitted = facts["refit"]
             notes.append(
-                "a least-squares refit brought the output no nearer, so it was left out: more --samples may help"
+                "a least-squares refit brought the output no nearer, so it was left out: more `samples` may help"
                 if fitted["kept"] == "factors"
                 else f"layers were {fitted['kept']}: the output's distance from the original fell from "
-                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: --epochs N trains the result"
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: `epochs` N trains the result"
             )
         if model.card.arch.kind == "transformers":
             notes.append("transformers alone can't load the result, whose layers are pairs: compresskit can")

@@ -1,4 +1,4 @@
-"""``factorize --method tucker``, ``spatial`` and ``cp``: convolutions as a few smaller ones."""
+"""``factorize.tucker``, ``spatial`` and ``cp``: convolutions as a few smaller ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``factorize --method svd``, ``whitened`` and ``fisher``: two matrices in the place of one."""
+"""``factorize.svd``, ``whitened`` and ``fisher``: two matrices in the place of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FactorizeSvd(Factorize):
 
 
 class FactorizeWhitened(Factorize):
-    """The same, truncated so that each layer's own output loses least on --data (SVD-LLM)."""
+    """The same, truncated so that each layer's own output loses least on `data` (SVD-LLM)."""
 
     method: ClassVar[str] = "whitened"
     kinds: ClassVar[tuple[Kind, ...]] = ("svd",)

@@ -61,7 +61,7 @@ class FineTuning(TrainingOptions):
     measures: ClassVar[bool] = False
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 5e-4}
 
-    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over --data in training; 0 leaves it fresh.")] = 3
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over `data` in training; 0 leaves it fresh.")] = 3
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 32
     optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Of the training steps.")] = "adamw"
     lr: Annotated[
@@ -103,7 +103,7 @@ class Adapting(FineTuning):
     def _statistics_stay(self) -> Adapting:
         if self.recalibrate:
             raise UsageError(
-                "--recalibrate would change the base: adapters leave its batch normalizations as they are",
+                "`recalibrate` would change the base: adapters leave its batch normalizations as they are",
                 "leave it away",
             )
         return self
@@ -128,7 +128,7 @@ class Adapting(FineTuning):
         if self.merge and packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: merging needs requantization",
-                "leave --merge away: the adapters stay beside the codes; or merge into the unquantized model",
+                "leave `merge` away: the adapters stay beside the codes; or merge into the unquantized model",
             )
         whole = sum(p.numel() for p in module.parameters()) + _packed_weights(module)
         made = self.adapt(model, ctx)

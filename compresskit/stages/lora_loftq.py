@@ -1,4 +1,4 @@
-"""``lora --method loftq``: quantize, and train an adapter that begins with what rounding lost."""
+"""``lora.loftq``: quantize, and train an adapter that begins with what rounding lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class LoraLoftq(_LowRank):
     """Round the weights of Linear layers, and train adapters that begin with what rounding lost (LoftQ).
 
-    4 bit are NF4, 2 and 3 bit equal steps. The codes stay as they are in training (QLoRA). With --epochs 0 nothing is
+    4 bit are NF4, 2 and 3 bit equal steps. The codes stay as they are in training (QLoRA). With `epochs` 0 nothing is
     trained and no data is needed.
     """
 
@@ -51,12 +51,12 @@ class LoraLoftq(_LowRank):
         from compresskit.ops.quantize.weights import quantize_module
 
         if self.merge:
-            raise UsageError("loftq quantizes: merging needs requantization", "leave --merge away")
+            raise UsageError("loftq quantizes: merging needs requantization", "leave `merge` away")
         module = model.module
         names, skipped = find_targets(module, self.targets, linear_only, rank=self.rank)
         conv1d = [name for name in names if type(module.get_submodule(name)).__name__ == "Conv1D"]
         if conv1d:
-            raise UsageError(f"loftq has no packed form of '{conv1d[0]}' (Conv1D)", "take --method lora")
+            raise UsageError(f"loftq has no packed form of '{conv1d[0]}' (Conv1D)", "take `method` lora")
         grid = nf4_grid(self.group_size) if self.bits == 4 else Grid(self.bits, self.group_size)
         layers = {module.get_submodule(name).get_parameter("weight").data_ptr(): name for name in names}
         factors: dict[str, tuple[Tensor, Tensor]] = {}

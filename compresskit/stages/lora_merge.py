@@ -66,7 +66,7 @@ class LoraMerge(Stage):
         notes = []
         if self.adapter is None:
             if not beside:
-                raise UsageError(f"{model.source} has no adapter beside its weights", "give --adapter FOLDER")
+                raise UsageError(f"{model.source} has no adapter beside its weights", "give `adapter` FOLDER")
             terms, base = detach(module), None
         else:
             if beside:

@@ -1,4 +1,4 @@
-"""What PEFT has not: ``lora --method bottleneck``, ``prompt`` and ``full``."""
+"""What PEFT has not: ``lora.bottleneck``, ``prompt`` and ``full``."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class LoraBottleneck(Adapting):
 
         if self.merge:
             raise UsageError(
-                "a bottleneck is not linear: it can't be merged", "leave --merge away, or take --method lora"
+                "a bottleneck is not linear: it can't be merged", "leave `merge` away, or take `method` lora"
             )
         module = model.module
         names, skipped = find_targets(module, self.targets, plain_linear)
         chosen = names if self.targets else narrowing(module, names)
-        skipped |= {name: "it does not narrow: --targets takes it in" for name in names if name not in chosen}
+        skipped |= {name: "it does not narrow: `targets` takes it in" for name in names if name not in chosen}
         add_bottlenecks(module, chosen, self.rank, ctx.seed)
         trained = sum(layer.adapter.term.numel() for layer in adapted(module).values())
         with still(module):
@@ -111,7 +111,7 @@ class LoraFull(FineTuning):
     needs_no_replay: ClassVar[bool] = True
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-5}
 
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 3
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 3
     lr: Annotated[
         float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 2e-5, sgd: 0.01)")
     ] = None
@@ -129,7 +129,7 @@ class LoraFull(FineTuning):
         if packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: its codes can't be trained",
-                "take --method lora, or train before quantize",
+                "take `method` lora, or train before quantize",
             )
         facts = self.learn(module, model, ctx)
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""``prune --method sparsegpt``: weights become zero, and the others make up for them."""
+"""``prune.sparsegpt``: weights become zero, and the others make up for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PruneSparsegpt(CalibratedSparse):
-    """Set weights to zero and move the others to make up for them, on --data. The most exact of these methods.
+    """Set weights to zero and move the others to make up for them, on `data`. The most exact of these methods.
 
     The model is walked block by block; each block is calibrated on what the pruned blocks before it give.
     """

@@ -1,4 +1,4 @@
-"""``prune --method structured``: whole channels go."""
+"""``prune.structured``: whole channels go."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _NAMES = {"macs": "multiply-accumulates", "params": "parameters"}
 class PruneStructured(Recovery):
     """Cut whole channels, so that the model is smaller and faster everywhere: give a target or a ratio.
 
-    With --data the channels are chosen by what the layers behind them can do without, these layers are fitted again by
-    least squares, and --epochs trains the result against the original.
+    With `data` the channels are chosen by what the layers behind them can do without, these layers are fitted again by
+    least squares, and `epochs` trains the result against the original.
     """
 
     kind: ClassVar = PRUNE
@@ -58,7 +58,7 @@ class PruneStructured(Recovery):
         Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"] | None,
         Field(
             description="What a channel is worth; reconstruction: what the layers behind it lose without it, after "
-            "the best refit. (with --data: reconstruction, else l2)"
+            "the best refit. (with `data`: reconstruction, else l2)"
         ),
     ] = None
     ranking: Annotated[
@@ -66,7 +66,7 @@ class PruneStructured(Recovery):
         Field(
             description="How layers are held against each other: by what the output loses when one alone gets "
             "narrower, by importance in all or among layers of the same structure, or all alike. "
-            "(with --data: measured, else isomorphic)"
+            "(with `data`: measured, else isomorphic)"
         ),
     ] = None
     round_to: Annotated[
@@ -75,9 +75,9 @@ class PruneStructured(Recovery):
     include: Include = ()
     exclude: Exclude = ()
     refit: Refit = True
-    samples: Annotated[int, Field(ge=1, description="Samples taken from --data for ranking and refit.")] = 512
+    samples: Annotated[int, Field(ge=1, description="Samples taken from `data` for ranking and refit.")] = 512
     steps: Annotated[
-        int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of --epochs after each.")
+        int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of `epochs` after each.")
     ] = 1
     time_limit: Annotated[
         float, Field(gt=0, description="Seconds in which to find out which channels hang together.")
@@ -89,8 +89,8 @@ class PruneStructured(Recovery):
             raise UsageError(f"{' and '.join(given)}: prune takes one target", "give one of them")
         if self.steps > 1 and self.epochs < self.steps:
             raise UsageError(
-                f"--steps {self.steps} with --epochs {self.epochs}: training belongs between the steps",
-                f"give --epochs {self.steps} or more",
+                f"`steps` {self.steps} with `epochs` {self.epochs}: training belongs between the steps",
+                f"give `epochs` {self.steps} or more",
             )
         return self
 
@@ -105,7 +105,7 @@ class PruneStructured(Recovery):
         """
         if not self._given():
             known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
-            raise UsageError(f"how much is to be cut? Give one of {known}", "for example --target-macs 0.5")
+            raise UsageError(f"how much is to be cut? Give one of {known}", "for example `target_macs` 0.5")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut channels of a module in place.
@@ -142,7 +142,7 @@ class PruneStructured(Recovery):
         if model.card.arch.kind == "transformers":
             facts["notes"].append(
                 "transformers alone can't load the result, whose layers differ in width: compresskit can; "
-                "--method width keeps one width for all layers"
+                "`method` width keeps one width for all layers"
             )
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
@@ -222,12 +222,12 @@ class PruneStructured(Recovery):
             again = ", batch normalizations estimated anew" if fitted["kept"] == "recalibrated" else ""
             notes.append(
                 f"layers were fitted again by least squares{again}: the output's distance from the original fell from "
-                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: --epochs N trains the result"
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: `epochs` N trains the result"
                 if fitted["kept"] != "cut"
-                else "a least-squares refit brought the output no nearer, so it was left out: more --samples may help"
+                else "a least-squares refit brought the output no nearer, so it was left out: more `samples` may help"
             )
         elif not self.epochs:
-            notes.append("nothing was trained or fitted: with --data the layers are fitted again, --epochs N trains")
+            notes.append("nothing was trained or fitted: with `data` the layers are fitted again, `epochs` N trains")
         if facts.get("rewritten"):
             notes.append(
                 f"zero-filled shortcuts became 1×1 convolutions first, exactly: {listing(list(facts['rewritten']))}"

@@ -1,4 +1,4 @@
-"""``prune --method wanda``: weights that matter least for what their layer takes in become zero."""
+"""``prune.wanda``: weights that matter least for what their layer takes in become zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PruneWanda(CalibratedSparse):
-    """Set to zero what is small in magnitude times the norm of its input, on --data. Other weights keep their values.
+    """Set to zero what is small in magnitude times the norm of its input, on `data`. Other weights keep their values.
 
     Fast, and made for Linear layers: convolutions fare better with magnitude, and all with sparsegpt. Biases make up
     for the mean of what is lost.

@@ -1,4 +1,4 @@
-"""``quantize --method int8-dynamic``: weights stored in 8 bit, activations rounded while the model runs."""
+"""``quantize.int8-dynamic``: weights stored in 8 bit, activations rounded while the model runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``quantize --method nf4``: 4-bit NormalFloat, as bitsandbytes has it."""
+"""``quantize.nf4``: 4-bit NormalFloat, as bitsandbytes has it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compresskit.stages.shared_bnb import BnbStage
 class QuantizeNf4(BnbStage):
     """Round the weights of linear layers to NF4, the 4-bit format of bitsandbytes (QLoRA).
 
-    Needs no data. torch multiplies by these weights without unpacking them (bench --runtime torch): one token at a
+    Needs no data. torch multiplies by these weights without unpacking them (bench `runtime` torch): one token at a
     time, at the speed of reading 4 bits a weight. From a Hugging Face folder comes one that transformers loads.
     Under onnxruntime the same weights are small, not fast: there take gptq or rtn.
     """

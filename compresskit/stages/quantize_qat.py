@@ -1,4 +1,4 @@
-"""``quantize --method qat`` (or ``--qat``): training goes on with rounded weights."""
+"""``quantize.qat`` (or `qat`): training goes on with rounded weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FEW = 2000
 
 
 class QuantizeQat(TrainingOptions, WeightOnly):
-    """Go on training on --data with weights rounded in every pass. The most exact method, and the slowest.
+    """Go on training on `data` with weights rounded in every pass. The most exact method, and the slowest.
 
     The model before quantization is the teacher, so it works without labels; with labels both count. Weights keep their
     scales where training ends: no rounding follows. Images are cropped and mirrored at random.
@@ -43,18 +43,18 @@ class QuantizeQat(TrainingOptions, WeightOnly):
 
     activations: Annotated[
         Literal[8, 16],
-        Field(description="Bits of activations: 8 needs --bits 8 and gives a static int8 file; 16 is floating point."),
+        Field(description="Bits of activations: 8 needs `bits` 8 and gives a static int8 file; 16 is floating point."),
     ] = 16
     target: Annotated[
         TargetName | None, Field(description="What an int8 file is made for: it decides signedness. (this machine)")
     ] = None
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 4
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 4
 
     @field_validator("activations")
     @classmethod
     def _whole_int8(cls, value: int, info: ValidationInfo) -> int:
         if value == 8 and info.data.get("bits") != 8:
-            raise ValueError("--bits 8 with it")
+            raise ValueError("`bits` 8 with it")
         given = [name for name in _PACKED_ONLY if info.data.get(name)]
         if value == 8 and given:
             raise ValueError(f"no --{given[0].replace('_', '-')} with it: every layer is in 8 bit, per channel")
@@ -64,7 +64,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     @classmethod
     def _int8_target(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("activations") != 8:
-            raise ValueError("--activations 8 with it")
+            raise ValueError("`activations` 8 with it")
         return value
 
     @property
@@ -83,7 +83,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         from compresskit.train.qat import quantize_trained
 
         if ctx.data is None:
-            raise UsageError("quantize --method qat needs training data", "give --data FILE")
+            raise UsageError("quantize `method` qat needs training data", "give `data` FILE")
         module = model.module
         plan = self.training_plan(module, model.card, ctx)
         with on_device(Team().device, module):
@@ -106,7 +106,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     def replay(cls, module: nn.Module, facts: QuantizeFacts | StaticFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
         if isinstance(facts, StaticFacts):
-            raise InputError("a file with activations in 8 bit has no module any more", "leave --arch away")
+            raise InputError("a file with activations in 8 bit has no module any more", "leave `arch` away")
         return super().replay(module, facts, tensors)
 
     def _writer(self) -> QuantizeInt8Static:

@@ -35,20 +35,20 @@ class Repaired(TrainingOptions, WeightOnly):
         Field(
             ge=0,
             le=256,
-            description="Rank of a float16 term beside each Linear that makes up for rounding; best with --data. "
-            f"(with --epochs: {_TRAINED_RANK}, else 0)",
+            description="Rank of a float16 term beside each Linear that makes up for rounding; best with `data`. "
+            f"(with `epochs`: {_TRAINED_RANK}, else 0)",
         ),
     ] = 0
     optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Of the training steps. (adamw)")] = None
     recover: Annotated[
         Literal["lora"] | None,
-        Field(description="What --epochs trains: the terms of --repair; codes stay. (lora)"),
+        Field(description="What `epochs` trains: the terms of `repair`; codes stay. (lora)"),
     ] = None
 
     @model_validator(mode="after")
     def _recovers(self) -> Repaired:
         if self.recover and not self.epochs:
-            raise UsageError("--recover is for training, and --epochs is 0", "give --epochs N")
+            raise UsageError("`recover` is for training, and `epochs` is 0", "give `epochs` N")
         return self
 
     @property

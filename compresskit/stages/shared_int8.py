@@ -142,7 +142,7 @@ class StaticStage(Int8Stage):
         ),
     ] = "minmax"
     percentile: Annotated[
-        float, Field(ge=90, le=100, description="Of the values that a range holds, for --calibration percentile.")
+        float, Field(ge=90, le=100, description="Of the values that a range holds, for `calibration` percentile.")
     ] = 99.999
 
     def check_data(self, ctx: Context) -> None:
@@ -152,7 +152,7 @@ class StaticStage(Int8Stage):
             UsageError: There are none.
         """
         if ctx.data is None:
-            raise UsageError(f"quantize --method {self.method} needs calibration data", "give --data FILE")
+            raise UsageError(f"quantize `method` {self.method} needs calibration data", "give `data` FILE")
 
     def quantized(self, source: Path, out: Path, ctx: Context) -> dict[str, Any]:
         """Write ``source`` in 8 bit to ``out``, calibrated on the context's data; returns the facts.
@@ -181,6 +181,6 @@ class StaticStage(Int8Stage):
             f"({self.calibration}) from {samples} samples of {data}"
         ]
         if samples == 1:
-            notes.append("ranges come from one sample, which others will leave: give a few dozen or more with --data")
+            notes.append("ranges come from one sample, which others will leave: give a few dozen or more with `data`")
         calibrated = calibration(ctx.data, samples)
         return {**facts, "format": chosen, "target": target.name, "calibration": calibrated, "notes": notes}

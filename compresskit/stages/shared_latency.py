@@ -77,8 +77,8 @@ def within_latency(
         ratio = timed[reached][0]
         if number == 0 and ratio > target:
             raise UsageError(
-                f"--target-latency {target:g} can't be met: {ratio:.2f} was measured at the {choices.smallest}",
-                "give more than that, or --round-to 1",
+                f"`target_latency` {target:g} can't be met: {ratio:.2f} was measured at the {choices.smallest}",
+                "give more than that, or `round_to` 1",
             )
         low, high = (share, high) if ratio <= target else (low, share)
     best = max(reached for reached, (ratio, _) in timed.items() if ratio <= target)

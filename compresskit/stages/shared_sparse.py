@@ -58,7 +58,7 @@ class Sparse(Recovery):
         if not numbers or not 1 <= int(kept) < int(of) <= _MOST:
             raise ValueError(f"N:M with 1 ≤ N < M ≤ {_MOST}, as 2:4")
         if info.data.get("sparsity") is not None:
-            raise ValueError("no --sparsity with it: N:M says how many weights stay")
+            raise ValueError("no `sparsity` with it: N:M says how many weights stay")
         return value
 
     def zeros(self) -> Pattern:
@@ -139,7 +139,7 @@ class CalibratedSparse(Sparse):
         from compresskit.stages.batches import batches_of, forward_of
 
         if ctx.data is None:
-            raise UsageError(f"prune --method {self.method} needs calibration data", "without: --method magnitude")
+            raise UsageError(f"prune `method` {self.method} needs calibration data", "without: `method` magnitude")
         pattern = self.zeros()
         module, plan, teacher = self.settle(model, pattern)
         count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)

@@ -88,7 +88,7 @@ class WeightOnly(Stage):
         Args:
             model: Its body is a module.
             ctx: With data; without it every layer is quantized data-free.
-            method: How.
+            method: The algorithm, with its options.
             samples: Most calibration samples.
             embedding_group: Give embeddings a wider group where the user asked for none.
             batch: Samples worked on at once.
@@ -119,7 +119,7 @@ class WeightOnly(Stage):
         if about:
             facts["calibration"] = about
         elif method.repair:
-            facts["notes"] = ["the repair is made without data, by plain SVD: with --data it makes up for more"]
+            facts["notes"] = ["the repair is made without data, by plain SVD: with `data` it makes up for more"]
         return self.recorded(model, facts, skipped)
 
     @classmethod
@@ -147,8 +147,8 @@ class CalibratedWeightOnly(WeightOnly):
         """
         if ctx.data is None:
             raise UsageError(
-                f"quantize --method {self.method} needs calibration data",
-                "give --data FILE; without data use --method hqq or rtn",
+                f"quantize `method` {self.method} needs calibration data",
+                "give `data` FILE; without data use `method` hqq or rtn",
             )
 
 

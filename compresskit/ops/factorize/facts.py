@@ -18,7 +18,7 @@ class FactorFacts(LayerFacts):
     """Of one layer that was taken apart.
 
     Attributes:
-        kind: How.
+        kind: The decomposition: ``svd``, ``tucker`` …
         ranks: As many as :data:`RANKS` says.
         shape: Of the original weight.
         conv1d: Whether it is a Conv1D of transformers in the original.

@@ -105,7 +105,7 @@ class FactorizePlan:
         saved = sum(costs[name] - option.cost(unit) for name, option in choice.items())
         return 1 - saved / max(1, self.found.total[unit])
 
-    def within(self, target: float, unit: Unit, option: str = "--budget") -> Choice:
+    def within(self, target: float, unit: Unit, option: str = "`budget`") -> Choice:
         """The choice that loses least for a share of the weights or products.
 
         Raises:
@@ -116,7 +116,7 @@ class FactorizePlan:
             raise UsageError(
                 f"{option} {target:g} can't be met: with the smallest ranks {least:.3f} of the {unit} of all Linear "
                 "layers and convolutions is left",
-                f"give {least + 5e-4:.3f} or more, or --round-to 1",
+                f"give {least + 5e-4:.3f} or more, or `round_to` 1",
             )
         byprice: dict[str, dict[int, Option]] = {}
         losses: dict[str, dict[int, float]] = {}

@@ -238,7 +238,7 @@ def merge(module: nn.Module, terms: Mapping[str, Term]) -> None:
         if shared:
             raise UsageError(
                 f"'{name}' shares its weight with {listing(shared)}: merging would change both",
-                "keep the adapter beside, or leave that layer out with --targets",
+                "keep the adapter beside, or leave that layer out with `targets`",
             )
     for name, term in terms.items():
         layer = layer_at(module, name)

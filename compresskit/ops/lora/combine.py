@@ -56,9 +56,9 @@ def combine(
         MachineError: PEFT isn't installed, which ties and dare need.
     """
     if method == "cat" and rank is not None:
-        raise UsageError("--rank is for svd, ties and dare: cat has the sum of all ranks")
+        raise UsageError("`rank` is for svd, ties and dare: cat has the sum of all ranks")
     if not all(map(math.isfinite, weights)):
-        raise UsageError(f"--weights {' '.join(map(str, weights))}: finite numbers were expected")
+        raise UsageError(f"`weights` {' '.join(map(str, weights))}: finite numbers were expected")
     base = _common_base(adapters)
     torch.manual_seed(seed)
     layers = list(dict.fromkeys(name for adapter in adapters for name in adapter.layers()))

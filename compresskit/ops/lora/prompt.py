@@ -71,7 +71,7 @@ def check_text_model(module: nn.Module) -> None:
     if config is None or not callable(embeddings) or getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"prompt tuning is for text models of transformers, not for {type(module).__name__}",
-            "take --method lora",
+            "take `method` lora",
         )
 
 

@@ -20,8 +20,8 @@ class PackedFacts(LayerFacts):
     Attributes:
         kind: Its class in the original; empty where only its tensor was known.
         bits: See :class:`~compresskit.ops.packed.layout.Grid`.
-        group_size: See there.
-        symmetric: See there.
+        group_size: Columns that share a scale; 0 is a whole row.
+        symmetric: No zero points are stored.
         grid: Name of the format; none is recorded where steps are equal.
         shape: Of the original weight.
         scales: dtype of the scales.

@@ -199,7 +199,7 @@ def layer_of_card(root: nn.Module, name: str, what: str) -> nn.Module:
             return root.get_submodule(name)
     except AttributeError:
         pass
-    raise InputError(f"the architecture has no layer '{name}', which {what}", "check --arch and --arch-args")
+    raise InputError(f"the architecture has no layer '{name}', which {what}", "check `arch` and `arch_args`")
 
 
 def set_module(root: nn.Module, name: str, new: nn.Module) -> None:

@@ -25,8 +25,8 @@ from compresskit.ops.prune.limit import OutOfTime, time_limit
 
 _OUTPUT = "it gives the model's output"
 _MIXED = "its channels are mixed by the normalization '{}'"
-_HEADS = "its channels belong to heads of attention: --method width prunes heads"
-_ELSEWHERE = "prune whole blocks (--method depth), or single weights (--method magnitude)"
+_HEADS = "its channels belong to heads of attention: `method` width prunes heads"
+_ELSEWHERE = "prune whole blocks (`method` depth), or single weights (`method` magnitude)"
 _ONE = 8
 """A single layer may take this part of the time."""
 
@@ -70,7 +70,7 @@ def find_groups(
 
 def _late(limit_s: float) -> InputError:
     what = "torch-pruning did not find out which channels hang together"
-    return InputError(f"{what} within {limit_s:g} s", f"give --time-limit more, or {_ELSEWHERE}")
+    return InputError(f"{what} within {limit_s:g} s", f"give `time_limit` more, or {_ELSEWHERE}")
 
 
 def _graph(module: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Any, dict[Any, str]]:

@@ -66,7 +66,7 @@ def blocks_of(module: nn.Module, batch: Batch, forward: Forward) -> list[Block]:
     if len(blocks) < 2:
         raise InputError(
             "the model has no row of blocks that hand each other values of one shape, so none can be dropped",
-            "prune --method structured takes channels instead",
+            "prune `method` structured takes channels instead",
         )
     return blocks
 
@@ -170,7 +170,7 @@ def drop_proven(
     if not equal:
         raise InputError(
             f"the model's code counts on having all its blocks: without {listing(list(names))} it fails",
-            "prune --method structured takes channels instead",
+            "prune `method` structured takes channels instead",
         )
     return stacks
 
@@ -221,7 +221,7 @@ def replay(module: nn.Module, facts: DepthFacts) -> None:
         elif not facts.config or len(children) > len(stack.kept):
             raise InputError(
                 f"'{holder}' has {len(children)} blocks, it had {stack.of} when some were dropped",
-                "check --arch and --arch-args",
+                "check `arch` and `arch_args`",
             )
 
 

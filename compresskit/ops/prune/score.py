@@ -76,7 +76,7 @@ def rank(
     Args:
         module: In eval mode.
         groups: The groups.
-        criterion: How.
+        criterion: What a channel's score is computed from.
         data: For the criteria that need any.
         moments: Of the layers that read the groups; see :func:`input_moments`.
         progress: Called after each group.

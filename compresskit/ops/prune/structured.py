@@ -92,7 +92,7 @@ class PrunePlan:
             raise UsageError(
                 f"the target {target:g} can't be met: with the narrowest widths {least:.3f} is left",
                 f"give {least + 5e-4:.3f} or more"
-                + (f", or --round-to 1 in place of {self.settings.multiple}" if self.settings.multiple > 1 else ""),
+                + (f", or `round_to` 1 in place of {self.settings.multiple}" if self.settings.multiple > 1 else ""),
             )
         if self.settings.ranking == "measured":
             allowed = {group.name: widths_of(group, self.settings.multiple) for group in self.groups}
@@ -143,7 +143,7 @@ def plan(module: nn.Module, data: CalibrationData, settings: PruneSettings, prog
         InputError: Nothing can be cut.
     """
     if not data.batches and (settings.criterion not in FREE or settings.ranking == "measured"):
-        raise UsageError("channels are ranked by data", "give --data FILE, or --importance l2 --ranking isomorphic")
+        raise UsageError("channels are ranked by data", "give `data` FILE, or `importance` l2 `ranking` isomorphic")
     groups, skipped = _cuttable(module, data, settings)
     moments = input_moments(module, groups, data) if data.batches else {}
     ranked = rank(module, groups, settings.criterion, data, moments, progress)
@@ -170,7 +170,7 @@ def _cuttable(module: nn.Module, data: CalibrationData, settings: PruneSettings)
         reasons = listing([f"{layer}: {reason}" for layer, reason in skipped.items()], 1) if skipped else "no layers"
         raise InputError(
             f"no channels of this model can be cut ({reasons})",
-            "prune whole blocks (--method depth), or single weights (--method magnitude)",
+            "prune whole blocks (`method` depth), or single weights (`method` magnitude)",
         )
     return groups, skipped
 

@@ -194,7 +194,7 @@ def _matrix(layer: nn.Module) -> bool:
 
 def _check_finite(name: str, layer: nn.Module) -> None:
     if not layer.get_parameter("weight").isfinite().all():
-        raise InputError(f"layer '{name}': the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError(f"layer '{name}': the weight holds NaN or Inf", "leave its layer out with `exclude`")
 
 
 def _nothing(skipped: Mapping[str, str]) -> str:

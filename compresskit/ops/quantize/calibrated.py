@@ -226,7 +226,7 @@ def quantize_calibrated(
     Args:
         module: In eval mode.
         selection: Which layers, and their grids.
-        method: How.
+        method: The algorithm, with its options.
         batches: Calibration inputs by name; without any, every layer is quantized data-free.
         forward: Calls the module with a batch.
         progress: Called after each layer.

@@ -149,7 +149,7 @@ def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """
     kept = torch.where(scale < _TINY, 1.0, scale).to(dtype).float()
     if not kept.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
     return kept
 
 

@@ -84,7 +84,7 @@ def _quantize(weight: Tensor, grid: Grid, clip: bool, dtype: torch.dtype) -> Pac
 
     _each(_parts(weight, grid), work)
     if not scales.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
     stored = None if grid.symmetric else pack(zeros, grid.bits)
     return Packed(codes, scales, stored, tuple(weight.shape), grid)
 

@@ -79,7 +79,7 @@ class Selection:
         if reason := left_out(name, self.include, self.exclude):
             return reason
         if (self._override(name) or (0,))[0] == FLOAT:
-            return "left in floating point by --layer-bits"
+            return "left in floating point by `layer_bits`"
         columns = math.prod(shape[1:])
         if self.grid_for(name, shape).nbytes((1, columns)) >= columns * itemsize:
             return f"would not get smaller ({columns} columns)"

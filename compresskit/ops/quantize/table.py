@@ -46,7 +46,7 @@ def quantize_table(weight: Tensor, grid: Grid) -> Packed:
 
     scales = torch.cat([_reach(block(part), levels) for part in parts])
     if not scales.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
     if grid.format.scales == "float16" and fits_half(scales):
         scales = scales.half()
     codes = torch.empty(rows, groups, nbytes, dtype=torch.uint8)

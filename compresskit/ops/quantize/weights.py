@@ -106,7 +106,7 @@ def plan_layers(module: nn.Module, selection: Selection) -> Layers:
         grid = selection.grid_for(name, tuple(weight.shape))
         if owner != name:
             if selection.overrides(name) and grid != plan.grids[owner]:
-                raise UsageError(f"'{name}' shares its weight with '{owner}'", "give that layer's name to --layer-bits")
+                raise UsageError(f"'{name}' shares its weight with '{owner}'", "give that layer's name to `layer_bits`")
             plan.ties[name] = owner
         plan.layers[name], plan.grids[name] = layer, plan.grids.get(owner, grid)
     if not plan.layers:
