@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from compresskit.checkpoint.archive import WAY_OUT
-from compresskit.checkpoint.pickle_machine import Budget, Call, Leftover, Machine, check_key, put
+from compresskit.checkpoint.pickle_machine import Budget, Call, Leftover, Machine, put
 from compresskit.checkpoint.region import ITEM_SIZE, MAX_DIMS, SIZES
 from compresskit.errors import InputError
 
@@ -116,11 +116,10 @@ def _mapping(budget: Budget, items: Any = ()) -> dict[Any, Any]:
 
 
 def _set(budget: Budget, items: Any = ()) -> list[Any]:
-    """A set stays a list, as nothing is looked up in it."""
+    """A set stays a list, as nothing is looked up in it; of what could be shared it holds nothing."""
     found = _sequence(budget, items)
-    for item in found:
-        if not isinstance(item, PickledTensor):
-            check_key(item)
+    if any(isinstance(item, (tuple, list, dict)) for item in found):
+        raise TypeError("a set of something else than single values")
     return found
 
 

@@ -34,5 +34,5 @@ def _property(text: str) -> str:
 
 
 def _inert(text: str) -> str:
-    """A line with no command but one at its begin. The older form, ``##[error]``, counts anywhere in a line; ours begin with a word."""
+    """A line with no command, or with one at its begin: the older form, ``##[error]``, counts anywhere in a line."""
     return text.replace("##[", "# #[")

@@ -117,7 +117,8 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         said = error.message
     except Exception as error:
         said = repr(error)
-    used = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024  # ru_maxrss has the parent's
+    # ru_maxrss would have the parent's
+    used = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
     out[path.stem] = (said, time.process_time() - start, used)
 print(json.dumps(out))
 """
