@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 CARD_VERSION = 1
+_AXES, _LARGEST = 64, 1 << 40
 
 
 def portable(path: str | Path) -> str:
@@ -30,12 +32,25 @@ class InputSpec:
         dtype: numpy's name of it: ``float32``, ``int64`` …
         shape: Sizes; a string names an axis that may vary (``"batch"``, ``"sequence"``).
         high: For integers, one past the largest allowed value (a vocabulary size).
+
+    Raises:
+        InputError: A part is of another kind, or a size is below 1 or larger than any input.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     high: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (type(self.name) is str and type(self.dtype) is str and (self.high is None or type(self.high) is int)):
+            raise InputError("an input is not described by a name, a dtype and a shape")
+        if any(type(size) not in (int, str) for size in self.shape):
+            raise InputError(f"the shape of the input '{self.name}' is not of numbers and names")
+        sizes = [size for size in self.shape if isinstance(size, int)]
+        if len(self.shape) > _AXES or any(not 0 < size < _LARGEST for size in sizes) or math.prod(sizes) > _LARGEST:
+            shown = ", ".join(map(str, self.shape[:_AXES]))
+            raise InputError(f"the input '{self.name}' of the shape ({shown}) can't be: sizes from 1 were expected")
 
     def implied(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """The values of an input that needs no data: those of plain, unpadded samples of one segment.
@@ -137,12 +152,20 @@ class Card:
                     f"the card is of version {data['version']}, this program reads version {CARD_VERSION}",
                     "upgrade compresskit",
                 )
+            history = tuple(Applied(**step) for step in data["history"])
+            for step in history:
+                parts = (step.options, step.facts, step.skipped)
+                if not isinstance(step.name, str) or not all(isinstance(part, dict) for part in parts):
+                    raise TypeError("a stage of its history has no name, options or facts")
+            arch = Arch(**data["arch"])
+            if not (isinstance(arch.kind, str) and isinstance(arch.reference, str) and isinstance(arch.args, dict)):
+                raise TypeError("its arch has no kind, reference or arguments")
             return cls(
                 format=str(data["format"]),
-                arch=Arch(**data["arch"]),
+                arch=arch,
                 inputs=tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in data["inputs"]),
                 task=str(data["task"]),
-                history=tuple(Applied(**step) for step in data["history"]),
+                history=history,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"not a card that this program wrote ({error})") from error

@@ -107,7 +107,7 @@ class Machine:
         self.budget = Budget()
         self._resolve, self._persistent = resolve, persistent
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: dict[Any, Any] = {}
 
     def run(self, file: BinaryIO) -> Any:
         """What the pickle at the file's position stands for; the file is left behind its end.

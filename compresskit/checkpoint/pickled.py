@@ -6,6 +6,7 @@ Every global that a checkpoint of tensors needs stands for a recorder of ours; a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -146,7 +147,7 @@ def _number(_: Budget, value: Any = 0, *__: Any) -> Any:
     return value
 
 
-_CALLS = {
+_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,

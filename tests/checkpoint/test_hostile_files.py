@@ -16,11 +16,13 @@ from compresskit.checkpoint.bundle import read_card, seal
 from compresskit.checkpoint.huggingface import read_config
 from compresskit.checkpoint.shards import open_shards
 from compresskit.checkpoint.tensors import open_tensors
-from compresskit.errors import InputError, UsageError
-from compresskit.model import Card
+from compresskit.data.opening import open_source
+from compresskit.errors import CompressKitError, InputError, UsageError
+from compresskit.model import Applied, Arch, Card, InputSpec
 from compresskit.recipe.reading import read_recipe
 from compresskit.report import NAME, Report, Verdict, read_report
 from compresskit.runner.check import open_report
+from compresskit.runner.loading import load
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
@@ -121,3 +123,42 @@ def test_a_recipe_shows_nothing_of_a_file_from_elsewhere(tmp_path: Path, content
     recipe.write_text("include: base.yaml\nsteps: [quantize.rtn]\nmetric: zzz\n", encoding="utf-8")
     with pytest.raises(UsageError):
         read_recipe(recipe)
+
+
+@pytest.mark.parametrize("size", [-5, 0, 10**20, 1.5, None, [1]])
+def test_an_input_of_a_shape_that_cannot_be(tmp_path: Path, size: Any) -> None:
+    card = Card("onnx", Arch("onnx"), (InputSpec("x", "float32", ("batch", 4)),))
+    seal(tmp_path, card)
+    path = tmp_path / "compresskit.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["inputs"][0]["shape"][1] = size
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(InputError, match=r"compresskit\.json"):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"layers": None}, {"layers": {"0": {"bits": -1}}}, {"layers": [1]}, {"layers": {"0": {"rank": 10**12}}}],
+)
+@pytest.mark.parametrize("name", ["quantize.rtn", "prune.structured", "prune.depth", "factorize.svd", "no.such", ""])
+def test_a_history_that_does_not_fit_its_model(tmp_path: Path, facts: dict[str, Any], name: str) -> None:
+    code = "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(4, 3))\n"
+    (tmp_path / "net.py").write_text(code, encoding="utf-8")
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    save_file({"0.weight": torch.ones(3, 4), "0.bias": torch.ones(3)}, folder / "model.safetensors")
+    seal(folder, Card("torch", Arch("python", "net.py:net"), history=(Applied(name, {}, facts),)))
+    try:
+        load(folder, arch=f"{tmp_path / 'net.py'}:net")
+    except CompressKitError:
+        return
+    assert not facts.get("layers")  # nothing was to be done
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("name", ["x.npz", "x.csv", "x.jsonl", "x.txt"])
+def test_a_fifo_is_no_data(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="not a regular file"):
+        open_source(str(tmp_path / name))
