@@ -43,7 +43,10 @@ def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     if len(data) < 8 or size > MAX_HEADER or size + 8 > len(data) or data[8:9] != b"{":
         raise InputError(f"{path} is not a safetensors file, or is cut off: its header is missing")
     try:
-        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=_unique)
+        text = data[8 : 8 + size].decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:
+            "".join(header).encode("utf-8")  # halves of surrogate pairs fit no other format
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: its header is not valid JSON ({error})", "get the file again") from error
     if not isinstance(header, dict):
@@ -61,6 +64,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _region(path: Path, name: str, entry: Any, begin: int) -> Region:
     try:
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(shape, list):
+            raise TypeError("a shape is a list")
         numbers = [*shape, first, last]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: its tensor '{name}' lacks dtype, shape or data_offsets") from error

@@ -50,7 +50,8 @@ def find_state_dict(path: Path, saved: Any) -> dict[str, Region]:
 
 
 def _inner(path: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
-    groups = {name: value for name, value in saved.items() if isinstance(value, dict) and _holds_tensors(value)}
+    known: dict[int, bool] = {}
+    groups = {name: value for name, value in saved.items() if isinstance(value, dict) and _holds_tensors(value, known)}
     for name in _WRAPPERS:
         if name in groups:
             return groups[name]
@@ -65,10 +66,15 @@ def _inner(path: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
     return next(iter(groups.values()), None)
 
 
-def _holds_tensors(value: dict[str, Any], depth: int = 3) -> bool:
-    if any(isinstance(item, Region) for item in value.values()):
-        return True
-    return depth > 0 and any(isinstance(item, dict) and _holds_tensors(item, depth - 1) for item in value.values())
+def _holds_tensors(value: dict[str, Any], known: dict[int, bool]) -> bool:
+    """Whether a tensor is in a dictionary or below it; ``known`` has what was found before, as they may be shared."""
+    if id(value) not in known:
+        known[id(value)] = False  # until found, also for one that holds itself
+        known[id(value)] = any(
+            isinstance(item, Region) or (isinstance(item, dict) and _holds_tensors(item, known))
+            for item in value.values()
+        )
+    return known[id(value)]
 
 
 def strip_training(entries: Mapping[str, _T]) -> dict[str, _T]:

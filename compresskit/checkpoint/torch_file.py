@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from compresskit.checkpoint.archive import Member, read_archive
 from compresskit.checkpoint.files import map_file
@@ -17,6 +16,8 @@ from compresskit.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_PICKLE = 1 << 28
+_DEPTH = 9
+"""Levels of dictionaries that are looked into; those below count as empty."""
 _SPAN = dict[str, tuple[int, int]]
 
 
@@ -43,7 +44,8 @@ def _read_zip(path: Path, data: mmap.mmap) -> Any:
     pickled = members["data.pkl"]
     if pickled.size > _MAX_PICKLE:
         raise InputError(f"{path} is refused: its data.pkl has {pickled.size} bytes; tensors lie outside it")
-    saved = _named(path, io.BytesIO(data[pickled.start : pickled.start + pickled.size]))
+    data.seek(pickled.start)
+    saved = _named(path, data)
     spans = {name.removeprefix("data/"): _span(member) for name, member in members.items() if name.startswith("data/")}
     return _place(path, saved, spans)
 
@@ -53,18 +55,18 @@ def _span(member: Member) -> tuple[int, int]:
 
 
 def _read_legacy(path: Path, data: mmap.mmap) -> Any:
-    file = cast(Any, data)  # a map has read, readline, seek and tell
-    if _named(path, file) != _MAGIC:
+    magic = _named(path, data)
+    if type(magic) is not int or magic != _MAGIC:
         raise InputError(
             f"{path} is a plain pickle, not a file of torch.save",
             "save the weights with torch.save(model.state_dict(), ...)",
         )
-    _named(path, file)
-    _named(path, file)
-    saved = _named(path, file)
-    keys = _named(path, file)
+    _named(path, data)
+    _named(path, data)
+    saved = _named(path, data)
+    keys = _named(path, data)
     dtypes = {t.storage.key: t.storage.dtype for t in _tensors(saved, set())}
-    if not isinstance(keys, list) or not set(dtypes) <= {k for k in keys if isinstance(k, str)}:
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or not set(dtypes) <= set(keys):
         raise InputError(f"{path} is damaged: its list of storages does not cover its tensors")
     return _place(path, saved, _legacy_spans(path, data, keys, dtypes))
 
@@ -92,9 +94,9 @@ def _legacy_spans(path: Path, data: mmap.mmap, keys: list[str], dtypes: dict[str
     return spans
 
 
-def _named(path: Path, file: Any) -> Any:
+def _named(path: Path, data: mmap.mmap) -> Any:
     try:
-        return read_pickle(file)
+        return read_pickle(cast(BinaryIO, data))  # a map has read, readline, seek and tell
     except InputError as error:
         raise InputError(f"{path} is refused: {error.message}", error.hint) from error
 
@@ -105,27 +107,38 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
         item = stack.pop()
         if isinstance(item, PickledTensor):
             yield item
-        elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
             seen.add(id(item))
             stack.extend(item.values() if isinstance(item, dict) else item)
 
 
 def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
-    """The saved dictionaries with each tensor's region in its place; what is neither is dropped (None)."""
-    return _placed(path, saved, spans, {}, 0)
+    """The saved dictionaries with each tensor's region in its place; what is neither is dropped (None).
 
-
-def _placed(path: Path, value: Any, spans: _SPAN, done: dict[int, Any], depth: int) -> Any:
-    if isinstance(value, PickledTensor):
-        return _region(path, value, spans)
-    if not isinstance(value, dict) or depth > 8:
+    Each is visited once, however often it is shared, and first where it lies least deep.
+    """
+    if isinstance(saved, PickledTensor):
+        return _region(path, saved, spans)
+    if not isinstance(saved, dict):
         return None
-    if id(value) not in done:
-        done[id(value)] = out = {}
-        for key, item in value.items():
-            if isinstance(key, str):
-                out[key] = _placed(path, item, spans, done, depth + 1)
-    return done[id(value)]
+    placed: dict[int, dict[str, Any]] = {id(saved): {}}
+    level = [saved]
+    for _ in range(_DEPTH):
+        below: list[dict[Any, Any]] = []
+        for source in level:
+            target = placed[id(source)]
+            for key, item in source.items():
+                if not isinstance(key, str):
+                    continue
+                if isinstance(item, dict) and id(item) not in placed:
+                    placed[id(item)] = {}
+                    below.append(item)
+                if isinstance(item, PickledTensor):
+                    target[key] = _region(path, item, spans)
+                else:
+                    target[key] = placed[id(item)] if isinstance(item, dict) else None
+        level = below
+    return placed[id(saved)]
 
 
 def _region(path: Path, tensor: PickledTensor, spans: _SPAN) -> Region:

@@ -57,6 +57,8 @@ def open_source(
         raise InputError(f"{spec} does not exist", _FORMS)
     if path.is_dir():
         return open_folder(spec, path, normalize, inputs)
+    if not path.is_file():  # opening a FIFO would wait for who writes it
+        raise InputError(f"{spec} is not a regular file", _FORMS)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return open_npz(spec, path, normalize, inputs)
