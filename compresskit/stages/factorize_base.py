@@ -77,7 +77,7 @@ class Factorize(Recovery):
 
     @model_validator(mode="after")
     def _one_target(self) -> Factorize:
-        given = [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
+        given = [f"`{name}`" for name in _TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: factorize takes one target", "give one of them")
         if self.merge and (given or self.epochs):
@@ -93,7 +93,7 @@ class Factorize(Recovery):
             UsageError: Nothing says how much is to be kept.
         """
         if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
-            known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
+            known = ", ".join(f"`{name}`" for name in _TARGETS)
             raise UsageError(f"how much is to be kept? Give one of {known}", "for example `budget` 0.6")
 
     def run(self, model: Model, ctx: Context) -> Model:

@@ -87,9 +87,7 @@ class FineTuning(TrainingOptions):
         own = type(self).model_fields
         for name in ("teacher_share", "temperature"):
             if getattr(self, name) != own[name].default:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for a teacher, and lora has none", "to learn from one: distill"
-                )
+                raise UsageError(f"`{name}` is for a teacher, and lora has none", "to learn from one: distill")
         return self
 
 

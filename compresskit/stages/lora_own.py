@@ -77,7 +77,7 @@ class LoraPrompt(Adapting):
 
         if self.merge or self.targets:
             which = "merge" if self.merge else "targets"
-            raise UsageError(f"--{which} is for adapters of layers, and a prompt has none", f"leave --{which} away")
+            raise UsageError(f"`{which}` is for adapters of layers, and a prompt has none", f"leave `{which}` away")
         module = model.module
         values = first_prompt(module, self.tokens, ctx.seed)
         config = prompt_config(module, self.tokens, portable(model.source))

@@ -95,7 +95,7 @@ class PruneStructured(Recovery):
         return self
 
     def _given(self) -> list[str]:
-        return [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
+        return [f"`{name}`" for name in _TARGETS if getattr(self, name) is not None]
 
     def check_options(self) -> None:
         """Refuse to guess a target.
@@ -104,7 +104,7 @@ class PruneStructured(Recovery):
             UsageError: Nothing says how much is to go.
         """
         if not self._given():
-            known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
+            known = ", ".join(f"`{name}`" for name in _TARGETS)
             raise UsageError(f"how much is to be cut? Give one of {known}", "for example `target_macs` 0.5")
 
     def run(self, model: Model, ctx: Context) -> Model:

@@ -57,7 +57,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
             raise ValueError("`bits` 8 with it")
         given = [name for name in _PACKED_ONLY if info.data.get(name)]
         if value == 8 and given:
-            raise ValueError(f"no --{given[0].replace('_', '-')} with it: every layer is in 8 bit, per channel")
+            raise ValueError(f"no `{given[0]}` with it: every layer is in 8 bit, per channel")
         return value
 
     @field_validator("target")
