@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from compresskit.facts import Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text, Whole
-from compresskit.ops.packed.layout import Grid
+from compresskit.facts import Bits, Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class PackedFacts(LayerFacts):
     """
 
     kind: Text
-    bits: Whole
+    bits: Bits
     group_size: Group
     symmetric: Flag
     grid: Literal["linear", "nf4"] = "linear"
@@ -40,18 +39,9 @@ class PackedFacts(LayerFacts):
     input_scale: Flag = False
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        self.layout()
+        """Refuse a term that is larger than the weight."""
         if self.repair > min(self.shape[0], prod(self.shape[1:])):
             raise ValueError(f"a repair of rank {self.repair} is larger than a weight of {self.shape}")
-
-    def layout(self) -> Grid:
-        """The grid.
-
-        Raises:
-            ValueError: There is none with these numbers.
-        """
-        return Grid(self.bits, self.group_size, self.symmetric, self.grid)
 
 
 @dataclass(frozen=True, kw_only=True)
