@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
+from compresskit.facts.factorize import FactorizeFacts
 from compresskit.kinds import FACTORIZE
 from compresskit.model import Model, portable
-from compresskit.ops.factorize.facts import FactorizeFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
+    from compresskit.facts.factorize import Kind
     from compresskit.ops.factorize.candidates import FactorizeSettings, Unit, Weighting
-    from compresskit.ops.factorize.facts import Kind
     from compresskit.ops.factorize.plan import Choice, FactorizePlan
     from compresskit.ops.shrinking import CalibrationData
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
+from compresskit.facts.lora import LoraFacts
 from compresskit.kinds import LORA
 from compresskit.model import Model, portable
-from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import SIDECAR, Context, Form
 from compresskit.stages.training import TrainingOptions
 

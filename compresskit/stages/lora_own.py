@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.facts.lora import PromptFacts
 from compresskit.model import Model, portable
-from compresskit.ops.lora.facts import PromptFacts
 from compresskit.stage import Context
 from compresskit.stages.lora_base import Adapting, FineTuning, Made
 

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
 from compresskit.facts import to_json
+from compresskit.facts.prune import StructuredFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
-from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency

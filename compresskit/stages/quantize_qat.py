@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import InputError, UsageError
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.model import Model
-from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context
 from compresskit.stages.shared_int8 import StaticFacts, TargetName
 from compresskit.stages.training import TrainingOptions
