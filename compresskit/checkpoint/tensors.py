@@ -178,7 +178,7 @@ def check_finite(tensors: Tensors) -> None:
     if bad:
         raise InputError(
             f"{tensors.source} has NaN or infinite values in {listing(bad)}",
-            "pass --allow-nonfinite to go on all the same",
+            "pass `allow_nonfinite` to go on all the same",
         )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from compresskit.bench.run import Spec
+from compresskit.benchmark.run import Spec
 from compresskit.model import InputSpec
 from compresskit.report import ModelEntry
 from compresskit.runtimes import get, runs_modules

@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from compresskit.bench.machine import environment
-from compresskit.bench.run import change
-from compresskit.bench.sweep import Point
+from compresskit.benchmark.machine import environment
+from compresskit.benchmark.run import change
+from compresskit.benchmark.sweep import Point
+from compresskit.kinds import Kind
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
@@ -21,7 +22,7 @@ from compresskit.runner.layers import layers_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
-from compresskit.stage import Progress, Stage, silent
+from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -61,15 +62,15 @@ class Measuring:
         """Where models are timed unless more points are asked for: at one sample a call."""
         return Point(1, self.threads, self.sequence)
 
-    def of(self, stages: Sequence[Stage], target: str | None) -> Measuring:
+    def of(self, kinds: Sequence[Kind], target: str | None) -> Measuring:
         """As it is for what stages made.
 
         Args:
-            stages: All of them.
+            kinds: Of all of them.
             target: What they were told to aim at; a target of its own counts more.
         """
         # Fine-tuning makes nothing smaller or faster.
-        tuned = all(stage.kind.only_tunes for stage in stages)
+        tuned = all(kind.only_tunes for kind in kinds)
         limits = replace(self.limits, may_grow=True) if tuned else self.limits
         return replace(self, limits=limits, target=self.target or target)
 
@@ -295,7 +296,7 @@ def _seen(data: Source | None, evaluated: Source | None) -> list[str]:
         or data.fingerprint() != evaluated.fingerprint()
     ):
         return []
-    return ["the evaluation data are those of --data: the quality is of samples that the result was fitted to"]
+    return ["the evaluation data are those of `data`: the quality is of samples that the result was fitted to"]
 
 
 def _unused(data: Source | None, history: Sequence[Applied]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``quantize --method rtn``: weight-only rounding, no data needed."""
+"""``quantize.rtn``: weight-only rounding, no data needed."""
 
 from __future__ import annotations
 
@@ -52,11 +52,10 @@ class QuantizeRtn(Repaired):
 
             return self.round_free(model, ctx, algorithm, calibrated)
         if self.rank:
-            raise UsageError("--repair and --epochs need the architecture", "give --arch FILE.py:NAME")
+            raise UsageError("`repair` and `epochs` need the architecture", "give `arch` FILE.py:NAME")
         card = model.card.after(Applied(self.name(), self.options()))
         facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
-        applied = Applied(self.name(), self.options(), facts, skipped)
-        return replace(model, body=path, card=model.card.after(applied))
+        return self.recorded(replace(model, body=path), facts, skipped)
 
     def _stream(
         self, path: Path, metadata: dict[str, str], ctx: Context
