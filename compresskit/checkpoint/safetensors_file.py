@@ -64,14 +64,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _region(path: Path, name: str, entry: Any, begin: int) -> Region:
     try:
         dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(shape, list):
-            raise TypeError("a shape is a list")
         numbers = [*shape, first, last]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: its tensor '{name}' lacks dtype, shape or data_offsets") from error
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{path}: its tensor '{name}' has the dtype '{dtype}', which is not supported")
-    if any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers) or len(shape) > MAX_DIMS:
+    if (
+        not isinstance(shape, list)
+        or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers)
+        or len(shape) > MAX_DIMS
+    ):
         raise InputError(f"{path} is damaged: shape and offsets of its tensor '{name}' are not whole numbers")
     need = math.prod(shape) * ITEM_SIZE[DTYPES[dtype]]
     if last - first != need:

@@ -48,7 +48,10 @@ def _sharded(folder: Path, index: Path) -> Tensors:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found: Any = read_json(index, _MAX_INDEX).get("weight_map")
+    try:
+        found: Any = read_json(index, _MAX_INDEX).get("weight_map")
+    except InputError as error:
+        raise InputError(f"not an index of shards: {error.message}", error.hint) from error
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
         raise InputError(f"{index} is not an index of shards: its weight_map does not name files")
     return found
