@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit.bench.machine import environment
 from compresskit.bench.run import change
 from compresskit.bench.sweep import Point
+from compresskit.data.source import notes_of
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
@@ -262,6 +263,7 @@ def report_on(
         history=history,
         notes=[
             *_seen(log.data, measuring.source),
+            *(note for note in notes_of(log.data) if note not in notes_of(measuring.source)),
             *log.notes,
             *_unused(log.data, history),
             *facts.get("notes", []),
