@@ -17,6 +17,12 @@ ITEM_SIZE = {
 MAX_DIMS = 64
 
 
+class Aside(str):
+    """In the place of what was saved beside tensors and could be some, in words: a list of tensors, an array."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Region:
     """A view of one storage in a file.

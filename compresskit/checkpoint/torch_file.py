@@ -11,8 +11,8 @@ from typing import Any, cast
 
 from compresskit.checkpoint.archive import Member, read_archive
 from compresskit.checkpoint.files import map_file
-from compresskit.checkpoint.pickled import PickledTensor, Storage, read_pickle
-from compresskit.checkpoint.region import ITEM_SIZE, Region
+from compresskit.checkpoint.pickled import Leftover, PickledTensor, Storage, read_pickle
+from compresskit.checkpoint.region import ITEM_SIZE, Aside, Region
 from compresskit.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -111,20 +111,29 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
 
 
 def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
-    """The saved dictionaries with each tensor's region in its place; what is neither is dropped (None)."""
+    """The saved dictionaries with each tensor's region in its place; what is neither is an :class:`Aside` or None.
+
+    Keys that are whole numbers, as those of an optimizer's state, become text.
+    """
     return _placed(path, saved, spans, {}, 0)
 
 
 def _placed(path: Path, value: Any, spans: _SPAN, done: dict[int, Any], depth: int) -> Any:
     if isinstance(value, PickledTensor):
         return _region(path, value, spans)
+    if isinstance(value, Leftover):
+        return Aside("an array or another object")
+    if isinstance(value, (list, tuple)):
+        if id(value) not in done:
+            done[id(value)] = Aside("a list of tensors") if any(_tensors(value, set())) else None
+        return done[id(value)]
     if not isinstance(value, dict) or depth > 8:
         return None
     if id(value) not in done:
         done[id(value)] = out = {}
         for key, item in value.items():
-            if isinstance(key, str):
-                out[key] = _placed(path, item, spans, done, depth + 1)
+            if isinstance(key, str) or (type(key) is int and abs(key) < 1 << 31):
+                out[str(key)] = _placed(path, item, spans, done, depth + 1)
     return done[id(value)]
 
 

@@ -94,10 +94,18 @@ class Ready:
     def candidate(self, name: str, shown: str, measuring: Measuring, **more: Any) -> Candidate:
         """This model under a name and a path for the reader; ``more`` are other fields of the candidate."""
         card, path = self.model.card, self.shipped.path if self.shipped else self.place
+        if path == self.model.source and self.model.notes:
+            more["bytes"] = self._weights()
         return Candidate(
             name, path, shown, inputs=card.inputs, task=card.task, threads=measuring.threads, device=measuring.device,
             int8_arithmetic=int8_arithmetic_on(measuring.target), **self.counts, **more,
         )  # fmt: skip
+
+    def _weights(self) -> int:
+        """Bytes of the tensors that the model is, in a file that holds others too."""
+        from compresskit.checkpoint.tensors import open_tensors
+
+        return open_tensors(self.model.source, allow_nonfinite=True, key=self.model.key).nbytes()
 
 
 class ReportBuilder:
@@ -262,6 +270,7 @@ def report_on(
         [*_proofs(before, after), *log.gates, *_fair(builder.gates(), facts)],
         history=history,
         notes=[
+            *before.model.notes,
             *_seen(log.data, measuring.source),
             *(note for note in notes_of(log.data) if note not in notes_of(measuring.source)),
             *log.notes,

@@ -53,7 +53,8 @@ def reader(recipe: Recipe) -> Read:
         arch = None if step and graph else recipe.arch
         return load(
             path, arch=arch, arch_args=recipe.arch_args if arch else None,
-            input_shape=None if step else recipe.input_shape, allow_nonfinite=recipe.allow_nonfinite,
+            input_shape=None if step else recipe.input_shape, key=None if step else recipe.key,
+            allow_nonfinite=recipe.allow_nonfinite,
         )  # fmt: skip
 
     return read
@@ -181,7 +182,7 @@ class _Walk:
         model = self.original
         key = digest(
             "original", content(Path(str(self.recipe.model))), model.card.to_json(), self.recipe.allow_nonfinite,
-            _code_of(self.recipe.arch), self.measuring.export, self.measuring.seed, self.surroundings,
+            self.recipe.key, _code_of(self.recipe.arch), self.measuring.export, self.measuring.seed, self.surroundings,
         )  # fmt: skip
         light = replace(model, body=model.source)
         if form(model) != "torch" or not self.measuring.export:
