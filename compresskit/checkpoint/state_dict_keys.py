@@ -46,10 +46,10 @@ class StateDict:
         found = []
         if self.others:
             found.append(
-                f"the weights of {path.name} are those under '{self.taken}'; --key takes {listing(self.others)}"
+                f"the weights of {path.name} are those under '{self.taken}'; --key takes {listing(list(self.others))}"
             )
         if self.left:
-            found.append(f"left out of {path.name}: {listing(self.left)}; sizes are of the weights alone")
+            found.append(f"left out of {path.name}: {listing(list(self.left))}; sizes are of the weights alone")
         return found
 
 

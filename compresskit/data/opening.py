@@ -76,7 +76,7 @@ def _open_text(name: str, path: Path, encoder: Encoder, task: str) -> Source:
         text = read_text(path)
         if task == "causal-lm" or (task == "unknown" and not encoder.masked):
             return RunningText(name, text, encoder)
-        return TextSource(name, [line.strip() for line in text.splitlines() if line.strip()], None, encoder)
+        return TextSource(name, [line.strip() for line in text.split("\n") if line.strip()], None, encoder)
     table = read_table(path)
     if table.second is not None and table.targets is not None:
         return PairSource(name, table.first, table.second, table.targets, encoder)

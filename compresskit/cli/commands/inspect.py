@@ -85,12 +85,12 @@ def command(
     # What is to be looked at may be broken: NaN is shown, not refused.
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite=True, key=key))
     loaded, source = _with_data(loaded, data, normalize, sequence, sensitivity)
-    found = _inspected(loaded)
-    if spectrum:
-        found["spectrum"] = _spectrum(loaded)
-    found["notes"] += loaded.notes
-    found["history"] = [applied.name for applied in loaded.card.history]
     with progressing(quiet) as progress:
+        found = _inspected(loaded)
+        if spectrum:
+            found["spectrum"] = _spectrum(loaded)
+        found["notes"] += loaded.notes
+        found["history"] = [applied.name for applied in loaded.card.history]
         found["estimates"] = estimates(loaded, found, seed=seed)
         if source is not None and sensitivity:
             found["estimates"]["sensitivity"] = measured(loaded, source, progress)
