@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from compresskit.errors import ExitCode, InputError
+from compresskit.errors import ExitCode, InputError, PathError
 
 SCHEMA = 1
 NAME = "report.json"
@@ -262,13 +263,14 @@ def _content(path: Path) -> tuple[str, bytes]:
     if str(path) == "-":
         name, text = "standard input", sys.stdin.buffer.read(_MOST + 1)
     else:
-        path = path / NAME if path.is_dir() else path
+        given, path = path, path / NAME if path.is_dir() else path
         name = str(path)
         try:
             with path.open("rb") as stream:
                 text = stream.read(_MOST + 1)
         except OSError as error:
-            raise InputError(f"cannot read the report {name}: {error.strerror}") from error
+            kind = InputError if os.path.lexists(given) else PathError
+            raise kind(f"cannot read the report {name}: {error.strerror}") from error
     if len(text) > _MOST:
         raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
     return name, text.removeprefix(b"\xef\xbb\xbf")

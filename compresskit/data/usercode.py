@@ -15,7 +15,7 @@ import numpy as np
 from compresskit.data.prepare import check_values, complete, fits, shape_text
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, as_targets
-from compresskit.errors import CompressKitError, InputError, UsageError
+from compresskit.errors import CompressKitError, InputError, PathError, UsageError
 from compresskit.model import InputSpec
 
 _REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)", re.DOTALL)
@@ -47,7 +47,7 @@ def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
         raise UsageError(f"{option} {spec} would run code, which a recipe may not", "add --allow-code if you trust it")
     path = Path(match["file"])
     if not path.is_file():
-        raise InputError(f"{path} does not exist", f"{option} FILE.py:NAME names a Python file and what it defines")
+        raise PathError(f"{path} does not exist", f"{option} FILE.py:NAME names a Python file and what it defines")
     module = _import(path)
     if not hasattr(module, match["name"]):
         raise InputError(f"{path} defines no '{match['name']}'")

@@ -30,7 +30,7 @@ codecs.register_error("compresskit.spell", _spell)
 def make_console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
     """A console on a stream.
 
-    Colours only on a terminal and without ``NO_COLOR``; 80 columns where the width isn't known, or ``COLUMNS`` is none. Neither for logs
+    Colours only on a terminal and without ``NO_COLOR``; 80 columns where the width is not known. Neither for logs
     (:mod:`compresskit.render.plain`). Markup, emoji codes and highlighting are off: text from files is text.
 
     Args:

@@ -265,6 +265,8 @@ def report_on(
         about = after.shipped.notes
     else:
         rounded, about = _rounding(facts, new.name)
+        if isinstance(after.model.body, Path):
+            about.append("no model.onnx was written: give --arch and --input-shape")
         builder.figures += rounded
     return builder.report(
         [*_proofs(before, after), *log.gates, *_fair(builder.gates(), facts)],
