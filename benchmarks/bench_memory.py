@@ -28,7 +28,7 @@ sys.exit(code)
 """
 MAP = """
 import mmap, sys, torch, compresskit.cli.run_stage, compresskit.ops.quantize.stream, compresskit.checkpoint.load
-import compresskit.runner.journey, compresskit.runner.loading, compresskit.checkpoint.safetensors_writer
+import compresskit.runner.loading, compresskit.runner.pipeline, compresskit.checkpoint.safetensors_writer
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
     sum(data[i] for i in range(0, len(data), mmap.PAGESIZE))
 """

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from harness import ROOT, Bench, cli, figure, interval, ratio, spread, workplace
 
-from compresskit.bench.machine import cores
+from compresskit.benchmark.machine import cores
 
 LEAST_SPEEDUP, LEAST_PLAIN, LEAST_CLIPPED = 4.3, 3.0, 1.0
 LEAST_BANDWIDTH = 0.7

@@ -16,7 +16,7 @@ import onnx
 from harness import Bench, cli, figure, spread, workplace
 from onnx import TensorProto, helper, numpy_helper
 
-from compresskit.bench.run import change
+from compresskit.benchmark.run import change
 
 REPEATS, LEAST = 20, 19
 WIDTH, INNER, DEPTH = 512, 1024, 4

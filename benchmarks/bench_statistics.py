@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from results import record
 
-from compresskit.bench import machine, stats
-from compresskit.bench.run import Plan, Spec, measure
+from compresskit.benchmark import machine, stats
+from compresskit.benchmark.run import Plan, Spec, measure
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.machine import environment
+from compresskit.benchmark.machine import environment
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = ("case", "bar", "value", "n", "spread", "verdict", "machine", "date")

@@ -18,14 +18,21 @@ if TYPE_CHECKING:
     from compresskit.errors import CompressKitError as CompressKitError
     from compresskit.model import Card as Card
     from compresskit.model import Model as Model
+    from compresskit.recipe.plan import Recipe as Recipe
     from compresskit.recipe.reading import read_recipe as read_recipe
     from compresskit.report import Report as Report
     from compresskit.report import Verdict as Verdict
     from compresskit.report import read_report as read_report
+    from compresskit.runner.api import export as export
+    from compresskit.runner.api import inspect as inspect
     from compresskit.runner.api import method as method
+    from compresskit.runner.api import open_data as open_data
+    from compresskit.runner.api import recipes as recipes
     from compresskit.runner.api import run as run
+    from compresskit.runner.api_measures import bench as bench
+    from compresskit.runner.api_measures import compare as compare
+    from compresskit.runner.api_measures import evaluate as evaluate
     from compresskit.runner.loading import load as load
-    from compresskit.runner.pipeline import run_recipe as run_recipe
 
 __version__ = "0.1.0"
 
@@ -33,14 +40,21 @@ _NAMES = {
     "CompressKitError": "compresskit.errors",
     "Card": "compresskit.model",
     "Model": "compresskit.model",
+    "Recipe": "compresskit.recipe.plan",
     "Report": "compresskit.report",
     "Verdict": "compresskit.report",
-    "read_report": "compresskit.report",
-    "read_recipe": "compresskit.recipe.reading",
-    "run_recipe": "compresskit.runner.pipeline",
+    "bench": "compresskit.runner.api_measures",
+    "compare": "compresskit.runner.api_measures",
+    "evaluate": "compresskit.runner.api_measures",
+    "export": "compresskit.runner.api",
+    "inspect": "compresskit.runner.api",
     "load": "compresskit.runner.loading",
-    "run": "compresskit.runner.api",
     "method": "compresskit.runner.api",
+    "open_data": "compresskit.runner.api",
+    "read_recipe": "compresskit.recipe.reading",
+    "read_report": "compresskit.report",
+    "recipes": "compresskit.runner.api",
+    "run": "compresskit.runner.api",
 }
 __all__ = ["__version__", *_NAMES]
 

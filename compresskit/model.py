@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from compresskit.errors import InputError
+from compresskit.facts import Index, Name, Size, Text, read_facts
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-CARD_VERSION = 1
+CARD_VERSION = 2
+_DEEPEST = 64
+_LARGEST_INPUT = 1 << 30
+"""Numbers of one sample."""
+_DTYPE = r"^(bool|object|str|complex(64|128)|u?int(2|4|8|16|32|64)|b?float(16|32|64)|float[48]_\w+)$"
 
 
 def portable(path: str | Path) -> str:
@@ -32,10 +40,10 @@ class InputSpec:
         high: For integers, one past the largest allowed value (a vocabulary size).
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    high: int | None = None
+    name: Text
+    dtype: Annotated[str, Field(pattern=_DTYPE)]
+    shape: Annotated[tuple[Index | Text, ...], Field(max_length=32)]
+    high: Size | None = None
 
     def implied(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """The values of an input that needs no data: those of plain, unpadded samples of one segment.
@@ -68,15 +76,15 @@ class Arch:
     """Where a model's class comes from. It is a record; nothing is imported because of it.
 
     Attributes:
-        kind: ``python`` (typed by the user with ``--arch``), ``transformers`` (a Hugging Face config),
+        kind: ``python`` (typed by the user with `arch`), ``transformers`` (a Hugging Face config),
             ``onnx`` (the graph is the architecture) or ``none`` (tensors only).
         reference: ``FILE.py:NAME`` or ``package.module:NAME``; for transformers the class name. Never an absolute path.
         args: Keyword arguments of the factory.
     """
 
-    kind: str
-    reference: str = ""
-    args: dict[str, Any] = field(default_factory=dict)
+    kind: Text
+    reference: Text = ""
+    args: dict[Text, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,15 @@ class Applied:
     Attributes:
         name: ``quantize.rtn``.
         options: The stage's options, as JSON.
-        facts: What the stage decided, as JSON; with the tensors it is enough to rebuild the module.
+        facts: What the stage decided, as JSON; with the tensors it is enough to rebuild the module. Its type is the
+            ``facts`` of the stage.
         skipped: Layer name to the reason why it was left alone.
     """
 
-    name: str
-    options: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    name: Text
+    options: dict[Text, Any]
+    facts: dict[Text, Any] = field(default_factory=dict)
+    skipped: dict[Name, Text] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,11 +117,11 @@ class Card:
         history: The stages applied, in order.
     """
 
-    format: str
+    format: Text
     arch: Arch = Arch("none")
-    inputs: tuple[InputSpec, ...] = ()
-    task: str = "unknown"
-    history: tuple[Applied, ...] = ()
+    inputs: Annotated[tuple[InputSpec, ...], Field(max_length=1024)] = ()
+    task: Text = "unknown"
+    history: Annotated[tuple[Applied, ...], Field(max_length=1024)] = ()
 
     def after(self, applied: Applied) -> Card:
         """This card with one more stage in its history."""
@@ -124,28 +133,54 @@ class Card:
 
     @classmethod
     def from_json(cls, data: object) -> Card:
-        """Read a card.
+        """Read a card; what its stages recorded is read by their own types.
 
         Raises:
             InputError: The data isn't a card, or one of a newer version.
         """
-        try:
-            if not isinstance(data, dict):
-                raise TypeError("not an object")
-            if data["version"] != CARD_VERSION:
-                raise InputError(
-                    f"the card is of version {data['version']}, this program reads version {CARD_VERSION}",
-                    "upgrade compresskit",
-                )
-            return cls(
-                format=str(data["format"]),
-                arch=Arch(**data["arch"]),
-                inputs=tuple(InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in data["inputs"]),
-                task=str(data["task"]),
-                history=tuple(Applied(**step) for step in data["history"]),
+        if not isinstance(data, dict) or "version" not in data:
+            raise InputError("not a card that this program wrote: it has no version")
+        version = data["version"]
+        if type(version) is not int or not 1 <= version <= CARD_VERSION:
+            raise InputError(
+                f"the card is of version {version}, this program reads versions 1 to {CARD_VERSION}",
+                "upgrade compresskit",
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"not a card that this program wrote ({error})") from error
+        if not _shallow(data):
+            raise InputError(f"not a card that this program wrote: it is nested more than {_DEEPEST} deep")
+        rest = {key: value for key, value in data.items() if key not in ("version", "files")}
+        card = read_facts(cls, rest, "not a card that this program wrote")
+        for spec in card.inputs:
+            if math.prod(n for n in spec.shape if isinstance(n, int)) > _LARGEST_INPUT:
+                raise InputError(f"the card's input '{spec.name}' has {list(spec.shape)}: no input is so large")
+        return card if version > 1 else replace(card, history=tuple(map(_of_version_1, card.history)))
+
+
+def _of_version_1(applied: Applied) -> Applied:
+    """A step as later versions record it: adapters are named where, and only where, they lie beside the weights."""
+    facts = dict(applied.facts)
+    beside = facts.pop("beside", False)
+    if beside is True and "adapters" not in facts:
+        raise InputError(f"the card's {applied.name}: adapters: Field required")
+    if not beside:
+        facts.pop("adapters", None)
+    return replace(applied, facts=facts)
+
+
+def _shallow(data: object) -> bool:
+    """False where data are nested too deep for what walks them by recursion."""
+    level = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            part
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for part in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return True
+    return False
 
 
 @dataclass(frozen=True)

@@ -237,13 +237,13 @@ class Report(_Part):
         return ExitCode.GATE if failed else ExitCode.OK
 
 
-def read_report(path: Path) -> Report:
+def read_report(path: str | Path) -> Report:
     """Read a report: a report.json, the bundle that holds one, or with ``-`` what comes from standard input.
 
     Raises:
         InputError: Missing, too large, not JSON, not finite, or of another schema.
     """
-    name, text = _content(path)
+    name, text = _content(Path(path))
     try:
         report = Report.model_validate_json(text)
         report.to_json()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from compresskit.errors import InputError
+from compresskit.facts import Facts, read_facts, to_json
 from compresskit.kinds import Kind
+from compresskit.model import Applied, Model
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
     from compresskit.data.source import Source
-    from compresskit.model import Model
 
 SIDECAR = "sidecar"
 """Folder in a context's ``work``: what a stage puts there goes into the bundle, beside the model."""
@@ -102,6 +104,7 @@ class Stage(BaseModel, ABC):
         gives: The form of what it gives; ``same`` is the form it was given.
         needs: Data that it can't do without: ``calibration`` or ``training``; and ``teacher``.
         packages: What it imports besides what every installation has, each with the extra that brings it.
+        facts: The type of what it records in the card.
         needs_no_replay: What builds the original builds the result too: layers stay, or a config tells their sizes.
         takes_adapters: Works on adapters that lie beside the weights.
     """
@@ -114,6 +117,7 @@ class Stage(BaseModel, ABC):
     gives: ClassVar[Form | Literal["same"]]
     needs: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[dict[str, str]] = {}
+    facts: ClassVar[type[Facts]] = Facts
     needs_no_replay: ClassVar[bool] = False
     takes_adapters: ClassVar[bool] = False
 
@@ -185,6 +189,26 @@ class Stage(BaseModel, ABC):
         """The options as JSON, for the card."""
         return self.model_dump(mode="json")
 
+    def recorded(
+        self, model: Model, facts: Facts | Mapping[str, Any], skipped: Mapping[str, str] | None = None
+    ) -> Model:
+        """A model with this stage in its card's history.
+
+        Args:
+            model: As the stage left it.
+            facts: What was decided; as JSON it must be what :attr:`facts` describes.
+            skipped: Layers left alone, with the reason.
+
+        Raises:
+            TypeError: The facts aren't those that this stage declares.
+        """
+        data = to_json(facts) if isinstance(facts, Facts) else dict(facts)
+        try:
+            read_facts(self.facts, data, f"the facts of {self.name()}")
+        except InputError as error:
+            raise TypeError(error.message) from error
+        return replace(model, card=model.card.after(Applied(self.name(), self.options(), data, dict(skipped or {}))))
+
     @abstractmethod
     def run(self, model: Model, ctx: Context) -> Model:
         """Apply the stage; the given model may be changed in place and must not be used afterwards.
@@ -216,14 +240,14 @@ class Stage(BaseModel, ABC):
         return Chosen((self,))
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: Any, tensors: Tensors) -> Tensors:
         """Give a freshly built module the shape that this stage gave it, from the facts of a card.
 
         A stage that leaves the architecture as it is needs no replay of its own.
 
         Args:
             module: The original architecture, changed in place; earlier stages are replayed already.
-            facts: What the stage recorded.
+            facts: What the stage recorded: an instance of :attr:`facts`.
             tensors: The stored tensors.
 
         Returns:

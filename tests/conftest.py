@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TORCH = (
     "compresskit.cli.app", "compresskit.cli.main", "compresskit.cli.run_stage", "compresskit.cli.stages",
     "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.api",
-    "compresskit.stages.quantize_rtn", "compresskit.bench.worker", "onnxruntime",
+    "compresskit.stages.quantize_rtn", "compresskit.benchmark.worker", "onnxruntime",
     "rich.table", "warm_export",
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def warm_engine() -> Iterator[Warm]:
     """A warm interpreter with what a worker of the bench imports."""
-    with closing(Warm("compresskit.bench.worker", "onnxruntime")) as server:
+    with closing(Warm("compresskit.benchmark.worker", "onnxruntime")) as server:
         yield server
 
 
@@ -56,7 +56,7 @@ def warm_torch() -> Iterator[Warm]:
 @pytest.fixture
 def forked_workers(warm_engine: Warm, warm_torch: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bench's worker processes are forked from warm ones: for tests of what is made of their figures."""
-    monkeypatch.setattr("compresskit.bench.pool.subprocess", workers(warm_engine, warm_torch))
+    monkeypatch.setattr("compresskit.benchmark.pool.subprocess", workers(warm_engine, warm_torch))
 
 
 @pytest.fixture(scope="session")

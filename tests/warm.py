@@ -140,7 +140,7 @@ class Warm:
 
 
 def workers(engine: Warm, torch: Warm) -> SimpleNamespace:
-    """What stands for ``subprocess`` in ``compresskit.bench.pool``, so that its workers are forked."""
+    """What stands for ``subprocess`` in ``compresskit.benchmark.pool``, so that its workers are forked."""
 
     def popen(words: Sequence[str], *, text: bool, encoding: str, **options: Any) -> Forked | subprocess.Popen[str]:
         _, _, _, runtime, *_ = words

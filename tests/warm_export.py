@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from compresskit.export.checked import export_checked
+from compresskit.exporter.checked import export_checked
 from compresskit.model import InputSpec
 
 tqdm.monitor_interval = 0  # a thread of its own watches the bars that torch never shows

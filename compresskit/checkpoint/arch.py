@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-_FORM = "--arch takes FILE.py:NAME or package.module:NAME"
+_FORM = "`arch` takes FILE.py:NAME or package.module:NAME"
 
 
 def build(
@@ -49,13 +49,13 @@ def build(
             stack.enter_context(torch.device("meta"))
         if skip_init:
             stack.enter_context(no_parameter_init())
-        module = run_user_code(lambda: factory(**(args or {})), f"--arch {_shown(reference)}")
+        module = run_user_code(lambda: factory(**(args or {})), f"`arch` {_shown(reference)}")
     if isinstance(module, type) or not isinstance(module, torch.nn.Module):
-        raise UsageError(f"--arch {_shown(reference)} gave {_kind(module)}, a torch.nn.Module was expected")
+        raise UsageError(f"`arch` {_shown(reference)} gave {_kind(module)}, a torch.nn.Module was expected")
     return module
 
 
-def find(reference: str, option: str = "--arch") -> Callable[..., Any]:
+def find(reference: str, option: str = "`arch`") -> Callable[..., Any]:
     """The callable that a reference names; the file or module is imported.
 
     Raises:
@@ -63,7 +63,7 @@ def find(reference: str, option: str = "--arch") -> Callable[..., Any]:
     """
     place, _, name = reference.rpartition(":")
     if not place or not name.isidentifier():
-        raise UsageError(f"{option} '{reference}' is not a reference", _FORM.replace("--arch", option))
+        raise UsageError(f"{option} '{reference}' is not a reference", _FORM.replace("`arch`", option))
     module = _import_file(Path(place), option) if place.endswith(".py") else _import_module(place, option)
     found = getattr(module, name, None)
     if found is None:
@@ -147,7 +147,7 @@ def _import_file(path: Path, option: str) -> ModuleType:
 def _import_module(place: str, option: str) -> ModuleType:
     if not all(part.isidentifier() for part in place.split(".")):
         raise UsageError(
-            f"{option} '{place}' is neither a .py file nor a module's name", _FORM.replace("--arch", option)
+            f"{option} '{place}' is neither a .py file nor a module's name", _FORM.replace("`arch`", option)
         )
     try:
         with _importing_from(Path.cwd()), contextlib.redirect_stdout(sys.stderr):

@@ -14,7 +14,7 @@ from compresskit.errors import InputError
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")
 _BLOCK = 1 << 24
-WAY_OUT = "save the weights with torch.save(model.state_dict(), ...) and pass the class with --arch FILE.py:NAME"
+WAY_OUT = "save the weights with torch.save(model.state_dict(), ...) and pass the class with `arch` FILE.py:NAME"
 
 
 @dataclass(frozen=True)

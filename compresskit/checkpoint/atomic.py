@@ -101,7 +101,7 @@ def refuse_same(source: Path | str, output: Path | str) -> None:
         UsageError: It does.
     """
     source, output = Path(source), Path(output)
-    hint = "give another --output"
+    hint = "give another `output`"
     with contextlib.suppress(OSError):
         if source.samefile(output):
             raise UsageError(f"the output {output} is the input {source}; inputs are never changed", hint)
@@ -148,7 +148,7 @@ def _check_file_target(target: Path, force: bool) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise UsageError(f"the output {target} is not a regular file (a device, FIFO or socket)")
     if not force:
-        raise UsageError(f"the output {target} exists already", "pass --force to replace it")
+        raise UsageError(f"the output {target} exists already", "pass `force` to replace it")
 
 
 def _check_folder_target(target: Path, force: bool, ours: Callable[[Path], bool]) -> None:
@@ -167,7 +167,7 @@ def _check_folder_target(target: Path, force: bool, ours: Callable[[Path], bool]
             f"the output {target} is a folder that compresskit did not write", "choose another, or remove it"
         )
     if not force:
-        raise UsageError(f"the output {target} exists already", "pass --force to replace it")
+        raise UsageError(f"the output {target} exists already", "pass `force` to replace it")
 
 
 @contextlib.contextmanager

@@ -10,14 +10,14 @@ from pathlib import Path
 from compresskit.errors import MachineError
 
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "free some space, or give an --output on another disk"),
-    getattr(errno, "EDQUOT", -1): ("the disk quota is used up", "free some space, or give an --output on another disk"),
-    errno.EFBIG: ("the file is larger than this file system or its limit allows", "give an --output on another disk"),
-    errno.EROFS: ("the file system is read-only", "give an --output in another place"),
-    errno.EACCES: ("there is no permission to write there", "give an --output in another place"),
-    errno.EPERM: ("there is no permission to write there", "give an --output in another place"),
-    errno.ENOTDIR: ("a parent of it is a file and not a folder", "give another --output"),
-    errno.ENAMETOOLONG: ("the name is too long", "give a shorter --output"),
+    errno.ENOSPC: ("the disk is full", "free some space, or give an `output` on another disk"),
+    getattr(errno, "EDQUOT", -1): ("the disk quota is used up", "free some space, or give an `output` on another disk"),
+    errno.EFBIG: ("the file is larger than this file system or its limit allows", "give an `output` on another disk"),
+    errno.EROFS: ("the file system is read-only", "give an `output` in another place"),
+    errno.EACCES: ("there is no permission to write there", "give an `output` in another place"),
+    errno.EPERM: ("there is no permission to write there", "give an `output` in another place"),
+    errno.ENOTDIR: ("a parent of it is a file and not a folder", "give another `output`"),
+    errno.ENAMETOOLONG: ("the name is too long", "give a shorter `output`"),
 }
 _SAID = {
     "No space left": errno.ENOSPC, "not enough space": errno.ENOSPC, "unexpected pos": errno.ENOSPC,

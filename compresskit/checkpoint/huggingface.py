@@ -121,7 +121,7 @@ def _config_json(folder: Path, *, quantized: bool = False) -> dict[str, Any]:
     if "auto_map" in data:
         raise InputError(
             f"{path} asks for code of its own (auto_map), which is never run",
-            "load the model yourself, save its state_dict, and pass --arch FILE.py:NAME",
+            "load the model yourself, save its state_dict, and pass `arch` FILE.py:NAME",
         )
     if data.get("quantization_config") and not quantized:
         raise InputError(

@@ -86,18 +86,18 @@ def load(
     path = Path(path)
     kind = kind_of(path)
     if arch is None and arch_args:
-        raise UsageError("--arch-args without --arch", "give --arch FILE.py:NAME too")
+        raise UsageError("`arch_args` without `arch`", "give `arch` FILE.py:NAME too")
     if kind == "tensors":
         return _load_tensors(path, arch, arch_args or {}, input_shape, key, allow_nonfinite)
     if key is not None:
-        raise UsageError(f"--key is for a file of torch.save, which {path} is not", "leave --key out")
+        raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "leave `key` out")
     if kind == "bundle" and shipped and (path / ONNX_NAME).exists():
         model = _shipped(path, replace(read_card(path), format="bundle"), allow_nonfinite)
     elif kind == "bundle":
         model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
     elif arch is not None:
         what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
-        raise UsageError(f"--arch does not go with {what}: {path} says itself what it is", "leave --arch out")
+        raise UsageError(f"`arch` does not go with {what}: {path} says itself what it is", "leave `arch` out")
     elif kind == "huggingface":
         model = load_huggingface(path, allow_nonfinite=allow_nonfinite)
     else:
@@ -113,11 +113,11 @@ def load(
 def needs_arch(path: Path | str, card: Card) -> UsageError:
     """The error for a bundle or checkpoint whose class only the user can give; names the one on record."""
     if card.arch.kind == "python":
-        args = f" and --arch-args '{card.arch.args}'" if card.arch.args else ""
-        hint = f"on record is --arch {card.arch.reference}{args}; it runs only when you type it"
+        args = f" and `arch_args` '{card.arch.args}'" if card.arch.args else ""
+        hint = f"on record is `arch` {card.arch.reference}{args}; it runs only when you type it"
     else:
-        hint = "pass --arch FILE.py:NAME"
-    return UsageError(f"{path} holds weights without a class; this needs --arch", hint)
+        hint = "pass `arch` FILE.py:NAME"
+    return UsageError(f"{path} holds weights without a class; this needs `arch`", hint)
 
 
 def _load_tensors(
@@ -132,7 +132,7 @@ def _load_tensors(
     form = "safetensors" if ".safetensors" in path.suffixes[-3:] else "torch"
     if arch is None:
         if shape is not None:
-            raise UsageError(f"--input-shape needs --arch: {path} is a bare state dict, which takes no input")
+            raise UsageError(f"`input_shape` needs `arch`: {path} is a bare state dict, which takes no input")
         return Model(path, Card(form), path, key, tensors.notes)
     module = build(arch, args, skip_init=True)
     outside = load_into(module, tensors)
@@ -155,8 +155,8 @@ def inputs_from_shape(module: nn.Module, shape: tuple[int, ...] | None) -> tuple
     needed = [p.name for p in named if p.default is p.empty]
     if len(needed) > 1:
         raise UsageError(
-            f"forward takes {len(needed)} inputs ({', '.join(needed)}), --input-shape describes one",
-            "give them with --data FILE.npz",
+            f"forward takes {len(needed)} inputs ({', '.join(needed)}), `input_shape` describes one",
+            "give them with `data` FILE.npz",
         )
     return (InputSpec(named[0].name if named else "input", "float32", ("batch", *shape[1:])),)
 
@@ -164,7 +164,7 @@ def inputs_from_shape(module: nn.Module, shape: tuple[int, ...] | None) -> tuple
 def _check_shape(shape: tuple[int, ...]) -> None:
     if not shape or any(size < 1 for size in shape):
         raise UsageError(
-            f"--input-shape {','.join(map(str, shape))}: sizes of 1 and more were expected", "for example 1,3,32,32"
+            f"`input_shape` {','.join(map(str, shape))}: sizes of 1 and more were expected", "for example 1,3,32,32"
         )
 
 
@@ -172,13 +172,13 @@ def _with_shape(card: Card, shape: tuple[int, ...]) -> Card:
     """The card with the sizes of its one input set; a fixed size that the model has can't be changed."""
     _check_shape(shape)
     if len(card.inputs) != 1:
-        raise UsageError(f"--input-shape describes one input, the model has {len(card.inputs)}", "leave it out")
+        raise UsageError(f"`input_shape` describes one input, the model has {len(card.inputs)}", "leave it out")
     spec = card.inputs[0]
     fits = len(spec.shape) == len(shape) and all(
         isinstance(have, str) or have == want for have, want in zip(spec.shape, shape, strict=True)
     )
     if not fits:
-        raise UsageError(f"--input-shape {list(shape)} does not fit the model's input '{spec.name}' {list(spec.shape)}")
+        raise UsageError(f"`input_shape` {list(shape)} does not fit the model's input '{spec.name}' {list(spec.shape)}")
     first = spec.shape[0] if isinstance(spec.shape[0], str) else shape[0]
     return replace(card, inputs=(replace(spec, shape=(first, *shape[1:])),))
 
@@ -190,12 +190,12 @@ def _load_bundle(
     original = card.arch
     card = replace(card, format="bundle")
     if arch is not None and original.kind == "transformers":
-        raise UsageError(f"--arch does not go with {path}: its config.json says what it is", "leave --arch out")
+        raise UsageError(f"`arch` does not go with {path}: its config.json says what it is", "leave `arch` out")
     rebuild = arch is not None or (original.kind == "transformers" and (replay is not None or not card.history))
     if rebuild and (path / WEIGHTS_NAME).is_file():
         return _rebuild(path, card, arch, args, allow_nonfinite, replay)
     if arch is not None:
-        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "leave --arch out")
+        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "leave `arch` out")
     if (path / ONNX_NAME).exists():
         return _shipped(path, card, allow_nonfinite)
     if not (path / WEIGHTS_NAME).exists():

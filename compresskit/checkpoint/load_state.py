@@ -89,7 +89,7 @@ def _check_names(tensors: Tensors, wanted: Mapping[str, torch.Tensor], found: Ma
         parts.append(f"{len(unexpected)} were not expected: {listing(unexpected)}")
     raise InputError(
         f"the tensors of {tensors.source} are not those of this architecture; {'; '.join(parts)}",
-        "check --arch and --arch-args",
+        "check `arch` and `arch_args`",
     )
 
 
@@ -104,7 +104,7 @@ def _check_shapes(tensors: Tensors, wanted: Mapping[str, torch.Tensor], found: M
         if expected != have and not (expected == () and have == (1,)):
             raise InputError(
                 f"{tensors.source}: the tensor '{old}' is {list(have)}, the architecture expects {list(expected)}",
-                "check --arch and --arch-args",
+                "check `arch` and `arch_args`",
             )
         stored = tensors.dtype_name(old)
         inexact = target.dtype.is_floating_point or target.dtype.is_complex

@@ -46,7 +46,7 @@ def read_onnx_file(path: Path, *, allow_nonfinite: bool = True) -> Any:
     if not allow_nonfinite:
         bad = [tensor.name or "(unnamed)" for tensor in tensors if has_nan(path, tensor)]
         if bad:
-            raise InputError(f"{path} has NaN values in {listing(bad)}", "pass --allow-nonfinite to go on all the same")
+            raise InputError(f"{path} has NaN values in {listing(bad)}", "pass `allow_nonfinite` to go on all the same")
     return model
 
 

@@ -46,7 +46,7 @@ class StateDict:
         found = []
         if self.others:
             found.append(
-                f"the weights of {path.name} are those under '{self.taken}'; --key takes {listing(list(self.others))}"
+                f"the weights of {path.name} are those under '{self.taken}'; `key` takes {listing(list(self.others))}"
             )
         if self.left:
             found.append(f"left out of {path.name}: {listing(list(self.left))}; sizes are of the weights alone")
@@ -133,7 +133,7 @@ def _inner(path: Path, saved: dict[str, Any]) -> str | None:
     if len(groups) > 1:
         raise InputError(
             f"{path} holds {len(groups)} groups of tensors: {listing(list(groups))}",
-            "choose one with --key",
+            "choose one with `key`",
         )
     return next(iter(groups), None)
 

@@ -157,7 +157,7 @@ def open_tensors(path: Path | str, *, allow_nonfinite: bool = False, key: str | 
     path = Path(path)
     alone = path.is_dir() or path.name.endswith(INDEX) or head(path, 9)[8:] == b"{"
     if key is not None and alone:
-        raise UsageError(f"--key is for a file of torch.save; {path} holds one set of tensors", "leave --key out")
+        raise UsageError(f"`key` is for a file of torch.save; {path} holds one set of tensors", "leave `key` out")
     if path.is_dir() or path.name.endswith(INDEX):
         from compresskit.checkpoint.shards import open_shards
 
@@ -202,7 +202,7 @@ def check_finite(tensors: Tensors) -> None:
     if bad:
         raise InputError(
             f"{tensors.source} has NaN or infinite values in {listing(bad)}",
-            "pass --allow-nonfinite to go on all the same",
+            "pass `allow_nonfinite` to go on all the same",
         )
 
 

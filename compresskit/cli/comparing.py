@@ -68,9 +68,10 @@ def compare_models(
         The exit code.
     """
     from compresskit.cli.console import progressing
-    from compresskit.cli.inputs import command_line, load_shipped
+    from compresskit.cli.inputs import command_line
     from compresskit.runner.check import check
     from compresskit.runner.compare import Interrupted, compare
+    from compresskit.runner.loading import load_shipped
     from compresskit.runner.sources import opener
 
     data, metric = evaluating.data, evaluating.metric

@@ -71,9 +71,10 @@ def _inside(folder: Path) -> Iterator[None]:
 def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Report:
     from compresskit.runner import api
     from compresskit.runner.compare import Comparison, compare
-    from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
     from compresskit.runner.loading import load
+    from compresskit.runner.pipeline import run
+    from compresskit.runner.steps import Job
 
     def read(path: Path, _runtime: str = "onnxruntime") -> Any:
         if path.is_dir():
@@ -88,14 +89,9 @@ def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Repor
     }
     for name, (method, words) in steps.items():
         say(f"compresskit quantize digits.pt {words} -o {name}")
-        run(
-            read(Path("digits.pt")),
-            [method],
-            Path(name),
-            data=_open("train.npz"),
-            measuring=Measuring(source=test, bench=False, seed=seed),
-            progress=progress,
-        )
+        measuring = Measuring(source=test, bench=False, seed=seed)
+        job = Job.of([method], Path(name), _open("train.npz"), measuring, progress=progress)
+        run(read(Path("digits.pt")), job)
     say("compresskit compare digits.pt int8 int4 --arch net.py:Net --data test.npz")
     paths = [Path("digits.pt"), Path("int8"), Path("int4")]
     how = Comparison(judged=True)

@@ -92,26 +92,6 @@ def load_model(path: Path, options: dict[str, Any]) -> Model:
     return load(path, **options)
 
 
-def load_shipped(path: Path, options: dict[str, Any], *, several: bool, runtime: str) -> Model:
-    """Read one of the models to be measured, as it ships.
-
-    Args:
-        path: The model.
-        options: From :func:`load_options`.
-        several: One of several models: then ``--arch`` and ``--input-shape`` are for those that need them.
-        runtime: torch rebuilds a bundle's module, the others run its ONNX file.
-    """
-    from compresskit.checkpoint.load import kind_of
-    from compresskit.runner.loading import load
-    from compresskit.runtimes import runs_modules
-
-    own = dict(options)
-    rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
-    if several and kind_of(path) != "tensors" and not rebuilt:
-        own |= {"arch": None, "arch_args": {}, "input_shape": None, "key": None}
-    return load(path, **own, shipped=not rebuilt)
-
-
 def command_line() -> str:
     """How this program was called; absolute paths are cut to their last part, so that a report fits any machine."""
     words = [Path(a).name if Path(a).is_absolute() and Path(a).name else a for a in sys.argv[1:]]

@@ -49,9 +49,10 @@ def run_stage(
     from compresskit.recipe.head import CODE, PATH
     from compresskit.recipe.limits import Limits
     from compresskit.recipe.naming import named_by
-    from compresskit.runner.journey import run
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.pipeline import run
     from compresskit.runner.sources import opener
+    from compresskit.runner.steps import Job
 
     target = output or default_output(model, stage.label)
     inputs = (model, data, eval_data, arch, metric, *named_by(stage, PATH, CODE))
@@ -78,16 +79,10 @@ def run_stage(
         measuring = replace(measuring, source=None, limits=Limits(), bench=False)
         json, html, quiet = None, None, True
     with progressing(quiet) as progress, nullcontext(target) if first else discarded_output(target) as place:
-        report = run(
-            loaded,
-            [stage],
-            place,
-            data=open_(data),
-            measuring=measuring,
-            force=force,
-            command=command_line(),
-            progress=progress,
-            tell=say_nothing if quiet else tell,
-        )
+        told = say_nothing if quiet else tell
+        job = Job.of(
+            [stage], place, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told
+        )  # fmt: skip
+        report = run(loaded, job)
     code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
     raise typer.Exit(code if first else 0)

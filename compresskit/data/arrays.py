@@ -93,7 +93,7 @@ def _unscaled(stored: str, array: np.ndarray, plan: Plan) -> Iterator[str]:
     low = min(float(block.min()) for block in blocks(array))
     high = max(float(block.max()) for block in blocks(array))
     if low >= 0 and _BRIGHT < high <= (255 if array.dtype.kind == "f" else 65535):
-        done = "as they are" if plan.normalize is None else "to --normalize, which is for 0…1"
+        done = "as they are" if plan.normalize is None else "to `normalize`, which is for 0…1"
         yield (
             f"array '{printable(stored)}' holds {array.dtype} from {low:g} to {high:g}, which go {done}: if they are "
             f"pixels that the model takes in 0…1, store them as uint8, or divided"
@@ -125,7 +125,7 @@ def _plans(
 ) -> dict[str, Plan]:
     floats = [k for k in chosen if np.dtype(s.dtype if (s := chosen[k]) else "float32").kind == "f"]
     if normalize is not None and (len(floats) != 1 or arrays[floats[0]].dtype.kind not in "fu"):
-        raise UsageError(f"--normalize is for one array of images, {path} feeds {listing(list(chosen))}")
+        raise UsageError(f"`normalize` is for one array of images, {path} feeds {listing(list(chosen))}")
     return {
         stored: make_plan(
             f"{path}: array '{printable(stored)}'",
@@ -145,19 +145,22 @@ def _choose(path: Path, arrays: dict[str, np.ndarray], specs: tuple[InputSpec, .
             raise InputError(f"{path} holds labels only", "store the samples as 'x'")
         return dict.fromkeys(arrays)
     chosen: dict[str, InputSpec | None] = {s.name: s for s in specs if s.name in arrays}
-    missing = [s for s in primary(specs) if s.name not in arrays]
-    if len(missing) == 1 and "x" in arrays and "x" not in chosen and len(primary(specs)) == 1:
-        return {"x": missing[0], **chosen}
+    wanted = primary(specs)
+    missing = [s.name for s in wanted if s.name not in arrays]
+    if missing and len(wanted) == 1 and "x" in arrays and "x" not in chosen:
+        return {"x": wanted[0], **chosen}
     if missing:
         raise InputError(
-            f"{path} has no array for the model's input {listing([s.name for s in missing])}; it has "
-            f"{listing(list(arrays))}",
+            f"{path} has no array for the model's input {listing(missing)}; it has {listing(list(arrays))}",
             "name the arrays as the model's inputs, or 'x' when there is one",
         )
-    mask = arrays.get("attention_mask")
-    if mask is not None and "attention_mask" not in chosen and not all(bool(b.all()) for b in blocks(mask)):
+    if "attention_mask" in arrays and "attention_mask" not in chosen and _padded(arrays["attention_mask"]):
         raise InputError(f"{path} has padded samples (attention_mask), but the model takes no attention_mask")
     return chosen
+
+
+def _padded(mask: np.ndarray) -> bool:
+    return not all(bool(block.all()) for block in blocks(mask))
 
 
 def _check_lengths(path: Path, arrays: dict[str, np.ndarray]) -> None:

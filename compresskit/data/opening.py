@@ -1,4 +1,4 @@
-"""From what the user typed after ``--data`` to a source."""
+"""From what the user typed after `data` to a source."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_source(
     parse_normalize(normalize)
     if is_reference(spec):
         _no_normalize(normalize, "your code's batches")
-        return PythonSource(spec, load_object(spec, "--data", allow_code=allow_code), inputs)
+        return PythonSource(spec, load_object(spec, "`data`", allow_code=allow_code), inputs)
     if not path.exists():
         raise PathError(f"{spec} does not exist", _FORMS)
     if path.is_dir():
@@ -68,7 +68,7 @@ def open_source(
 
 def _no_normalize(normalize: str | None, what: str) -> None:
     if normalize is not None:
-        raise UsageError(f"--normalize is for images, not for {what}")
+        raise UsageError(f"`normalize` is for images, not for {what}")
 
 
 def _open_text(name: str, path: Path, encoder: Encoder, task: str) -> Source:

@@ -26,7 +26,7 @@ class Normalize:
 
 
 def parse_normalize(text: str | None) -> Normalize | None:
-    """Read ``--normalize``.
+    """Read `normalize`.
 
     Raises:
         UsageError: Not ``MEAN/STD``, not numbers, counts that differ, or a deviation that isn't above 0.
@@ -39,9 +39,9 @@ def parse_normalize(text: str | None) -> Normalize | None:
     try:
         mean, std = (tuple(float(v) for v in part.split(",")) for part in parts)
     except ValueError as error:
-        raise UsageError(f"--normalize '{text}' is not understood", _FORM) from error
+        raise UsageError(f"`normalize` '{text}' is not understood", _FORM) from error
     if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise UsageError(f"--normalize '{text}': {len(mean)} means, {len(std)} deviations (each above 0)", _FORM)
+        raise UsageError(f"`normalize` '{text}': {len(mean)} means, {len(std)} deviations (each above 0)", _FORM)
     return Normalize(mean, std)
 
 
@@ -128,11 +128,11 @@ def make_plan(where: str, array: np.ndarray, name: str, spec: InputSpec | None, 
     if normalize is None:
         return plan
     if kind != "f" or len(shape) != 4:
-        raise UsageError(f"--normalize is for images; the samples of {where} have the shape {shape_text(shape[1:])}")
+        raise UsageError(f"`normalize` is for images; the samples of {where} have the shape {shape_text(shape[1:])}")
     count = len(normalize.mean)
     channel = 1 if shape[1] == count else 3
     if shape[channel] != count:
-        raise UsageError(f"--normalize has {count} channels, {where} has samples of shape {shape_text(shape[1:])}")
+        raise UsageError(f"`normalize` has {count} channels, {where} has samples of shape {shape_text(shape[1:])}")
     return Plan(name, plan.shape, dtype, axes, pixels, normalize, channel)
 
 
@@ -163,7 +163,7 @@ def _layout(
     raise InputError(
         f"{where} has samples of shape {shape_text(array.shape[1:])}; "
         f"the model's input '{spec.name}' expects {shape_text(spec.shape[1:])}",
-        "give data of the model's shape, or the model's real shape with --input-shape",
+        "give data of the model's shape, or the model's real shape with `input_shape`",
     )
 
 

@@ -33,7 +33,7 @@ def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
 
     Args:
         spec: The reference.
-        option: The option that it was given to, for messages: ``--data``.
+        option: The option that it was given to, for messages: `data`.
         allow_code: False where the reference wasn't typed by the user (a recipe).
 
     Raises:
@@ -44,7 +44,7 @@ def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
     if match is None:
         raise UsageError(f"{option} {spec} is not FILE.py:NAME")
     if not allow_code:
-        raise UsageError(f"{option} {spec} would run code, which a recipe may not", "add --allow-code if you trust it")
+        raise UsageError(f"{option} {spec} would run code, which a recipe may not", "add `allow_code` if you trust it")
     path = Path(match["file"])
     if not path.is_file():
         raise PathError(f"{path} does not exist", f"{option} FILE.py:NAME names a Python file and what it defines")
@@ -82,7 +82,7 @@ def failure(where: str, error: BaseException) -> InputError:
         if Path(at.tb_frame.f_code.co_filename).name == file:
             line = f" at line {at.tb_lineno}"
         at = at.tb_next
-    return InputError(f"{where} raised {type(error).__name__}{line}: {error}", "run with --debug for the traceback")
+    return InputError(f"{where} raised {type(error).__name__}{line}: {error}", "run with `debug` for the traceback")
 
 
 class PythonSource:
@@ -175,17 +175,20 @@ class PythonSource:
         inputs = complete(inputs, self._specs) if self._specs else inputs
         by_name = {s.name: s for s in self._specs}
         for key, array in inputs.items():
-            where, spec = f"{self.name}: array '{key}'", by_name.get(key)
-            if array.ndim == 0 or array.dtype.kind not in "buif":
-                raise InputError(f"{where} should be an array of numbers, found {array.dtype}")
-            if spec is not None and not fits(array.shape, spec.shape):
-                raise InputError(f"{where} has the shape {shape_text(array.shape)}, expected {shape_text(spec.shape)}")
-            check_values(where, array, str(array.dtype), spec)
+            _check(f"{self.name}: array '{key}'", array, by_name.get(key))
         ready = None if targets is None else as_targets("y", self.name, _numpy(targets))
         lengths = {k: len(v) for k, v in inputs.items()} | ({} if ready is None else {"y": len(ready)})
         if not inputs or len(set(lengths.values())) != 1:
             raise InputError(f"{self.name}: arrays of one batch differ in length: {lengths}")
         return Batch(inputs, ready)
+
+
+def _check(where: str, array: np.ndarray, spec: InputSpec | None) -> None:
+    if array.ndim == 0 or array.dtype.kind not in "buif":
+        raise InputError(f"{where} should be an array of numbers, found {array.dtype}")
+    if spec is not None and not fits(array.shape, spec.shape):
+        raise InputError(f"{where} has the shape {shape_text(array.shape)}, expected {shape_text(spec.shape)}")
+    check_values(where, array, str(array.dtype), spec)
 
 
 def _numpy(value: Any) -> np.ndarray:

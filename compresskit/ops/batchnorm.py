@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compresskit.ops.calibration.activation_stream import Batch, Forward
@@ -31,10 +31,7 @@ def recalibrate(module: nn.Module, forward: Forward, batches: Sequence[Batch]) -
     usable = [batch for batch in batches if len(next(iter(batch.values()))) > 1]
     if not norms or not usable:
         return 0
-    momentum = [norm.momentum for norm in norms]
-    statistics = [[t.clone() for t in _statistics(norm)] for norm in norms]
-    reached = 0
-    counted = [None if n.num_batches_tracked is None else n.num_batches_tracked.clone() for n in norms]
+    saved = [_Saved(norm) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
@@ -43,18 +40,24 @@ def recalibrate(module: nn.Module, forward: Forward, batches: Sequence[Batch]) -
         for batch in usable:
             forward(module, batch)
     finally:
-        for norm, before, count, old in zip(norms, momentum, counted, statistics, strict=True):
-            norm.momentum = before
-            if norm.num_batches_tracked is not None and norm.num_batches_tracked > 0:
-                reached += 1
-            else:
-                for now, value in zip(_statistics(norm), old, strict=True):
-                    now.copy_(value)
-            if count is not None and norm.num_batches_tracked is not None:
-                norm.num_batches_tracked.copy_(count)
-            norm.eval()
+        reached = sum([before.settle() for before in saved])
     return reached
 
 
-def _statistics(norm: _BatchNorm) -> list[Tensor]:
-    return [t for t in (norm.running_mean, norm.running_var) if t is not None]
+class _Saved:
+    """A normalization as it was before its statistics are estimated."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        self.norm, self.momentum = norm, norm.momentum
+        self.buffers = {name: tensor.clone() for name, tensor in norm.named_buffers(recurse=False)}
+
+    def settle(self) -> bool:
+        """Put back all but the new statistics, and these too where no batch came; returns whether one did."""
+        norm = self.norm
+        reached = norm.num_batches_tracked is not None and bool(norm.num_batches_tracked > 0)
+        for name, tensor in self.buffers.items():
+            if not reached or name == "num_batches_tracked":
+                norm.get_buffer(name).copy_(tensor)
+        norm.momentum = self.momentum
+        norm.eval()
+        return reached

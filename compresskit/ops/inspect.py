@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from compresskit.bench.feeds import make_feeds
+from compresskit.benchmark.feeds import make_feeds
 from compresskit.errors import CompressKitError, printable
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary
@@ -96,7 +96,7 @@ def inspect_tensors(tensors: TensorFile) -> dict[str, Any]:
         if name in ties:
             entry |= {"tied_to": ties[name], "tied_bytes": size, "tied_parameters": parameters}
         layers.append(entry)
-    return summary("tensors", layers, None, {}, ["MACs need the architecture: give it with --arch"])
+    return summary("tensors", layers, None, {}, ["MACs need the architecture: give it with `arch`"])
 
 
 def count_zeros(tensor: Tensor) -> int | None:
@@ -132,7 +132,7 @@ def _try_macs(
     module: nn.Module, inputs: tuple[InputSpec, ...]
 ) -> tuple[dict[str, int] | None, dict[str, list[int]], list[str]]:
     if not inputs:
-        return None, {}, ["MACs need the shape of the input: give it with --input-shape"]
+        return None, {}, ["MACs need the shape of the input: give it with `input_shape`"]
     try:
         feeds = make_feeds(inputs)
         shapes = {name: list(array.shape) for name, array in feeds.items()}
@@ -188,7 +188,7 @@ def _packed_entry(layer: PackedLayer) -> dict[str, Any]:
     known = not packed.codes.is_meta
     return {
         "shape": list(packed.shape),
-        "dtype": f"int{packed.grid.bits}",
+        "dtype": packed.grid.format.dtype(packed.grid.bits),
         "group_size": packed.grid.group_size,
         "parameters": math.prod(packed.shape) + (0 if bias is None else bias.numel()),
         "bytes": packed.nbytes() + (0 if bias is None else _bytes(bias)),

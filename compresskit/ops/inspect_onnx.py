@@ -14,7 +14,8 @@ from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.onnx_macs import count_onnx_macs
 from compresskit.ops.onnx_names import CODES, SCALE, ZERO_POINT, coded
 from compresskit.ops.onnx_packed import GATHER, Found, join_packed
-from compresskit.ops.packed.layout import BITS, count_points, packed_bytes
+from compresskit.ops.packed.format import BITS
+from compresskit.ops.packed.layout import count_points, packed_bytes
 from compresskit.runtimes.onnx_graph import OnnxGraph
 
 # Where an operator takes weights and biases; the other inputs of these hold scales, zero points and statistics.
@@ -215,11 +216,10 @@ def _unpacked_zeros(graph: _Weights, name: str, found: Found) -> int | None:
     size = math.ceil(columns / max(groups, 1)) if groups else 0
     if packed_bytes(size, found.bits) != width:
         return None
-    points = None if found.zeros is None else graph.array(found.zeros)
-    if points is not None and points.shape != (rows, packed_bytes(groups, found.bits)):
+    points = found.zero if found.zeros is None else graph.array(found.zeros)
+    if points is None or (not isinstance(points, int) and points.shape != (rows, packed_bytes(groups, found.bits))):
         return None
-    middle = 7 if found.dtype == "nf4" else 1 << (found.bits - 1)
-    return count_points(codes, middle if points is None else points, found.bits, size, columns)
+    return count_points(codes, points, found.bits, size, columns)
 
 
 def _spread_point(graph: _Weights, node: Any, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from compresskit.bench.feeds import axis_sizes
+from compresskit.benchmark.feeds import axis_sizes
 from compresskit.checkpoint.onnx_inputs import graph_inputs
 from compresskit.errors import UsageError
 from compresskit.ops.onnx_packed import GATHER, WEIGHT, Found

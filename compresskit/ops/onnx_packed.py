@@ -1,6 +1,6 @@
 """Packed weights in an ONNX graph that are unpacked by operators: found again, so that each is one weight.
 
-``export/expand.py`` writes them: a chain from uint8 codes ``(rows, groups, bytes)`` through tables to the weight, or,
+``exporter/expand.py`` writes them: a chain from uint8 codes ``(rows, groups, bytes)`` through tables to the weight, or,
 in an embedding, from the rows that were asked for.
 """
 
@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from compresskit.ops.packed.layout import BITS, packed_bytes
+from compresskit.ops.packed.format import BITS, LINEAR
+from compresskit.ops.packed.formats import format_with
+from compresskit.ops.packed.layout import packed_bytes
 from compresskit.runtimes.onnx_graph import OnnxGraph
 
 _STEPS = {"Cast", "Gather", "Reshape", "Slice", "Add", "Sub", "Mul", "Unsqueeze"}
-_TABLE = (16,)  # the shape of the levels of NF4
 GATHER, WEIGHT = "PackedGather", "PackedWeight"
 
 
@@ -27,12 +28,14 @@ class Found:
         shape: Of the weight that the operators see.
         bits: Of a code.
         dtype: ``int3``, ``nf4`` …
+        zero: The code that stands for 0 where there are no zero points; None where that isn't known.
         zeros: Name of the packed zero points, or None.
     """
 
     shape: tuple[int, ...]
     bits: int
     dtype: str
+    zero: int | None
     zeros: str | None
 
 
@@ -68,6 +71,15 @@ def join_packed(model: Any) -> dict[str, Found]:
 def _is_codes(graph: OnnxGraph, name: str) -> bool:
     tensor = graph.stored.get(name)
     return tensor is not None and tensor.data_type == 2 and len(tensor.dims) == 3  # uint8
+
+
+def _levels(graph: OnnxGraph, name: str) -> tuple[float, ...] | None:
+    """The numbers of a stored table that has a level for each code; None for other tensors."""
+    tensor = graph.stored[name]
+    if tensor.data_type != 1 or len(tensor.dims) != 1 or tensor.dims[0] not in [1 << bits for bits in BITS]:
+        return None
+    levels = graph.array(name).tolist()
+    return tuple(levels) if levels == sorted(set(levels)) else None
 
 
 def _integers(graph: OnnxGraph, name: str) -> list[int]:
@@ -157,9 +169,12 @@ def _found(graph: OnnxGraph, codes: str, shape: tuple[int, ...], rest: list[str]
     size = math.ceil(columns / max(groups, 1))
     fitting = [bits for bits in BITS if packed_bytes(size, bits) == width]
     bits = fitting[-1] if fitting else max((b for b in BITS if b <= 8 * groups * width // max(columns, 1)), default=8)
-    nf4 = any(tuple(graph.stored[name].dims) == _TABLE for name in graph.leaves(end))
     zeros = next((name for name in rest if graph.stored[name].data_type == 2), None)
-    return Found(shape, bits, "nf4" if nf4 else f"int{bits}", zeros)
+    levels = next(filter(None, (_levels(graph, name) for name in graph.leaves(end))), None)
+    known = LINEAR if levels is None else format_with(levels)
+    if known is None:
+        return Found(shape, bits, f"table{bits}", None, zeros)
+    return Found(shape, bits, known.dtype(bits), known.zero(bits), zeros)
 
 
 def _node(kind: str, inputs: list[str], output: str) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.feeds import axis_sizes
+from compresskit.benchmark.feeds import axis_sizes
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.checkpoint.onnx_inputs import graph_inputs
 from compresskit.checkpoint.onnx_tensors import stored_bytes
@@ -44,7 +44,7 @@ def traffic(path: Path, sizes: Mapping[str, int]) -> Traffic | None:
 
     Args:
         path: An ``.onnx`` file.
-        sizes: Sizes of free axes, as :func:`compresskit.bench.feeds.axis_sizes` takes them.
+        sizes: Sizes of free axes, as :func:`compresskit.benchmark.feeds.axis_sizes` takes them.
 
     Raises:
         InputError: The file is missing, damaged or not allowed.

@@ -32,7 +32,7 @@ class Limit:
 
 
 def parse_drop(text: str) -> Limit:
-    """Read ``--max-drop``.
+    """Read `max_drop`.
 
     Raises:
         UsageError: Anything but a number of 0 or more with ``pt`` or ``%``; a bare number would be ambiguous.
@@ -40,7 +40,7 @@ def parse_drop(text: str) -> Limit:
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(pt|%)\s*", text, re.ASCII)
     value = float(match[1]) if match else math.nan
     if match is None or not math.isfinite(value):
-        raise UsageError(f"--max-drop '{text}' is not understood", _FORM)
+        raise UsageError(f"`max_drop` '{text}' is not understood", _FORM)
     return Limit(value, match[2] == "%")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from compresskit.bench.stats import student_quantile
+from compresskit.benchmark.stats import student_quantile
 
 Interval = tuple[float, float]
 Z = 1.959963984540054

@@ -29,7 +29,7 @@ class Metric(ABC):
     """One figure of quality.
 
     Attributes:
-        name: As in ``--metric`` and the report.
+        name: As in `metric` and the report.
         unit: ``%``, or empty.
         higher_is_better: Which way it is better.
         tokens: Most tokens in one pass; None where outputs are small.
@@ -73,7 +73,7 @@ def _needs(metric: Metric, needs: str, source: Source) -> UsageError:
     labels = "with" if source.labelled else "without"
     return UsageError(
         f"{metric.name} needs {needs}; {source.name} is {source.kind} {labels} labels",
-        f"choose another --metric ({', '.join(METRICS)} or FILE.py:NAME) or other data",
+        f"choose another `metric` ({', '.join(METRICS)} or FILE.py:NAME) or other data",
     )
 
 
@@ -281,7 +281,7 @@ def open_metric(spec: str, *, allow_code: bool = True) -> Metric:
         InputError: The user's file is missing, fails, or names something that can't be called.
     """
     if is_reference(spec):
-        function = load_object(spec, "--metric", allow_code=allow_code)
+        function = load_object(spec, "`metric`", allow_code=allow_code)
         if not callable(function):
             raise InputError(f"{spec} is not a function, found {type(function).__name__}")
         return Custom(spec, function)

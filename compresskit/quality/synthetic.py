@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from compresskit.bench.feeds import make_feeds
+from compresskit.benchmark.feeds import make_feeds
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, spans
 from compresskit.errors import UsageError
@@ -43,7 +43,7 @@ class SyntheticSource:
 def synthetic_inputs(
     inputs: tuple[InputSpec, ...], n: int, sizes: dict[str, int] | None = None, seed: int = 0
 ) -> SyntheticSource:
-    """Random samples for a model's inputs; see :func:`compresskit.bench.feeds.make_feeds` for the values.
+    """Random samples for a model's inputs; see :func:`compresskit.benchmark.feeds.make_feeds` for the values.
 
     Args:
         inputs: The model's.
@@ -55,11 +55,11 @@ def synthetic_inputs(
         UsageError: Inputs unknown, an axis without a size, or token ids of an unknown vocabulary.
     """
     if not inputs:
-        raise UsageError("the model's inputs are not known", "give --input-shape or --data")
+        raise UsageError("the model's inputs are not known", "give `input_shape` or `data`")
     for spec in inputs:
         if np.dtype(spec.dtype).kind in "iu" and spec.high is None and spec.implied((1,)) is None:
             raise UsageError(
-                f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with --data"
+                f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with `data`"
             )
     whole = [replace(spec, shape=("batch", *spec.shape[1:])) for spec in inputs]
     values = make_feeds(whole, {"sequence": _SEQUENCE, **(sizes or {}), "batch": n}, seed)

@@ -1,4 +1,4 @@
-"""Dotted keys: ``steps.1.bits``, ``checks.max-drop``, ``data``; what ``--set`` and a matrix give them."""
+"""Dotted keys: ``steps.1.bits``, ``checks.max-drop``, ``data``; what `set` and a matrix give them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def typed(sets: Sequence[str], overrides: Mapping[str, Any], problems: Problems)
     """What was typed, by dotted key: ``KEY=VALUE`` with a YAML value, and options, which win."""
     found: dict[str, Node] = {}
     for text in sets:
-        place = Place(f"--set {text}")
+        place = Place(f"`set` {text}")
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             problems.add(place.name, 0, _FORM)

@@ -34,7 +34,7 @@ class Limits:
         """The largest size in bytes, where one was asked for."""
         return parse_size(self.max_size) if self.max_size else None
 
-    def check(self, *, evaluated: bool, benched: bool, data_option: str = "--eval-data") -> None:
+    def check(self, *, evaluated: bool, benched: bool, data_option: str = "`eval_data`") -> None:
         """Refuse limits that can't be understood, or that nothing will be measured for.
 
         Args:
@@ -48,11 +48,11 @@ class Limits:
         parse_drop(self.max_drop or DEFAULT_DROP)
         parse_size(self.max_size or "1MB")
         if self.max_drop is not None and not evaluated:
-            raise UsageError("--max-drop needs evaluation data", f"give {data_option}")
+            raise UsageError("`max_drop` needs evaluation data", f"give {data_option}")
         if self.min_speedup is not None and not benched:
-            raise UsageError("--min-speedup needs the speed measured", "leave --no-bench away")
+            raise UsageError("`min_speedup` needs the speed measured", "leave `no_bench` away")
         if self.min_speedup is not None and not self.min_speedup > 0:
-            raise UsageError(f"--min-speedup must be above 0, found {self.min_speedup}")
+            raise UsageError(f"`min_speedup` must be above 0, found {self.min_speedup}")
 
 
 def parse_size(text: str) -> int:
@@ -85,5 +85,5 @@ def parse_growth(text: str) -> tuple[float, int]:
         return 1.0, parse_size(text)
     share = float(number) if re.fullmatch(r"\d+\.?\d*|\.\d+", number, re.ASCII) else math.inf
     if not math.isfinite(share):
-        raise UsageError(f"--max-growth '{text}' is not understood", "expected a share as 5% or a size as 100KB")
+        raise UsageError(f"`max_growth` '{text}' is not understood", "expected a share as 5% or a size as 100KB")
     return 1 + share / 100, 0

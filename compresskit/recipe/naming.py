@@ -20,7 +20,7 @@ from compresskit.recipe.tree import Node
 from compresskit.recipe.wording import said
 from compresskit.stage import Stage
 
-_ALLOW = "which a recipe may not: add --allow-code if you trust it"
+_ALLOW = "which a recipe may not: add `allow_code` if you trust it"
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,8 @@ def check_measured(start: Start, limits: Limits, *, evaluated: bool, benched: bo
     """
     runs = export and start.form != "weights"
     if not runs and (evaluated or limits.min_speedup is not None):
-        why = "leave --no-export away" if start.form != "weights" else "give --arch FILE.py:NAME"
-        what = "--eval-data" if evaluated else "--min-speedup"
+        why = "leave `no_export` away" if start.form != "weights" else "give `arch` FILE.py:NAME"
+        what = "`eval_data`" if evaluated else "`min_speedup`"
         raise UsageError(f"{what} needs a model that runs, and no ONNX file is written here", why)
     limits.check(evaluated=runs and evaluated, benched=runs and benched)
 
@@ -135,7 +135,7 @@ def _on_adapters(stage: Stage, now: _Now) -> UsageError | None:
         return None
     return UsageError(
         f"{stage.name()} can't work on adapters that lie beside the weights: they merge before",
-        "merge them first: compresskit lora merge MODEL -o MERGED (lora's own --merge does it at once)",
+        "merge them first: compresskit lora merge MODEL -o MERGED (lora's own `merge` does it at once)",
     )
 
 
@@ -144,7 +144,7 @@ def _wrong_form(stage: Stage, now: _Now) -> UsageError | None:
         return None
     able = [m for m in registry.methods(stage.kind.name) if now.form in registry.get(f"{stage.kind.name}.{m}").takes]
     buildable = now.name == now.start.name and (now.form == "weights" or (now.form == "onnx" and now.start.folder))
-    hints = ["give --arch FILE.py:NAME"] * buildable + [f"--method {m} can" for m in able]
+    hints = ["give `arch` FILE.py:NAME"] * buildable + [f"`method` {m} can" for m in able]
     return UsageError(f"{stage.name()} can't work on {_WHAT[now.form]}, which {now.name} is", ", or: ".join(hints))
 
 
@@ -152,13 +152,13 @@ def _without_data(stage: Stage, now: _Now) -> UsageError | None:
     wanted = stage.wanted_data
     if wanted is None or now.data:
         return None
-    return UsageError(f"{stage.kind.name} --method {stage.method} needs {wanted} data", "give --data")
+    return UsageError(f"{stage.kind.name} `method` {stage.method} needs {wanted} data", "give `data`")
 
 
 def _without_export(stage: Stage, now: _Now) -> UsageError | None:
     if stage.gives != "onnx" or now.export:
         return None
-    return UsageError(f"{stage.name()} gives an ONNX file", "leave --no-export away")
+    return UsageError(f"{stage.name()} gives an ONNX file", "leave `no_export` away")
 
 
 _RULES = (_twice_quantized, _after_codes, _on_adapters, _wrong_form, _without_data, _without_export)

@@ -75,7 +75,7 @@ def parse_recipe(
         document: As a recipe file holds it, without ``include`` and ``matrix``.
         name: Of what it was read from, for messages.
         overrides: As for :func:`read_recipe`.
-        allow_code: The same.
+        allow_code: Code that the document names may run.
 
     Raises:
         RecipeError: With everything that is wrong.

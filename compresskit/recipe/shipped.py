@@ -7,8 +7,8 @@ from pathlib import Path
 
 from compresskit.errors import UsageError
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_FOLDERS = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
+_HERE = Path(__file__).resolve().parent
+_FOLDERS = (_HERE / "files", _HERE.parents[1] / "recipes")
 """As installed, and in a checkout."""
 
 

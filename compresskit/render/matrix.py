@@ -20,7 +20,7 @@ def print_matrix(names: Sequence[str], reports: Sequence[Report], *, markdown: b
 
     Args:
         names: Of the points.
-        reports: Of the same.
+        reports: One a point, in the order of the names.
         markdown: As a Markdown table, else one for the terminal.
     """
     lines = []

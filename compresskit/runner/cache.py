@@ -91,7 +91,7 @@ class Cache:
         except MachineError as error:
             if str(self.root) not in error.message:
                 raise
-            raise MachineError(error.message, f"the step cache is at {self.root}; elsewhere: --cache FOLDER") from error
+            raise MachineError(error.message, f"the step cache is at {self.root}; elsewhere: `cache` FOLDER") from error
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """Figures that were remembered under a key; None where there are none that can be trusted."""

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from compresskit.bench.run import Spec
+from compresskit.benchmark.run import Spec
 from compresskit.checkpoint.shards import shards_of
 from compresskit.checkpoint.tensors import INDEX
 from compresskit.model import InputSpec

@@ -73,7 +73,7 @@ def check(
     if not found:
         raise UsageError(
             "the report has no gates of its own: nothing would be checked",
-            "give --max-drop, --max-size, --min-speedup or --baseline",
+            "give `max_drop`, `max_size`, `min_speedup` or `baseline`",
         )
     verified = report.evaluation is not None
     verdict = report.verdict if found == report.gates else judge(found, verified=verified)

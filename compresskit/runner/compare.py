@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.bench import target as targets
-from compresskit.bench.sweep import Point
+from compresskit.benchmark import target as targets
+from compresskit.benchmark.sweep import Point
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.report import Measurement, Report
@@ -169,7 +169,7 @@ class _Opened:
         model = with_inputs(model, self.source)
         modules = runs_modules(runtime)
         if modules and isinstance(model.body, Path):
-            raise UsageError(f"{model.source} does not say how to build the module", "give --arch FILE.py:NAME")
+            raise UsageError(f"{model.source} does not say how to build the module", "give `arch` FILE.py:NAME")
         file, counts = self.folder / f"{len(self.models)}.onnx", counted(model)
         shipped = None if modules else to_onnx(model, file, seed=self.measuring.seed, progress=self.progress)
         more = {"runtime": runtime, **({"loader_args": self.how.loader_args} if modules else {})}
@@ -190,9 +190,9 @@ def _evaluate(builder: ReportBuilder, source: Source | None) -> None:
     if source is not None or not alone:
         builder.measure_quality(source)
     if alone and (builder.measured is None or builder.measured.metric is None):
-        raise UsageError("no metric can be computed for this model on this data", "give --metric, or other --data")
+        raise UsageError("no metric can be computed for this model on this data", "give `metric`, or other `data`")
     if (target := builder.measuring.target) is not None and not builder.int8_notes:
-        builder.int8_notes = [f"--target {target} changes nothing: only the products of int8 files depend on it"]
+        builder.int8_notes = [f"`target` {target} changes nothing: only the products of int8 files depend on it"]
 
 
 def _elsewhere(target: str | None, timed: list[Measurement]) -> list[str]:

@@ -68,5 +68,5 @@ def check_room(recipe: Recipe, output: Path, cache: Path | None) -> None:
             if free < size:
                 raise MachineError(
                     f"the run needs about {size / 1e6:.0f} MB of disk at {folder}, {free / 1e6:.0f} MB are free",
-                    "free some, or put the step cache elsewhere: --cache FOLDER",
+                    "free some, or put the step cache elsewhere: `cache` FOLDER",
                 )

@@ -16,27 +16,24 @@ from compresskit.runner.cache import ABOUT, about
 from compresskit.runner.candidate import files_of
 from compresskit.runner.judging import Ready
 from compresskit.runner.prepare import Prepared
+from compresskit.runner.steps import Taken
 
 
-@dataclass(frozen=True)
-class At:
-    """Where a run stands: the model after a step, in its folder.
+@dataclass(frozen=True, kw_only=True)
+class At(Taken):
+    """A step that was taken, and the model after it, in its folder.
 
     Attributes:
         key: What it depends on.
         place: Its entry in the cache; None for an original that has no ONNX file of its own to be kept.
         ready: What runs, with its counts.
-        notes: What was found out on the way to it.
-        target: The CPU that the step was told to aim at.
-        stages: Names of the methods that the step came to.
+        known: It was there before this run.
     """
 
     key: str
     place: Path | None
     ready: Ready
-    notes: tuple[str, ...] = ()
-    target: str | None = None
-    stages: tuple[str, ...] = ()
+    known: bool = False
 
 
 def at_entry(key: str, place: Path, light: Model) -> At:
@@ -48,7 +45,8 @@ def at_entry(key: str, place: Path, light: Model) -> At:
         proof = Gate(**found["proof"]) if found["proof"] else None
         shipped = Prepared(place / ONNX_NAME, proof, list(found["about"]))
     ready = Ready(replace(light, card=card), shipped, found["counts"], place / WEIGHTS_NAME)
-    return At(key, place, ready, tuple(found["notes"]), found["target"], tuple(found["stages"]))
+    stages, notes = tuple(found["stages"]), tuple(found["notes"])
+    return At(key=key, place=place, ready=ready, stages=stages, notes=notes, target=found["target"])
 
 
 def _card(place: Path, light: Model) -> Card:

@@ -11,6 +11,7 @@ from compresskit.errors import InputError
 from compresskit.model import Model
 from compresskit.ops.estimates.ranks import MULTIPLE
 from compresskit.ops.estimates.sizes import Inventory, Kind, Sized
+from compresskit.ops.packed.formats import FORMATS
 from compresskit.ops.packed.layout import Grid
 from compresskit.runner.candidate import files_of
 from compresskit.stage import Progress, silent
@@ -29,7 +30,7 @@ BITS: Literal[4] = 4
 SAMPLES = 32
 """Samples that it is measured on, at most."""
 _BITS: tuple[Literal[4, 8], ...] = (8, BITS)
-_CODES = re.compile(r"u?int[2348]|nf4")
+_CODES = re.compile(r"u?int[2348]|table[2348]")
 
 
 def estimates(model: Model, found: Mapping[str, Any], *, seed: int = 0) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _read(
             inventory, ranks = entries.inventory_of_graph(found["layers"], size), entries.ranks_of(found["layers"])
         else:
             inventory, ranks = entries.inventory_of_tensors(found["layers"], found["totals"]["bytes"]), {}
-        codes = any(_CODES.fullmatch(name) for name in found["dtypes"])
+        codes = any(_CODES.fullmatch(name) or name in FORMATS for name in found["dtypes"])
         reason = "quantized already" if codes else "" if inventory.weights else "there is no layer's weight in it"
         if reason:
             return inventory, {}, {}, reason
@@ -171,9 +172,9 @@ def _forms(inventory: Inventory, grids: Mapping[int, dict[str, Grid]], macs: int
 def _pruned(model: Model, reason: str, seed: int) -> dict[str, Any]:
     """The share that structured pruning could touch."""
     if isinstance(model.body, Path):
-        reason = "a graph has no module to cut" if model.body.suffix == ".onnx" else "needs the architecture: --arch"
+        reason = "a graph has no module to cut" if model.body.suffix == ".onnx" else "needs the architecture: `arch`"
     elif not reason and not model.card.inputs:
-        reason = "needs the shape of the input: --input-shape"
+        reason = "needs the shape of the input: `input_shape`"
     if reason or isinstance(model.body, Path):
         return {"known": False, "reason": reason}
     from compresskit.ops.estimates.prunable import prunable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compresskit.bench.machine import environment
+from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from compresskit.bench.run import change
+from compresskit.benchmark.run import change
 from compresskit.quality.drop import Limit, parse_drop, within
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
 from compresskit.report import Evaluation, Gate, Measurement, ModelEntry, point_name, points_of
@@ -143,5 +143,5 @@ def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, where:
     else:
         passed, reason = pace(speedup)
         if passed is False:
-            reason += f"; to accept it: --min-speedup {max(0.01, low * 0.9):.2g}"
+            reason += f"; to accept it: `min_speedup` {max(0.01, low * 0.9):.2g}"
     return Gate(name=name, limit=limit, value=speedup.value, unit="×", passed=passed, asked=asked, reason=reason)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compresskit.bench import target as targets
+from compresskit.benchmark import target as targets
 from compresskit.errors import CompressKitError
 from compresskit.quality.evaluate import evaluate
 from compresskit.runner.candidate import Candidate, Int8Arithmetic
@@ -79,7 +79,7 @@ def _cost(
         return ""
     if model.int8_arithmetic == "native":
         what, there = ("the exact ones", "x86-vnni") if targets.here().saturates else ("that", "x86-avx2")
-        return f": measure {what} with evaluate --target {there}"
+        return f": measure {what} with evaluate `target` {there}"
     if model.int8_arithmetic != "clipped" or measured is None or measured.metric is None or source is None:
         return ""
     score = measured.scores.get(model.name)

@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from compresskit.bench.machine import environment
-from compresskit.bench.run import change
-from compresskit.bench.sweep import Point
+from compresskit.benchmark.machine import environment
+from compresskit.benchmark.run import change
+from compresskit.benchmark.sweep import Point
 from compresskit.data.source import notes_of
+from compresskit.kinds import Kind
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
@@ -22,7 +23,7 @@ from compresskit.runner.layers import layers_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
-from compresskit.stage import Progress, Stage, silent
+from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -62,15 +63,15 @@ class Measuring:
         """Where models are timed unless more points are asked for: at one sample a call."""
         return Point(1, self.threads, self.sequence)
 
-    def of(self, stages: Sequence[Stage], target: str | None) -> Measuring:
+    def of(self, kinds: Sequence[Kind], target: str | None) -> Measuring:
         """As it is for what stages made.
 
         Args:
-            stages: All of them.
+            kinds: Of all of them.
             target: What they were told to aim at; a target of its own counts more.
         """
         # Fine-tuning makes nothing smaller or faster.
-        tuned = all(stage.kind.only_tunes for stage in stages)
+        tuned = all(kind.only_tunes for kind in kinds)
         limits = replace(self.limits, may_grow=True) if tuned else self.limits
         return replace(self, limits=limits, target=self.target or target)
 
@@ -266,7 +267,7 @@ def report_on(
     else:
         rounded, about = _rounding(facts, new.name)
         if isinstance(after.model.body, Path):
-            about.append("no model.onnx was written: give --arch and --input-shape")
+            about.append("no model.onnx was written: give `arch` and `input_shape`")
         builder.figures += rounded
     return builder.report(
         [*_proofs(before, after), *log.gates, *_fair(builder.gates(), facts)],
@@ -308,7 +309,7 @@ def _seen(data: Source | None, evaluated: Source | None) -> list[str]:
         or data.fingerprint() != evaluated.fingerprint()
     ):
         return []
-    return ["the evaluation data are those of --data: the quality is of samples that the result was fitted to"]
+    return ["the evaluation data are those of `data`: the quality is of samples that the result was fitted to"]
 
 
 def _unused(data: Source | None, history: Sequence[Applied]) -> list[str]:

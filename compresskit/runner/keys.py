@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compresskit.bench.machine import environment
+from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.bundle import extras_of, sha256
 from compresskit.errors import PathError
 from compresskit.model import portable
@@ -67,6 +67,12 @@ def content(path: Path) -> str:
     if path.is_dir():
         files |= {name: path / name for name in extras_of(path)}
     return digest(sorted((name.as_posix(), sha256(file)) for name, file in files.items()))
+
+
+def code_of(word: str | None) -> str | None:
+    """The content of the file that ``FILE.py:NAME`` names; another word as it is."""
+    place = Path((word or "").rpartition(":")[0])
+    return content(place) if place.suffix == ".py" and place.is_file() else word
 
 
 def options_of(stage: Stage) -> dict[str, Any]:

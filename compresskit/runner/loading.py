@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit import registry
 from compresskit.errors import UsageError
+from compresskit.facts import Facts, read_facts
 from compresskit.model import Card, Model
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def load(
     """
     from compresskit.checkpoint.load import load as read
 
-    return read(
+    model = read(
         Path(path),
         arch=arch,
         arch_args=arch_args,
@@ -57,8 +59,31 @@ def load(
         key=key,
         allow_nonfinite=allow_nonfinite,
         shipped=shipped,
-        replay=replay,
+        replay=partial(_replay, Path(path)),
     )
+    history_facts(model.card, path)
+    return model
+
+
+def load_shipped(
+    path: Path, options: dict[str, Any] | None = None, *, several: bool = False, runtime: str = "onnxruntime"
+) -> Model:
+    """Read a model to be measured, as it ships.
+
+    Args:
+        path: As for :func:`load`.
+        options: Keyword arguments of :func:`load`.
+        several: One of several models: then architecture and shape of the input are for those that need them.
+        runtime: torch rebuilds a bundle's module, the others run its ONNX file.
+    """
+    from compresskit.checkpoint.load import kind_of
+    from compresskit.runtimes import runs_modules
+
+    own = dict(options or {})
+    rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
+    if several and kind_of(path) != "tensors" and not rebuilt:
+        own |= {"arch": None, "arch_args": {}, "input_shape": None, "key": None}
+    return load(path, **own, shipped=not rebuilt)
 
 
 def load_module(path: Path, **options: Any) -> nn.Module:
@@ -69,7 +94,7 @@ def load_module(path: Path, **options: Any) -> nn.Module:
     """
     model = load(path, **options)
     if isinstance(model.body, Path):
-        raise UsageError(f"{path} does not say how to build the module", "give --arch FILE.py:NAME")
+        raise UsageError(f"{path} does not say how to build the module", "give `arch` FILE.py:NAME")
     from compresskit.ops.quantize.fast import speed_up
 
     for reason, count in Counter(speed_up(model.body).values()).items():
@@ -79,8 +104,27 @@ def load_module(path: Path, **options: Any) -> nn.Module:
     return model.body
 
 
-def replay(module: nn.Module, card: Card, tensors: Tensors) -> Tensors:
+def history_facts(card: Card, origin: str | Path) -> list[Facts]:
+    """What each stage of a card's history recorded, in order.
+
+    Args:
+        card: The card.
+        origin: Where it is from, for the errors.
+
+    Raises:
+        InputError: It isn't what the stage records. Of a stage that isn't installed only what all record is looked at.
+    """
+    found = []
+    for number, applied in enumerate(card.history, 1):
+        known = applied.name in registry.rows()
+        kind = registry.get(applied.name).facts if known else Facts
+        what = f"{origin}: step {number} of the card's history, {applied.name}"
+        found.append(read_facts(kind, applied.facts, what, strict=known))
+    return found
+
+
+def _replay(origin: Path, module: nn.Module, card: Card, tensors: Tensors) -> Tensors:
     """Give a module the shape that the card's history gave it; returns the tensors to load."""
-    for applied in card.history:
-        tensors = registry.get(applied.name).replay(module, applied.facts, tensors)
+    for applied, facts in zip(card.history, history_facts(card, origin), strict=True):
+        tensors = registry.get(applied.name).replay(module, facts, tensors)
     return tensors

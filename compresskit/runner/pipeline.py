@@ -1,63 +1,58 @@
-"""A recipe run: each finished step is kept under the hash of all it depends on, and never computed again."""
+"""The whole way of one model: its steps, export, measurements, verdict, and the bundle they end in.
+
+A single command, the library's ``run`` and a recipe are taken by the same loop; a recipe's steps are kept, told of and
+may be undone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.atomic import new_folder, refuse_same, refuse_within
-from compresskit.checkpoint.bundle import (
-    ONNX_NAME,
-    PAGE_NAME,
-    PROVENANCE_NAME,
-    REPORT_NAME,
-    WEIGHTS_NAME,
-    seal,
-)
+from compresskit import registry
+from compresskit.checkpoint.atomic import new_folder, refuse_within
+from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME
 from compresskit.errors import GateError, UsageError
 from compresskit.model import Model
-from compresskit.quality.drop import parse_drop, within
-from compresskit.recipe.limits import DEFAULT_DROP, Limits
-from compresskit.recipe.plan import MODEL, Recipe, Step
-from compresskit.report import Gate, Report, StepEntry
-from compresskit.runner.cache import ABOUT, Cache
+from compresskit.recipe.limits import Limits
+from compresskit.recipe.plan import Recipe
+from compresskit.report import Report
+from compresskit.runner.cache import Cache
+from compresskit.runner.cached_steps import Cached, read_model
 from compresskit.runner.disk_space import check_room
-from compresskit.runner.entries import At, at_entry, bytes_of, copy_bundle, write_note
 from compresskit.runner.int8_saturation import int8_arithmetic_on
-from compresskit.runner.journey import check, finish, refuse_states
-from compresskit.runner.judging import Measuring, Ready, RunLog, report_on
-from compresskit.runner.keys import content, digest, options_of, surroundings
-from compresskit.runner.loading import load
-from compresskit.runner.measure import score
-from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
+from compresskit.runner.judging import Measuring, RunLog, report_on
+from compresskit.runner.keys import surroundings
+from compresskit.runner.preconditions import check, check_output
+from compresskit.runner.prepare import with_inputs
 from compresskit.runner.provenance import provenance
 from compresskit.runner.sources import opener
-from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, workplace
-from compresskit.runner.teacher import teacher_of
-from compresskit.stage import Context, Progress, Stage, say_nothing, silent
-
-if TYPE_CHECKING:
-    from compresskit.data.source import Source
-
-Read = Callable[[Path], Model]
+from compresskit.runner.stage_runner import aimed_at, form, workplace
+from compresskit.runner.steps import InMemory, Job, Steps, T
+from compresskit.stage import Progress, say_nothing, silent
 
 
-def reader(recipe: Recipe) -> Read:
-    """How a recipe's model, and what its steps wrote, is read."""
+def run(model: Model, job: Job) -> Report:
+    """Take steps on a model in memory and write the bundle with its report.
 
-    def read(path: Path) -> Model:
-        step = (path / ABOUT).is_file()
-        graph = path.is_dir() and not (path / WEIGHTS_NAME).is_file() and (path / ONNX_NAME).is_file()
-        arch = None if step and graph else recipe.arch
-        return load(
-            path, arch=arch, arch_args=recipe.arch_args if arch else None,
-            input_shape=None if step else recipe.input_shape, key=None if step else recipe.key,
-            allow_nonfinite=recipe.allow_nonfinite,
-        )  # fmt: skip
+    The bundle appears under its final name when everything in it is whole; a bundle whose gates fail is written too,
+    with the verdict FAIL in its report, but not one that fails the parity gate.
 
-    return read
+    Args:
+        model: What was read; changed in place and not to be used afterwards.
+        job: Of steps without limits of their own: none can be undone.
+
+    Raises:
+        GateError: The ONNX export computes something else than the model.
+        UsageError: Options that don't fit, an output that exists or is the input.
+        InputError: The model or the data doesn't allow it.
+        MachineError: The disk is full or read-only, memory runs out.
+    """
+    if any(step.rollback or step.max_drop is not None for step in job.steps):
+        raise TypeError("steps in memory can't be measured and undone: run them as a recipe")
+    check_output(job.output, model.source, job.stages)
+    return _run(lambda: (model, job), InMemory)
 
 
 def run_recipe(
@@ -97,242 +92,85 @@ def run_recipe(
     if recipe.model is None:
         raise UsageError("the recipe names no model", "give one: compresskit run RECIPE MODEL")
     origin, output = Path(recipe.model), Path(output)
-    refuse_same(origin, output)
-    stages = [step.stage for step in recipe.steps]
-    refuse_states(stages, output)
+    check_output(output, origin, [step.stage for step in recipe.steps])
     if cache is not None:
         refuse_within(cache.root, output)
     check_room(recipe, output, None if cache is None else cache.root)
-    read = reader(recipe)
-    model = read(origin)
-    open_ = opener(model, recipe.normalize, recipe.sequence, paths=[recipe.data, recipe.eval_data])
-    data, evaluated = open_(recipe.data), open_(recipe.eval_data)
-    measuring = Measuring(
-        evaluated, recipe.metric, Limits(recipe.max_drop, recipe.max_size, recipe.min_speedup), bench=bench,
-        sequence=recipe.sequence, threads=recipe.threads, device=recipe.device, seed=recipe.seed,
-    )  # fmt: skip
-    check(model, stages, data, measuring)
-    int8_arithmetic_on(measuring.target or aimed_at(stages))
-    model = with_inputs(model, data if data is not None else evaluated) if measuring.export else model
+
+    def read() -> tuple[Model, Job]:
+        model = read_model(recipe, origin)
+        open_ = opener(model, recipe.normalize, recipe.sequence, paths=[recipe.data, recipe.eval_data])
+        measuring = Measuring(
+            open_(recipe.eval_data), recipe.metric, Limits(recipe.max_drop, recipe.max_size, recipe.min_speedup),
+            bench=bench, sequence=recipe.sequence, threads=recipe.threads, device=recipe.device, seed=recipe.seed,
+        )  # fmt: skip
+        return model, Job(
+            recipe.steps, output, open_(recipe.data), measuring, force, command, progress, tell, recipe, draw
+        )  # fmt: skip
+
+    def steps(model: Model, job: Job, work: Path) -> Cached:
+        return Cached(model, job, recipe, cache or Cache(work / "steps"))
+
+    return _run(read, steps)
+
+
+def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, Path], Steps[T]]) -> Report:
+    """Run a job.
+
+    Args:
+        read: Gives the model, and what is to be done with it.
+        steps_of: What takes the steps, by the model with its inputs known, the job and a folder for temporary files.
+    """
+    model, job = read()
+    measuring = job.measuring
+    check(model, job.stages, job.data, measuring)
+    int8_arithmetic_on(measuring.target or aimed_at(job.stages))  # an unknown name is refused before the work
+    if measuring.export:
+        model = with_inputs(model, job.data if job.data is not None else measuring.source)
     if form(model) == "weights":
-        measuring = replace(measuring, export=False)
-    with new_folder(output, force=force) as folder:
+        job = replace(job, measuring=replace(measuring, export=False))
+    with new_folder(job.output, force=job.force) as folder:
         with workplace(folder) as work:
-            kept = cache or Cache(work / "steps")
-            walk = _Walk(recipe, read, model, data, measuring, kept, work, progress, tell)
-            del model
-            report = walk.run(folder, output, command)
+            steps = steps_of(model, job, work)
+            del model  # where the steps are kept on disk, its weights needn't stay in memory
+            taken = _walk(steps, job)
+            report = _judge(steps, taken, job, folder)
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
-            if draw is not None:
-                (folder / PAGE_NAME).write_text(draw(report), encoding="utf-8")
-        seal(folder, walk.now.ready.model.card)
-    kept.tidy(keep={at.place for at in (walk.now,) if at.place})
+            if job.draw is not None:
+                (folder / PAGE_NAME).write_text(job.draw(report), encoding="utf-8")
+        steps.finish(taken[-1] if taken else steps.first, folder)
     return report
 
 
-@dataclass
-class _Walk:
-    """One run of a recipe."""
+def _walk(steps: Steps[T], job: Job) -> list[T]:
+    """Take all steps; returns those that weren't undone.
 
-    recipe: Recipe
-    read: Read
-    original: Model
-    data: Source | None
-    measuring: Measuring
-    cache: Cache
-    work: Path
-    progress: Progress
-    tell: Callable[[str], None]
-    entries: list[StepEntry] = field(default_factory=list)
-    gates: list[Gate] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.surroundings = surroundings(self.measuring.threads)
-        self.samples = None if self.data is None else self.data.fingerprint()
-        source = self.measuring.source
-        self.evaluated = None if source is None else source.fingerprint()
-        self.now = self.first = self._start()
-        # Only what is known of it is needed from here on: its weights would lie in memory for nothing.
-        self.original = self.first.ready.model
-
-    def run(self, folder: Path, output: Path, command: str) -> Report:
-        """Take all steps, and measure what came out."""
-        done: list[At] = []
-        for index, step in enumerate(self.recipe.steps):
-            if (at := self._take(index, step)) is not None:
-                done.append(at)
-        if not done:
-            names = ", ".join(entry.name for entry in self.entries)
-            raise GateError(f"every step was undone ({names}): nothing is left to write", "loosen max-drop")
-        copy_bundle(self.now, folder)
-        shipped = self.now.ready.shipped
-        if shipped is not None:
-            shipped = replace(shipped, path=folder / shipped.path.name)
-        target = next((at.target for at in reversed(done) if at.target), None)
-        measuring = self.measuring.of([step.stage for step in self.recipe.steps], target)
-        after = replace(self.now.ready, shipped=shipped, place=folder / WEIGHTS_NAME)
-        log = RunLog(self.data, [note for at in done for note in at.notes], self.entries, self.gates)
-        report = report_on(self.first.ready, after, output, measuring, log, command=command, progress=self.progress)
-        found = provenance(self.recipe, self.surroundings, self.entries, folder)
-        (folder / PROVENANCE_NAME).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return report
-
-    def _start(self) -> At:
-        """The original, with its ONNX file."""
-        model = self.original
-        key = digest(
-            "original", content(Path(str(self.recipe.model))), model.card.to_json(), self.recipe.allow_nonfinite,
-            self.recipe.key, _code_of(self.recipe.arch), self.measuring.export, self.measuring.seed, self.surroundings,
-        )  # fmt: skip
-        light = replace(model, body=model.source)
-        if form(model) != "torch" or not self.measuring.export:
-            shipped = Prepared(model.body) if isinstance(model.body, Path) and self.measuring.export else None
-            return At(key, None, Ready(light, shipped, counted(model), model.source))
-        place = self.cache.find(key)
-        if place is None:
-            with self.cache.fill(key) as folder:
-                made = to_onnx(model, folder / ONNX_NAME, seed=self.measuring.seed, progress=self.progress)
-                write_note(folder, made, counted(model), "export")
-                seal(folder, model.card)
-            place = self._found(key)
-        return at_entry(key, place, light)
-
-    def _found(self, key: str) -> Path:
-        place = self.cache.find(key)
-        if place is None:
-            raise UsageError(f"what was just written to the cache is not there any more: {self.cache.root / key}")
-        return place
-
-    def _take(self, index: int, step: Step) -> At | None:
-        """Take a step; None where it was undone."""
-        before = self.now
-        name = step.stage.name()
-        key = self._key(before.key, step.stage)
-        place = self.cache.find(key)
-        state = "done" if place is None else "cached"
-        self.tell(f"step {index + 1} of {len(self.recipe.steps)}: {name}{'' if place is None else ' (from the cache)'}")
-        if place is None:
-            self._make(key, step.stage)
-            place = self._found(key)
-        at = at_entry(key, place, self.original)
-        entry, passed = self._cost(step, before, at)
-        named = ", ".join(n for n in at.stages if n != name)
-        entry = entry.model_copy(update={"name": f"{name} ({named})" if named else name, "state": state})
-        if not passed and step.rollback:
-            entry = entry.model_copy(update={"state": "undone"})
-            self.tell(f"step {index + 1}: undone, {entry.reason}")
-        elif passed is not None and step.max_drop is not None:
-            self.gates.append(_gate(index, entry, step.max_drop, passed))
-        self.entries.append(entry)
-        if entry.state == "undone":
-            return None
-        self.now = at
-        return at
-
-    def _key(self, before: str, stage: Stage) -> str:
-        limits = self.measuring.limits
-        chooses = type(stage).choose is not Stage.choose
-        aims = [limits.max_drop, limits.max_size] if chooses else []
-        return digest(
-            before, stage.name(), options_of(stage), self.samples, self.recipe.seed, self.recipe.threads, aims,
-            self.measuring.export, self.surroundings,
-        )  # fmt: skip
-
-    def _make(self, key: str, stage: Stage) -> None:
-        """Compute a step into the cache."""
-        with self.cache.fill(key) as folder:
-            with workplace(folder) as work:
-                making = StageRunner(self._model(), dict(self.now.ready.counts))
-                limits = self.measuring.limits
-                ctx = Context(
-                    work, self.data, self.measuring.seed, self.measuring.threads, self.progress, self.tell,
-                    max_bytes=limits.max_bytes, max_drop=limits.max_drop,
-                    teacher=self._teacher(stage, making.model),
-                )  # fmt: skip
-                making.apply(stage, ctx, exported=self._exported(work))
-                result = ship(
-                    making.model, folder, export=self.measuring.export, seed=self.measuring.seed, progress=self.progress
-                )
-                target = self.measuring.target or aimed_at(making.stages)
-                names = [step.name() for step in making.stages]
-                write_note(folder, result, making.counts, *names, notes=making.notes, target=target)
-            finish(folder, making.model.card, self.original.source)
-
-    def _model(self) -> Model:
-        """The model as it is now, fresh from disk, its card that of the original with more history."""
-        if self.now is self.first:
-            model = self.read(self.original.source)
-            return with_inputs(replace(model, card=self.original.card), None)
-        place = self.now.place
-        if place is None:
-            raise TypeError("a step has an entry")
-        found = self.read(place)
-        card = replace(found.card, format=self.original.card.format)
-        return replace(found, card=card, source=self.original.source)
-
-    def _exported(self, work: Path) -> Callable[[Model, str], Path]:
-        """How a stage that works on ONNX gets its file: the one that the step before wrote, if nothing came after."""
-        shipped, history = self.now.ready.shipped, len(self.now.ready.model.card.history)
-
-        def exported(model: Model, name: str) -> Path:
-            if shipped is not None and len(model.card.history) == history:
-                return shipped.path
-            return to_onnx(model, work / name, seed=self.measuring.seed, progress=self.progress).path
-
-        return exported
-
-    def _teacher(self, stage: Stage, student: Model) -> Model | None:
-        if (named := stage.learns_from) is not None and named.model == MODEL:
-            return replace(self.read(self.original.source), card=self.original.card)
-        return teacher_of([stage], student)
-
-    def _cost(self, step: Step, before: At, at: At) -> tuple[StepEntry, bool | None]:
-        """What a step did, and whether it keeps its limit; None where nothing was measured."""
-        entry = StepEntry(name="", state="done", bytes=bytes_of(at.ready))
-        old, new = self._figure(before), self._figure(at)
-        if old is None or new is None:
-            return entry, None
-        limit, against = step.max_drop, old
-        if limit is None:
-            limit, first = self.recipe.max_drop or DEFAULT_DROP, self._figure(self.first)
-            against = first if first is not None else old
-        parsed = parse_drop(limit)
-        passed, lost = within(parsed, against["value"], new["value"], new["higher"])
-        drop = (old["value"] - new["value"]) * (1 if new["higher"] else -1)
-        places = f"{against['value']:.3f} → {new['value']:.3f}, {lost:+.3f} lost of {parsed} allowed"
-        update = {"metric": new["metric"], "value": new["value"], "drop": drop, "reason": "" if passed else places}
-        return entry.model_copy(update=update), passed
-
-    def _figure(self, at: At) -> dict[str, Any] | None:
-        """The metric of a model on the evaluation data; the same on every run, so it is remembered."""
-        source, shipped = self.measuring.source, at.ready.shipped
-        if source is None or shipped is None:
-            return None
-        target = self.measuring.target or at.target
-        metric = self.measuring.metric
-        key = digest(
-            "figure", at.key, self.evaluated, metric, _code_of(metric), target, self.surroundings,
-            self.measuring.device,
-        )  # fmt: skip
-        if (known := self.cache.recall(key)) is None:
-            candidate = at.ready.candidate("step", "step", replace(self.measuring, target=target))
-            chosen, found = score(candidate, source, metric, progress=self.progress)
-            known = {}
-            if chosen is not None and found is not None:
-                known = {"metric": chosen.name, "value": found.value, "higher": chosen.higher_is_better}
-            self.cache.remember(key, known)
-        return known or None
+    Raises:
+        GateError: None is left.
+    """
+    taken: list[T] = []
+    for place, step in enumerate(job.steps):
+        now = taken[-1] if taken else steps.first
+        at = steps.take(place, step.stage, now)
+        if steps.stays(place, step, now, at):
+            taken.append(at)
+    if job.steps and not taken:
+        names = ", ".join(entry.name for entry in steps.entries)
+        raise GateError(f"every step was undone ({names}): nothing is left to write", "loosen max-drop")
+    return taken
 
 
-def _gate(index: int, entry: StepEntry, limit: str, passed: bool) -> Gate:
-    name = f"step {index + 1}, {entry.name}: {entry.metric} drop"
-    return Gate(
-        name=name, limit=f"≤ {parse_drop(limit)}", value=entry.drop, unit="pt", passed=passed, asked=True,
-        reason=entry.reason,
+def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Report:
+    """Write what ships, and hold it against the original by the limits that suit the steps that were not undone."""
+    after = steps.deliver(taken[-1] if taken else steps.first, folder)
+    target = next((at.target for at in reversed(taken) if at.target), None)
+    kinds = [registry.get(name).kind for at in taken for name in at.stages]
+    log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates)
+    measuring = job.measuring.of(kinds, target)
+    report = report_on(
+        steps.baseline, after, job.output, measuring, log, command=job.command, progress=job.progress
     )  # fmt: skip
-
-
-def _code_of(word: str | None) -> str | None:
-    """The content of the file that ``FILE.py:NAME`` names."""
-    place = Path((word or "").rpartition(":")[0])
-    return content(place) if place.suffix == ".py" and place.is_file() else word
+    if job.recipe is not None:
+        found = provenance(job.recipe, surroundings(job.measuring.threads), steps.entries, folder)
+        (folder / PROVENANCE_NAME).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return report

@@ -14,7 +14,7 @@ from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
-    from compresskit.export.parity import Parity
+    from compresskit.exporter.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def with_inputs(model: Model, source: Source | None) -> Model:
     if model.card.inputs or isinstance(model.body, Path):
         return model
     if source is None:
-        raise UsageError("the shape of the model's input is not known", "give --input-shape 1,3,32,32, or --data")
+        raise UsageError("the shape of the model's input is not known", "give `input_shape` 1,3,32,32, or `data`")
     from compresskit.data.opening import input_specs
 
     names = forward_names(model)
@@ -74,10 +74,11 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
     if isinstance(model.body, Path):
         if model.body.suffix == ".onnx":
             return Prepared(model.body)
-        raise UsageError(f"{model.source} is tensors without an architecture", "give --arch FILE.py:NAME")
-    from compresskit.export.checked import export_checked
+        raise UsageError(f"{model.source} is tensors without an architecture", "give `arch` FILE.py:NAME")
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
-    result = export_checked(model.body, model.card.inputs, path, seed=seed, progress=progress)
+    result = export_checked(model.body, model.card.inputs, path, ParityCheck(seed=seed), progress=progress)
     notes = list(result.notes)
     if result.distance_level4 is not None:
         distance = result.distance_level4.rel_l2
@@ -87,7 +88,7 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
 
 def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
-    from compresskit.export.parity import RELATIVE
+    from compresskit.exporter.parity import RELATIVE
 
     return Gate(
         name="ONNX parity",
@@ -102,7 +103,7 @@ def counted(model: Model) -> dict[str, Any]:
     """Parameters, and multiply-accumulates of one sample; None where they can't be told."""
     if isinstance(model.body, Path):
         return {"parameters": None, "macs": None}
-    from compresskit.bench.feeds import make_feeds
+    from compresskit.benchmark.feeds import make_feeds
     from compresskit.ops.macs import count_macs
 
     parameters = sum(p.numel() for p in model.body.parameters())

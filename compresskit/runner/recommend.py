@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from compresskit.bench.run import change, refusal
+from compresskit.benchmark.run import change, refusal
 from compresskit.errors import InputError
 from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate
@@ -27,7 +27,7 @@ def everywhere() -> tuple[list[str], list[str]]:
             elif name not in _LEFT_OUT:
                 notes.append(f"not tried: {lack}")
         elif name in _LEFT_OUT:
-            notes.append(f"not tried: {name}, because {_LEFT_OUT[name]}; --runtime {name} times it")
+            notes.append(f"not tried: {name}, because {_LEFT_OUT[name]}; `runtime` {name} times it")
         else:
             found.append(name)
     if absent:

@@ -48,7 +48,7 @@ def regressions(
     if differences and not allow_other_machine:
         raise UsageError(
             f"the baseline is of another machine or other versions (baseline → report): {'; '.join(differences)}",
-            "measure both on one machine, or accept it: --allow-other-machine",
+            "measure both on one machine, or accept it: `allow_other_machine`",
             limit=_MESSAGE,
         )
     found: list[Gate] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compresskit.bench.roofline import Kind, bandwidth, matrix_rate
+from compresskit.benchmark.roofline import Kind, bandwidth, matrix_rate
 from compresskit.errors import CompressKitError, InputError
 from compresskit.report import Measurement
 from compresskit.runner.candidate import Candidate

@@ -18,12 +18,12 @@ def opener(
     """How the data of one command is opened: all of it with the same preparation.
 
     Raises:
-        UsageError: ``--normalize`` is given, but no data that it could be for.
+        UsageError: `normalize` is given, but no data that it could be for.
     """
     from compresskit.data.opening import open_source
 
     if normalize is not None and not any(paths):
-        raise UsageError("--normalize is for data, and none is given", "give --data or --eval-data")
+        raise UsageError("`normalize` is for data, and none is given", "give `data` or `eval_data`")
     tokenizer = model.source if model.source.is_dir() else None
 
     def open_(path: str | None) -> Source | None:

@@ -45,7 +45,7 @@ class StageRunner:
         ctx: Context,
         *,
         exported: Callable[[Model, str], Path],
-        check: Callable[[Model, list[Stage]], None] | None = None,
+        check: Callable[[Model, list[Stage]], None],
     ) -> None:
         """Apply a stage.
 
@@ -60,8 +60,7 @@ class StageRunner:
         """
         chosen = stage.choose(self.model, ctx)
         self.notes += chosen.notes
-        if check is not None:
-            check(self.model, list(chosen.stages))
+        check(self.model, list(chosen.stages))
         for step in chosen.stages:
             if form(self.model) == "torch" and "torch" not in step.takes:
                 self.model = replace(self.model, body=exported(self.model, f"{step.method}.onnx"))

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from compresskit.bench.target import Target, get
+from compresskit.benchmark.target import Target, get
 from compresskit.errors import printable
 from compresskit.model import Model, portable
 from compresskit.ops.globs import escaped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,28 +12,28 @@ from compresskit.runner.prepare import forward_names
 from compresskit.stage import Stage
 
 
-def teacher_of(stages: Sequence[Stage], student: Model) -> Model | None:
-    """Read the teacher of the stage that has one; None where no stage names any.
+def teacher_of(stage: Stage, student: Model) -> Model | None:
+    """Read the teacher that a stage names; None where it names none.
 
     Args:
-        stages: Those to be run; the first one with a teacher counts.
+        stage: With its options.
         student: Its inputs are the teacher's where the teacher's own are not known.
 
     Raises:
         InputError: The file is damaged, hostile, or doesn't fit its architecture.
         UsageError: Its architecture is needed and not given.
     """
-    named = next((ref for s in stages if (ref := s.learns_from)), None)
+    named = stage.learns_from
     if named is None:
         return None
     if named.arch_args is not None and not named.arch:
-        raise UsageError("--teacher-arch-args is for --teacher-arch, which is not given")
+        raise UsageError("`teacher_arch_args` is for `teacher_arch`, which is not given")
     model = load(named.model, arch=named.arch, arch_args=named.arch_args)
     if model.card.task == "unknown":
         model = replace(model, card=replace(model.card, task=student.card.task))
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":
         raise UsageError(
-            f"the teacher {named.model} is tensors without an architecture", "give --teacher-arch FILE.py:NAME"
+            f"the teacher {named.model} is tensors without an architecture", "give `teacher_arch` FILE.py:NAME"
         )
     if model.card.inputs:
         return model

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from compresskit.bench import machine, noise
-from compresskit.bench.run import Plan, node_times
-from compresskit.bench.sweep import Point, sweep
+from compresskit.benchmark import machine, noise
+from compresskit.benchmark.run import Plan, node_times
+from compresskit.benchmark.sweep import Point, sweep
 from compresskit.data.tokens import longest
 from compresskit.errors import STOPS, CompressKitError, stop_code
 from compresskit.report import Distribution, Measurement, NodeTime
@@ -27,8 +27,8 @@ class Timing:
 
     Attributes:
         where: The points of a sweep, one at least.
-        rounds: See :class:`compresskit.bench.run.Plan`; None is its default.
-        processes: The same.
+        rounds: See :class:`compresskit.benchmark.run.Plan`; None is its default.
+        processes: How often all starts afresh; None is the plan's default.
         roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
         profiled: Time each node at each point, by the runtime's own profiler.
     """
@@ -86,7 +86,7 @@ def speed(
         models: The baseline first.
         timing: What is timed.
         seed: Of the made-up inputs.
-        keep: After Ctrl-C give what is known so far, see :func:`compresskit.bench.sweep.sweep`.
+        keep: After Ctrl-C give what is known so far, see :func:`compresskit.benchmark.sweep.sweep`.
         progress: Called after each generation of processes.
     """
     specs = [model.spec({}) for model in models]

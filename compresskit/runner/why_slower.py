@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from compresskit.bench.machine import cpu_flags
-from compresskit.bench.run import change
+from compresskit.benchmark.machine import cpu_flags
+from compresskit.benchmark.run import change
 from compresskit.report import Measurement, point_name, points_of
 from compresskit.runner.candidate import Candidate
 from compresskit.runtimes.onnxfile import Graph, scan
@@ -38,7 +38,7 @@ def slower(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[st
         where = point_name(ratio.point, points)
         what = f"{ratio.model} is {1 / ratio.value:.2f}× SLOWER than {models[0].name}{f' at {where}' if where else ''}"
         reason = likely(graph(by_name[ratio.model].path), ratio.batch or 1, base, graph(models[0].path))
-        found.append(f"{what}: {reason}" if reason else f"{what}, and nothing in its graph says why; see --profile")
+        found.append(f"{what}: {reason}" if reason else f"{what}, and nothing in its graph says why; see `profile`")
     return found
 
 
@@ -72,7 +72,7 @@ def _of_packed(graph: Graph, batch: int) -> str:
     if packed and (batch > 1 or rows):
         return (
             "weights are packed to save memory traffic, and a call of many rows (batch × tokens) is bound by "
-            "arithmetic: int8, or a smaller --batch or --sequence"
+            "arithmetic: int8, or a smaller `batch` or `sequence`"
         )
     return ""
 
@@ -97,7 +97,7 @@ def _of_int8(graph: Graph, flags: frozenset[str]) -> str:
 def _of_operators(graph: Graph, base_ms: float | None, before: Graph | None) -> str:
     """A reason in the sizes and the number of operators."""
     if odd := _odd_widths(graph):
-        return f"{odd} of its weights have widths that are no multiple of 8, which kernels pad: prune with --round-to 8"
+        return f"{odd} of its weights have widths that are no multiple of 8, which kernels pad: prune with `round_to` 8"
     if base_ms is not None and base_ms < _TINY_MS:
         return f"a call of the original takes {base_ms:.2g} ms: what each operator costs by itself outweighs its sums"
     extra = len(graph.nodes) - len(before.nodes) if before is not None else 0

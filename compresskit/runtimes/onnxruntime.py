@@ -25,7 +25,7 @@ PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", "pip install onnxruntime-gpu in its place, and TensorRT (NVIDIA)"),
     "openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-openvino in its place (Intel)"),
     "coreml": ("CoreMLExecutionProvider", "onnxruntime for macOS has it"),
-    "xnnpack": ("XnnpackExecutionProvider", "a build of onnxruntime with --use_xnnpack has it"),
+    "xnnpack": ("XnnpackExecutionProvider", "a build of onnxruntime with `use`_xnnpack has it"),
     "qnn": ("QNNExecutionProvider", "pip install onnxruntime-qnn in its place (Qualcomm)"),
 }
 """Of a runtime's name behind ``onnxruntime-``: the provider, and how to get it."""
@@ -222,7 +222,7 @@ def _providers(ort: Any, device: str) -> list[str]:
     if device.partition(":")[0] != "cuda":
         raise UsageError(f"onnxruntime has no device '{device}'", "use cpu or cuda")
     if _CUDA not in ort.get_available_providers():
-        raise MachineError("this onnxruntime has no CUDA support", "pip install onnxruntime-gpu, or use --device cpu")
+        raise MachineError("this onnxruntime has no CUDA support", "pip install onnxruntime-gpu, or use `device` cpu")
     return [_CUDA, "CPUExecutionProvider"]
 
 

@@ -56,7 +56,7 @@ class OpenVino:
         try:
             import openvino
         except ImportError as error:
-            raise MachineError(f"openvino does not load here: {error}", "pip install --upgrade openvino") from error
+            raise MachineError(f"openvino does not load here: {error}", "pip install `upgrade` openvino") from error
         finally:
             if before is _ABSENT:
                 sys.modules.pop(_TELEMETRY, None)
@@ -107,9 +107,9 @@ class OpenVino:
             raise UsageError(f"openvino has no device '{device}'", "use cpu, gpu or npu")
         where = device.upper().replace(":", ".")
         if not any(found.split(".")[0] == kind.upper() for found in core.available_devices):
-            raise MachineError(f"openvino finds no {kind} here", "use --device cpu")
+            raise MachineError(f"openvino finds no {kind} here", "use `device` cpu")
         if self.precision == "bf16" and "BF16" not in core.get_property(where, "OPTIMIZATION_CAPABILITIES"):
-            raise MachineError("this processor has no bfloat16", "use --runtime openvino")
+            raise MachineError("this processor has no bfloat16", "use `runtime` openvino")
         return where
 
 

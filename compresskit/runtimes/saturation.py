@@ -157,20 +157,24 @@ def find(model: Any) -> list[Product]:
             kinds[node.output[0]] = kinds.get(zero, TensorProto.UINT8)
         if node.op_type not in _PLACES:
             continue
-        zero_at, at, _ = _PLACES[node.op_type]
-        name = node.input[at]
+        name = node.input[_PLACES[node.op_type][1]]
         product = partial(Product, node, name, dynamic=node.op_type == _DYNAMIC or node.input[0] in dynamic)
-        kind = kinds.get(node.input[0])
-        if zero_at is not None and zero_at < len(node.input):
-            kind = kinds.get(node.input[zero_at], kind)
-        unsigned = zero_at is None or kind == TensorProto.UINT8
-        if not unsigned or name not in stored or stored[name].data_type != TensorProto.INT8:
+        if not _unsigned(node, kinds) or name not in stored or stored[name].data_type != TensorProto.INT8:
             found.append(product())
             continue
         weight = graph.array(name)
         rows, pairs = risks(ordered(node, weight))
         found.append(product(weight, rows, pairs) if len(pairs) else product())
     return found
+
+
+def _unsigned(node: Any, kinds: dict[str, int]) -> bool:
+    """True where a product's activations are unsigned: told by their zero point, else by themselves."""
+    zero_at = _PLACES[node.op_type][0]
+    if zero_at is None:
+        return True
+    zero = node.input[zero_at] if zero_at < len(node.input) else ""
+    return kinds.get(zero, kinds.get(node.input[0])) == 2  # TensorProto.UINT8
 
 
 def _unfused(model: Any) -> list[Product]:

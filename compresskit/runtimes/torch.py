@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.runtimes.base import require
+from compresskit.runtimes.untouched import Untouched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +81,7 @@ class TorchRuntime:
         """
         torch = self.prepare()
         if self.loader is None:
-            raise UsageError("the torch runtime needs to know how to build the model", "give its class with --arch")
+            raise UsageError("the torch runtime needs to know how to build the model", "give its class with `arch`")
         if threads:
             torch.set_num_threads(threads)
         where = _device(device)
@@ -104,6 +105,7 @@ class TorchSession:
         self._name = name
         self._keywords = _keywords(module)
         self._device = next((t.device for t in chain(module.parameters(), module.buffers())), "cpu")
+        self._untouched = Untouched()  # on a CPU tensors share the caller's arrays
         self.inputs = inputs
         self.outputs: tuple[str, ...] = ()
 
@@ -152,11 +154,14 @@ class TorchSession:
 
         try:
             with torch.inference_mode():
-                if self._keywords is None or all(name in self._keywords for name in tensors):
-                    return self._module(**tensors)
-                return self._module(*tensors.values())
+                return self._untouched.call(self._called, tensors)
         except Exception as error:
             raise _wrapped(error, f"torch cannot run {self._name}") from error
+
+    def _called(self, tensors: dict[str, Tensor]) -> object:
+        if self._keywords is None or all(name in self._keywords for name in tensors):
+            return self._module(**tensors)
+        return self._module(*tensors.values())
 
 
 def flatten(out: object, name: str = "output") -> dict[str, Tensor]:
@@ -208,7 +213,7 @@ def _device(name: str) -> Any:
         raise UsageError(f"torch has no device '{name}'", "use cpu, cuda or mps") from error
     ready = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not ready.get(device.type, False):
-        raise MachineError(f"this machine or this build of torch has no {device.type}", "use --device cpu")
+        raise MachineError(f"this machine or this build of torch has no {device.type}", "use `device` cpu")
     return device
 
 

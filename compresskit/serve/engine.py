@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.bench.feeds import make_feeds
+from compresskit.benchmark.feeds import make_feeds
 from compresskit.errors import CompressKitError, InputError
 from compresskit.model import InputSpec
 from compresskit.runtimes import get

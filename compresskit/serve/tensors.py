@@ -80,14 +80,21 @@ def read_request(
     """
     if header is not None and not 0 <= header <= len(body):
         _bad(f"Inference-Header-Content-Length is {header}, the body has {len(body)} bytes")
-    document = _object(_parse(body if header is None else body[:header]), _REQUEST, "the request")
+    end = len(body) if header is None else header
+    document = _object(_parse(body[:end]), _REQUEST, "the request")
     name = document.get("id")
     if name is not None and (not isinstance(name, str) or len(name) > _ID):
         _bad(f"id: expected a string of at most {_ID} characters")
-    tensors = document.get("inputs")
+    feeds = _read_inputs(document.get("inputs"), inputs, memoryview(body)[end:], limits)
+    return Request(feeds, _wanted(document, outputs), name)
+
+
+def _read_inputs(
+    tensors: Any, inputs: tuple[InputSpec, ...], rest: memoryview, limits: Limits
+) -> dict[str, np.ndarray]:
+    """All inputs of the model; ``rest`` are the bytes after the JSON."""
     if not isinstance(tensors, list):
         _bad("inputs: expected a list of tensors")
-    rest = memoryview(b"" if header is None else body)[0 if header is None else header :]
     specs = {spec.name: spec for spec in inputs}
     feeds: dict[str, np.ndarray] = {}
     for tensor in tensors:
@@ -102,7 +109,7 @@ def read_request(
         _bad(f"input '{missing[0]}' is missing: the model takes {', '.join(specs)}")
     if len(rest):
         _bad(f"{len(rest)} bytes follow the data of the last tensor")
-    return Request(feeds, _wanted(document, outputs), name)
+    return feeds
 
 
 def write_response(model: str, request: Request, results: dict[str, np.ndarray]) -> tuple[bytes, int | None]:
@@ -201,23 +208,28 @@ def _read_tensor(
     size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
     if size is None:
         array = _from_json(given.get("data"), shape, np.dtype(spec.dtype), what)
+    elif "data" in given:
+        _bad(f"{what} has data and binary_data_size")
     else:
-        dtype = np.dtype(spec.dtype).newbyteorder("<")
-        if "data" in given:
-            _bad(f"{what} has data and binary_data_size")
-        if type(size) is not int or size != prod(shape) * dtype.itemsize or size > len(rest):
-            _bad(f"{what}: binary_data_size is {size!r}, its shape has {prod(shape) * dtype.itemsize} bytes and "
-                 f"{len(rest)} follow")  # fmt: skip
-        raw, rest = rest[:size], rest[size:]
-        if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-            _bad(f"{what}: a BOOL is a byte of 0 or 1")
-        array = np.frombuffer(raw, dtype).astype(np.dtype(spec.dtype)).reshape(shape)
+        array = _from_bytes(rest, size, shape, np.dtype(spec.dtype), what)
+        rest = rest[size:]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         _bad(f"{what} holds NaN, Inf or a number too large for {DATATYPES[spec.dtype]}")
     if spec.high is not None and array.dtype.kind in "iu" and (array.max() >= spec.high or array.min() < -spec.high):
         _bad(f"{what} holds {array.max() if array.max() >= spec.high else array.min()}: it is the row of a table of "
              f"{spec.high}")  # fmt: skip
     return array, rest
+
+
+def _from_bytes(rest: memoryview, size: Any, shape: tuple[int, ...], dtype: np.dtype, what: str) -> np.ndarray:
+    """The first ``size`` bytes, little-endian."""
+    if type(size) is not int or size != prod(shape) * dtype.itemsize or size > len(rest):
+        _bad(f"{what}: binary_data_size is {size!r}, its shape has {prod(shape) * dtype.itemsize} bytes and "
+             f"{len(rest)} follow")  # fmt: skip
+    raw = rest[:size]
+    if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+        _bad(f"{what}: a BOOL is a byte of 0 or 1")
+    return np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
 
 
 def _shape(given: Any, spec: InputSpec, limits: Limits) -> tuple[int, ...]:
@@ -242,16 +254,7 @@ def free(spec: InputSpec) -> list[int]:
 
 def _from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype, what: str) -> np.ndarray:
     """Flat or nested lists of numbers, by row."""
-    if not isinstance(data, list):
-        _bad(f"{what}: data is a list of numbers, found {_kind(data)}" if data is not None else f"{what} has no data")
-    found = [len(data)]
-    while data and isinstance(data[0], list):
-        if len(found) == len(shape) or any(type(row) is not list or len(row) != len(data[0]) for row in data):
-            _bad(f"{what}: data is nested unlike its shape {list(shape)}")
-        found.append(len(data[0]))
-        data = list(chain.from_iterable(data))
-    if len(data) != prod(shape) or (len(found) > 1 and tuple(found) != shape):
-        _bad(f"{what}: shape {list(shape)} is {prod(shape)} values, found {len(data)} as {found}")
+    data = _flat(data, shape, what)
     allowed: set[type] = {bool} if dtype.kind == "b" else {int} if dtype.kind in "iu" else {int, float}
     if strange := set(map(type, data)) - allowed:
         kinds = {bool: "a boolean", int: "an integer", float: "a fraction"}
@@ -262,6 +265,21 @@ def _from_json(data: Any, shape: tuple[int, ...], dtype: np.dtype, what: str) ->
             return np.array(data, dtype).reshape(shape)
     except (OverflowError, ValueError):
         _bad(f"{what} holds a number too large for {DATATYPES[dtype.name]}")
+
+
+def _flat(data: Any, shape: tuple[int, ...], what: str) -> Any:
+    """The values of a shape, in one list."""
+    if not isinstance(data, list):
+        _bad(f"{what}: data is a list of numbers, found {_kind(data)}" if data is not None else f"{what} has no data")
+    found = [len(data)]
+    while data and isinstance(data[0], list):
+        if len(found) == len(shape) or any(type(row) is not list or len(row) != len(data[0]) for row in data):
+            _bad(f"{what}: data is nested unlike its shape {list(shape)}")
+        found.append(len(data[0]))
+        data = list(chain.from_iterable(data))
+    if len(data) != prod(shape) or (len(found) > 1 and tuple(found) != shape):
+        _bad(f"{what}: shape {list(shape)} is {prod(shape)} values, found {len(data)} as {found}")
+    return data
 
 
 def check_types(inputs: tuple[InputSpec, ...], results: dict[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -105,24 +106,31 @@ def _by_length(whole: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
 
 
 def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn.Module, dict[str, Tensor]], Any]:
-    """Calls a module with a batch: by name where its ``forward`` knows the names, else by position."""
-    from compresskit.export.call import Flat
-    from compresskit.export.quiet import first_line
+    """Calls a module with a batch: by name where its ``forward`` knows the names, else by position.
 
-    flat = Flat(module, inputs)
+    A batch stays as it is, whatever the module writes into its inputs.
+    """
+    from compresskit.exporter.call import Flat
+    from compresskit.exporter.quiet import first_line
+    from compresskit.runtimes.untouched import Untouched
+
+    flat, untouched = Flat(module, inputs), Untouched()
+
+    def called(target: nn.Module, batch: dict[str, Tensor]) -> Any:
+        if flat.by_name and inputs:
+            return target(**batch, **flat.extra)
+        return target(*batch.values())
 
     def forward(target: nn.Module, batch: dict[str, Tensor]) -> Any:
         try:
-            if flat.by_name and inputs:
-                return target(**batch, **flat.extra)
-            return target(*batch.values())
+            return untouched.call(partial(called, target), batch)
         except Exception as error:  # a user's forward may raise anything
             if type(error).__module__.startswith("compresskit"):
                 raise
             given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
             raise InputError(
                 f"the model failed on calibration data of {given}: {type(error).__name__}: {first_line(error)}",
-                "prepare the data as for inference; --input-shape tells what the model takes",
+                "prepare the data as for inference; `input_shape` tells what the model takes",
             ) from error
 
     return forward
@@ -151,7 +159,7 @@ def calibration_data(
     scores = model.card.task in ("classification", "causal-lm")
     if ctx.data is None:
         if not inputs:
-            raise UsageError("the model's inputs aren't known", "give --input-shape or --data")
+            raise UsageError("the model's inputs aren't known", "give `input_shape` or `data`")
         return CalibrationData(made_up(inputs, rows, ctx.seed), (), forward, scores)
     batches = batches_of(ctx.data, inputs, size, min(samples, len(ctx.data)), by_length=by_length)
     longest = batches[-1 if by_length else 0]
@@ -162,7 +170,7 @@ def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: i
     """One batch of made-up samples, for what has to be measured without data; ``sequence`` is the length of text."""
     import torch
 
-    from compresskit.bench.feeds import make_feeds
+    from compresskit.benchmark.feeds import make_feeds
 
     feeds = make_feeds(inputs, {"batch": count, "sequence": sequence}, seed)
     return {name: torch.from_numpy(array) for name, array in feeds.items()}

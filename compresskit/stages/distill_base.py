@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, field_validator
 
 from compresskit.errors import InputError, UsageError
+from compresskit.facts import Facts, Text
 from compresskit.kinds import DISTILL
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Form, TeacherRef
 from compresskit.stages.distill_student import kept_blocks, narrower, shallower
 from compresskit.stages.training import TrainingOptions
@@ -78,12 +79,39 @@ class Pupil:
         return self.output.shape[-1] if logits and self.output.shape[-1] > 1 else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeacherFacts:
+    """A teacher as the card names it.
+
+    Attributes:
+        model: Its name.
+        sha256: The hashes of its weights, by file.
+    """
+
+    model: Text
+    sha256: Mapping[Text, Text]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillFacts(Facts):
+    """Of a student.
+
+    Attributes:
+        teacher: What it learnt from.
+        pairs: Its layers that learnt from one of the teacher's, and which.
+    """
+
+    teacher: TeacherFacts
+    pairs: Mapping[Text, Text] = field(default_factory=dict)
+
+
 class Distill(TrainingOptions):
     """A way to train a student on what a teacher says."""
 
     kind: ClassVar = DISTILL
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = DistillFacts
     needs_no_replay: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("training", "teacher")
     rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4, "muon": 2e-2}
@@ -93,7 +121,7 @@ class Distill(TrainingOptions):
     teacher: Annotated[
         str | None,
         Field(
-            description="What to learn from: any MODEL, an .onnx file too. (after --student-depth or -width: MODEL)",
+            description="What to learn from: any MODEL, an .onnx file too. (after `student_depth` or -width: MODEL)",
             json_schema_extra={"format": "path"},
         ),
     ] = None
@@ -112,7 +140,7 @@ class Distill(TrainingOptions):
         float | None,
         Field(gt=0, lt=1, description="Make the student from MODEL first: so large a share of its channels or heads."),
     ] = None
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 20
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 20
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 64
     lr: Annotated[
         float | None,
@@ -182,12 +210,12 @@ class Distill(TrainingOptions):
         lesson = self.lesson(replace(pupil, origins=origins), stand)
         facts = self.train(lesson.student, model.card, ctx, teacher=lesson.teacher, loss=lesson.loss)
         facts |= lesson.facts | {"teacher": _about(teacher), "notes": made + facts["notes"] + lesson.notes}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        return self.recorded(model, facts)
 
     def _check(self, ctx: Context) -> None:
         """Refuse what can be known to be missing."""
         if ctx.data is None:
-            raise UsageError(f"distill --method {self.method} needs training data", "give --data FILE")
+            raise UsageError(f"distill `method` {self.method} needs training data", "give `data` FILE")
         if ctx.teacher is None:
             self.check_options()
 
@@ -200,7 +228,7 @@ class Distill(TrainingOptions):
         if self.teacher is None and self.student_depth is None and self.student_width is None:
             raise UsageError(
                 "distill needs a teacher",
-                "give --teacher MODEL, or --student-depth or --student-width to make the student from MODEL",
+                "give `teacher` MODEL, or `student_depth` or `student_width` to make the student from MODEL",
             )
 
     @abstractmethod
@@ -270,8 +298,8 @@ class Distill(TrainingOptions):
             return Stand(teacher.body, forward_of(teacher.body, teacher.card.inputs), names, places_of(own, names))
         if self.sees_layers:
             raise UsageError(
-                f"distill --method {self.method} looks into the teacher's layers, which {teacher.source} doesn't show",
-                "give the teacher as a module, or take --method standardized",
+                f"distill `method` {self.method} looks into the teacher's layers, which {teacher.source} doesn't show",
+                "give the teacher as a module, or take `method` standardized",
             )
         session = get("onnxruntime").open(teacher.body)
         places = places_of([spec.name for spec in session.inputs], names)

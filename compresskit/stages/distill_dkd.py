@@ -1,4 +1,4 @@
-"""``distill --method dkd``: the labelled class and the other classes, each with a weight of its own."""
+"""``distill.dkd``: the labelled class and the other classes, each with a weight of its own."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class DistillDkd(Distill):
         if pupil.output.dim() != 2 or not pupil.classes:
             raise InputError(
                 f"dkd is for classes, the student gives {list(pupil.output.shape[1:])} a sample",
-                "--method kd is for all",
+                "`method` kd is for all",
             )
         asked = self._asked_once(pupil, teacher)
         distance = decoupling(self.temperature, self.target_weight, self.others_weight)
 
         def loss(task: Task) -> Loss:
             if task.labels != "classes":
-                raise _needs_labels("--data")
+                raise _needs_labels("`data`")
             return taught(task, asked, distance)
 
         return Lesson(pupil.module, asked, loss)
 
 
 def _needs_labels(where: str) -> UsageError:
-    return UsageError(f"distill --method dkd needs class labels, {where} has none", "take --method standardized")
+    return UsageError(f"distill `method` dkd needs class labels, {where} has none", "take `method` standardized")

@@ -1,4 +1,4 @@
-"""``distill --method features`` and ``layers``: what stands between a teacher's layers."""
+"""``distill.features`` and ``layers``: what stands between a teacher's layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _BetweenLayers(Distill):
     ] = 1.0
     logits: Annotated[
         Literal["standardized", "kd"],
-        Field(description="How class logits are held against the teacher's: as --method standardized or kd does."),
+        Field(description="How class logits are held against the teacher's: as `method` standardized or kd does."),
     ] = "standardized"
 
     def _lesson(self, pupil: Pupil, teacher: Stand, hidden: float | None) -> Lesson:

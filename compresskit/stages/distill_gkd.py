@@ -1,4 +1,4 @@
-"""``distill --method gkd``: a language model learns from what its teacher says of the texts that it writes."""
+"""``distill.gkd``: a language model learns from what its teacher says of the texts that it writes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _KNOWN = {"input_ids", "attention_mask"}
 class DistillGkd(Distill):
     """Let the student write, and learn what the teacher would have said at each word. For causal language models.
 
-    Texts of --data give the beginnings, and are learnt from as well. Writing takes most of the time: --new-tokens and
-    --on-policy say how much of it there is.
+    Texts of `data` give the beginnings, and are learnt from as well. Writing takes most of the time: `new_tokens` and
+    `on_policy` say how much of it there is.
     """
 
     method: ClassVar[str] = "gkd"
@@ -27,7 +27,7 @@ class DistillGkd(Distill):
     on_policy: Annotated[
         float, Field(ge=0, le=1, description="Share of the steps that are on texts the student writes.")
     ] = 0.5
-    prompt: Annotated[int, Field(ge=1, description="Tokens of --data that each of its texts begins with.")] = 16
+    prompt: Annotated[int, Field(ge=1, description="Tokens of `data` that each of its texts begins with.")] = 16
     new_tokens: Annotated[int, Field(ge=1, description="Tokens that the student writes.")] = 64
     beta: Annotated[
         float,
@@ -35,7 +35,7 @@ class DistillGkd(Distill):
     ] = 0.5
     temperature: Annotated[float, Field(gt=0, description="Of the student when it writes.")] = 1.0
     teacher_share: Annotated[
-        float, Field(ge=0, le=1, description="Of the loss on --data; the rest comes from the texts' own tokens.")
+        float, Field(ge=0, le=1, description="Of the loss on `data`; the rest comes from the texts' own tokens.")
     ] = 1.0
 
     def lesson(self, pupil: Pupil, teacher: Stand) -> Lesson:
@@ -46,13 +46,13 @@ class DistillGkd(Distill):
             raise InputError(
                 f"gkd is for causal language models that take {' and '.join(sorted(_KNOWN, reverse=True))}; "
                 f"the student takes {', '.join(pupil.inputs)}",
-                "take --method standardized or layers",
+                "take `method` standardized or layers",
             )
         config = getattr(pupil.module, "config", None)
         most = getattr(config, "max_position_embeddings", None)
         if most is not None and self.prompt + self.new_tokens > most:
             raise UsageError(
-                f"--prompt {self.prompt} and --new-tokens {self.new_tokens} are more than the model's {most} positions"
+                f"`prompt` {self.prompt} and `new_tokens` {self.new_tokens} are more than the model's {most} positions"
             )
         end = getattr(config, "eos_token_id", None)
         writing = Writing(

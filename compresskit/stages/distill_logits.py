@@ -1,4 +1,4 @@
-"""``distill --method kd`` and ``standardized``: what a teacher says of each sample."""
+"""``distill.kd`` and ``standardized``: what a teacher says of each sample."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DistillKd(Distill):
-    """Learn the teacher's probabilities, softened by a temperature. Labels count too, where --data has any.
+    """Learn the teacher's probabilities, softened by a temperature. Labels count too, where `data` has any.
 
     A student of embeddings or other values learns the values.
     """
@@ -35,7 +35,7 @@ class DistillStandardized(Distill):
     """Learn the order and the relations of the teacher's classes, not how sure it is. Labels count too, if any.
 
     A student of embeddings or other values learns the values; two classes and language models are taught as by kd.
-    Without labels the student's confidence isn't the teacher's: --method kd where probabilities matter.
+    Without labels the student's confidence isn't the teacher's: `method` kd where probabilities matter.
     """
 
     # The weight is the paper's own: 9 beside 0.1 of the labels. Few epochs at a high rate diverge with it unclipped.

@@ -21,7 +21,7 @@ def shallower(model: Model, depth: int, ctx: Context) -> Model:
     batch = made_up(model.card.inputs, 2, ctx.seed)
     count = len(blocks_of(model.module.eval(), batch, forward_of(model.module, model.card.inputs)))
     if depth >= count:
-        raise UsageError(f"--student-depth {depth}: {model.source} has {count} blocks", f"choose 1 to {count - 1}")
+        raise UsageError(f"`student_depth` {depth}: {model.source} has {count} blocks", f"choose 1 to {count - 1}")
     return PruneDepth(drop=count - depth).run(model, ctx)
 
 

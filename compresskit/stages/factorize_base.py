@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.kinds import FACTORIZE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.factorize.facts import FactorizeFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from compresskit.checkpoint.tensors import Tensors
     from compresskit.ops.factorize.candidates import FactorizeSettings, Unit, Weighting
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
     from compresskit.ops.factorize.plan import Choice, FactorizePlan
     from compresskit.ops.shrinking import CalibrationData
 
@@ -37,6 +38,7 @@ class Factorize(Recovery):
     kind: ClassVar = FACTORIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = FactorizeFacts
     kinds: ClassVar[tuple[Kind, ...]]
     weighting: ClassVar[Weighting] = "both"
     """How errors count where there are data."""
@@ -51,7 +53,7 @@ class Factorize(Recovery):
     ] = None
     budget_of: Annotated[
         Literal["params", "macs"] | None,
-        Field(description="What --budget is a share of: weights or multiply-accumulates. (params)"),
+        Field(description="What `budget` is a share of: weights or multiply-accumulates. (params)"),
     ] = None
     rank: Annotated[int | None, Field(ge=1, description="The rank of every layer.")] = None
     target_latency: TargetLatency = None
@@ -59,7 +61,7 @@ class Factorize(Recovery):
         Literal["size", "latency"] | None,
         Field(
             description="What factors must have less of than their layer: weights and multiply-accumulates, or also "
-            "time, measured layer by layer on this machine. (size; latency with --target-latency)"
+            "time, measured layer by layer on this machine. (size; latency with `target_latency`)"
         ),
     ] = None
     round_to: Annotated[
@@ -79,9 +81,9 @@ class Factorize(Recovery):
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: factorize takes one target", "give one of them")
         if self.merge and (given or self.epochs):
-            raise UsageError(f"--merge with {(given or ['--epochs'])[0]}: factors are multiplied out, nothing else")
+            raise UsageError(f"`merge` with {(given or ['`epochs`'])[0]}: factors are multiplied out, nothing else")
         if self.budget_of is not None and self.budget is None:
-            raise UsageError("--budget-of says what --budget is a share of, and there is no --budget")
+            raise UsageError("`budget_of` says what `budget` is a share of, and there is no `budget`")
         return self
 
     def check_options(self) -> None:
@@ -92,7 +94,7 @@ class Factorize(Recovery):
         """
         if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
             known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
-            raise UsageError(f"how much is to be kept? Give one of {known}", "for example --budget 0.6")
+            raise UsageError(f"how much is to be kept? Give one of {known}", "for example `budget` 0.6")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Factorize layers of a module in place, or merge them.
@@ -118,13 +120,9 @@ class Factorize(Recovery):
         turned = conv1d_to_linear(module)
         data = self._data(model, ctx)
         with calling(module):
-            kinds_differ = self.rank is not None and len(self.kinds) > 1
-            measured = self.budget is not None or self.target_latency is not None or kinds_differ
-            made = plan(module, data, self.settings(ctx), ctx.progress, measured=measured)
+            made = plan(module, data, self.settings(ctx), ctx.progress, measured=self._measures())
             found = self._chosen(made, original, model, data, ctx)
-            if not found.choice:
-                why = listing([f"{name}: {reason}" for name, reason in made.found.skipped.items()], 1)
-                raise InputError(f"no layer of this model can be factorized that way ({why})")
+            _check_any(made, found)
             facts: dict[str, Any] = {"layers": facts_of(made, found.choice, turned)}
             share = {unit: round(made.share_of(found.choice, unit), 4) for unit in _units()}
             fitted = apply(module, made, found.choice, data, ctx.progress)
@@ -136,7 +134,12 @@ class Factorize(Recovery):
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
         skipped = {name: why for name, why in made.found.skipped.items() if name not in found.choice}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)
+
+    def _measures(self) -> bool:
+        """True where what single layers lose decides: a target is split over them, or one of several kinds is taken."""
+        split = self.budget is not None or self.target_latency is not None
+        return split or (self.rank is not None and len(self.kinds) > 1)
 
     def settings(self, ctx: Context) -> FactorizeSettings:
         """The options as the algorithm takes them."""
@@ -201,10 +204,10 @@ class Factorize(Recovery):
         import copy
 
         from compresskit.ops.factorize.apply import replace as put
-        from compresskit.stages.shared_latency import within_latency
+        from compresskit.stages.shared_latency import Choices, within_latency
 
         def at(share: float) -> tuple[Choice, float]:
-            choice = made.within(share, "macs", "--target-latency")
+            choice = made.within(share, "macs", "`target_latency`")
             return choice, made.share_of(choice, "macs")
 
         def build(choice: Choice) -> nn.Module:
@@ -212,10 +215,8 @@ class Factorize(Recovery):
             put(smaller, made, choice)
             return smaller
 
-        choice, timed = within_latency(
-            original, model.card.inputs, self.target_latency or 1.0, ctx, least=made.least("macs"), at=at, build=build,
-            smallest="smallest ranks",
-        )  # fmt: skip
+        choices = Choices(made.least("macs"), at, build, "smallest ranks")
+        choice, timed = within_latency(original, model.card.inputs, self.target_latency or 1.0, ctx, choices)
         share, ratio = timed[-1]
         slow = times.slow(choice) if times is not None else {}
         if slow:
@@ -233,7 +234,7 @@ class Factorize(Recovery):
         left = " and ".join(f"{100 * facts['share'][unit]:.1f} % of the {_NAMES[unit]}" for unit in _units())
         notes = [f"{left} of all Linear layers and convolutions are left"]
         if ctx.data is None:
-            why = "with --data they are chosen and fitted by what the model's outputs lose"
+            why = "with `data` they are chosen and fitted by what the model's outputs lose"
             notes.append(f"ranks go by the weights' own singular values, nothing was fitted: {why}")
         else:
             count = min(self.samples, len(ctx.data))
@@ -241,10 +242,10 @@ class Factorize(Recovery):
         if "refit" in facts and not self.epochs:
             fitted = facts["refit"]
             notes.append(
-                "a least-squares refit brought the output no nearer, so it was left out: more --samples may help"
+                "a least-squares refit brought the output no nearer, so it was left out: more `samples` may help"
                 if fitted["kept"] == "factors"
                 else f"layers were {fitted['kept']}: the output's distance from the original fell from "
-                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: --epochs N trains the result"
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: `epochs` N trains the result"
             )
         if model.card.arch.kind == "transformers":
             notes.append("transformers alone can't load the result, whose layers are pairs: compresskit can")
@@ -270,10 +271,10 @@ class Factorize(Recovery):
             "layers": layers,
             "notes": [f"the factors of {len(layers)} layers were multiplied out"],
         }
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        return self.recorded(model, facts)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: FactorizeFacts, tensors: Tensors) -> Tensors:
         """Put empty factors in the place of layers, or layers in the place of factors."""
         from compresskit.ops.factorize.replay import replay
 
@@ -292,6 +293,12 @@ class _Found:
     choice: Choice
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+def _check_any(made: FactorizePlan, found: _Found) -> None:
+    if not found.choice:
+        why = listing([f"{name}: {reason}" for name, reason in made.found.skipped.items()], 1)
+        raise InputError(f"no layer of this model can be factorized that way ({why})")
 
 
 class _Times:

@@ -1,4 +1,4 @@
-"""``factorize --method tucker``, ``spatial`` and ``cp``: convolutions as a few smaller ones."""
+"""``factorize.tucker``, ``spatial`` and ``cp``: convolutions as a few smaller ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
 
 
 class FactorizeTucker(Factorize):

@@ -1,4 +1,4 @@
-"""``factorize --method svd``, ``whitened`` and ``fisher``: two matrices in the place of one."""
+"""``factorize.svd``, ``whitened`` and ``fisher``: two matrices in the place of one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
     from compresskit.ops.factorize.candidates import Weighting
-    from compresskit.ops.factorize.chain import Kind
+    from compresskit.ops.factorize.facts import Kind
 
 
 class FactorizeSvd(Factorize):
@@ -20,7 +20,7 @@ class FactorizeSvd(Factorize):
 
 
 class FactorizeWhitened(Factorize):
-    """The same, truncated so that each layer's own output loses least on --data (SVD-LLM)."""
+    """The same, truncated so that each layer's own output loses least on `data` (SVD-LLM)."""
 
     method: ClassVar[str] = "whitened"
     kinds: ClassVar[tuple[Kind, ...]] = ("svd",)

@@ -33,7 +33,7 @@ GroupSize = Annotated[
 Symmetric = Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")]
 Include = Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")]
 Exclude = Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")]
-Samples = Annotated[int, Field(ge=1, description="Calibration samples taken from --data.")]
+Samples = Annotated[int, Field(ge=1, description="Calibration samples taken from `data`.")]
 Drift = Annotated[
     float,
     Field(ge=0, le=1, description="Share of what earlier layers lost that is made up for; 0 takes half the time."),
@@ -46,7 +46,7 @@ Damping = Annotated[
         description="Added to the diagonal of the moments, as a fraction of its mean. (less, the more samples)",
     ),
 ]
-Refit = Annotated[bool, Field(description="With --data: fit the layers of the result to what the original gave.")]
+Refit = Annotated[bool, Field(description="With `data`: fit the layers of the result to what the original gave.")]
 TargetLatency = Annotated[
     float | None,
     Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),

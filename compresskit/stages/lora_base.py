@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
 from compresskit.kinds import LORA
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import SIDECAR, Context, Form
 from compresskit.stages.training import TrainingOptions
 
@@ -55,11 +56,12 @@ class FineTuning(TrainingOptions):
     kind: ClassVar = LORA
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar[type[LoraFacts]] = LoraFacts
     learns_scores: ClassVar[bool] = True
     measures: ClassVar[bool] = False
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 5e-4}
 
-    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over --data in training; 0 leaves it fresh.")] = 3
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over `data` in training; 0 leaves it fresh.")] = 3
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 32
     optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Of the training steps.")] = "adamw"
     lr: Annotated[
@@ -101,7 +103,7 @@ class Adapting(FineTuning):
     def _statistics_stay(self) -> Adapting:
         if self.recalibrate:
             raise UsageError(
-                "--recalibrate would change the base: adapters leave its batch normalizations as they are",
+                "`recalibrate` would change the base: adapters leave its batch normalizations as they are",
                 "leave it away",
             )
         return self
@@ -126,7 +128,7 @@ class Adapting(FineTuning):
         if self.merge and packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: merging needs requantization",
-                "leave --merge away: the adapters stay beside the codes; or merge into the unquantized model",
+                "leave `merge` away: the adapters stay beside the codes; or merge into the unquantized model",
             )
         whole = sum(p.numel() for p in module.parameters()) + _packed_weights(module)
         made = self.adapt(model, ctx)
@@ -140,7 +142,6 @@ class Adapting(FineTuning):
         about = {n: {"about": _about(self.method, t), "rank": t.rank} for n, t in made.terms.items()}
         facts = {
             "layers": about,
-            "beside": not self.merge,
             "base_sha256": base,
             "parameters": made.trained,
             **made.facts,
@@ -155,7 +156,7 @@ class Adapting(FineTuning):
         where = "merged into the weights" if self.merge else "beside the weights"
         notes.append(f"the adapters are {where}; {FOLDER}/ holds them in PEFT's format")
         facts["notes"] = [*made.facts.get("notes", []), *notes]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, made.skipped)))
+        return self.recorded(model, facts, made.skipped)
 
     @abstractmethod
     def adapt(self, model: Model, ctx: Context) -> Made:
@@ -168,12 +169,12 @@ class Adapting(FineTuning):
         attach(module, made.terms)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: Any, tensors: Tensors) -> Tensors:
         """Put empty adapters beside the layers of a freshly built module."""
         from compresskit.ops.lora.adapter import replay
 
-        if facts.get("beside"):
-            replay(module, facts["adapters"])
+        if facts.adapters is not None:
+            replay(module, facts.adapters)
         return tensors
 
 
@@ -207,10 +208,10 @@ class WithPeft(Adapting):
             factors: What the adapters begin as; else what PEFT begins with.
         """
         from compresskit.ops.lora.folder import terms_of
-        from compresskit.ops.lora.injected import inject, start_from, still, target_modules
+        from compresskit.ops.lora.injected import Start, inject, start_from, still, target_modules
 
         module = model.module
-        injected = inject(module, self.adapter_kind, names, seed=ctx.seed, **self.sizes())
+        injected = inject(module, self.adapter_kind, names, Start(**self.sizes()), seed=ctx.seed)
         try:
             if factors:
                 start_from(injected, factors)
@@ -231,7 +232,7 @@ class WithPeft(Adapting):
 
     @abstractmethod
     def sizes(self) -> dict[str, Any]:
-        """The keyword arguments of :func:`~compresskit.ops.lora.injected.inject`."""
+        """The fields of :class:`~compresskit.ops.lora.injected.Start`."""
 
     @abstractmethod
     def find(self, module: nn.Module) -> tuple[list[str], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""``lora --method loftq``: quantize, and train an adapter that begins with what rounding lost."""
+"""``lora.loftq``: quantize, and train an adapter that begins with what rounding lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.model import Model
+from compresskit.ops.lora.facts import LoftqFacts
 from compresskit.stage import Context
 from compresskit.stages.fields import with_bits
 from compresskit.stages.lora_base import Made
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
 class LoraLoftq(_LowRank):
     """Round the weights of Linear layers, and train adapters that begin with what rounding lost (LoftQ).
 
-    4 bit are NF4, 2 and 3 bit equal steps. The codes stay as they are in training (QLoRA). With --epochs 0 nothing is
+    4 bit are NF4, 2 and 3 bit equal steps. The codes stay as they are in training (QLoRA). With `epochs` 0 nothing is
     trained and no data is needed.
     """
 
     method: ClassVar[str] = "loftq"
+    facts: ClassVar = LoftqFacts
     adapter_kind: ClassVar = "lora"
 
     bits: Annotated[Literal[2, 3, 4], Field(description="Bits of a weight.")] = 4
@@ -43,41 +45,40 @@ class LoraLoftq(_LowRank):
         from compresskit.ops.lora.loftq import quantize_loftq
         from compresskit.ops.lora.targets import find_targets, linear_only
         from compresskit.ops.packed.grid import Grid
+        from compresskit.ops.packed.nf4 import nf4_grid
         from compresskit.ops.quantize.bnb_select import BnbSelection
-        from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
         from compresskit.ops.quantize.rtn import quantize_rtn
         from compresskit.ops.quantize.weights import quantize_module
 
         if self.merge:
-            raise UsageError("loftq quantizes: merging needs requantization", "leave --merge away")
+            raise UsageError("loftq quantizes: merging needs requantization", "leave `merge` away")
         module = model.module
         names, skipped = find_targets(module, self.targets, linear_only, rank=self.rank)
         conv1d = [name for name in names if type(module.get_submodule(name)).__name__ == "Conv1D"]
         if conv1d:
-            raise UsageError(f"loftq has no packed form of '{conv1d[0]}' (Conv1D)", "take --method lora")
+            raise UsageError(f"loftq has no packed form of '{conv1d[0]}' (Conv1D)", "take `method` lora")
         grid = nf4_grid(self.group_size) if self.bits == 4 else Grid(self.bits, self.group_size)
-        quantize = quantize_nf4 if self.bits == 4 else quantize_rtn
         layers = {module.get_submodule(name).get_parameter("weight").data_ptr(): name for name in names}
         factors: dict[str, tuple[Tensor, Tensor]] = {}
 
         def algorithm(weight: Tensor, grid: Grid) -> Any:
-            packed, down, up = quantize_loftq(weight, grid, quantize, self.rank, self.rounds)
+            packed, down, up = quantize_loftq(weight, grid, quantize_rtn, self.rank, self.rounds)
             factors[layers[weight.data_ptr()]] = down, up
             return packed
 
         include = tuple(_escaped(name) for name in names)
-        selection = BnbSelection(grid.bits, grid.group_size, grid.symmetric, include, (), grid.kind, grid, {})
+        selection = BnbSelection(grid.bits, grid.group_size, grid.symmetric, include, (), grid.format, grid, {})
         quantized, _ = quantize_module(module, selection, algorithm, ctx.progress)
         made = self.trained(model, ctx, names, skipped, factors)
         made.facts["quantized"] = quantized
         return made
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: LoftqFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in place, and empty adapters beside them."""
         from compresskit.ops.quantize.weights import replay
 
-        replay(module, facts["quantized"])
+        replay(module, facts.quantized)
         return super().replay(module, facts, tensors)
 
 

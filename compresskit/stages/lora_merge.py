@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -10,7 +9,8 @@ from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.kinds import LORA
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.lora_base import _about
 
@@ -30,6 +30,7 @@ class LoraMerge(Stage):
     method: ClassVar[str] = "merge"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = LoraFacts
     takes_adapters: ClassVar[bool] = True
 
     adapter: Annotated[
@@ -52,7 +53,7 @@ class LoraMerge(Stage):
         from compresskit.ops.lora.prompt import is_prompted
 
         module = model.module.eval()
-        beside = any(applied.facts.get("beside") for applied in model.card.history) and bool(adapted(module))
+        beside = bool(adapted(module))
         if packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: merging needs requantization",
@@ -65,7 +66,7 @@ class LoraMerge(Stage):
         notes = []
         if self.adapter is None:
             if not beside:
-                raise UsageError(f"{model.source} has no adapter beside its weights", "give --adapter FOLDER")
+                raise UsageError(f"{model.source} has no adapter beside its weights", "give `adapter` FOLDER")
             terms, base = detach(module), None
         else:
             if beside:
@@ -82,11 +83,11 @@ class LoraMerge(Stage):
         merge(module, terms)
         layers = {name: {"about": _about("merged", term), "rank": term.rank} for name, term in terms.items()}
         notes.insert(0, f"{len(layers)} layers took in their adapters")
-        facts = {"layers": layers, "beside": False, "base_sha256": base, "notes": notes}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        facts = {"layers": layers, "base_sha256": base, "notes": notes}
+        return self.recorded(model, facts)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: LoraFacts, tensors: Tensors) -> Tensors:
         """Take off what an earlier stage put beside the weights."""
         from compresskit.ops.lora.adapter import detach
 

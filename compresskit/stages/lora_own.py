@@ -1,14 +1,14 @@
-"""What PEFT has not: ``lora --method bottleneck``, ``prompt`` and ``full``."""
+"""What PEFT has not: ``lora.bottleneck``, ``prompt`` and ``full``."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from compresskit.errors import UsageError
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.lora.facts import PromptFacts
 from compresskit.stage import Context
 from compresskit.stages.lora_base import Adapting, FineTuning, Made
 
@@ -42,12 +42,12 @@ class LoraBottleneck(Adapting):
 
         if self.merge:
             raise UsageError(
-                "a bottleneck is not linear: it can't be merged", "leave --merge away, or take --method lora"
+                "a bottleneck is not linear: it can't be merged", "leave `merge` away, or take `method` lora"
             )
         module = model.module
         names, skipped = find_targets(module, self.targets, plain_linear)
         chosen = names if self.targets else narrowing(module, names)
-        skipped |= {name: "it does not narrow: --targets takes it in" for name in names if name not in chosen}
+        skipped |= {name: "it does not narrow: `targets` takes it in" for name in names if name not in chosen}
         add_bottlenecks(module, chosen, self.rank, ctx.seed)
         trained = sum(layer.adapter.term.numel() for layer in adapted(module).values())
         with still(module):
@@ -63,6 +63,7 @@ class LoraPrompt(Adapting):
     """Trained vectors before the text (prompt tuning), for text models of transformers."""
 
     method: ClassVar[str] = "prompt"
+    facts: ClassVar = PromptFacts
     rates: ClassVar[dict[str, float]] = {"sgd": 3e-1, "adamw": 1e-2}
 
     tokens: Annotated[int, Field(ge=1, le=1024, description="How many vectors.")] = 16
@@ -95,11 +96,11 @@ class LoraPrompt(Adapting):
         add_prompt(module, made.tensors[NAME])
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: PromptFacts, tensors: Tensors) -> Tensors:
         """Put an empty prompt before a freshly built model's text."""
         from compresskit.ops.lora.prompt import replay
 
-        replay(module, facts["prompt"])
+        replay(module, facts)
         return tensors
 
 
@@ -110,7 +111,7 @@ class LoraFull(FineTuning):
     needs_no_replay: ClassVar[bool] = True
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-5}
 
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 3
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 3
     lr: Annotated[
         float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 2e-5, sgd: 0.01)")
     ] = None
@@ -128,9 +129,9 @@ class LoraFull(FineTuning):
         if packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: its codes can't be trained",
-                "take --method lora, or train before quantize",
+                "take `method` lora, or train before quantize",
             )
         facts = self.learn(module, model, ctx)
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        facts |= {"parameters": count, "share": 1.0, "beside": False}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        facts |= {"parameters": count, "share": 1.0}
+        return self.recorded(model, facts)

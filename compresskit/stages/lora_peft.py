@@ -1,4 +1,4 @@
-"""The adapters that PEFT trains: ``lora --method lora``, ``rslora``, ``dora``, ``pissa``, ``vera`` and ``ia3``."""
+"""The adapters that PEFT trains: ``lora.lora``, ``rslora``, ``dora``, ``pissa``, ``vera`` and ``ia3``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoraLora(_LowRank):
 
     Learns labels, scored sentence pairs, or a language model's own text. On a model that quantize packed, the codes
     stay as they are and the adapters learn beside them (QLoRA). The adapters stay beside the weights, or are folded
-    in with --merge.
+    in with `merge`.
     """
 
     method: ClassVar[str] = "lora"

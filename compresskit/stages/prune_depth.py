@@ -1,16 +1,16 @@
-"""``prune --method depth``: whole blocks go."""
+"""``prune.depth``: whole blocks go."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model
+from compresskit.model import Model
+from compresskit.ops.prune.facts import DepthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery
@@ -27,16 +27,17 @@ _SEQUENCE = 8
 
 
 class PruneDepth(Recovery):
-    """Drop whole blocks (layers of a transformer, residual blocks): those without which --data's outputs move least.
+    """Drop whole blocks (layers of a transformer, residual blocks): those without which `data`'s outputs move least.
 
-    What is left is smaller and faster. A Hugging Face folder stays one that transformers loads. With --epochs
-    the rest is trained on --data, the whole model being its teacher.
+    What is left is smaller and faster. A Hugging Face folder stays one that transformers loads. With `epochs`
+    the rest is trained on `data`, the whole model being its teacher.
     """
 
     kind: ClassVar = PRUNE
     method: ClassVar[str] = "depth"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = DepthFacts
 
     drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop.")] = None
     blocks: Annotated[
@@ -50,7 +51,7 @@ class PruneDepth(Recovery):
             "what goes into a block with what comes out, once: for models of many blocks."
         ),
     ] = "output"
-    samples: Annotated[int, Field(ge=1, description="Samples taken from --data for the ranking.")] = 128
+    samples: Annotated[int, Field(ge=1, description="Samples taken from `data` for the ranking.")] = 128
 
     def check_options(self) -> None:
         """Refuse to guess how many blocks.
@@ -59,9 +60,9 @@ class PruneDepth(Recovery):
             UsageError: Nothing says how many are to go, or two options do.
         """
         if self.drop is None and not self.blocks:
-            raise UsageError("how many blocks are to go? Give --drop N or --blocks GLOB", "for example --drop 2")
+            raise UsageError("how many blocks are to go? Give `drop` N or `blocks` GLOB", "for example `drop` 2")
         if self.drop is not None and self.blocks:
-            raise UsageError("--drop and --blocks: give one of them")
+            raise UsageError("`drop` and `blocks`: give one of them")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Drop blocks of a module in place.
@@ -76,7 +77,7 @@ class PruneDepth(Recovery):
 
         self.check_options()
         if self.drop is not None and ctx.data is None:
-            raise UsageError("which blocks to drop is found by data", "give --data FILE, or --blocks GLOB")
+            raise UsageError("which blocks to drop is found by data", "give `data` FILE, or `blocks` GLOB")
         module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)
         batches = [made_up(model.card.inputs, 2, ctx.seed, sequence=_SEQUENCE)]
         facts: dict[str, Any] = {}
@@ -102,7 +103,7 @@ class PruneDepth(Recovery):
         facts["notes"] += trained.pop("notes", [])
         facts |= trained
         kept = {block.name: "kept" for block in blocks if block.name not in gone}
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, kept)))
+        return self.recorded(model, facts, kept)
 
     def _chosen(
         self,
@@ -138,7 +139,7 @@ class PruneDepth(Recovery):
         return gone, known
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: DepthFacts, tensors: Tensors) -> Tensors:
         """Take the dropped blocks out of a freshly built module."""
         from compresskit.ops.prune.depth import replay
 

@@ -1,4 +1,4 @@
-"""``prune --method magnitude``: the smallest weights become zero."""
+"""``prune.magnitude``: the smallest weights become zero."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compresskit.stages.shared_sparse import Sparse
 class PruneMagnitude(Sparse):
     """Set the smallest weights to zero, without data. Shapes stay, so nothing gets faster or smaller by itself.
 
-    --scope output is often better for transformers; with data sparsegpt is far better for all.
+    `scope` output is often better for transformers; with data sparsegpt is far better for all.
     """
 
     method: ClassVar[str] = "magnitude"
@@ -28,7 +28,7 @@ class PruneMagnitude(Sparse):
     @classmethod
     def _of_layers(cls, value: str, info: ValidationInfo) -> str:
         if value != "layer" and info.data.get("pattern") is not None:
-            raise ValueError("layer: with --pattern every group loses the same number of weights")
+            raise ValueError("layer: with `pattern` every group loses the same number of weights")
         return value
 
     def run(self, model: Model, ctx: Context) -> Model:

@@ -1,4 +1,4 @@
-"""``prune --method sparsegpt``: weights become zero, and the others make up for them."""
+"""``prune.sparsegpt``: weights become zero, and the others make up for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PruneSparsegpt(CalibratedSparse):
-    """Set weights to zero and move the others to make up for them, on --data. The most exact of these methods.
+    """Set weights to zero and move the others to make up for them, on `data`. The most exact of these methods.
 
     The model is walked block by block; each block is calibrated on what the pruned blocks before it give.
     """
@@ -41,6 +41,7 @@ class PruneSparsegpt(CalibratedSparse):
         """
         from compresskit.ops.prune.refit import refit
         from compresskit.ops.prune.sparsegpt import prune_sparsegpt
+        from compresskit.ops.prune.unstructured import Calibrated
 
         pattern = self.zeros()
 
@@ -48,4 +49,4 @@ class PruneSparsegpt(CalibratedSparse):
             found = prune_sparsegpt(target, pattern, moments, damping=self.damping)
             return refit(found, target, moments, rounds=self.refine, damping=self.damping)
 
-        return self.prune(model, ctx, method, drift=self.drift)
+        return self.prune(model, ctx, Calibrated(method, drift=self.drift))

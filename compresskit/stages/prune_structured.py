@@ -1,4 +1,4 @@
-"""``prune --method structured``: whole channels go."""
+"""``prune.structured``: whole channels go."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
+from compresskit.facts import to_json
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
@@ -34,14 +36,15 @@ _NAMES = {"macs": "multiply-accumulates", "params": "parameters"}
 class PruneStructured(Recovery):
     """Cut whole channels, so that the model is smaller and faster everywhere: give a target or a ratio.
 
-    With --data the channels are chosen by what the layers behind them can do without, these layers are fitted again by
-    least squares, and --epochs trains the result against the original.
+    With `data` the channels are chosen by what the layers behind them can do without, these layers are fitted again by
+    least squares, and `epochs` trains the result against the original.
     """
 
     kind: ClassVar = PRUNE
     method: ClassVar[str] = "structured"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = StructuredFacts
 
     target_macs: Annotated[
         float | None, Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay.")
@@ -55,7 +58,7 @@ class PruneStructured(Recovery):
         Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"] | None,
         Field(
             description="What a channel is worth; reconstruction: what the layers behind it lose without it, after "
-            "the best refit. (with --data: reconstruction, else l2)"
+            "the best refit. (with `data`: reconstruction, else l2)"
         ),
     ] = None
     ranking: Annotated[
@@ -63,7 +66,7 @@ class PruneStructured(Recovery):
         Field(
             description="How layers are held against each other: by what the output loses when one alone gets "
             "narrower, by importance in all or among layers of the same structure, or all alike. "
-            "(with --data: measured, else isomorphic)"
+            "(with `data`: measured, else isomorphic)"
         ),
     ] = None
     round_to: Annotated[
@@ -72,9 +75,9 @@ class PruneStructured(Recovery):
     include: Include = ()
     exclude: Exclude = ()
     refit: Refit = True
-    samples: Annotated[int, Field(ge=1, description="Samples taken from --data for ranking and refit.")] = 512
+    samples: Annotated[int, Field(ge=1, description="Samples taken from `data` for ranking and refit.")] = 512
     steps: Annotated[
-        int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of --epochs after each.")
+        int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of `epochs` after each.")
     ] = 1
     time_limit: Annotated[
         float, Field(gt=0, description="Seconds in which to find out which channels hang together.")
@@ -86,8 +89,8 @@ class PruneStructured(Recovery):
             raise UsageError(f"{' and '.join(given)}: prune takes one target", "give one of them")
         if self.steps > 1 and self.epochs < self.steps:
             raise UsageError(
-                f"--steps {self.steps} with --epochs {self.epochs}: training belongs between the steps",
-                f"give --epochs {self.steps} or more",
+                f"`steps` {self.steps} with `epochs` {self.epochs}: training belongs between the steps",
+                f"give `epochs` {self.steps} or more",
             )
         return self
 
@@ -102,7 +105,7 @@ class PruneStructured(Recovery):
         """
         if not self._given():
             known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
-            raise UsageError(f"how much is to be cut? Give one of {known}", "for example --target-macs 0.5")
+            raise UsageError(f"how much is to be cut? Give one of {known}", "for example `target_macs` 0.5")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut channels of a module in place.
@@ -129,7 +132,7 @@ class PruneStructured(Recovery):
             self._step(step, module, original, data, model, ctx, found)
         facts: dict[str, Any] = {"layers": facts_of(module, before, conv1d), **found.facts}
         if rewritten:
-            facts["rewritten"] = rewritten
+            facts["rewritten"] = {name: [to_json(made) for made in all_of] for name, all_of in rewritten.items()}
         if sum(map(len, found.kept.values())) <= _MANY_KEPT:
             facts["kept"] = found.kept
         now = amounts(module, data)
@@ -139,11 +142,11 @@ class PruneStructured(Recovery):
         if model.card.arch.kind == "transformers":
             facts["notes"].append(
                 "transformers alone can't load the result, whose layers differ in width: compresskit can; "
-                "--method width keeps one width for all layers"
+                "`method` width keeps one width for all layers"
             )
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, found.skipped)))
+        return self.recorded(model, facts, found.skipped)
 
     def _step(
         self,
@@ -165,7 +168,7 @@ class PruneStructured(Recovery):
         share = target ** (step / self.steps)
         if self.target_latency is not None:
             from compresskit.ops.prune.cut import cut
-            from compresskit.stages.shared_latency import within_latency
+            from compresskit.stages.shared_latency import Choices, within_latency
 
             def build(kept: dict[str, list[int]]) -> nn.Module:
                 smaller = copy.deepcopy(module)
@@ -173,10 +176,8 @@ class PruneStructured(Recovery):
                 return smaller
 
             cost = made.cost("macs", found.base, data.example)
-            kept, timed = within_latency(
-                original, model.card.inputs, share, ctx, least=made.least(cost), at=lambda s: made.at(s, cost),
-                build=build, smallest="narrowest widths",
-            )  # fmt: skip
+            choices = Choices(made.least(cost), lambda s: made.at(s, cost), build, "narrowest widths")
+            kept, timed = within_latency(original, model.card.inputs, share, ctx, choices)
             found.facts["timed"] = [[round(n, 4) for n in pair] for pair in timed]
             found.notes.append(
                 f"one sample took {timed[-1][1]:.3f} of the original's time under onnxruntime when it was cut to "
@@ -221,12 +222,12 @@ class PruneStructured(Recovery):
             again = ", batch normalizations estimated anew" if fitted["kept"] == "recalibrated" else ""
             notes.append(
                 f"layers were fitted again by least squares{again}: the output's distance from the original fell from "
-                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: --epochs N trains the result"
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: `epochs` N trains the result"
                 if fitted["kept"] != "cut"
-                else "a least-squares refit brought the output no nearer, so it was left out: more --samples may help"
+                else "a least-squares refit brought the output no nearer, so it was left out: more `samples` may help"
             )
         elif not self.epochs:
-            notes.append("nothing was trained or fitted: with --data the layers are fitted again, --epochs N trains")
+            notes.append("nothing was trained or fitted: with `data` the layers are fitted again, `epochs` N trains")
         if facts.get("rewritten"):
             notes.append(
                 f"zero-filled shortcuts became 1×1 convolutions first, exactly: {listing(list(facts['rewritten']))}"
@@ -264,7 +265,7 @@ class PruneStructured(Recovery):
         return replace(data, labels=labels, scores=True) if len(labels) == len(data.batches) else data
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: StructuredFacts, tensors: Tensors) -> Tensors:
         """Give the layers of a freshly built module their new widths."""
         from compresskit.ops.prune.replay import replay
 

@@ -1,4 +1,4 @@
-"""``prune --method wanda``: weights that matter least for what their layer takes in become zero."""
+"""``prune.wanda``: weights that matter least for what their layer takes in become zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PruneWanda(CalibratedSparse):
-    """Set to zero what is small in magnitude times the norm of its input, on --data. Other weights keep their values.
+    """Set to zero what is small in magnitude times the norm of its input, on `data`. Other weights keep their values.
 
     Fast, and made for Linear layers: convolutions fare better with magnitude, and all with sparsegpt. Biases make up
     for the mean of what is lost.
@@ -30,6 +30,7 @@ class PruneWanda(CalibratedSparse):
             UsageError: There are no calibration data, or a glob matches nothing.
             InputError: The data don't fit the model.
         """
+        from compresskit.ops.prune.unstructured import Calibrated
         from compresskit.ops.prune.wanda import prune_wanda
 
         pattern = self.zeros()
@@ -37,4 +38,4 @@ class PruneWanda(CalibratedSparse):
         def method(weight: Tensor, _target: Tensor, moments: Moments) -> Tensor:
             return prune_wanda(weight, pattern, moments)
 
-        return self.prune(model, ctx, method, drift=0.0, centred=False)
+        return self.prune(model, ctx, Calibrated(method, drift=0.0, centred=False))

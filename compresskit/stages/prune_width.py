@@ -1,16 +1,16 @@
-"""``prune --method width``: neurons and attention heads of a transformer go, equally many from each layer."""
+"""``prune.width``: neurons and attention heads of a transformer go, equally many from each layer."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from compresskit.errors import UsageError
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import WidthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Drift, Samples
@@ -26,14 +26,15 @@ _MULTIPLE = 8
 class PruneWidth(Recovery):
     """Cut feed-forward neurons and attention heads of a Hugging Face folder, which stays one that transformers loads.
 
-    Equally many go from each layer, those that --data miss least once the others have made up for them. With --epochs
-    the rest is trained on --data, the whole model being its teacher. For other models: --method structured.
+    Equally many go from each layer, those that `data` miss least once the others have made up for them. With `epochs`
+    the rest is trained on `data`, the whole model being its teacher. For other models: `method` structured.
     """
 
     kind: ClassVar = PRUNE
     method: ClassVar[str] = "width"
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = WidthFacts
     needs: ClassVar = ("calibration",)
     needs_no_replay: ClassVar[bool] = True  # config.json tells the sizes
 
@@ -56,7 +57,7 @@ class PruneWidth(Recovery):
             UsageError: Both are 0.
         """
         if not self.neurons and not self.heads:
-            raise UsageError("--neurons 0 and --heads 0 leave nothing to prune")
+            raise UsageError("`neurons` 0 and `heads` 0 leave nothing to prune")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut a module in place.
@@ -71,10 +72,10 @@ class PruneWidth(Recovery):
         from compresskit.stages.batches import batches_of, forward_of
 
         if ctx.data is None:
-            raise UsageError("prune --method width needs calibration data", "give --data FILE")
+            raise UsageError("prune `method` width needs calibration data", "give `data` FILE")
         self.check_options()
         if model.card.arch.kind != "transformers":
-            raise UsageError("prune --method width is for Hugging Face folders", "--method structured takes any module")
+            raise UsageError("prune `method` width is for Hugging Face folders", "`method` structured takes any module")
         module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)
         count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)
         batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
@@ -106,7 +107,7 @@ class PruneWidth(Recovery):
             f"config.json now says: {told}",
             *trained.pop("notes", []),
         ]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), {**facts, **trained})))
+        return self.recorded(model, {**facts, **trained})
 
 
 def _rounded(units: int, ratio: float) -> int:

@@ -1,4 +1,4 @@
-"""``quantize --method adaround``: weight-only, the rounding of each block learnt against the block's output."""
+"""``quantize.adaround``: weight-only, the rounding of each block learnt against the block's output."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ BATCH = 32
 
 
 class QuantizeAdaround(CalibratedWeightOnly):
-    """Learn which way each weight is rounded, block by block, so that the block's output on --data stays what it was.
+    """Learn which way each weight is rounded, block by block, so that the block's output on `data` stays what it was.
 
     The most exact method for convolutions at 4 bits and fewer; works on Linear layers too. No labels are used. Takes
-    minutes: see --steps. Scales, biases and the affine parameters of normalization layers are learnt along.
+    minutes: see `steps`. Scales, biases and the affine parameters of normalization layers are learnt along.
     """
 
     method: ClassVar[str] = "adaround"
@@ -41,7 +41,7 @@ class QuantizeAdaround(CalibratedWeightOnly):
     edge_bits: Annotated[
         Literal[2, 3, 4, 8] | None,
         Field(
-            description="Bits of the first and the last layer. (8 where --bits is below 4 and they hold less than a "
+            description="Bits of the first and the last layer. (8 where `bits` is below 4 and they hold less than a "
             "tenth of the weights)"
         ),
     ] = None

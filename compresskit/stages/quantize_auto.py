@@ -1,4 +1,4 @@
-"""``quantize`` without ``--method``: looks at the model and the data, and picks method, layers and bits."""
+"""``quantize`` without `method`: looks at the model and the data, and picks method, layers and bits."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _LIMITED = 512
 class QuantizeAuto(Stage):
     """Pick the method by model and data, and give fragile layers more bits.
 
-    Without --data weights are rounded. With it, 4 bits and fewer are calibrated: gptq for models of Linear layers,
+    Without `data` weights are rounded. With it, 4 bits and fewer are calibrated: gptq for models of Linear layers,
     adaround for convolutions; 8 bits quantize activations too. Each layer's effect on the output is measured first, and
-    bits go where they help most: within 2 % of the size of --bits, or within --target-bits, --max-size or --max-drop
+    bits go where they help most: within 2 % of the size of `bits`, or within `target_bits`, `max_size` or `max_drop`
     where they are given. The report says what was chosen and why; the card has it as options of that method.
     """
 
@@ -74,7 +74,7 @@ class QuantizeAuto(Stage):
     symmetric: Symmetric = False
     include: Include = ()
     exclude: Exclude = ()
-    samples: Annotated[int | None, Field(ge=1, description="Calibration samples taken from --data. (the method's)")] = (
+    samples: Annotated[int | None, Field(ge=1, description="Calibration samples taken from `data`. (the method's)")] = (
         None
     )
 
@@ -113,18 +113,18 @@ class QuantizeAuto(Stage):
             return self._as(QuantizeRtn, "there are tensors, but no architecture", bits=self.bits or 4)
         if self.bits not in (None, 8):
             raise UsageError(
-                f"--bits {self.bits}: {source} is an ONNX file, which is quantized to 8 bits",
+                f"`bits` {self.bits}: {source} is an ONNX file, which is quantized to 8 bits",
                 "start from the checkpoint for fewer bits",
             )
         if ctx.data is None:
-            return self._as(QuantizeInt8Dynamic, "an ONNX file, and no --data to calibrate on", bits=8)
+            return self._as(QuantizeInt8Dynamic, "an ONNX file, and no `data` to calibrate on", bits=8)
         return self._as(QuantizeInt8Static, "an ONNX file, and data to calibrate on", bits=8)
 
     def _eight(self, module: nn.Module, ctx: Context) -> Chosen:
         from compresskit.ops.quantize.effort import work_of
 
         if ctx.data is None or self.preset == "fast":
-            return self._as(QuantizeRtn, "no --data" if ctx.data is None else "preset fast")
+            return self._as(QuantizeRtn, "no `data`" if ctx.data is None else "preset fast")
         if work_of(self._layers(module).layers).convolutions > 0.5:
             return self._as(QuantizeInt8Static, "most weights are in convolutions")
         return self._as(QuantizeSmoothquant, "most weights are in Linear layers, whose inputs often have outliers")
@@ -137,7 +137,7 @@ class QuantizeAuto(Stage):
         cls: type[Stage] = QuantizeAdaround if work.convolutions > 0.5 else QuantizeGptq
         why = f"{100 * work.convolutions:.0f} % of the weights are in convolutions"
         if ctx.data is None or self.preset == "fast":
-            cls, why = QuantizeRtn, "no --data to calibrate on" if ctx.data is None else "preset fast"
+            cls, why = QuantizeRtn, "no `data` to calibrate on" if ctx.data is None else "preset fast"
         options = {"bits": bits, **_EFFORT.get((self.preset, cls.method), {})}
         if cls is not QuantizeRtn:
             self._tell_cost(self._as(cls, why, **options).stages[0], layers, model, module, ctx)
@@ -157,7 +157,7 @@ class QuantizeAuto(Stage):
         if foreign := [name for name in asked if name not in cls.model_fields]:
             raise UsageError(
                 f"--{foreign[0].replace('_', '-')}: {cls.method}, which fits here ({why}), has no such option",
-                "name a method that has it with --method",
+                "name a method that has it with `method`",
             )
         stage = cls(**{**options, **asked})
         name = cls.method if stage.label == cls.method else f"{cls.method}, {stage.bits} bit"  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ class QuantizeAuto(Stage):
         inputs, within, notes = model.card.inputs, None, []
         if ctx.data is None:
             batches = [made_up(inputs, _MADE_UP, ctx.seed)]
-            notes.append("the layers' effects were measured on made-up inputs: --data would tell more")
+            notes.append("the layers' effects were measured on made-up inputs: `data` would tell more")
         else:
             count = min(_MEASURED[self.preset], len(ctx.data))
             batches = batches_of(ctx.data, inputs, 16, count)
@@ -197,7 +197,7 @@ class QuantizeAuto(Stage):
                 )  # fmt: skip
                 if within is None:
                     name = portable(ctx.data.name)
-                    notes.append(f"--max-drop could not guide the choice: {name} has too few samples, or no labels")
+                    notes.append(f"`max_drop` could not guide the choice: {name} has too few samples, or no labels")
         selections = {b: self._probe(b).selection() for b in (2, 3, 4, 8)}
         plan = plan_bits(
             module.eval(),
@@ -230,7 +230,7 @@ class QuantizeAuto(Stage):
             seconds = effort.gptq_seconds(work, each, samples)
         else:
             return
-        quicker = "; --preset fast rounds without calibration" if self.preset != "fast" else ""
+        quicker = "; `preset` fast rounds without calibration" if self.preset != "fast" else ""
         count = f"{samples} sample{'s' * (samples > 1)}"
         ctx.tell(
             f"{stage.method} on {count}: about {effort.duration(seconds)}, then export and measuring (preset "

@@ -1,4 +1,4 @@
-"""``quantize --method awq``: weight-only, columns scaled by the inputs that they meet."""
+"""``quantize.awq``: weight-only, columns scaled by the inputs that they meet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class QuantizeAwq(Repaired, CalibratedWeightOnly):
-    """Scale up the columns that meet large inputs before rounding (AWQ), by a power searched on --data.
+    """Scale up the columns that meet large inputs before rounding (AWQ), by a power searched on `data`.
 
     Overfits less than gptq on few samples, and is less exact on enough. Scales go into the normalization layer in
     front where that is exact.

@@ -1,4 +1,4 @@
-"""``quantize --method bnb-int8``: int8 by rows, as bitsandbytes has it."""
+"""``quantize.bnb-int8``: int8 by rows, as bitsandbytes has it."""
 
 from __future__ import annotations
 

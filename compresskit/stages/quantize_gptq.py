@@ -1,4 +1,4 @@
-"""``quantize --method gptq``: weight-only, calibrated with the second moments of each layer's inputs."""
+"""``quantize.gptq``: weight-only, calibrated with the second moments of each layer's inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class QuantizeGptq(Repaired, CalibratedWeightOnly):
-    """Calibrate weights on --data: each rounding error is made up for by the weights not yet rounded.
+    """Calibrate weights on `data`: each rounding error is made up for by the weights not yet rounded.
 
     The most exact weight-only method for Linear layers. The model is walked block by block; each block is calibrated
     on what the quantized blocks before it give. Embeddings are rounded without data.

@@ -1,4 +1,4 @@
-"""``quantize --method hqq``: weight-only, no data, ranges that outliers don't pull at."""
+"""``quantize.hqq``: weight-only, no data, ranges that outliers don't pull at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``quantize --method int8-dynamic``: weights stored in 8 bit, activations rounded while the model runs."""
+"""``quantize.int8-dynamic``: weights stored in 8 bit, activations rounded while the model runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class QuantizeInt8Dynamic(Int8Stage):
         Raises:
             InputError: The graph has nothing to quantize.
         """
-        from compresskit.export.dynamic import quantize_dynamic_int8
+        from compresskit.exporter.dynamic import quantize_dynamic_int8
 
         if not isinstance(model.body, Path):
             raise TypeError("the runner exports the module first")

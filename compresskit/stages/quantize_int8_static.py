@@ -1,4 +1,4 @@
-"""``quantize --method int8-static``: weights and activations in 8 bit, ranges from calibration data."""
+"""``quantize.int8-static``: weights and activations in 8 bit, ranges from calibration data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from compresskit.stages.shared_int8 import StaticStage
 
 
 class QuantizeInt8Static(StaticStage):
-    """Weights and activations in 8 bit; activation ranges are calibrated on ``--data``. Fast on CPUs.
+    """Weights and activations in 8 bit; activation ranges are calibrated on `data`. Fast on CPUs.
 
     The ONNX graph gets QuantizeLinear/DequantizeLinear pairs. Networks of convolutions run on integers throughout; in
     models with attention the matrix products with a weight do, the rest stays float. For transformers that come as
-    torch, smoothquant loses less at the same speed. Signedness follows --target: on x86 unsigned activations and signed
+    torch, smoothquant loses less at the same speed. Signedness follows `target`: on x86 unsigned activations and signed
     weights (7 bits without VNNI, so that products can't saturate), on Arm and GPUs both signed.
     """
 

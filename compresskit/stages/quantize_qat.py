@@ -1,4 +1,4 @@
-"""``quantize --method qat`` (or ``--qat``): training goes on with rounded weights."""
+"""``quantize.qat`` (or `qat`): training goes on with rounded weights."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from compresskit.errors import UsageError
-from compresskit.model import Applied, Model
+from compresskit.errors import InputError, UsageError
+from compresskit.model import Model
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context
-from compresskit.stages.shared_int8 import TargetName
+from compresskit.stages.shared_int8 import StaticFacts, TargetName
 from compresskit.stages.training import TrainingOptions
 from compresskit.stages.weight_only import WeightOnly
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from compresskit.checkpoint.tensors import Tensors
     from compresskit.stages.quantize_int8_static import QuantizeInt8Static
     from compresskit.train.loop import Fitted
     from compresskit.train.training_plan import TrainingPlan
@@ -27,7 +29,7 @@ _FEW = 2000
 
 
 class QuantizeQat(TrainingOptions, WeightOnly):
-    """Go on training on --data with weights rounded in every pass. The most exact method, and the slowest.
+    """Go on training on `data` with weights rounded in every pass. The most exact method, and the slowest.
 
     The model before quantization is the teacher, so it works without labels; with labels both count. Weights keep their
     scales where training ends: no rounding follows. Images are cropped and mirrored at random.
@@ -37,21 +39,22 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     needs: ClassVar = ("calibration",)
     learns_tokens: ClassVar[bool] = False  # rounding is to change nothing: the model itself is the better teacher
     measures: ClassVar[bool] = False
+    facts: ClassVar[Any] = QuantizeFacts | StaticFacts
 
     activations: Annotated[
         Literal[8, 16],
-        Field(description="Bits of activations: 8 needs --bits 8 and gives a static int8 file; 16 is floating point."),
+        Field(description="Bits of activations: 8 needs `bits` 8 and gives a static int8 file; 16 is floating point."),
     ] = 16
     target: Annotated[
         TargetName | None, Field(description="What an int8 file is made for: it decides signedness. (this machine)")
     ] = None
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over --data in training.")] = 4
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 4
 
     @field_validator("activations")
     @classmethod
     def _whole_int8(cls, value: int, info: ValidationInfo) -> int:
         if value == 8 and info.data.get("bits") != 8:
-            raise ValueError("--bits 8 with it")
+            raise ValueError("`bits` 8 with it")
         given = [name for name in _PACKED_ONLY if info.data.get(name)]
         if value == 8 and given:
             raise ValueError(f"no --{given[0].replace('_', '-')} with it: every layer is in 8 bit, per channel")
@@ -61,7 +64,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     @classmethod
     def _int8_target(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and info.data.get("activations") != 8:
-            raise ValueError("--activations 8 with it")
+            raise ValueError("`activations` 8 with it")
         return value
 
     @property
@@ -80,7 +83,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         from compresskit.train.qat import quantize_trained
 
         if ctx.data is None:
-            raise UsageError("quantize --method qat needs training data", "give --data FILE")
+            raise UsageError("quantize `method` qat needs training data", "give `data` FILE")
         module = model.module
         plan = self.training_plan(module, model.card, ctx)
         with on_device(Team().device, module):
@@ -97,7 +100,14 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         if count < _FEW:
             facts["notes"].append(f"{count} samples are few for training: adaround needs less data")
         facts["training"] = self.told(plan, fitted, ctx)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: QuantizeFacts | StaticFacts, tensors: Tensors) -> Tensors:
+        """Put empty packed layers in the place of the quantized ones."""
+        if isinstance(facts, StaticFacts):
+            raise InputError("a file with activations in 8 bit has no module any more", "leave `arch` away")
+        return super().replay(module, facts, tensors)
 
     def _writer(self) -> QuantizeInt8Static:
         from compresskit.stages.quantize_int8_static import QuantizeInt8Static
@@ -112,10 +122,11 @@ class QuantizeQat(TrainingOptions, WeightOnly):
 
     def _written(self, model: Model, ctx: Context) -> tuple[Model, dict[str, Any], dict[str, str]]:
         """Export a module that was trained on 8 bits, and let the writer of static int8 files put in the codes."""
-        from compresskit.export.checked import export_checked
+        from compresskit.exporter.checked import export_checked
+        from compresskit.exporter.parity import ParityCheck
 
         path = ctx.work / "trained.onnx"
-        export_checked(model.module, model.card.inputs, path, seed=ctx.seed, progress=ctx.progress)
+        export_checked(model.module, model.card.inputs, path, ParityCheck(seed=ctx.seed), progress=ctx.progress)
         written = self._writer().run(replace(model, body=path), ctx)
         last = written.card.history[-1]
         return replace(model, body=written.body), last.facts, last.skipped

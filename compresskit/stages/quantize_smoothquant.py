@@ -1,4 +1,4 @@
-"""``quantize --method smoothquant``: static int8 after outliers have moved from activations into weights."""
+"""``quantize.smoothquant``: static int8 after outliers have moved from activations into weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class QuantizeSmoothquant(StaticStage):
 
     alpha: Annotated[
         float | None,
-        Field(ge=0, le=1, description="Share of the difficulty that weights take. (chosen for each layer on --data)"),
+        Field(ge=0, le=1, description="Share of the difficulty that weights take. (chosen for each layer on `data`)"),
     ] = None
 
     def run(self, model: Model, ctx: Context) -> Model:
@@ -40,8 +40,9 @@ class QuantizeSmoothquant(StaticStage):
             InputError: The data doesn't fit, or the model has no Linear layer.
             GateError: The smoothed module computes something else than the original one, or its ONNX file does.
         """
-        from compresskit.export.call import evaluating
-        from compresskit.export.checked import export_checked
+        from compresskit.exporter.call import evaluating
+        from compresskit.exporter.checked import export_checked
+        from compresskit.exporter.parity import ParityCheck
         from compresskit.ops.quantize.smooth import smooth_module
         from compresskit.stages.batches import batches_of, forward_of
 
@@ -57,10 +58,10 @@ class QuantizeSmoothquant(StaticStage):
         if smoothed["difference"] > _MOST:
             raise GateError(
                 f"smoothing changed the float outputs by {smoothed['difference']:.1g} (at most {_MOST:g} is allowed)",
-                "use --method int8-static, which leaves the float model as it is",
+                "use `method` int8-static, which leaves the float model as it is",
             )
-        smooth_onnx = ctx.work / "smooth.onnx"
-        export_checked(model.body, inputs, smooth_onnx, seed=ctx.seed, threads=ctx.threads, progress=ctx.progress)
+        smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads)
+        export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
         out = self.place(ctx)
         facts = self.quantized(smooth_onnx, out, ctx)
         facts |= {"smoothed": smoothed["layers"], "difference": smoothed["difference"], "unsmoothed": left}

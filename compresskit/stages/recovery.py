@@ -27,21 +27,21 @@ class Recovery(TrainingOptions):
         Literal["weights", "lora"],
         Field(
             description="What training moves: all weights, or low-rank terms that are folded into them at the end "
-            "(adamw, lr 1e-3): less memory, and less is forgotten where --data is little."
+            "(adamw, lr 1e-3): less memory, and less is forgotten where `data` is little."
         ),
     ] = "weights"
-    recover_rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the terms of --recover lora.")] = 16
+    recover_rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the terms of `recover` lora.")] = 16
 
     @model_validator(mode="after")
     def _recovers(self) -> Recovery:
         if self.recover == "lora" and not self.epochs:
-            raise UsageError("--recover is for training, and --epochs is 0", "give --epochs N")
+            raise UsageError("`recover` is for training, and `epochs` is 0", "give `epochs` N")
         if self.recover == "lora" and self.optimizer == "muon":
             raise UsageError(
-                "--optimizer muon moves whole matrices, --recover lora terms of them", "leave one of the two away"
+                "`optimizer` muon moves whole matrices, `recover` lora terms of them", "leave one of the two away"
             )
         if self.recover != "lora" and self.recover_rank != Recovery.model_fields["recover_rank"].default:
-            raise UsageError("--recover-rank is for --recover lora", "give both")
+            raise UsageError("`recover_rank` is for `recover` lora", "give both")
         return self
 
     def train(self, module: nn.Module, card: Card, ctx: Context, **how: Any) -> dict[str, Any]:

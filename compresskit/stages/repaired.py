@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
-from compresskit.model import Applied, Model
+from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.recovery import LOW_RANK_RATES
 from compresskit.stages.training import TrainingOptions
@@ -35,20 +35,20 @@ class Repaired(TrainingOptions, WeightOnly):
         Field(
             ge=0,
             le=256,
-            description="Rank of a float16 term beside each Linear that makes up for rounding; best with --data. "
-            f"(with --epochs: {_TRAINED_RANK}, else 0)",
+            description="Rank of a float16 term beside each Linear that makes up for rounding; best with `data`. "
+            f"(with `epochs`: {_TRAINED_RANK}, else 0)",
         ),
     ] = 0
     optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Of the training steps. (adamw)")] = None
     recover: Annotated[
         Literal["lora"] | None,
-        Field(description="What --epochs trains: the terms of --repair; codes stay. (lora)"),
+        Field(description="What `epochs` trains: the terms of `repair`; codes stay. (lora)"),
     ] = None
 
     @model_validator(mode="after")
     def _recovers(self) -> Repaired:
         if self.recover and not self.epochs:
-            raise UsageError("--recover is for training, and --epochs is 0", "give --epochs N")
+            raise UsageError("`recover` is for training, and `epochs` is 0", "give `epochs` N")
         return self
 
     @property
@@ -77,8 +77,7 @@ class Repaired(TrainingOptions, WeightOnly):
         }
         notes = [*last.facts["notes"], *told["notes"], f"codes stayed: terms of rank {self.rank} were trained"]
         facts = {**last.facts, "layers": layers, "training": told["training"], "notes": notes}
-        history = (*before, Applied(last.name, last.options, facts, last.skipped))
-        return replace(model, card=replace(model.card, history=history))
+        return self.recorded(replace(model, card=replace(model.card, history=tuple(before))), facts, last.skipped)
 
     def _optimizing(self, module: nn.Module) -> Optimizing:
         return self.moving("adamw", LOW_RANK_RATES)
@@ -98,4 +97,4 @@ class Repaired(TrainingOptions, WeightOnly):
         if self.rank:
             return self.calibrate(model, ctx, Method(calibrated, free), samples=SAMPLES, embedding_group=False)
         facts, skipped = quantize_module(model.module, self.selection(), free, ctx.progress)
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+        return self.recorded(model, facts, skipped)

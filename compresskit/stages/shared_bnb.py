@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from compresskit.kinds import QUANTIZE
-from compresskit.model import Applied, Model
+from compresskit.model import Model
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context, Stage
 from compresskit.stages.fields import Exclude, Include
 
@@ -24,6 +24,7 @@ class BnbStage(Stage):
     kind: ClassVar = QUANTIZE
     takes: ClassVar = ("torch",)
     gives: ClassVar = "torch"
+    facts: ClassVar = QuantizeFacts
 
     include: Include = ()
     exclude: Exclude = ()
@@ -37,7 +38,7 @@ class BnbStage(Stage):
         foreign = model.card.arch.kind == "transformers"
         stay = kept(model.module, grid, transformers=foreign)
         selection = BnbSelection(
-            grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.kind, grid, stay
+            grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.format, grid, stay
         )
         facts, skipped = quantize_module(model.module, selection, algorithm, ctx.progress)
         if foreign:
@@ -47,11 +48,10 @@ class BnbStage(Stage):
                 facts["notes"] = ["transformers loads this folder: AutoModel.from_pretrained, with the extra hf"]
             else:
                 facts["notes"] = ["transformers can't load this folder: its layers are in more than one format"]
-        applied = Applied(self.name(), self.options(), facts, skipped)
-        return replace(model, card=model.card.after(applied))
+        return self.recorded(model, facts, skipped)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: QuantizeFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
         from compresskit.ops.packed.modules import PackedLinear
         from compresskit.ops.packed.unpacking import Unpacked
@@ -59,8 +59,8 @@ class BnbStage(Stage):
         from compresskit.ops.quantize.weights import replay
 
         plain = replay(module, facts)
-        if facts.get("stored") == "bitsandbytes":
-            layers = {name: module.get_submodule(name) for name in facts["layers"] if name not in plain}
+        if facts.stored == "bitsandbytes":
+            layers = {name: module.get_submodule(name) for name in facts.layers if name not in plain}
             packed = {name: layer.packed for name, layer in layers.items() if isinstance(layer, PackedLinear)}
             tensors = BnbTensors(tensors, packed | plain)
         return Unpacked(tensors, plain) if plain else tensors

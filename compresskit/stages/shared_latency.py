@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from compresskit.errors import UsageError
 from compresskit.model import InputSpec
@@ -19,16 +20,29 @@ _SEQUENCE = 128
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Choices(Generic[T]):
+    """What can be timed.
+
+    Attributes:
+        least: The smallest share of multiply-accumulates there is.
+        at: From a share to the choice for it, and the share that it comes to.
+        build: From a choice to the module.
+        smallest: What the smallest share has: ``narrowest widths``.
+    """
+
+    least: float
+    at: Callable[[float], tuple[T, float]]
+    build: Callable[[T], nn.Module]
+    smallest: str
+
+
 def within_latency(
     original: nn.Module,
     inputs: tuple[InputSpec, ...],
     target: float,
     ctx: Context,
-    *,
-    least: float,
-    at: Callable[[float], tuple[T, float]],
-    build: Callable[[T], nn.Module],
-    smallest: str,
+    choices: Choices[T],
 ) -> tuple[T, list[tuple[float, float]]]:
     """The choice whose model takes at most a share of the original's time for one sample under onnxruntime.
 
@@ -39,10 +53,7 @@ def within_latency(
         inputs: Of the model.
         target: Share of the original's median latency.
         ctx: Where to put the candidates.
-        least: The smallest share of multiply-accumulates there is.
-        at: From a share to the choice for it, and the share that it comes to.
-        build: From a choice to the module.
-        smallest: What the smallest share has: ``narrowest widths``.
+        choices: From the smallest on.
 
     Returns:
         The choice; and all that was timed, as shares of MACs and of the time, the chosen last.
@@ -50,23 +61,24 @@ def within_latency(
     Raises:
         UsageError: The smallest share takes longer.
     """
-    from compresskit.export.checked import export_checked
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     before = ctx.work / "latency-original.onnx"
-    export_checked(original, inputs, before, seed=ctx.seed)
-    low, high = least, 1.0
+    export_checked(original, inputs, before, ParityCheck(seed=ctx.seed))
+    low, high = choices.least, 1.0
     timed: dict[float, tuple[float, T]] = {}
     for number in range(_TRIES + 1):
         share = low if number == 0 else (low + high) / 2
-        chosen, reached = at(share)
+        chosen, reached = choices.at(share)
         if reached not in timed:
-            timed[reached] = _ratio(build(chosen), before, inputs, ctx, f"latency-{number}"), chosen
+            timed[reached] = _ratio(choices.build(chosen), before, inputs, ctx, f"latency-{number}"), chosen
         ctx.progress("time candidates", number + 1, _TRIES + 1)
         ratio = timed[reached][0]
         if number == 0 and ratio > target:
             raise UsageError(
-                f"--target-latency {target:g} can't be met: {ratio:.2f} was measured at the {smallest}",
-                "give more than that, or --round-to 1",
+                f"`target_latency` {target:g} can't be met: {ratio:.2f} was measured at the {choices.smallest}",
+                "give more than that, or `round_to` 1",
             )
         low, high = (share, high) if ratio <= target else (low, share)
     best = max(reached for reached, (ratio, _) in timed.items() if ratio <= target)
@@ -84,22 +96,24 @@ def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ct
         ctx: Where to put both.
         name: Of the files.
     """
-    from compresskit.export.checked import export_checked
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
     inputs = (InputSpec("x", dtype, ("batch", *shape[1:])),)
     before = ctx.work / f"{name}-layer.onnx"
-    export_checked(layer, inputs, before, seed=ctx.seed)
+    export_checked(layer, inputs, before, ParityCheck(seed=ctx.seed))
     return _ratio(other, before, inputs, ctx, f"{name}-other")
 
 
 def _ratio(module: nn.Module, before: Path, inputs: tuple[InputSpec, ...], ctx: Context, name: str) -> float:
-    from compresskit.bench.run import Plan as Timing
-    from compresskit.bench.run import Spec, bench
-    from compresskit.export.checked import export_checked
+    from compresskit.benchmark.run import Plan as Timing
+    from compresskit.benchmark.run import Spec, bench
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
 
     path = ctx.work / f"{name}.onnx"
-    export_checked(module, inputs, path, seed=ctx.seed)
+    export_checked(module, inputs, path, ParityCheck(seed=ctx.seed))
     sizes = {"sequence": _SEQUENCE}
     specs = [
         Spec(title, file, threads=ctx.threads, inputs=inputs, sizes=sizes)

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import UsageError, listing
 from compresskit.kinds import PRUNE
-from compresskit.model import Applied, Model, portable
+from compresskit.model import Model, portable
+from compresskit.ops.prune.facts import SparseFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Samples
@@ -34,6 +35,7 @@ class Sparse(Recovery):
     kind: ClassVar = PRUNE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = SparseFacts
     needs_no_replay: ClassVar[bool] = True
 
     sparsity: Annotated[
@@ -56,7 +58,7 @@ class Sparse(Recovery):
         if not numbers or not 1 <= int(kept) < int(of) <= _MOST:
             raise ValueError(f"N:M with 1 ≤ N < M ≤ {_MOST}, as 2:4")
         if info.data.get("sparsity") is not None:
-            raise ValueError("no --sparsity with it: N:M says how many weights stay")
+            raise ValueError("no `sparsity` with it: N:M says how many weights stay")
         return value
 
     def zeros(self) -> Pattern:
@@ -110,7 +112,7 @@ class Sparse(Recovery):
         trained = self.train(model.module, model.card, ctx, teacher=teacher, after_step=keep_zeros(plan.layers))
         facts = {**facts_of(plan.layers), **more, **trained}
         facts["notes"] = [*_of_zeros(facts, plan.layers, self.zeros()), *notes, *trained.get("notes", ())]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, plan.skipped)))
+        return self.recorded(model, facts, plan.skipped)
 
 
 class CalibratedSparse(Sparse):
@@ -120,15 +122,13 @@ class CalibratedSparse(Sparse):
 
     samples: Samples = 256
 
-    def prune(self, model: Model, ctx: Context, method: Calibrated, *, drift: float, centred: bool = True) -> Model:
+    def prune(self, model: Model, ctx: Context, method: Calibrated) -> Model:
         """Prune a module in place with the context's data.
 
         Args:
             model: Its body is a module.
             ctx: With data.
             method: For one layer.
-            drift: Share of what earlier layers lost that is made up for.
-            centred: See :func:`~compresskit.ops.prune.unstructured.prune_calibrated`.
 
         Raises:
             UsageError: There are no data, or a glob matches nothing.
@@ -139,7 +139,7 @@ class CalibratedSparse(Sparse):
         from compresskit.stages.batches import batches_of, forward_of
 
         if ctx.data is None:
-            raise UsageError(f"prune --method {self.method} needs calibration data", "without: --method magnitude")
+            raise UsageError(f"prune `method` {self.method} needs calibration data", "without: `method` magnitude")
         pattern = self.zeros()
         module, plan, teacher = self.settle(model, pattern)
         count, name = min(self.samples, len(ctx.data)), portable(ctx.data.name)
@@ -148,10 +148,8 @@ class CalibratedSparse(Sparse):
             batches = batches_of(ctx.data, model.card.inputs, _BATCH, count)
             turned = conv1d_to_linear(module, list(plan.layers))
             layers = {n: module.get_submodule(n) for n in plan.layers}
-            left = prune_calibrated(
-                module, layers, pattern, method, batches, forward_of(module, model.card.inputs),
-                drift=drift, centred=centred, progress=ctx.progress,
-            )  # fmt: skip
+            forward = forward_of(module, model.card.inputs)
+            left = prune_calibrated(module, layers, pattern, method, batches, forward, ctx.progress)
             notes += [f"pruned by magnitude, since {why}: {listing(n)}" for why, n in reasons(left, layers).items()]
             linear_to_conv1d(module, turned)
             plan = replace(plan, layers={n: module.get_submodule(n) for n in layers})

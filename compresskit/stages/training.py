@@ -31,7 +31,7 @@ _HELD, _LEAST_HELD, _MOST_HELD = 0.05, 100, 2000
 
 
 class TrainingOptions(Stage):
-    """Options of stages that train a module on --data; a stage gives another default by declaring a field again."""
+    """Options of stages that train a module on `data`; a stage gives another default by declaring a field again."""
 
     learns_tokens: ClassVar[bool] = True
     """Whether a language model learns from the tokens of its data besides its teacher."""
@@ -43,8 +43,8 @@ class TrainingOptions(Stage):
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-4, "muon": 2e-2}
     """Learning rates where none is given: for a model that has learnt already."""
 
-    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over --data in training.")] = 0
-    train_samples: Annotated[int | None, Field(ge=2, description="Training samples taken from --data. (all)")] = None
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over `data` in training.")] = 0
+    train_samples: Annotated[int | None, Field(ge=2, description="Training samples taken from `data`. (all)")] = None
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 128
     accumulate: Annotated[
         int, Field(ge=1, description="Batches whose mean gradient makes a step: large steps in little memory.")
@@ -86,7 +86,7 @@ class TrainingOptions(Stage):
         int | None,
         Field(
             ge=0,
-            description="Samples of --data that are measured after each epoch, not trained on. (with --patience 5 %, "
+            description="Samples of `data` that are measured after each epoch, not trained on. (with `patience` 5 %, "
             "100 to 2000; prune and distill also from 10,000 samples on; else 0)",
         ),
     ] = None
@@ -126,7 +126,7 @@ class TrainingOptions(Stage):
         own = type(self).model_fields
         idle = [n for n in TrainingOptions.model_fields if n != "epochs" and getattr(self, n) != own[n].default]
         if idle and not self.epochs:
-            raise UsageError(f"--{idle[0].replace('_', '-')} is for training, and --epochs is 0", "give --epochs N")
+            raise UsageError(f"--{idle[0].replace('_', '-')} is for training, and `epochs` is 0", "give `epochs` N")
         return self
 
     def train(
@@ -164,7 +164,7 @@ class TrainingOptions(Stage):
         plan = self.training_plan(module, card, ctx, teacher)
         task = plan.task
         if loss is None and teacher is None and task.labels is None:
-            raise InputError("there is nothing to learn from: the data have no labels", "give labelled --data")
+            raise InputError("there is nothing to learn from: the data have no labels", "give labelled `data`")
         if teacher is not None:
             teacher.eval()
         with on_device(Team().device, module, teacher):
@@ -194,7 +194,7 @@ class TrainingOptions(Stage):
         from compresskit.train.training_plan import TrainingPlan
 
         if ctx.data is None:
-            raise UsageError(f"training in {self.name()} needs data", "give --data")
+            raise UsageError(f"training in {self.name()} needs data", "give `data`")
         count = min(self.train_samples or len(ctx.data), len(ctx.data))
         classified = ctx.data.labelled and ctx.data.kind != "pairs" and card.task in ("classification", "unknown")
         reading = Reading(ctx.data, card.inputs, count, labelled=classified, seed=ctx.seed, scored=self.learns_scores)
@@ -260,7 +260,7 @@ class TrainingOptions(Stage):
         if plan.augment is not None:
             flipped = "" if self.augment == "crop" else " and flipped"
             found.append(
-                f"training images were shifted by up to an eighth{flipped} at random: --augment none leaves them"
+                f"training images were shifted by up to an eighth{flipped} at random: `augment` none leaves them"
             )
         return found
 
@@ -270,10 +270,10 @@ class TrainingOptions(Stage):
             return 0
         held = min(max(int(_HELD * count), _LEAST_HELD), _MOST_HELD) if self.held_out is None else self.held_out
         if self.patience and not held:
-            raise UsageError("--patience needs samples to measure on, and --held-out 0 leaves none")
+            raise UsageError("`patience` needs samples to measure on, and `held_out` 0 leaves none")
         if held > count // 2:
             raise UsageError(
-                f"{held} samples can't be held out of {count}: at most half of them", "give more --data, or --held-out"
+                f"{held} samples can't be held out of {count}: at most half of them", "give more `data`, or `held_out`"
             )
         return held
 
@@ -302,7 +302,7 @@ class TrainingOptions(Stage):
             UsageError: There are epochs, and no data.
         """
         if self.epochs and ctx.data is None:
-            raise UsageError("--epochs needs training data", "give --data FILE")
+            raise UsageError("`epochs` needs training data", "give `data` FILE")
 
     def _augment(self, ctx: Context, image: Tensor) -> Augment | None:
         from compresskit.train.augment import crop_and_flip
@@ -314,7 +314,7 @@ class TrainingOptions(Stage):
             if not photos or min(image.shape[2:]) < _SMALL:
                 return None
         elif image.dim() != 4:
-            raise UsageError(f"--augment {self.augment} is for images, the samples are {tuple(image.shape[1:])}")
+            raise UsageError(f"`augment` {self.augment} is for images, the samples are {tuple(image.shape[1:])}")
         return partial(crop_and_flip, margin=max(1, image.shape[2] // 8), flip=self.augment != "crop")
 
     def _origin(self, ctx: Context, teacher: nn.Module | None) -> dict[str, Any]:
@@ -344,7 +344,7 @@ def _reach(scores: Tensor | None) -> tuple[float, float]:
         InputError: All scores are one, or they aren't in memory.
     """
     if scores is None:
-        raise InputError("scored pairs of more than a gigabyte can't be trained on", "give fewer: --train-samples")
+        raise InputError("scored pairs of more than a gigabyte can't be trained on", "give fewer: `train_samples`")
     low, high = (float(value) for value in scores.aminmax())
     if not low < high:
         raise InputError(f"every pair has the score {low:g}: there is nothing to learn", "give pairs of several scores")

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 
 from compresskit.errors import UsageError
 from compresskit.kinds import QUANTIZE
-from compresskit.model import Applied, Model
+from compresskit.model import Model
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric, with_bits
@@ -34,6 +35,7 @@ class WeightOnly(Stage):
     kind: ClassVar = QUANTIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = QuantizeFacts
 
     bits: Annotated[Literal[2, 3, 4, 8], Field(description="Bits of a weight.")] = 4
     group_size: GroupSize = None
@@ -86,7 +88,7 @@ class WeightOnly(Stage):
         Args:
             model: Its body is a module.
             ctx: With data; without it every layer is quantized data-free.
-            method: How.
+            method: The algorithm, with its options.
             samples: Most calibration samples.
             embedding_group: Give embeddings a wider group where the user asked for none.
             batch: Samples worked on at once.
@@ -117,11 +119,11 @@ class WeightOnly(Stage):
         if about:
             facts["calibration"] = about
         elif method.repair:
-            facts["notes"] = ["the repair is made without data, by plain SVD: with --data it makes up for more"]
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts, skipped)))
+            facts["notes"] = ["the repair is made without data, by plain SVD: with `data` it makes up for more"]
+        return self.recorded(model, facts, skipped)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: QuantizeFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
         from compresskit.ops.packed.unpacking import Unpacked
         from compresskit.ops.quantize.weights import replay
@@ -145,8 +147,8 @@ class CalibratedWeightOnly(WeightOnly):
         """
         if ctx.data is None:
             raise UsageError(
-                f"quantize --method {self.method} needs calibration data",
-                "give --data FILE; without data use --method hqq or rtn",
+                f"quantize `method` {self.method} needs calibration data",
+                "give `data` FILE; without data use `method` hqq or rtn",
             )
 
 

@@ -98,7 +98,7 @@ def trainable_repairs(module: nn.Module) -> Iterator[list[str]]:
     """
     layers = {n: m for n, m in module.named_modules() if isinstance(m, PackedLinear) and m.repair_in is not None}
     if not layers:
-        raise InputError("there is no low-rank term to train: no Linear layer was quantized", "leave out --epochs")
+        raise InputError("there is no low-rank term to train: no Linear layer was quantized", "leave out `epochs`")
     parts = ("repair_in", "repair_out")
     with _frozen(module):
         for layer in layers.values():

@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
         if not hidden:
             raise InputError(
                 "muon has no weights to move: none between the first and the last layer takes gradients",
-                "take --optimizer sgd or adamw",
+                "take `optimizer` sgd or adamw",
             )
         known = {id(p) for p in hidden}
         rest = [p for p in module.parameters() if p.requires_grad and id(p) not in known]

@@ -73,7 +73,7 @@ class Team:
         if len(part[0]) % self.size:
             raise UsageError(
                 f"a batch of {len(part[0])} can't be shared equally by {self.size} processes",
-                f"give a --batch-size that is a multiple of {self.size}",
+                f"give a `batch_size` that is a multiple of {self.size}",
             )
         with self._accelerator.split_between_processes(dict(enumerate(part))) as mine:
             return list(mine.values())

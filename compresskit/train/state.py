@@ -115,7 +115,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if other is not None:
         raise InputError(
-            f"the module's '{other}' is no tensor, so its training can't be kept", "leave --checkpoint away"
+            f"the module's '{other}' is no tensor, so its training can't be kept", "leave `checkpoint` away"
         )
     return state
 

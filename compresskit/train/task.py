@@ -137,11 +137,11 @@ class Task:
             InputError: Too few samples, or labels that aren't classes of the model.
         """
         if len(part[0]) < 2:
-            raise InputError("training needs at least two samples", "give more with --data")
+            raise InputError("training needs at least two samples", "give more with `data`")
         found = self.output(module, part)
         if not found.isfinite().all():
             raise InputError(
-                "the model gives NaN or Inf on the training data", "look at the data's range and --normalize"
+                "the model gives NaN or Inf on the training data", "look at the data's range and `normalize`"
             )
         if self.labels == "classes" and labels is not None and self.share < 1:
             _check_labels(labels, found)

@@ -83,7 +83,7 @@ def guided(task: Task, teacher: nn.Module, distance: Distance, weight: float) ->
     """The same, with the distance between features of layers added to that of outputs.
 
     Args:
-        task: As above.
+        task: What training aims at.
         teacher: Called as the student is; gives, as it does, its output and features: see
             :class:`~compresskit.ops.distill.features.Tapped`.
         distance: Between outputs.

@@ -15,8 +15,8 @@ import pytest
 from ending import with_us
 from onnx import TensorProto, helper, numpy_helper
 
-from compresskit.bench.pool import Worker
-from compresskit.bench.run import Plan, Spec, bench, change, measure
+from compresskit.benchmark.pool import Worker
+from compresskit.benchmark.run import Plan, Spec, bench, change, measure
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.model import InputSpec
 from compresskit.report import Measurement
@@ -173,7 +173,7 @@ def test_no_worker_outlives_its_parent(importable, tmp_path, how):
     """Ctrl-C and a hard kill in the middle of a run that never ends."""
     note = tmp_path / "pid"
     code = (
-        "from pathlib import Path; from compresskit.bench.run import *; from compresskit.model import InputSpec\n"
+        "from pathlib import Path; from compresskit.benchmark.run import *; from compresskit.model import InputSpec\n"
         "x = InputSpec('x', 'float32', (1,))\n"
         "measure([Spec('m', Path(NOTE), 'torch', inputs=(x,), loader='models_for_bench:hang')], Plan())"
     ).replace("NOTE", json.dumps(str(note)))
@@ -241,7 +241,7 @@ def test_inputs_that_nobody_knows(importable):
 
 
 def talk(*commands):
-    code = [sys.executable, "-m", "compresskit.bench.worker", "onnxruntime"]
+    code = [sys.executable, "-m", "compresskit.benchmark.worker", "onnxruntime"]
     with subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         worker.stdin.write("".join(json.dumps(command) + "\n" for command in commands))
         worker.stdin.flush()
@@ -275,7 +275,7 @@ def test_the_worker_ends_with_its_stdin():
 
 
 def test_importing_the_bench_needs_no_torch():
-    code = "import sys, compresskit.bench.run, compresskit.bench.worker; print('torch' in sys.modules)"
+    code = "import sys, compresskit.benchmark.run, compresskit.benchmark.worker; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -283,7 +283,7 @@ def test_importing_the_bench_needs_no_torch():
 @pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("left_open", [False, True])
 def test_a_question_left_open_is_followed_up_with_more_processes(tmp_path, monkeypatch, left_open):
-    from compresskit.bench import run
+    from compresskit.benchmark import run
 
     path = model(tmp_path / "m.onnx", 8)
     monkeypatch.setattr(run.stats, "compare", lambda *_: "inconclusive" if left_open else "same")

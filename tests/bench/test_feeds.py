@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compresskit.bench.feeds import axis_sizes, make_feeds
+from compresskit.benchmark.feeds import axis_sizes, make_feeds
 from compresskit.errors import InputError, UsageError
 from compresskit.model import InputSpec
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from compresskit.bench import energy
-from compresskit.bench.gpu import Gpu
+from compresskit.benchmark import energy
+from compresskit.benchmark.gpu import Gpu
 
 
 class Refused(Exception):

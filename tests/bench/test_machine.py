@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compresskit import __version__
-from compresskit.bench import machine, memory
+from compresskit.benchmark import machine, memory
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +86,8 @@ def test_a_containers_quota_counts(monkeypatch, limit, expected):
 
 def test_peak_memory_grows_with_use():
     code = (
-        "from compresskit.bench.memory import peak; before = peak(); x = bytearray(80_000_000); x[:] = b'1' * len(x);"
+        "from compresskit.benchmark.memory import peak; before = peak(); x = bytearray(80_000_000); "
+        "x[:] = b'1' * len(x);"
         "print(before is None or peak() - before > 70_000_000)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -97,7 +98,7 @@ def test_peak_memory_is_not_inherited_from_the_parent():
     """Linux's ru_maxrss starts at the parent's peak, which would make every model look as large as the caller."""
     ballast = bytearray(200_000_000)
     ballast[:] = b"1" * len(ballast)
-    code = "from compresskit.bench.memory import peak; print(peak() or 0)"
+    code = "from compresskit.benchmark.memory import peak; print(peak() or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 100_000_000
     assert (memory.peak() or 2e8) >= 2e8

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compresskit.bench import energy, noise
-from compresskit.bench.noise import Snapshot
+from compresskit.benchmark import energy, noise
+from compresskit.benchmark.noise import Snapshot
 
 QUIET = Snapshot(when=100.0, busy=50.0, own=10.0, stolen=1.0, hot=3, held=2)
 

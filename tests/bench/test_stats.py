@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from compresskit.bench import stats
-from compresskit.bench.stats import Estimate, compare, decide, estimate, speedup, student_quantile
+from compresskit.benchmark import stats
+from compresskit.benchmark.stats import Estimate, compare, decide, estimate, speedup, student_quantile
 
 
 def latencies(rng, processes, rounds, process=0.01, single=0.02, burst=0.05, slower=0.0, drift=None):

@@ -3,7 +3,7 @@ import platform
 import numpy as np
 import pytest
 
-from compresskit.bench import target
+from compresskit.benchmark import target
 from compresskit.errors import UsageError
 
 

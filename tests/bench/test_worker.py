@@ -9,8 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from compresskit.bench.pool import Worker
-from compresskit.bench.worker import Engine
+from compresskit.benchmark.pool import Worker
+from compresskit.benchmark.worker import Engine
 
 
 class Idle:

@@ -73,7 +73,7 @@ def test_the_state_dict_is_found_and_the_rest_is_named(tmp_path: Path, saved: An
 def test_which_of_several_was_taken_is_said_and_chosen(tmp_path: Path) -> None:
     saved = {"params": OTHER, "params_ema": PLAIN, "nested": {"a.b": {"model": PLAIN}}}
     found, notes = opened(tmp_path, saved)
-    assert same(found, OTHER) and "'params'" in notes and "--key takes 'params_ema'" in notes
+    assert same(found, OTHER) and "'params'" in notes and "`key` takes 'params_ema'" in notes
     for key in ("params_ema", "nested.a.b.model", "nested.a.b"):
         assert same(opened(tmp_path, saved, key)[0], PLAIN)
 
@@ -87,7 +87,7 @@ def test_a_key_that_leads_nowhere_is_the_command_lines_fault(tmp_path: Path, key
 
 def test_a_key_is_for_files_that_hold_several(tmp_path: Path) -> None:
     save_file(PLAIN, tmp_path / "m.safetensors")
-    with pytest.raises(UsageError, match="--key"):
+    with pytest.raises(UsageError, match="`key`"):
         load(tmp_path / "m.safetensors", key="model")
 
 

@@ -106,7 +106,7 @@ def material_files(folder: Path) -> None:
     from safetensors.torch import save_file
 
     from compresskit import load, method, run
-    from compresskit.export.checked import export_checked
+    from compresskit.exporter.checked import export_checked
     from compresskit.model import InputSpec
 
     (folder / "net.py").write_text(NET, encoding="utf-8")

@@ -127,7 +127,7 @@ def test_a_stop_keeps_the_whole_generations(
     cli: Cli, two: Path, monkeypatch: pytest.MonkeyPatch, after: int, stop: BaseException
 ) -> None:
     """Ctrl-C or SIGTERM in the second process of the first point, or in the second point."""
-    from compresskit.bench import run
+    from compresskit.benchmark import run
 
     take, count = run._take_turns, []
 
@@ -150,7 +150,7 @@ def test_a_stop_keeps_the_whole_generations(
 def test_ctrl_c_before_anything_was_measured_leaves_nothing(
     cli: Cli, two: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from compresskit.bench import run
+    from compresskit.benchmark import run
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

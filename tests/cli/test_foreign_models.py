@@ -47,7 +47,7 @@ def module_and_file_agree(bundle: Path, arch: dict[str, object]) -> None:
     """The bundle reloaded in torch gives what its ONNX file gives."""
     import torch
 
-    from compresskit.bench.feeds import make_feeds
+    from compresskit.benchmark.feeds import make_feeds
     from compresskit.runtimes import get
 
     model = compresskit.load(bundle, **arch)

@@ -87,8 +87,8 @@ def test_an_unproven_limit_fails_only_when_it_was_asked_for(
 
 @pytest.mark.usefixtures("untouched")
 def test_a_failed_parity_gate_writes_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from compresskit.export import checked
-    from compresskit.export.parity import Parity
+    from compresskit.exporter import checked
+    from compresskit.exporter.parity import Parity
 
     monkeypatch.setattr(checked, "parity", lambda *_, **__: Parity(0.5, 0.5, 32, False, "output"))
     for words in (FOUR, ("export", "m.pt", *ARCH, *SHAPE, "-o", "out.onnx")):

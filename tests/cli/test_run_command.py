@@ -167,6 +167,32 @@ def test_a_step_that_costs_too_much_is_undone(cli: Cli, recipe: Path) -> None:
     assert result() == bytes_, "as if the step weren't there"
 
 
+TUNED = "  - lora.bottleneck: {epochs: 1}\n"
+"""Makes a model larger, which alone it may."""
+RUIN = "  - prune.magnitude: {sparsity: 0.98}\n    max-drop: 0.5pt\n    rollback: true\n"
+
+
+@pytest.mark.parametrize("steps", [RUIN + TUNED, TUNED])
+def test_the_gates_are_those_of_the_steps_that_were_not_undone(cli: Cli, recipe: Path, steps: str) -> None:
+    """A model that was only tuned may be larger than the original, whatever was tried and undone before."""
+    head = RECIPE.partition("steps:\n")[0]
+    recipe.write_text(f"{head}steps:\n{steps}checks: {{max-drop: 100pt}}\n", encoding="utf-8")
+    done = cli(*RUN)
+    assert done.code == 0, done
+    found = report()
+    assert [applied["name"] for applied in found.history] == ["lora.bottleneck"]
+    assert found.models[1].bytes > found.models[0].bytes
+    assert "size" not in [gate.name for gate in found.gates]
+
+
+def test_a_step_that_stays_keeps_the_gate_of_the_size(cli: Cli, recipe: Path) -> None:
+    head = RECIPE.partition("steps:\n")[0]
+    kept = RUIN.replace("0.5pt", "100pt")
+    recipe.write_text(f"{head}steps:\n{kept}{TUNED}checks: {{max-drop: 100pt}}\n", encoding="utf-8")
+    assert cli(*RUN).code == 1
+    assert [gate.name for gate in report().gates if gate.passed is False] == ["size"]
+
+
 def test_a_missed_limit_of_a_step_fails_the_whole(cli: Cli, recipe: Path) -> None:
     ruin = "  - prune.magnitude: {sparsity: 0.98}\n    max-drop: 0.5pt\n"
     text = RECIPE.replace("  - prune.magnitude: {sparsity: 0.1}\n", ruin).replace("20pt", "100pt")

@@ -22,11 +22,11 @@ needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None
 @pytest.fixture
 def int8(here: Path) -> Path:
     """``int8.onnx``: the good model with weights of 8 full bits."""
-    from compresskit.export.int8 import quantize_static_int8
+    from compresskit.exporter.int8 import quantize_static_int8
 
     x = np.load("d.npz")["x"]
     name = onnx.load("m.onnx").graph.input[0].name
-    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), [{name: x}], activation="uint8", weight="int8")
+    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), [{name: x}])
     return here
 
 
@@ -100,7 +100,7 @@ def test_engines_are_compared_with_commas(cli: Cli, here: Path) -> None:
 
 
 def test_a_target_without_vnni_is_emulated(cli: Cli, int8: Path) -> None:
-    from compresskit.bench import target
+    from compresskit.benchmark import target
 
     command = ("evaluate", "int8.onnx", "--data", "d.npz", "--json", "-")
     exact, clipped = (report(cli(*command, "--target", name)) for name in ("x86-vnni", "x86-avx2"))
@@ -121,7 +121,7 @@ def test_clipping_changes_what_is_computed(cli: Cli, int8: Path) -> None:
 
 
 def test_speed_under_another_target_is_said_to_be_this_machines(cli: Cli, int8: Path) -> None:
-    from compresskit.bench import target
+    from compresskit.benchmark import target
 
     other = "arm64" if target.here().name != "arm64" else "x86-vnni"
     found = json.loads(cli("compare", "m.onnx", "int8.onnx", "--target", other, "--json", "-").out)
@@ -129,13 +129,11 @@ def test_speed_under_another_target_is_said_to_be_this_machines(cli: Cli, int8: 
 
 
 def test_a_file_of_seven_bit_weights_is_exact_everywhere(cli: Cli, here: Path) -> None:
-    from compresskit.export.int8 import quantize_static_int8
+    from compresskit.exporter.int8 import Int8Settings, quantize_static_int8
 
     name = onnx.load("m.onnx").graph.input[0].name
-    quantize_static_int8(
-        Path("m.onnx"), Path("int8.onnx"), [{name: np.load("d.npz")["x"]}], activation="uint8", weight="int8",
-        reduce_range=True,
-    )  # fmt: skip
+    batches = [{name: np.load("d.npz")["x"]}]
+    quantize_static_int8(Path("m.onnx"), Path("int8.onnx"), batches, Int8Settings(reduce_range=True))
     found = report(cli("evaluate", "int8.onnx", "--data", "d.npz", "--target", "x86-avx2", "--json", "-"))
     assert any("exact on every CPU" in note for note in found["notes"])
 
@@ -161,7 +159,7 @@ EVALUATE = ("evaluate", "m.onnx", "--data", "d.npz")
 def test_wrong_engines_and_targets_are_usage_errors(
     cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("compresskit.bench.target.has_vnni", lambda: True)
+    monkeypatch.setattr("compresskit.benchmark.target.has_vnni", lambda: True)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     cli(*arguments).refused(2, *words)
 

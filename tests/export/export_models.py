@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid, Packed, pack
 from compresskit.ops.packed.modules import PackedEmbedding, PackedLinear, packed_twin, set_module
-from compresskit.ops.quantize.nf4 import nf4_grid
+from compresskit.ops.packed.nf4 import nf4_grid
 
 IMAGE = (InputSpec("x", "float32", ("batch", 3, 16, 16)),)
 SIZES = (64, 50)
@@ -90,7 +90,7 @@ def packed(shape: tuple[int, ...], grid: Grid, seed: int = 0) -> Packed:
     groups, size, _ = grid.layout(columns)
 
     def random(*dims: int) -> Tensor:
-        return torch.randint(0, grid.levels + 1, dims, generator=g, dtype=torch.uint8)
+        return torch.randint(0, grid.largest + 1, dims, generator=g, dtype=torch.uint8)
 
     scales = (torch.rand(shape[0], groups, generator=g) * 0.01 + 0.001).half()
     zeros = None if grid.symmetric else pack(random(shape[0], groups), grid.bits)
@@ -120,7 +120,7 @@ class Many(nn.Module):
                 layer: nn.Module = PackedLinear(nn.Linear(width, 7, bias=seed % 2 == 0), packed((7, width), grid, seed))
             else:
                 layer = PackedEmbedding(nn.Embedding(9, width), packed((9, width), grid, seed))
-            self.layers[f"{width}_{grid.bits}_{grid.group_size}_{grid.symmetric}_{grid.kind}"] = layer
+            self.layers[f"{width}_{grid.bits}_{grid.group_size}_{grid.symmetric}_{grid.format.name}"] = layer
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         if x.is_floating_point():

@@ -12,8 +12,8 @@ import torch
 from export_models import make
 
 from compresskit.errors import InputError
-from compresskit.export.dynamic import quantize_dynamic_int8
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.dynamic import quantize_dynamic_int8
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.runtimes.saturating import SaturatingOnnxRuntime
 
 EXACT = SaturatingOnnxRuntime(clips=False)  # whatever this machine's products do

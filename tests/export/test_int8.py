@@ -16,11 +16,11 @@ from export_models import make
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.bench import target
+from compresskit.benchmark import target
 from compresskit.errors import InputError
-from compresskit.export.checked import export_checked
-from compresskit.export.int8 import quantize_static_int8
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.checked import export_checked
+from compresskit.exporter.int8 import Int8Settings, quantize_static_int8
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.runtimes import get
 from compresskit.runtimes.base import Runtime
@@ -94,7 +94,7 @@ def test_int8_stays_close_in_all_its_forms(
 ) -> None:
     capfd.readouterr()
     before = floats.read_bytes()
-    facts = quantize_static_int8(floats, tmp_path / "q.onnx", images(), **options)
+    facts = quantize_static_int8(floats, tmp_path / "q.onnx", images(), Int8Settings(**options))
     assert capfd.readouterr() == ("", "")
     assert floats.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
     feeds = {"x": next(images())["x"]}
@@ -122,7 +122,7 @@ def written_for(made_for: target.Target, source: Path, folder: Path) -> tuple[Pa
     """The file as ``int8-static`` writes it for a target, and what to feed it."""
     feeds = {"x": np.abs(next(images())["x"])}
     options = {**made_for.int8.options(), "symmetric": made_for.name == "gpu"}
-    quantize_static_int8(source, folder / "q.onnx", [feeds], **options)
+    quantize_static_int8(source, folder / "q.onnx", [feeds], Int8Settings(**options))
     return folder / "q.onnx", feeds
 
 
@@ -243,8 +243,8 @@ def test_codes_in_the_file_are_the_rounded_weights(floats: Path, tmp_path: Path)
 def test_every_weight_tells_its_rounding(options: dict[str, Any], floats: Path, tmp_path: Path) -> None:
     """A bit is worth 6 dB, in all forms of codes."""
     eight, seven = (
-        quantize_static_int8(floats, tmp_path / "q.onnx", images(), reduce_range=reduced, **options)["layers"]
-        for reduced in (False, True)
+        quantize_static_int8(floats, tmp_path / "q.onnx", images(), settings)["layers"]
+        for settings in (Int8Settings(**options), Int8Settings(reduce_range=True, **options))
     )
     assert all(35 < layer["sqnr"] < 55 for layer in eight.values()), eight
     assert all(4 < eight[name]["sqnr"] - layer["sqnr"] < 8 for name, layer in seven.items())
@@ -340,8 +340,8 @@ class Masked(nn.Module):
 def test_tidy_attention_keeps_what_it_computes(infinite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx_ir as ir
 
-    from compresskit.export import onnx_export
-    from compresskit.export.attention import tidy_attention
+    from compresskit.exporter import onnx_export
+    from compresskit.exporter.attention import tidy_attention
 
     torch.manual_seed(0)
     specs = (InputSpec("x", "float32", ("batch", "tokens", 8)), InputSpec("keep", "int64", ("batch", "tokens"), 2))

@@ -26,13 +26,13 @@ from export_models import (
 )
 from torch import Tensor, nn
 
-from compresskit.export.lower import block_of, lowered
-from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import parity
+from compresskit.exporter.lower import block_of, lowered
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import parity
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLinear
-from compresskit.ops.quantize.nf4 import nf4_grid
+from compresskit.ops.packed.nf4 import NF4, nf4_grid
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, nn.Embedding])
@@ -135,7 +135,7 @@ def test_the_file_is_hardly_more_than_its_tensors(grid: Grid, tmp_path: Path) ->
     tensors = sum(t.numel() * t.element_size() for t in (*module.buffers(), *module.parameters()))
     count = 1000 * 256 * 2 + 512 * 256 * 8
     groups = count // grid.group_size
-    wanted = count * grid.bits / 8 + groups * (4 if grid.kind == "nf4" else 2)
+    wanted = count * grid.bits / 8 + groups * (4 if grid.format is NF4 else 2)
     wanted += 0 if grid.symmetric else groups * grid.bits / 8
     wanted += 4 * sum(p.numel() for p in module.parameters())
     assert (tmp_path / "m.onnx").stat().st_size < 1.02 * tensors

@@ -11,8 +11,8 @@ from export_models import IMAGE, Cnn, make
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, MachineError
-from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import parity
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import parity
 from compresskit.model import InputSpec
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.onnx._internal.exporter import _registration
 
-from compresskit.export import operators
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter import operators
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 
 INPUTS = (InputSpec("x", "float32", ("batch", 1, 8, 8)),)

@@ -13,10 +13,10 @@ from export_models import ids, packed
 from torch import Tensor, nn
 
 from compresskit.errors import GateError
-from compresskit.export.accuracy import set_accuracy_level
-from compresskit.export.checked import export_checked
-from compresskit.export.parity import difference, parity
-from compresskit.export.samples import samples
+from compresskit.exporter.accuracy import set_accuracy_level
+from compresskit.exporter.checked import export_checked
+from compresskit.exporter.parity import difference, parity
+from compresskit.exporter.samples import samples
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedLinear

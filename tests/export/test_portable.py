@@ -14,11 +14,11 @@ import torch
 from export_models import GRIDS, IMAGE, Convs, Many, Tied, corrected, ids, make, pack_all, packed
 from torch import nn
 
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedLinear
-from compresskit.ops.quantize.nf4 import nf4_grid
+from compresskit.ops.packed.nf4 import nf4_grid
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 X = (InputSpec("x", "float32", ("batch", 64)),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from compresskit.export.ranges import Histogram, find_range
+from compresskit.exporter.ranges import Histogram, find_range
 
 
 def seen(*batches: np.ndarray) -> Histogram:

@@ -11,10 +11,11 @@ from torch import nn
 from compresskit.errors import InputError, MachineError
 from compresskit.ops.packed.grid import Grid, Packed, dequantize
 from compresskit.ops.packed.modules import PackedLinear
+from compresskit.ops.packed.nf4 import nf4_grid
 from compresskit.ops.quantize import bnb, bnb_library
 from compresskit.ops.quantize.bnb_select import BnbSelection, kept
-from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.table import quantize_table
 from compresskit.ops.quantize.weights import quantize_module
 from compresskit.stage import silent
 
@@ -31,7 +32,7 @@ def weight(rows: int = 64, columns: int = 128, seed: int = 0) -> torch.Tensor:
 
 def packed_of(kind: str) -> Packed:
     if kind == "nf4":
-        return quantize_nf4(weight(), nf4_grid(64))
+        return quantize_table(weight(), nf4_grid(64))
     return bnb.quantize_int8_rows(weight(), bnb.row_grid())
 
 
@@ -42,7 +43,7 @@ def test_nf4_is_stored_as_bitsandbytes_stores_it(group: int) -> None:
         weight(), blocksize=group, compress_statistics=False, quant_type="nf4"
     )
     expected = {"weight": codes} | {f"weight.{name}": t for name, t in state.as_dict(packed=True).items()}
-    found = bnb.stored(quantize_nf4(weight(), nf4_grid(group)))
+    found = bnb.stored(quantize_table(weight(), nf4_grid(group)))
     assert set(found) == set(expected) == set(bnb.names(nf4_grid(group)))
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
@@ -88,8 +89,10 @@ def test_what_is_stored_reads_back_bit_for_bit(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_bitsandbytes_modules_compute_what_the_packed_layers_compute(kind: str) -> None:
     net = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 64, bias=False)).eval()
-    algorithm, grid = (quantize_nf4, nf4_grid(64)) if kind == "nf4" else (bnb.quantize_int8_rows, bnb.row_grid())
-    quantize_module(net, BnbSelection(grid.bits, grid.group_size, True, kind=grid.kind, only=grid), algorithm, silent)
+    algorithm, grid = (quantize_table, nf4_grid(64)) if kind == "nf4" else (bnb.quantize_int8_rows, bnb.row_grid())
+    quantize_module(
+        net, BnbSelection(grid.bits, grid.group_size, True, format=grid.format, only=grid), algorithm, silent
+    )
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = net(x)

@@ -14,10 +14,12 @@ from calibration_models import Blocks, batches, forward
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.export.onnx_export import export_onnx
-from compresskit.export.parity import parity
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import parity
+from compresskit.facts import read_facts
 from compresskit.model import InputSpec
 from compresskit.ops.calibration.moments import Moments
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize.awq import quantize_weighted
@@ -75,7 +77,7 @@ def test_the_record_rebuilds_the_module(name: str) -> None:
     module = Blocks()
     facts, _ = quantized(module, METHODS[name])
     other = Blocks()
-    replay(other, json.loads(json.dumps(facts)))
+    replay(other, read_facts(QuantizeFacts, json.loads(json.dumps(facts))))
     other.load_state_dict(module.state_dict(), strict=True)
     for batch in batches(1):
         assert torch.equal(forward(other, batch), forward(module, batch))
@@ -224,7 +226,7 @@ def test_the_fast_path_of_torchs_encoder_leaves_no_correction_out(kind: str) -> 
     facts, _ = quantize_calibrated(module, Selection(3, 16), METHODS[kind], [{"x": x}], call, silent)
     assert any(data.get("input_scale") or data.get("repair") for data in facts["layers"].values())
     again = Encoder()
-    replay(again, facts)
+    replay(again, read_facts(QuantizeFacts, facts))
     again.load_state_dict(module.state_dict())
     for net in (module, again):
         torch.testing.assert_close(net(x), slow(module, x), rtol=1e-5, atol=1e-5)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from compresskit.ops.packed.format import LINEAR
 from compresskit.ops.packed.grid import Grid, Packed, dequantize, pack
 from compresskit.ops.packed.modules import PackedLinear
+from compresskit.ops.packed.nf4 import NF4, nf4_grid
 from compresskit.ops.quantize import fast
 from compresskit.ops.quantize.fast import FastLinear, kernel_for, speed_up
-from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
 from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.table import quantize_table
 
 NO_KERNEL = torch.backends.cpu.get_cpu_capability() != "AVX512"
 needs_kernel = pytest.mark.skipif(NO_KERNEL, reason="torch has no kernel for each of these grids on this processor")
@@ -26,7 +28,7 @@ def weight(rows: int, columns: int) -> torch.Tensor:
 
 def packed(rows: int, columns: int, grid: Grid) -> Packed:
     return (
-        quantize_nf4(weight(rows, columns), grid) if grid.kind == "nf4" else quantize_rtn(weight(rows, columns), grid)
+        quantize_table(weight(rows, columns), grid) if grid.format is NF4 else quantize_rtn(weight(rows, columns), grid)
     )
 
 
@@ -89,7 +91,7 @@ def model(grid: Grid) -> nn.Module:
     net = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 30, bias=False)).eval()
     for i in (0, 2):
         layer = net[i]
-        made = quantize_nf4(layer.weight, grid) if grid.kind == "nf4" else quantize_rtn(layer.weight, grid)
+        made = quantize_table(layer.weight, grid) if grid.format is NF4 else quantize_rtn(layer.weight, grid)
         net[i] = PackedLinear(layer, made)
     return net
 
@@ -144,7 +146,7 @@ def test_a_kernel_that_computes_something_else_is_not_used(monkeypatch: pytest.M
     made = packed(32, 64, Grid(4, 32))
     right = fast._int4(made)
     assert not isinstance(right, str)
-    monkeypatch.setattr(fast, "_int4", lambda _packed: lambda x: right(x).flip(1))
+    monkeypatch.setitem(fast._KERNELS, LINEAR, lambda _packed: lambda x: right(x).flip(1))
     assert isinstance(kernel_for(made), str)
 
 

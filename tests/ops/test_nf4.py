@@ -7,11 +7,16 @@ import torch
 from torch import nn
 
 from compresskit.errors import InputError
-from compresskit.ops.packed.grid import NF4, Grid, dequantize, unpack
-from compresskit.ops.packed.modules import grid_of
-from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+from compresskit.facts import read_facts
+from compresskit.ops.packed.facts import PackedFacts, QuantizeFacts
+from compresskit.ops.packed.format import LINEAR
+from compresskit.ops.packed.grid import Grid, dequantize, unpack
+from compresskit.ops.packed.nf4 import NF4, nf4_grid
 from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.table import quantize_table
 from compresskit.ops.quantize.weights import quantize_module, replay
+
+LEVELS = torch.tensor(NF4.levels)
 
 
 def weight(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
@@ -25,9 +30,9 @@ def test_codes_and_values_are_those_of_bitsandbytes(shape: tuple[int, ...], bloc
     w = weight(shape, seed)
     w[1] = 0
     data, state = theirs.quantize_4bit(w, quant_type="nf4", blocksize=block)
-    packed = quantize_nf4(w, nf4_grid(block))
+    packed = quantize_table(w, nf4_grid(block))
     codes = torch.stack([data.flatten() >> 4, data.flatten() & 15], -1).flatten()
-    assert torch.equal(state.code, NF4)
+    assert torch.equal(state.code, LEVELS)
     assert torch.equal(unpack(packed.codes, 4, block).flatten(), codes)
     assert torch.equal(packed.scales.flatten(), state.absmax)
     assert torch.equal(dequantize(packed), theirs.dequantize_4bit(data, state))
@@ -35,11 +40,11 @@ def test_codes_and_values_are_those_of_bitsandbytes(shape: tuple[int, ...], bloc
 
 def test_each_value_is_the_nearest_level() -> None:
     w = weight((5, 70))
-    packed = quantize_nf4(w, nf4_grid())
+    packed = quantize_table(w, nf4_grid())
     scale = packed.scales.repeat_interleave(64, 1)[:, :70]
-    nearest = (w / scale).unsqueeze(-1).sub(NF4).abs().argmin(-1)
+    nearest = (w / scale).unsqueeze(-1).sub(LEVELS).abs().argmin(-1)
     codes = unpack(packed.codes, 4, 64).reshape(5, -1)[:, :70]
-    assert torch.equal(NF4[codes.int()], NF4[nearest])
+    assert torch.equal(LEVELS[codes.int()], LEVELS[nearest])
     assert (dequantize(packed) == 0).sum() == (codes == packed.grid.middle).sum()
 
 
@@ -48,19 +53,22 @@ def test_nan_and_inf_are_refused(bad: float) -> None:
     w = weight((4, 64))
     w[2, 3] = bad
     with pytest.raises(InputError, match="NaN or Inf"):
-        quantize_nf4(w, nf4_grid())
+        quantize_table(w, nf4_grid())
 
 
 def test_facts_rebuild_every_grid() -> None:
     module = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
-    facts, _ = quantize_module(module, Selection(4, 64, True, kind="nf4"), quantize_nf4, lambda *_: None)
+    facts, _ = quantize_module(module, Selection(4, 64, True, format=NF4), quantize_table, lambda *_: None)
     fresh = nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))
-    replay(fresh, facts)
+    replay(fresh, read_facts(QuantizeFacts, facts))
     fresh.load_state_dict(module.state_dict())
     x = weight((3, 64))
     assert torch.equal(fresh(x), module(x))
 
 
 def test_a_fact_from_before_there_were_kinds_is_linear() -> None:
-    assert grid_of({"bits": 4, "group_size": 32, "symmetric": False}) == Grid(4, 32, False, "linear")
-    assert grid_of({"bits": 4, "group_size": 64, "symmetric": True, "grid": "nf4"}) == nf4_grid()
+    rest = {"kind": "Linear", "shape": [8, 8], "scales": "float16"}
+    older = read_facts(PackedFacts, {**rest, "bits": 4, "group_size": 32, "symmetric": False})
+    assert older.layout() == Grid(4, 32, False, LINEAR)
+    nf4 = read_facts(PackedFacts, {**rest, "bits": 4, "group_size": 64, "symmetric": True, "grid": "nf4"})
+    assert nf4.layout() == nf4_grid()

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compresskit.export.onnx_export import export_onnx
+from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_onnx import inspect_onnx
 from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.packed.modules import PackedLayer
-from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+from compresskit.ops.packed.nf4 import NF4, nf4_grid
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.table import quantize_table
 from compresskit.ops.quantize.weights import quantize_module
 
 
@@ -39,8 +40,8 @@ class Mixed(nn.Module):
 def test_each_packed_layer_is_one_entry(grid: Grid, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Mixed()
-    algorithm = quantize_nf4 if grid.kind == "nf4" else quantize_rtn
-    chosen = Selection(grid.bits, grid.group_size, grid.symmetric, kind=grid.kind)
+    algorithm = quantize_table if grid.format is NF4 else quantize_rtn
+    chosen = Selection(grid.bits, grid.group_size, grid.symmetric, format=grid.format)
     quantize_module(module, chosen, algorithm, lambda *_: None)
     export_onnx(module, (InputSpec("ids", "int64", ("batch", 8), 50),), tmp_path / "m.onnx")
     found = inspect_onnx(tmp_path / "m.onnx")
@@ -50,7 +51,7 @@ def test_each_packed_layer_is_one_entry(grid: Grid, tmp_path: Path) -> None:
     for name, layer in packed.items():
         entry = entries[name]
         assert sorted(entry["shape"]) == sorted(layer.shape)
-        assert entry["dtype"] == ("nf4" if grid.kind == "nf4" else f"int{grid.bits}")
+        assert entry["dtype"] == ("nf4" if grid.format is NF4 else f"int{grid.bits}")
         assert entry["bytes"] - layer.packed.nbytes() in (0, 4 * 32, 4 * 48, 8 * 8)  # a bias, or the ids 0 to 7
         zeros = int((dequantize(layer.packed) == 0).sum())
         assert entry["sparsity"] * entry["parameters"] == pytest.approx(zeros)

@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from prune_nets import NETS, Mlp, Normed, Residual, images, made
 from torch import nn
 
 from compresskit.errors import InputError
+from compresskit.facts import read_facts, to_json
 from compresskit.ops.prune.cut import cut, mask
 from compresskit.ops.prune.dependencies import find_groups
+from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.ops.prune.graph import Group
 from compresskit.ops.prune.limit import OutOfTime, time_limit
 from compresskit.ops.prune.replay import facts_of, replay, widths
@@ -50,9 +53,10 @@ def test_masked_is_cut_and_facts_rebuild_it(kind: Callable[[], nn.Module]) -> No
     assert (masked(images()) - smaller(images())).abs().max() <= 1e-5
     assert (net(images()) - smaller(images())).abs().max() > 1e-3
 
-    facts = json.loads(json.dumps({"layers": facts_of(smaller, was, []), "rewritten": rewritten}))
+    rewritten_json = {name: [to_json(made) for made in all_of] for name, all_of in rewritten.items()}
+    facts = json.loads(json.dumps({"layers": facts_of(smaller, was, []), "rewritten": rewritten_json}))
     again = made(kind, seed=5)
-    replay(again, facts)
+    replay(again, read_facts(StructuredFacts, facts))
     again.load_state_dict(smaller.state_dict())
     assert torch.equal(again.eval()(images()), smaller(images()))
 
@@ -111,9 +115,10 @@ def test_damaged_facts_are_refused() -> None:
         "second.conv1": good,
     }.items():
         with pytest.raises(InputError):
-            replay(made(Residual), {"layers": {name: fact}, "rewritten": rewritten})
+            facts = read_facts(StructuredFacts, {"layers": {name: fact}})
+            replay(made(Residual), replace(facts, rewritten=rewritten))
     shortcut = rewritten["second"][0]
-    for name, fact in (("second", {**shortcut, "in": 17}), ("head", shortcut), ("gone", shortcut)):
+    for name, fact in (("second", replace(shortcut, into=17)), ("head", shortcut), ("gone", shortcut)):
         with pytest.raises(InputError, match="no shortcut"):
             replay_shortcuts(made(Residual), {name: [fact]})
 

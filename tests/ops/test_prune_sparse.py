@@ -15,7 +15,7 @@ from compresskit.ops.prune.magnitude import prune_magnitude, prune_together
 from compresskit.ops.prune.masks import Pattern, keep_zeros, kept, zeros
 from compresskit.ops.prune.refit import refit
 from compresskit.ops.prune.sparsegpt import prune_sparsegpt
-from compresskit.ops.prune.unstructured import facts_of, plan_layers, prune_calibrated, prune_free
+from compresskit.ops.prune.unstructured import Calibrated, facts_of, plan_layers, prune_calibrated, prune_free
 from compresskit.ops.prune.wanda import prune_wanda
 
 HALF, TWO_OF_FOUR, ONE_OF_EIGHT = Pattern(0.5), Pattern.grouped(2, 4), Pattern.grouped(1, 8)
@@ -138,7 +138,7 @@ def pruned(pattern: Pattern, way: Callable[[Tensor, Tensor, Moments], Tensor], d
     module, data = Blocks(depth=3), batches(4, masked=True)
     before = [forward(module, b)[b["attention_mask"].bool()] for b in data]
     plan = plan_layers(module, pattern, (), ("unused",))
-    left = prune_calibrated(module, plan.layers, pattern, way, data, forward, drift=drift, progress=lambda *_: None)
+    left = prune_calibrated(module, plan.layers, pattern, Calibrated(way, drift), data, forward, lambda *_: None)
     assert not left
     for layer in plan.layers.values():
         check(layer.get_parameter("weight").detach(), pattern)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from compresskit.facts import read_facts
 from compresskit.ops.prune.cut import cut, mask
 from compresskit.ops.prune.dependencies import find_groups
+from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.ops.prune.replay import facts_of, replay, widths
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 from compresskit.ops.prune.trial import proven
@@ -73,6 +75,6 @@ def test_conv1d_is_cut_and_stays_a_conv1d() -> None:
     assert tuple(net.transformer.h[1].mlp.c_fc.weight.shape) == (32, 40)
 
     again = gpt2(seed=1)
-    replay(again, facts)
+    replay(again, read_facts(StructuredFacts, facts))
     again.load_state_dict(net.state_dict())
     assert torch.equal(run(again), run(net))

@@ -15,6 +15,8 @@ from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.safetensors_writer import Entry, entry, write_safetensors
 from compresskit.checkpoint.tensors import open_tensors
 from compresskit.errors import InputError, UsageError
+from compresskit.facts import read_facts
+from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLinear, set_module
 from compresskit.ops.packed.unpacking import Unpacked
@@ -156,7 +158,7 @@ def test_facts_and_tensors_rebuild_the_module(tmp_path: Path, bits: int) -> None
     state = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
     write_safetensors(path, [entry(k, v) for k, v in state.items()])
     fresh = Net()
-    plain = replay(fresh, facts)
+    plain = replay(fresh, read_facts(QuantizeFacts, facts))
     assert not plain
     load_into(fresh, open_tensors(path))
     with torch.no_grad():
@@ -166,11 +168,11 @@ def test_facts_and_tensors_rebuild_the_module(tmp_path: Path, bits: int) -> None
 def test_facts_of_another_architecture_are_refused() -> None:
     facts, _ = quantized(Net())
     with pytest.raises(InputError, match="no layer"):
-        replay(nn.Sequential(nn.Linear(64, 64)), facts)
+        replay(nn.Sequential(nn.Linear(64, 64)), read_facts(QuantizeFacts, facts))
     other = Net()
     other.conv = nn.Conv1d(64, 32, 3)
     with pytest.raises(InputError, match="layer 'conv'"):
-        replay(other, facts)
+        replay(other, read_facts(QuantizeFacts, facts))
 
 
 def saved(net: nn.Module, path: Path) -> Path:
@@ -210,7 +212,7 @@ def test_bare_tensors_reload_into_the_architecture_also_where_a_layer_has_no_pac
     assert "attention.out_proj" in facts["layers"]
     fresh = Net()
     tensors = open_tensors(out)
-    plain = replay(fresh, facts)
+    plain = replay(fresh, read_facts(QuantizeFacts, facts))
     assert set(plain) == {"attention.out_proj"}
     load_into(fresh, Unpacked(tensors, plain))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from torch import nn
 
 from compresskit.errors import InputError
 from compresskit.ops.packed.grid import Grid
-from compresskit.ops.quantize.auto import Wanted, bytes_of, plan_bits
+from compresskit.ops.quantize.auto import Wanted, plan_bits
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
@@ -107,7 +107,7 @@ def test_a_quality_limit_widens_until_it_is_kept() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_planned_bytes_are_those_of_a_packed_weight(bits: int) -> None:
     grid = Grid(bits, 32)
-    assert bytes_of(grid, (48, 96)) == quantize_rtn(torch.randn(48, 96), grid).nbytes()
+    assert grid.nbytes((48, 96)) == quantize_rtn(torch.randn(48, 96), grid).nbytes()
 
 
 def test_known_blocks_are_passed_over_and_nothing_changes() -> None:

@@ -32,7 +32,7 @@ def test_all_of_them_ship() -> None:
     assert set(shipped.names()) == EXPECTED
     assert shipped.folder() == ROOT / "recipes"
     wheel = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert '[tool.hatch.build.targets.wheel.force-include]\n"recipes" = "compresskit/recipes"' in wheel
+    assert '[tool.hatch.build.targets.wheel.force-include]\n"recipes" = "compresskit/recipe/files"' in wheel
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compresskit.bench import target
+from compresskit.benchmark import target
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.int8_saturation import saturation_notes
 

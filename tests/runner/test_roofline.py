@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compresskit.bench.memory_rate import moved
+from compresskit.benchmark.memory_rate import moved
 from compresskit.ops.onnx_traffic import traffic
 from compresskit.report import Measurement
 from compresskit.runner import roofline
@@ -120,6 +120,6 @@ def test_bytes_are_moved_at_a_rate(threads: int) -> None:
 
 @pytest.mark.parametrize("kind", ["float32", "int8"])
 def test_the_engine_multiplies_at_a_rate(kind: roofline.Kind) -> None:
-    from compresskit.bench.roofline import matrix_rate
+    from compresskit.benchmark.roofline import matrix_rate
 
     assert 1e8 < matrix_rate(kind, threads=1) < 1e15

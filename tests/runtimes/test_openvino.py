@@ -9,7 +9,7 @@ import pytest
 from int8_models import CASES, build, feeds
 from onnx import TensorProto, helper, numpy_helper
 
-from compresskit.bench import target
+from compresskit.benchmark import target
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.runtimes import get
 from compresskit.runtimes.onnxruntime import OnnxRuntime

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compresskit import registry
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
-from compresskit.export.checked import export_checked
+from compresskit.exporter.checked import export_checked
 from compresskit.model import Card, InputSpec, Model
 from compresskit.stage import Context
 from compresskit.stages.distill_base import Distill

@@ -51,7 +51,7 @@ def block() -> nn.Module:
 @cache
 def graph() -> bytes:
     """The ONNX file of ``block``: one export for all tests."""
-    from compresskit.export.onnx_export import export_onnx
+    from compresskit.exporter.onnx_export import export_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(block(), SPEC, Path(folder) / "m.onnx")

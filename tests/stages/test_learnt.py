@@ -14,7 +14,8 @@ from compresskit.checkpoint.tensors import open_tensors
 from compresskit.cli.stages import make, stage_command
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
-from compresskit.export.checked import export_checked
+from compresskit.exporter.checked import export_checked
+from compresskit.facts import read_facts
 from compresskit.model import Card, InputSpec, Model
 from compresskit.ops.packed.modules import PackedLayer
 from compresskit.runner.weights import write_weights
@@ -88,7 +89,9 @@ def test_the_facts_and_the_tensors_rebuild_the_module(
     }  # fmt: skip
     write_weights(model, tmp_path / "model.safetensors")
     again = fresh()
-    KINDS[name].replay(again, applied.facts, open_tensors(tmp_path / "model.safetensors"))
+    KINDS[name].replay(
+        again, read_facts(KINDS[name].facts, applied.facts), open_tensors(tmp_path / "model.safetensors")
+    )
     again.load_state_dict({k: open_tensors(tmp_path / "model.safetensors").get(k) for k in again.state_dict()})
     x = torch.randn(5, 3, 8, 8)
     with torch.no_grad():

@@ -139,14 +139,15 @@ def test_full_trains_all_weights(tmp_path: Path) -> None:
 def test_loftq_begins_nearer_to_the_weights_than_rounding(tmp_path: Path) -> None:
     from compresskit.ops.lora.loftq import quantize_loftq
     from compresskit.ops.packed.grid import dequantize
-    from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+    from compresskit.ops.packed.nf4 import nf4_grid
+    from compresskit.ops.quantize.table import quantize_table
 
     weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
     grid = nf4_grid(64)
-    plain = (weight - dequantize(quantize_nf4(weight, grid))).norm()
+    plain = (weight - dequantize(quantize_table(weight, grid))).norm()
     errors = []
     for rank, rounds in ((4, 1), (4, 5), (32, 1)):
-        packed, down, up = quantize_loftq(weight, grid, quantize_nf4, rank, rounds)
+        packed, down, up = quantize_loftq(weight, grid, quantize_table, rank, rounds)
         assert down.shape == (rank, 64) and up.shape == (32, rank)
         errors.append(float((weight - dequantize(packed) - up @ down).norm() / plain))
     assert errors[2] < 1e-5 < errors[1] <= errors[0] < 0.9

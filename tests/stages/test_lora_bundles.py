@@ -116,11 +116,12 @@ def test_loftq_is_rebuilt(tmp_path: Path) -> None:
 
 
 def test_a_packed_weight_is_not_kept_for_gradients() -> None:
-    from compresskit.ops.quantize.nf4 import nf4_grid, quantize_nf4
+    from compresskit.ops.packed.nf4 import nf4_grid
+    from compresskit.ops.quantize.table import quantize_table
 
     torch.manual_seed(0)
     plain = nn.Linear(256, 128)
-    layer = PackedLinear(plain, quantize_nf4(plain.weight, nf4_grid()))
+    layer = PackedLinear(plain, quantize_table(plain.weight, nf4_grid()))
     kept: list[int] = []
     x = torch.randn(4, 256, requires_grad=True)
 
@@ -305,9 +306,11 @@ def test_the_pick_of_pairs_keeps_their_scores(bert: Path) -> None:
 
 
 def test_a_card_that_claims_a_huge_adapter_is_refused(tmp_path: Path) -> None:
+    from compresskit.facts import read_facts
     from compresskit.ops.lora.adapter import replay
+    from compresskit.ops.lora.facts import AdapterFacts
 
     facts = {"0": {"parts": {"down": [1 << 20, 24], "up": [16, 1 << 20]}, "serial": False}}
     with pytest.raises(InputError, match="far larger than its layer"):
-        replay(mlp(), facts)
+        replay(mlp(), {name: read_facts(AdapterFacts, fact) for name, fact in facts.items()})
     assert Card("torch").arch == Arch("none")

@@ -47,10 +47,8 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: float) -> li
         return 0.2 + 0.8 * amounts(module, seen)["macs"] / base["macs"]
 
     monkeypatch.setattr(shared_latency, "_ratio", ratio)
-    kept, timed = shared_latency.within_latency(
-        net, INPUTS, target, Context(tmp_path), least=made.least(cost), at=lambda s: made.at(s, cost), build=build,
-        smallest="narrowest widths",
-    )  # fmt: skip
+    choices = shared_latency.Choices(made.least(cost), lambda s: made.at(s, cost), build, "narrowest widths")
+    kept, timed = shared_latency.within_latency(net, INPUTS, target, Context(tmp_path), choices)
     assert timed[-1][0] == pytest.approx(cost.share({name: len(units) for name, units in kept.items()}))
     return timed
 

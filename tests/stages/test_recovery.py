@@ -15,7 +15,8 @@ from compresskit.checkpoint.tensors import open_tensors
 from compresskit.cli.stages import make
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
-from compresskit.export.checked import export_checked
+from compresskit.exporter.checked import export_checked
+from compresskit.facts import read_facts
 from compresskit.model import Card, InputSpec, Model
 from compresskit.ops.packed.modules import PackedLinear
 from compresskit.registry import get
@@ -77,7 +78,8 @@ def test_terms_beside_codes_learn_from_the_model_before(name: str, ctx: Context,
     assert all(data["repair"] == 4 and "sqnr" not in data for data in applied.facts["layers"].values())
     write_weights(trained, tmp_path / "model.safetensors")
     again = net()
-    tensors = get(applied.name).replay(again, applied.facts, open_tensors(tmp_path / "model.safetensors"))
+    stage = get(applied.name)
+    tensors = stage.replay(again, read_facts(stage.facts, applied.facts), open_tensors(tmp_path / "model.safetensors"))
     again.load_state_dict({key: tensors.get(key) for key in tensors.names()})
     x = torch.randn(8, 16)
     assert torch.equal(again(x), trained.body(x))

@@ -17,6 +17,7 @@ from compresskit.cli.stages import make
 from compresskit.data.opening import open_source
 from compresskit.data.source import Source
 from compresskit.errors import InputError, UsageError
+from compresskit.kinds import Kind
 from compresskit.model import Card, InputSpec, Model
 from compresskit.stage import Context
 from compresskit.stages.quantize_qat import QuantizeQat
@@ -31,8 +32,14 @@ TEXT = (InputSpec("input_ids", "int64", ("batch", "sequence"), 20),)
 class Train(TrainingOptions):
     """Trains, and nothing else."""
 
-    stage: ClassVar[str] = "train"
+    kind: ClassVar = Kind(
+        name="train", summary="Train.", changes_size=False, before_codes=False, only_tunes=True, quantizes=False
+    )
     method: ClassVar[str] = "plain"
+    takes: ClassVar = ("torch",)
+    gives: ClassVar = "same"
+    needs_no_replay: ClassVar[bool] = True
+
     epochs: int = 2
 
     def run(self, model: Model, ctx: Context) -> Model:

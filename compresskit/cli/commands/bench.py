@@ -91,7 +91,7 @@ def command(
     over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C or SIGTERM ends it with the
     figures so far, and exit code 130 or 143.
     """
-    from compresskit.bench.sweep import points
+    from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models
     from compresskit.cli.inputs import parse_counts
     from compresskit.recipe.limits import Limits

@@ -25,7 +25,7 @@ def command(
     Exit code 1 when a limit is missed. Without --data the outputs are compared on made-up inputs, and the verdict stays
     UNVERIFIED.
     """
-    from compresskit.bench.sweep import points
+    from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models
     from compresskit.errors import UsageError
     from compresskit.runner.compare import Comparison

@@ -24,8 +24,8 @@ def command(json: shared.Json = None) -> None:
     import json as jsonlib
 
     from compresskit import registry
-    from compresskit.bench import target
-    from compresskit.bench.machine import environment
+    from compresskit.benchmark import target
+    from compresskit.benchmark.machine import environment
     from compresskit.cli.console import check_json, write_json
     from compresskit.runtimes import get, names
 

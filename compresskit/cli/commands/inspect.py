@@ -76,8 +76,7 @@ def command(
 
     from compresskit.cli.console import check_json, progressing, write_json, write_out
     from compresskit.cli.inputs import load_model, load_options
-    from compresskit.runner.estimates import estimates
-    from compresskit.runner.estimates import sensitivity as measured
+    from compresskit.runner.inspecting import inspected
     from compresskit.runner.suggest import suggest as suggestion_for
 
     check_json(json, (model, arch, data))
@@ -86,14 +85,9 @@ def command(
     loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite=True, key=key))
     loaded, source = _with_data(loaded, data, normalize, sequence, sensitivity)
     with progressing(quiet) as progress:
-        found = _inspected(loaded)
-        if spectrum:
-            found["spectrum"] = _spectrum(loaded)
-        found["notes"] += loaded.notes
-        found["history"] = [applied.name for applied in loaded.card.history]
-        found["estimates"] = estimates(loaded, found, seed=seed)
-        if source is not None and sensitivity:
-            found["estimates"]["sensitivity"] = measured(loaded, source, progress)
+        found = inspected(
+            loaded, spectrum=spectrum, sensitivity=source if sensitivity else None, seed=seed, progress=progress
+        )  # fmt: skip
     words = _words(model, arch, arch_args, input_shape, key)
     chosen = suggestion_for(loaded, found, words)
     if found["estimates"]["quantize"]["forms"]:
@@ -106,22 +100,6 @@ def command(
         from compresskit.render.inspect_view import print_inspection
 
         print_inspection(found, title=str(model), rows=rows, words=words)
-
-
-def _inspected(loaded: Model) -> dict[str, Any]:
-    """What the model is made of."""
-    if not isinstance(loaded.body, Path):
-        from compresskit.ops.inspect import inspect_module
-
-        return inspect_module(loaded.body, loaded.card.inputs)
-    if loaded.body.suffix == ".onnx":
-        from compresskit.ops.inspect_onnx import inspect_onnx
-
-        return inspect_onnx(loaded.body)
-    from compresskit.checkpoint.tensors import open_tensors
-    from compresskit.ops.inspect import inspect_tensors
-
-    return inspect_tensors(open_tensors(loaded.body, allow_nonfinite=True, key=loaded.key))
 
 
 def _check(suggest: str | None, json: str | None, force: bool, inputs: tuple[Path | str | None, ...]) -> None:
@@ -184,21 +162,3 @@ def _write_suggestion(suggest: str | None, recipe: str, found: dict[str, Any], f
         raise InputError(f"there is no recipe to suggest: {sizes['reason']}")
     if suggest != "-":
         write_file(Path(suggest), lambda path: path.write_text(recipe, encoding="utf-8", newline="\n"), force=force)
-
-
-def _spectrum(loaded: Model) -> list[dict[str, Any]]:
-    """The singular values of a model's layers, in figures.
-
-    Raises:
-        UsageError: The architecture isn't known.
-        InputError: The model has no layer in floating point to look at.
-    """
-    from compresskit.errors import InputError, UsageError
-    from compresskit.ops.factorize.spectrum import spectrum
-
-    if isinstance(loaded.body, Path):
-        raise UsageError("--spectrum needs a module: which tensors are layers isn't known", "give --arch FILE.py:NAME")
-    found = spectrum(loaded.body)
-    if not found:
-        raise InputError("no Linear layer or convolution of this model has a weight in floating point")
-    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compresskit.ops.calibration.trace import Trace, tensors_in
+from compresskit.ops.calibration.trace import Trace, copied, tensors_in
 
 Batch = dict[str, Tensor]
 Forward = Callable[[nn.Module, Batch], Any]
@@ -20,7 +20,11 @@ class Stop(Exception):
 
 
 class ActivationStream:
-    """What stands before each block: its arguments for each batch, the first tensor being the stream."""
+    """What stands before each block: its arguments for each batch, the first tensor being the stream.
+
+    A block is run many times on the same arguments. One that writes into them (``x += f(x)``) gets copies; the others
+    get what is kept, since copies would cost every model memory and time.
+    """
 
     def __init__(
         self, module: nn.Module, forward: Forward, batches: Sequence[Batch], blocks: Sequence[str], found: Trace
@@ -28,6 +32,8 @@ class ActivationStream:
         self._module, self._forward, self._batches, self._blocks = module, forward, batches, list(blocks)
         once = found.once()
         self._place = {name: once[name].first for name in blocks}
+        self._copied = found.inputs_overwritten()
+        self._end_copied = blocks[-1] in found.outputs_overwritten()
         self._stream: list[Tensor] = []
         self._original: list[Tensor] = []
         self._next: dict[int, Tensor] = {}
@@ -87,7 +93,7 @@ class ActivationStream:
         """What kind of value each block returns: learnt from the first, for blocks of the same type, else tensors."""
         name = self._blocks[0]
         kind = type(self._module.get_submodule(name))
-        given, named = _given(args, kwargs, self._place[name], x)
+        given, named = self._arguments(name, args, kwargs, x)
         out = kind.forward(self._module.get_submodule(name), *given, **named)
         return {n: out for n in self._blocks if type(self._module.get_submodule(n)) is kind}
 
@@ -102,8 +108,15 @@ class ActivationStream:
         return out
 
     def _called(self, name: str, block: nn.Module, index: int, x: Tensor) -> Any:
-        args, kwargs = _given(*self._others[index][name], self._place[name], x)
+        args, kwargs = self._arguments(name, *self._others[index][name], x)
         return block(*args, **kwargs)
+
+    def _arguments(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with the stream in its place, for the block to do with as it likes."""
+        args, kwargs = _given(args, kwargs, self._place[name], x)
+        return copied((args, kwargs)) if name in self._copied else (args, kwargs)
 
     def advance(self, name: str, original: nn.Module | None) -> None:
         """Replace the stream by the block's output."""
@@ -125,6 +138,8 @@ class ActivationStream:
         return self._ended(module, index, self._original[index])
 
     def _ended(self, module: nn.Module, index: int, stream: Tensor) -> Any:
+        stream = stream.clone() if self._end_copied else stream
+
         def stub(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             x = stream if name == self._blocks[-1] else _taken(args, kwargs, self._place[name])[0]
             return filled(self._shape.get(name), x)

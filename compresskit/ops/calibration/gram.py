@@ -24,7 +24,7 @@ def flat_weight(weight: Tensor, moments: Moments) -> Tensor:
     if weight[0].numel() != columns or weight.shape[0] % groups:
         raise InputError(f"moments of {columns} columns in {groups} groups don't fit a weight {tuple(weight.shape)}")
     if not weight.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
     if not moments.gram.isfinite().all():
         raise InputError("its inputs hold NaN or Inf on the calibration data", "look for the sample that causes it")
     return weight.detach().float().reshape(groups, -1, columns)
@@ -68,7 +68,7 @@ def inverse_factor(gram: Tensor, damping: float) -> Tensor:
             if not failed.any() and upper.isfinite().all():
                 return upper
         damping = max(10 * damping, 1e-4)
-    raise InputError("the second moments of its inputs can't be factored", "leave the layer out with --exclude")
+    raise InputError("the second moments of its inputs can't be factored", "leave the layer out with `exclude`")
 
 
 def corrected(weight: Tensor, moments: Moments, share: float, damping: float | None = None) -> Tensor:

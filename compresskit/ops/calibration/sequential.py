@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +41,7 @@ class Segment:
         keep: For each batch, bool ``(batch, tokens)``, False for padding; None where there is none.
         original: The segment as it was before anything in it was quantized, if asked for.
         calls: How often each layer is called in one pass.
+        copied: Modules whose inputs are written into in the pass: what is kept of them is copied.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Segment:
     keep: list[Tensor | None]
     original: nn.Module | None = None
     calls: Mapping[str, int] = field(default_factory=dict)
+    copied: Collection[str] = ()
     _kept: dict[int, dict[str, list[Tensor]]] = field(default_factory=dict, repr=False)
     _run: Replay = field(default=lambda _module, _index: None, repr=False)
     _run_original: Replay | None = field(default=None, repr=False)
@@ -63,6 +65,11 @@ class Segment:
     def module(self) -> nn.Module:
         """The block as it is now, or the whole model."""
         return self.root.get_submodule(self.name)
+
+    @property
+    def writes(self) -> bool:
+        """True where something in the segment writes into what a module was given."""
+        return any(_inside(name, self.name) for name in self.copied)
 
     def local(self, name: str) -> str:
         """A layer's name within :attr:`module`; empty where the block is the layer."""
@@ -134,7 +141,10 @@ class Segment:
 
         def hook(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal left
-            found.setdefault(name, []).append(next(tensors_in((args, kwargs))))
+            x = next(tensors_in((args, kwargs)))
+            # Of layers that the trace missed (experts) nobody knows; the model itself may write into what they got.
+            keep = names[name] not in self.copied and names[name] in self.calls
+            found.setdefault(name, []).append(x if keep else x.clone())
             left -= 1
             if not left and not whole:
                 raise Stop
@@ -186,54 +196,81 @@ def run_sequentially(
     """
     found = trace(module, partial(forward, module, batches[0])) if found is None else found
     blocks = chain(module, found)
-    keep = [_mask(batch) for batch in batches]
-    counts = Counter(call.name for call in found.calls)
-    whole = partial(Segment, batches=len(batches), keep=keep, calls=counts)
+    make = partial(
+        Segment,
+        root=module,
+        batches=len(batches),
+        keep=[_mask(batch) for batch in batches],
+        calls=Counter(call.name for call in found.calls),
+        copied=found.inputs_overwritten(),
+    )
+    if blocks:
+        _Chain(module, ActivationStream(module, forward, batches, blocks, found), blocks, found, make).run(
+            names, step, original=original
+        )
+        return
 
-    def root(target: nn.Module, index: int) -> Any:
+    def run(target: nn.Module, index: int) -> Any:
         return forward(target, batches[index])
 
-    if not blocks:
-        twin = copy.deepcopy(module) if original else None
-        segment = whole("", module, found.groups(names), original=twin, _run=root, _run_original=root if twin else None)
-        step(segment)
-        return
-    order = [call.name for call in found.calls]
-    start, end = order.index(blocks[0]), order.index(blocks[-1])
-    groups = found.groups(n for n in names if not any(n == b or n.startswith(f"{b}.") for b in blocks))
-    stem = [g for g in groups if order.index(g[0]) < start]
-    tail = [g for g in groups if order.index(g[0]) > end]
-    line = ActivationStream(module, forward, batches, blocks, found)
-    outside: nn.Module | None = None
-    if original:
-        line.start_original()
-        # The blocks are shared: outside of them the twin is what the model was.
-        outside = copy.deepcopy(module, {id(block): block for block in map(module.get_submodule, blocks)})
-    if stem:
-        step(whole("", module, stem, original=outside, _run=line.before, _run_original=outside and line.before))
-    line.start()
-    for name in blocks:
-        block = module.get_submodule(name)
-        own = [n for n in names if n == name or n.startswith(f"{name}.")]
+    step(make("", groups=found.groups(names), **_runs(run, run, copy.deepcopy(module) if original else None)))
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A model with a chain of blocks: what lies before them, each of them, and what lies after them."""
+
+    module: nn.Module
+    stream: ActivationStream
+    blocks: Sequence[str]
+    found: Trace
+    make: Callable[..., Segment]
+
+    def run(self, names: Sequence[str], step: Callable[[Segment], None], *, original: bool) -> None:
+        stem, tail = self._outside(names)
+        stream = self.stream
+        outside: nn.Module | None = None
+        if original:
+            stream.start_original()
+            # The blocks are shared: outside of them the twin is what the model was.
+            blocks = map(self.module.get_submodule, self.blocks)
+            outside = copy.deepcopy(self.module, {id(block): block for block in blocks})
+        if stem:
+            step(self.make("", groups=stem, **_runs(stream.before, stream.before, outside)))
+        stream.start()
+        for name in self.blocks:
+            self._block(name, [n for n in names if _inside(n, name)], step, original=original)
+        if tail:
+            step(self.make("", groups=tail, **_runs(stream.after, stream.after_original, outside)))
+
+    def _outside(self, names: Sequence[str]) -> tuple[list[list[str]], list[list[str]]]:
+        """The groups of layers that are called before the first block, and after the last."""
+        order = [call.name for call in self.found.calls]
+        start, end = order.index(self.blocks[0]), order.index(self.blocks[-1])
+        groups = self.found.groups(n for n in names if not any(_inside(n, block) for block in self.blocks))
+        return [g for g in groups if order.index(g[0]) < start], [g for g in groups if order.index(g[0]) > end]
+
+    def _block(self, name: str, own: Sequence[str], step: Callable[[Segment], None], *, original: bool) -> None:
+        block = self.module.get_submodule(name)
+        if not own:
+            self.stream.advance(name, block if original else None)
+            return
         # Layers that the traced batch missed (experts) may be reached by another one.
-        inside = found.groups(own) + [[n] for n in own if n not in counts]
-        if inside:
-            twin = copy.deepcopy(block) if original else None
-            step(
-                whole(
-                    name,
-                    module,
-                    inside,
-                    original=twin,
-                    _run=partial(line.run, name),
-                    _run_original=partial(line.run_original, name) if twin else None,
-                )
-            )
-            line.advance(name, twin)
-        else:
-            line.advance(name, block if original else None)
-    if tail:
-        step(whole("", module, tail, original=outside, _run=line.after, _run_original=outside and line.after_original))
+        traced = {call.name for call in self.found.calls}
+        groups = self.found.groups(own) + [[n] for n in own if n not in traced]
+        twin = copy.deepcopy(block) if original else None
+        runs = _runs(partial(self.stream.run, name), partial(self.stream.run_original, name), twin)
+        step(self.make(name, groups=groups, **runs))
+        self.stream.advance(name, twin)
+
+
+def _runs(run: Replay, run_original: Replay, original: nn.Module | None) -> dict[str, Any]:
+    """How a segment is run, and what it was, where that is carried along."""
+    return {"original": original, "_run": run, "_run_original": None if original is None else run_original}
+
+
+def _inside(name: str, block: str) -> bool:
+    return not block or name == block or name.startswith(f"{block}.")
 
 
 def _mask(batch: Batch) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ OUTPUT = "(output)"
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a submodule; tensors are known by number, the same number being the same tensor.
+    """One call of a submodule; tensors are known by number, the same number being the same values of the same tensor.
 
     Attributes:
         name: Dotted name of the submodule; ``""`` is the model itself.
@@ -39,10 +40,12 @@ class Trace:
         calls: In the order in which they began.
         users: For each tensor, the innermost submodules whose code read it, and :data:`OUTPUT`; what is read by
             the model's own code between submodules is under the name of the submodule that holds that code.
+        overwritten: The tensors that were written into (``x += y``) after a submodule was given them, or returned them.
     """
 
     calls: list[Call] = field(default_factory=list)
     users: dict[int, set[str]] = field(default_factory=dict)
+    overwritten: set[int] = field(default_factory=set)
 
     def called(self, name: str) -> list[Call]:
         """The calls of one submodule."""
@@ -54,6 +57,14 @@ class Trace:
         for call in self.calls:
             count[call.name] = count.get(call.name, 0) + 1
         return {call.name: call for call in self.calls if count[call.name] == 1}
+
+    def inputs_overwritten(self) -> set[str]:
+        """The submodules whose inputs are written into, by themselves or later: to be kept, they must be copied."""
+        return {call.name for call in self.calls if not self.overwritten.isdisjoint(call.inputs)}
+
+    def outputs_overwritten(self) -> set[str]:
+        """The same of what submodules return."""
+        return {call.name for call in self.calls if not self.overwritten.isdisjoint(call.outputs)}
 
     def consumers(self, name: str) -> set[str]:
         """Who reads the output of a submodule that is called once; empty when it isn't."""
@@ -104,17 +115,29 @@ def trace(module: nn.Module, forward: Callable[[], Any]) -> Trace:
         out = forward()
     for tensor in tensors_in(out):
         result.users.setdefault(numbers.of(tensor), set()).add(OUTPUT)
+    result.overwritten = numbers.overwritten()
     return result
 
 
 class _Numbers:
-    """A number for each tensor object; the tensors are kept alive, so that no identity is used twice."""
+    """A number for each tensor object and what it held; the tensors are kept alive, so that no identity is used twice.
+
+    ``x += y`` leaves the object and changes what it holds, so it gets another number, as ``x = x + y`` does.
+    """
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[int, Tensor]] = {}
+        self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
 
     def of(self, tensor: Tensor) -> int:
-        return self._kept.setdefault(id(tensor), (len(self._kept), tensor))[0]
+        return self._kept.setdefault((id(tensor), _version(tensor)), (len(self._kept), tensor))[0]
+
+    def overwritten(self) -> set[int]:
+        return {number for (_, version), (number, tensor) in self._kept.items() if version != _version(tensor)}
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor's memory was written into; tensors made for inference alone don't count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Reads(TorchFunctionMode):
@@ -134,7 +157,9 @@ class _Reads(TorchFunctionMode):
 
 def _looks(func: Any) -> bool:
     """True for the calls that read no values: shape, dtype and the like."""
-    return getattr(func, "__name__", "") in ("__get__", "size", "dim", "numel", "is_floating_point", "stride")
+    return getattr(func, "__name__", "") in (
+        "__get__", "size", "dim", "numel", "is_floating_point", "is_inference", "stride",
+    )  # fmt: skip
 
 
 def _hooks(name: str, result: Trace, numbers: _Numbers, active: list[str]) -> tuple[Any, Any]:
@@ -170,6 +195,20 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors_in(item)
+
+
+def copied(value: Any) -> Any:
+    """Nested tuples, lists and dicts with copies of their tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        twin = copy.copy(value)
+        twin.update({key: copied(item) for key, item in value.items()})
+        return twin
+    if isinstance(value, (tuple, list)):
+        items = [copied(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def chain(module: nn.Module, found: Trace) -> list[str]:

@@ -134,7 +134,7 @@ def projections(
             raise InputError(
                 f"features of the student's '{one}' are {tuple(mine.shape)}, of the teacher's '{other}' "
                 f"{tuple(wanted.shape)}",
-                "pair layers of the same kind with --layer-pairs STUDENT=TEACHER",
+                "pair layers of the same kind with `layer_pairs` STUDENT=TEACHER",
             )
         axis = 1 if maps else -1
         sizes = mine.shape[axis], wanted.shape[axis]

@@ -50,7 +50,7 @@ def blocks_of(module: nn.Module, forward: Callable[[], Any], whose: str) -> list
     blocks = blocks or [name for name, following in pairwise(found) if _multiplies(module.get_submodule(following))]
     if not blocks:
         raise InputError(
-            f"the {whose} has no chain of blocks to match", "name layers with --layer-pairs STUDENT=TEACHER"
+            f"the {whose} has no chain of blocks to match", "name layers with `layer_pairs` STUDENT=TEACHER"
         )
     return blocks
 
@@ -69,11 +69,11 @@ def named_pairs(patterns: Sequence[str], student: nn.Module, teacher: nn.Module)
     for pattern in patterns:
         left, equals, right = pattern.partition("=")
         if not (left and equals and right):
-            raise UsageError(f"--layer-pairs {pattern}: expected STUDENT=TEACHER", "for example layer1=layer1")
+            raise UsageError(f"`layer_pairs` {pattern}: expected STUDENT=TEACHER", "for example layer1=layer1")
         sides = [_matching(left, student, "student"), _matching(right, teacher, "teacher")]
         if len(sides[0]) != len(sides[1]):
             raise UsageError(
-                f"--layer-pairs {pattern}: {len(sides[0])} layers of the student ({listing(sides[0])}) "
+                f"`layer_pairs` {pattern}: {len(sides[0])} layers of the student ({listing(sides[0])}) "
                 f"and {len(sides[1])} of the teacher ({listing(sides[1])})",
                 "as many on both sides are needed",
             )
@@ -85,5 +85,5 @@ def _matching(pattern: str, module: nn.Module, whose: str) -> list[str]:
     known = [name for name, _ in module.named_modules() if name]
     found = [name for name in known if matches(name, (pattern,))]
     if not found:
-        raise UsageError(f"--layer-pairs: no layer of the {whose} matches '{pattern}'", f"it has {listing(known, 6)}")
+        raise UsageError(f"`layer_pairs`: no layer of the {whose} matches '{pattern}'", f"it has {listing(known, 6)}")
     return found

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from compresskit.ops.packed.layout import Grid
-from compresskit.ops.quantize.select import bytes_of
 
 Kind = Literal["conv", "linear", "embedding"]
 Form = Literal["float", "int8", "weights8", "weights4"]
@@ -105,7 +104,7 @@ class Inventory:
             grids: By layer; the others stay as they are.
         """
         form: Form = "weights8" if any(grid.bits == 8 for grid in grids.values()) else "weights4"
-        size = self.rest + sum(bytes_of(grids[w.name], w.shape) if w.name in grids else w.bytes for w in self.weights)
+        size = self.rest + sum(grids[w.name].nbytes(w.shape) if w.name in grids else w.bytes for w in self.weights)
         done = [w for w in self.weights if w.name in grids]
         # MatMulNBits multiplies by the codes; a convolution's weight is unpacked when the file is loaded.
         macs = _sum(w.macs for w in done if w.kind == "linear")

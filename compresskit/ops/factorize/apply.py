@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compresskit.ops.batchnorm import recalibrate
-from compresskit.ops.calibration.activation_stream import Batch
 from compresskit.ops.calibration.gram import corrected
 from compresskit.ops.calibration.moments import Moments, collectable
 from compresskit.ops.calibration.sequential import Segment, run_sequentially
@@ -63,7 +62,7 @@ def apply(
     settled = copy.deepcopy(module)
     if recalibrate(settled, data.forward, used):
         tried["recalibrated"] = (away(settled), settled)
-    fitted = fit(original, chosen, choice, data, used, progress)
+    fitted = fit(original, chosen, choice, dataclasses.replace(data, batches=used), progress)
     tried["fitted"] = (away(fitted), fitted)
     again = copy.deepcopy(fitted)
     if recalibrate(again, data.forward, used):
@@ -72,12 +71,7 @@ def apply(
 
 
 def fit(
-    original: nn.Module,
-    chosen: FactorizePlan,
-    choice: Choice,
-    data: CalibrationData,
-    batches: Sequence[Batch],
-    progress: Progress,
+    original: nn.Module, chosen: FactorizePlan, choice: Choice, data: CalibrationData, progress: Progress
 ) -> nn.Module:
     """A factorized copy of a model whose layers make up, from the first to the last, for what earlier ones lost.
 
@@ -102,10 +96,10 @@ def fit(
                 done += 1
                 progress("fit the layers", done, len(names))
 
-    run_sequentially(module, batches, data.forward, names, step, original=True)
+    run_sequentially(module, data.batches, data.forward, names, step, original=True)
     ends = {f"{n}.{len(module.get_submodule(n)) - 1}": n for n, o in choice.items() if o.kind in ("spatial", "cp")}  # type: ignore[arg-type]
     counts = {end: sum(c.name == name for c in calls) for end, name in ends.items()}
-    refit(module, original, {}, counts, batches, data.forward, progress, after=ends)
+    refit(module, original, {}, counts, data, progress, after=ends)
     return module
 
 

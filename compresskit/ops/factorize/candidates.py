@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from compresskit.errors import InputError, UsageError
 from compresskit.ops.calibration.trace import tensors_in
-from compresskit.ops.factorize.chain import Factorized, Kind, Plain, blank
+from compresskit.ops.factorize.chain import Factorized, Plain, blank
+from compresskit.ops.factorize.facts import Kind
 from compresskit.ops.globs import check_globs
 from compresskit.ops.macs import layer_macs
 from compresskit.ops.packed.modules import PackedLayer, set_module
@@ -49,7 +50,7 @@ class Option:
     """One way to replace a layer.
 
     Attributes:
-        kind: How.
+        kind: The decomposition: ``svd``, ``tucker`` …
         ranks: With which ranks.
         params: Weights of the layers in its place, without bias.
         macs: Multiply-accumulates of the example.
@@ -165,8 +166,8 @@ def _add_options(here: Candidate, shapes: list[tuple[int, ...]], settings: Facto
     most, rank = max(here.full.values()), settings.rank
     if rank is not None and "cp" not in fitting and rank > most:
         raise UsageError(
-            f"--rank {rank} is above the rank of '{here.name}', whose matrix has {most}",
-            f"give {most} or less, or --exclude '{here.name}'",
+            f"`rank` {rank} is above the rank of '{here.name}', whose matrix has {most}",
+            f"give {most} or less, or `exclude` '{here.name}'",
         )
     return "" if here.options else _no_gain(here, rank, settings.multiple)
 
@@ -221,9 +222,9 @@ def _fits(layer: Plain, kind: Kind) -> bool:
 
 def _misfit(layer: Plain, kinds: Sequence[Kind]) -> str:
     if "svd" in kinds:
-        return "this method is for Linear layers and 1×1 convolutions: --method tucker or spatial takes convolutions"
+        return "this method is for Linear layers and 1×1 convolutions: `method` tucker or spatial takes convolutions"
     what = "a Linear layer" if isinstance(layer, nn.Linear) else f"a window of {tuple(layer.weight.shape[2:])}"
-    return f"this method is for convolutions with a window, and it is {what}: --method svd takes Linear layers"
+    return f"this method is for convolutions with a window, and it is {what}: `method` svd takes Linear layers"
 
 
 def _no_gain(here: Candidate, rank: int | None, multiple: int) -> str:

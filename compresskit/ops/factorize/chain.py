@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
+from compresskit.ops.factorize.facts import RANKS, Kind
 
-Kind = Literal["svd", "tucker", "spatial", "cp"]
 Plain = nn.Linear | nn.Conv1d | nn.Conv2d
 _WINDOW = ("kernel_size", "stride", "padding", "dilation")
-RANKS: dict[Kind, int] = {"svd": 1, "tucker": 2, "spatial": 1, "cp": 1}
-"""How many ranks each kind has."""
 
 
 class Factorized(nn.Sequential):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from compresskit.errors import UsageError
 from compresskit.ops.calibration.activation_stream import Batch
 from compresskit.ops.factorize.candidates import Candidate, FactorizeSettings, Found, Option, Unit, find
-from compresskit.ops.factorize.chain import Factorized, Kind
+from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.cp import Cp
+from compresskit.ops.factorize.facts import Kind
 from compresskit.ops.factorize.metric import Metric
 from compresskit.ops.factorize.output_gradients import output_gradients
 from compresskit.ops.factorize.spatial import Spatial
@@ -104,7 +105,7 @@ class FactorizePlan:
         saved = sum(costs[name] - option.cost(unit) for name, option in choice.items())
         return 1 - saved / max(1, self.found.total[unit])
 
-    def within(self, target: float, unit: Unit, option: str = "--budget") -> Choice:
+    def within(self, target: float, unit: Unit, option: str = "`budget`") -> Choice:
         """The choice that loses least for a share of the weights or products.
 
         Raises:
@@ -115,7 +116,7 @@ class FactorizePlan:
             raise UsageError(
                 f"{option} {target:g} can't be met: with the smallest ranks {least:.3f} of the {unit} of all Linear "
                 "layers and convolutions is left",
-                f"give {least + 5e-4:.3f} or more, or --round-to 1",
+                f"give {least + 5e-4:.3f} or more, or `round_to` 1",
             )
         byprice: dict[str, dict[int, Option]] = {}
         losses: dict[str, dict[int, float]] = {}
@@ -185,7 +186,7 @@ def plan(
     inner: dict[str, Tensor] = {}
     outer: dict[str, Tensor] = {}
     if data.batches and settings.weighting != "plain" and names:
-        moments = moments_of(module, names, data.batches, data.forward)
+        moments = moments_of(module, names, data)
         inner = {name: m.gram[0].double() for name, m in moments.items()}
         if settings.weighting == "both":
             try:

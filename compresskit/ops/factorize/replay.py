@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.factorize.chain import Factorized, Kind, blank
+from compresskit.facts import to_json
+from compresskit.ops.factorize.chain import Factorized, blank
+from compresskit.ops.factorize.facts import FactorFacts, FactorizeFacts
 from compresskit.ops.factorize.plan import Choice, FactorizePlan
-from compresskit.ops.packed.modules import PackedLayer, set_module
+from compresskit.ops.packed.modules import PackedLayer, layer_of_card, set_module
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 
 
@@ -25,60 +27,55 @@ def facts_of(made: FactorizePlan, choice: Choice, turned: Sequence[str]) -> dict
     found: dict[str, dict[str, Any]] = {}
     for c in made.found.candidates:
         if option := choice.get(c.name):
-            ranks = " and ".join(map(str, option.ranks))
-            found[c.name] = {
-                "kind": option.kind,
-                "ranks": list(option.ranks),
-                "shape": list(c.layer.weight.shape),
-                **({"conv1d": True} if c.name in turned else {}),
-                "share": round(option.params / c.params, 4),
-                "energy": round(1 - made.share[c.name][option], 4),
-                "about": f"{option.kind}, rank {ranks} of {'×'.join(map(str, c.layer.weight.shape))}",
-            }
+            ranks, shape = " and ".join(map(str, option.ranks)), list(c.layer.weight.shape)
+            fact = FactorFacts(
+                kind=option.kind,
+                ranks=list(option.ranks),
+                shape=shape,
+                conv1d=c.name in turned,
+                share=round(option.params / c.params, 4),
+                energy=round(1 - made.share[c.name][option], 4),
+            )
+            about = f"{option.kind}, rank {ranks} of {'×'.join(map(str, shape))}"
+            found[c.name] = to_json(fact) | {"about": about}
     return found
 
 
-def replay(module: nn.Module, facts: Mapping[str, Any]) -> None:
+def replay(module: nn.Module, facts: FactorizeFacts) -> None:
     """Give a freshly built architecture the layers of the factorized model, in place; values are loaded afterwards.
 
     Args:
         module: The original architecture.
-        facts: ``layers`` of a card; with ``merged`` these are layers that were multiplied out again.
+        facts: Of a card; where they are ``merged``, layers become dense again.
 
     Raises:
         InputError: The facts don't fit this architecture.
     """
-    layers: Mapping[str, Any] = facts.get("layers", {})
-    if facts.get("merged"):
-        for name in layers:
-            factors = _at(module, name)
-            if not isinstance(factors, Factorized):
-                raise InputError(f"layer '{name}' was merged, but the architecture has no factors there")
-            set_module(module, name, factors.dense())
-        linear_to_conv1d(module, [name for name, fact in layers.items() if fact.get("conv1d")])
-        return
-    conv1d_to_linear(module, [name for name, fact in layers.items() if fact.get("conv1d")])
-    for name, fact in layers.items():
-        layer = _at(module, name)
-        shape, kind = tuple(fact["shape"]), fact["kind"]
-        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or tuple(layer.weight.shape) != shape:
-            raise InputError(
-                f"layer '{name}': a weight {shape} was factorized, the architecture has {type(layer).__name__}"
-            )
-        ranks = tuple(int(rank) for rank in fact["ranks"])
-        if kind not in get_args(Kind):
-            raise InputError(f"layer '{name}': there is no way '{kind}' to factorize", "the card is damaged")
-        size = sum(p.numel() for p in Factorized(blank(layer)(bias=False, device="meta"), kind, ranks).parameters())
-        if size >= layer.weight.numel():
-            raise InputError(f"layer '{name}': factors of ranks {list(ranks)} take more than it", "the card is damaged")
-        set_module(module, name, Factorized(layer, kind, ranks))
+    turned = [name for name, fact in facts.layers.items() if fact.conv1d]
+    if not facts.merged:
+        conv1d_to_linear(module, turned)
+    for name, fact in facts.layers.items():
+        layer = layer_of_card(module, name, "was factorized")
+        set_module(module, name, _factors(name, layer, fact) if isinstance(fact, FactorFacts) else _dense(name, layer))
+    if facts.merged:
+        linear_to_conv1d(module, turned)
 
 
-def _at(module: nn.Module, name: str) -> nn.Module:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        raise InputError(f"the architecture has no layer '{name}', which was factorized") from None
+def _dense(name: str, layer: nn.Module) -> nn.Module:
+    if not isinstance(layer, Factorized):
+        raise InputError(f"layer '{name}' was merged, but the architecture has no factors there")
+    return layer.dense()
+
+
+def _factors(name: str, layer: nn.Module, fact: FactorFacts) -> Factorized:
+    if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)) or list(layer.weight.shape) != fact.shape:
+        raise InputError(
+            f"layer '{name}': a weight {tuple(fact.shape)} was factorized, the architecture has {type(layer).__name__}"
+        )
+    empty = Factorized(blank(layer)(bias=False, device="meta"), fact.kind, fact.ranks)
+    if sum(p.numel() for p in empty.parameters()) >= layer.weight.numel():
+        raise InputError(f"layer '{name}': factors of ranks {fact.ranks} take more than it", "the card is damaged")
+    return Factorized(layer, fact.kind, fact.ranks)
 
 
 def merge(module: nn.Module, turned: Collection[str] = ()) -> dict[str, Factorized]:

@@ -12,16 +12,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError, UsageError, listing
+from compresskit.facts import to_json
+from compresskit.ops.lora.facts import AdapterFacts, Part
 from compresskit.ops.packed.modules import PackedLayer, PackedLinear, set_module
 
-PARTS = ("down", "up", "gain", "shift", "before")
+PARTS: tuple[Part, ...] = get_args(Part)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -50,7 +52,7 @@ class Term:
         """0 where there is no low-rank part."""
         return 0 if self.down is None else self.down.shape[0]
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[Part, Tensor]:
         """Those that there are, by name."""
         return {name: tensor for name in PARTS if (tensor := getattr(self, name)) is not None}
 
@@ -161,7 +163,7 @@ def _with(layer: nn.Module, adapter: Adapter) -> nn.Module:
 
 def _repair(layer: PackedLinear, term: Term) -> None:
     if term.down is None or term.up is None or len(term.tensors()) > 2 or term.serial:
-        raise TypeError("beside packed weights there is a low-rank term, and nothing else")
+        raise InputError("beside packed weights there is a low-rank term, and nothing else")
     down, up = term.down.half(), term.up.half()
     if layer.repair_in is not None and layer.repair_out is not None:
         down, up = torch.cat([layer.repair_in, down]), torch.cat([layer.repair_out, up], 1)
@@ -236,7 +238,7 @@ def merge(module: nn.Module, terms: Mapping[str, Term]) -> None:
         if shared:
             raise UsageError(
                 f"'{name}' shares its weight with {listing(shared)}: merging would change both",
-                "keep the adapter beside, or leave that layer out with --targets",
+                "keep the adapter beside, or leave that layer out with `targets`",
             )
     for name, term in terms.items():
         layer = layer_at(module, name)
@@ -329,28 +331,22 @@ def _plain(layer: nn.Module) -> bool:
 def facts_of(terms: Mapping[str, Term]) -> dict[str, dict[str, Any]]:
     """What a card records of adapters that stay beside: enough for :func:`replay`."""
     return {
-        name: {"parts": {part: list(tensor.shape) for part, tensor in term.tensors().items()}, "serial": term.serial}
+        name: to_json(AdapterFacts(parts={p: list(t.shape) for p, t in term.tensors().items()}, serial=term.serial))
         for name, term in terms.items()
     }
 
 
-def replay(module: nn.Module, facts: Mapping[str, Any]) -> None:
+def replay(module: nn.Module, facts: Mapping[str, AdapterFacts]) -> None:
     """Put empty adapters beside the layers that :func:`facts_of` recorded; their tensors are loaded afterwards.
 
     Raises:
         InputError: The facts don't fit the architecture.
     """
     terms = {}
-    for name, data in facts.items():
-        shapes = {part: tuple(int(n) for n in shape) for part, shape in data["parts"].items() if part in PARTS}
-        layer = layer_at(module, name)
-        weights = (
-            int(torch.Size(layer.shape).numel())
-            if isinstance(layer, PackedLayer)
-            else layer.get_parameter("weight").numel()
-        )
-        numbers = [math.prod(shape) if min(shape, default=1) > 0 else math.inf for shape in shapes.values()]
-        if sum(numbers) > 64 * weights + 1024:
+    for name, fact in facts.items():
+        layer = adaptable(module, name)
+        inside = layer.shape if isinstance(layer, PackedLayer) else layer.get_parameter("weight").shape
+        if sum(map(math.prod, fact.parts.values())) > 64 * math.prod(inside) + 1024:
             raise InputError(f"the adapter of '{name}' is far larger than its layer: the card is damaged")
-        terms[name] = Term(**{part: torch.empty(shape) for part, shape in shapes.items()}, serial=bool(data["serial"]))
+        terms[name] = Term(**{part: torch.empty(shape) for part, shape in fact.parts.items()}, serial=fact.serial)
     attach(module, terms)

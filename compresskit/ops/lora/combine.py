@@ -56,13 +56,10 @@ def combine(
         MachineError: PEFT isn't installed, which ties and dare need.
     """
     if method == "cat" and rank is not None:
-        raise UsageError("--rank is for svd, ties and dare: cat has the sum of all ranks")
-    base = _common_base(adapters)
-    for adapter in adapters:
-        if adapter.kind != "LORA" or any(name.endswith("magnitude_vector") for name in adapter.tensors):
-            raise InputError(f"{adapter.source} is no plain LoRA, and only those can be combined")
+        raise UsageError("`rank` is for svd, ties and dare: cat has the sum of all ranks")
     if not all(map(math.isfinite, weights)):
-        raise UsageError(f"--weights {' '.join(map(str, weights))}: finite numbers were expected")
+        raise UsageError(f"`weights` {' '.join(map(str, weights))}: finite numbers were expected")
+    base = _common_base(adapters)
     torch.manual_seed(seed)
     layers = list(dict.fromkeys(name for adapter in adapters for name in adapter.layers()))
     if not layers:
@@ -84,11 +81,15 @@ def combine(
 
 
 def _common_base(adapters: Sequence[AdapterFile]) -> str | None:
+    """The hash of the base of plain LoRA adapters; None where none of them tells."""
     known = {adapter.base for adapter in adapters if adapter.base is not None}
     if len(known) > 1:
         raise InputError(
             "the adapters were trained on different bases: hash mismatch", "combine adapters of one and the same model"
         )
+    for adapter in adapters:
+        if adapter.kind != "LORA" or any(name.endswith("magnitude_vector") for name in adapter.tensors):
+            raise InputError(f"{adapter.source} is no plain LoRA, and only those can be combined")
     return next(iter(known), None)
 
 
@@ -101,34 +102,42 @@ def _targets(adapters: Sequence[AdapterFile], layers: list[str]) -> Any:
 def _one(
     layer: str, adapters: Sequence[AdapterFile], weights: Sequence[float], method: str, rank: int | None, density: float
 ) -> Factors:
-    found: list[Factors] = []
-    amounts: list[float] = []
+    found = _factors_of(layer, adapters, weights)
+    if method in ("cat", "svd"):
+        down = torch.cat([d for d, _, _ in found])
+        up = torch.cat([w * u for _, u, w in found], 1)
+        return (down, up) if method == "cat" else _cut(down, up, rank or max(len(d) for d, _, _ in found))
+    u, s, vh = torch.linalg.svd(_settled(found, method, density), full_matrices=False)
+    return _factors(u, s, vh, rank or max(len(d) for d, _, _ in found), *found[0][:2])
+
+
+def _factors_of(
+    layer: str, adapters: Sequence[AdapterFile], weights: Sequence[float]
+) -> list[tuple[Tensor, Tensor, float]]:
+    """Both factors of a layer, the second one scaled, and the weight of the adapter, for each that has it."""
+    found = []
     for adapter, weight in zip(adapters, weights, strict=True):
-        if f"{layer}.{_A}" in adapter.tensors and f"{layer}.{_B}" in adapter.tensors:
-            down, up = adapter.tensors[f"{layer}.{_A}"], adapter.tensors[f"{layer}.{_B}"]
-            found.append((down, up * scale_of(adapter.config, layer, down.shape[0])))
-            amounts.append(weight)
+        down, up = adapter.tensors.get(f"{layer}.{_A}"), adapter.tensors.get(f"{layer}.{_B}")
+        if down is not None and up is not None:
+            found.append((down, up * scale_of(adapter.config, layer, down.shape[0]), weight))
     if not found:
         raise InputError(f"the adapters lack a factor of '{layer}': damaged")
-    first_down, first_up = found[0]
-    if any(d.shape[1:] != first_down.shape[1:] or u.shape[0] != first_up.shape[0] for d, u in found):
+    if len({(d.shape[1:], len(u)) for d, u, _ in found}) > 1:
         raise InputError(f"the adapters are for layers of different shapes: '{layer}'", "combine adapters of one model")
-    if method in ("cat", "svd"):
-        down = torch.cat([d for d, _ in found])
-        up = torch.cat([w * u for w, (_, u) in zip(amounts, found, strict=True)], 1)
-        if method == "cat":
-            return down, up
-        return _cut(down, up, rank or max(len(d) for d, _ in found))
-    changes = [u.flatten(1) @ d.flatten(1) for d, u in found]
+    return found
+
+
+def _settled(found: Sequence[tuple[Tensor, Tensor, float]], method: str, density: float) -> Tensor:
+    """What the adapters change together, their conflicts settled."""
     peft_library()
     from peft.utils import merge_utils
 
     settle = merge_utils.ties if method == "ties" else merge_utils.dare_linear
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it finds a density of 1 worth telling
-        change = settle(changes, torch.tensor(amounts), density)
-    u, s, vh = torch.linalg.svd(change, full_matrices=False)
-    return _factors(u, s, vh, rank or max(len(d) for d, _ in found), first_down, first_up)
+        changes = [u.flatten(1) @ d.flatten(1) for d, u, _ in found]
+        change: Tensor = settle(changes, torch.tensor([w for _, _, w in found]), density)
+    return change
 
 
 def _cut(down: Tensor, up: Tensor, rank: int) -> Factors:

@@ -129,21 +129,21 @@ def read_adapter(path: Path, *, allow_nonfinite: bool = False) -> AdapterFile:
     if head(file, 9)[8:] != b"{":
         raise InputError(f"{file} is not a safetensors file")
     opened = open_tensors(file, allow_nonfinite=allow_nonfinite)
-    tensors = {name.removeprefix(PREFIX): opened.get(name) for name in opened}
-    strange = [n for n in tensors if not n.endswith(_LEAVES) and n.removeprefix("base_model.") not in _WHOLE]
-    if strange:
-        raise InputError(f"{file} holds tensors that no adapter known here has: {listing(strange)}")
-    tensors = {name.removeprefix("base_model."): tensor for name, tensor in tensors.items()}
-    wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-    wrong += [name for name, tensor in tensors.items() if not tensor.dim() or not tensor.numel()]
-    if wrong:
-        raise InputError(f"{file}: {listing(wrong)} should be floating point, and hold something")
-    _check_pairs(tensors, str(file))
+    tensors = {n.removeprefix(PREFIX).removeprefix("base_model."): opened.get(n) for n in opened}
+    _check_tensors(tensors, str(file))
     return AdapterFile(config, {n: t.float() for n, t in tensors.items()}, _base_of(opened), folder)
 
 
+def _check_tensors(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse what no adapter known here has, and factors that can't be multiplied."""
+    if strange := [name for name in tensors if not name.endswith(_LEAVES) and name not in _WHOLE]:
+        raise InputError(f"{where} holds tensors that no adapter known here has: {listing(strange)}")
+    if wrong := [name for name, t in tensors.items() if not t.is_floating_point() or not t.dim() or not t.numel()]:
+        raise InputError(f"{where}: {listing(wrong)} should be floating point, and hold something")
+    _check_pairs(tensors, where)
+
+
 def _check_pairs(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse factors that can't be multiplied."""
     for name, down in tensors.items():
         if not name.endswith(".lora_A.weight"):
             continue

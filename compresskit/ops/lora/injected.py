@@ -33,6 +33,24 @@ _DROPPED = ("peft_version", "auto_mapping", "runtime_config")
 _STARTED = 0x5EED
 
 
+@dataclass(frozen=True)
+class Start:
+    """Adapters as they begin.
+
+    Attributes:
+        rank: Of the adapters; IA³ has none.
+        alpha: The product is scaled by ``alpha / rank``; for rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732) by
+            ``alpha / √rank``.
+        dropout: Of what goes into an adapter, 0 to 1.
+        init: ``kaiming`` or ``gaussian``, of LoRA's first factor; the second one begins as zero.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    init: str = "kaiming"
+
+
 def peft_library() -> ModuleType:
     """PEFT, imported late and quietly.
 
@@ -125,11 +143,8 @@ def inject(
     module: nn.Module,
     kind: Kind,
     layers: Sequence[str],
+    start: Start = Start(),
     *,
-    rank: int = 8,
-    alpha: float = 16,
-    dropout: float = 0.0,
-    init: str = "kaiming",
     seed: int = 0,
 ) -> Injected:
     """Put PEFT's layers in the place of some of a module's, in place; only they take gradients then.
@@ -138,37 +153,13 @@ def inject(
         module: Any module.
         kind: Of the adapter; ``lora`` and ``rslora`` work on packed linear layers too.
         layers: Names; see :func:`~compresskit.ops.lora.targets.find_targets`.
-        rank: Of the adapters; IA³ has none.
-        alpha: The product is scaled by ``alpha / rank``; for rsLoRA (Kalajdzievski, 2023, arXiv:2312.03732) by
-            ``alpha / √rank``.
-        dropout: Of what goes into an adapter, 0 to 1.
-        init: ``kaiming`` or ``gaussian``, of LoRA's first factor; the second one begins as zero.
+        start: What the adapters are like.
         seed: Of the start.
 
     Raises:
         MachineError: PEFT isn't installed.
     """
-    peft = peft_library()
-    names = target_modules(module, layers)
-    common: dict[str, Any] = {"target_modules": names}
-    if any(turns(module.get_submodule(name)) for name in layers):
-        common["fan_in_fan_out"] = True
-    config: Any
-    if kind == "vera":
-        config = peft.VeraConfig(
-            r=rank, vera_dropout=dropout, save_projection=True, projection_prng_key=seed or _STARTED, **common
-        )
-    elif kind == "ia3":
-        config = peft.IA3Config(feedforward_modules=[], **common)
-    else:
-        start: bool | str = "pissa" if kind == "pissa" else True if init == "kaiming" else init
-        config = peft.LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, use_rslora=kind == "rslora", use_dora=kind == "dora",
-            init_lora_weights=start, **common,
-        )  # fmt: skip
-        from peft.tuners.lora.layer import Linear
-
-        config._register_custom_module({PackedLinear: Linear})
+    config = _config(module, kind, layers, start, seed)
     originals = (
         {n: module.get_submodule(n).get_parameter("weight").detach().clone() for n in layers} if kind == "pissa" else {}
     )
@@ -176,13 +167,35 @@ def inject(
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = peft.get_peft_model(module, config)
+        model = peft_library().get_peft_model(module, config)
     for name in layers:  # once more by us: torch's fast paths would go by the base's weight alone
         set_module(module, name, module.get_submodule(name))
     found = Injected(module, model, config, kind, list(layers), originals, flags=flags)
     if kind == "pissa":
         found.start = found.tensors()
     return found
+
+
+def _config(module: nn.Module, kind: Kind, layers: Sequence[str], start: Start, seed: int) -> Any:
+    """PEFT's config of the adapters."""
+    peft = peft_library()
+    common: dict[str, Any] = {"target_modules": target_modules(module, layers)}
+    if any(turns(module.get_submodule(name)) for name in layers):
+        common["fan_in_fan_out"] = True
+    if kind == "vera":
+        common |= {"save_projection": True, "projection_prng_key": seed or _STARTED}
+        return peft.VeraConfig(r=start.rank, vera_dropout=start.dropout, **common)
+    if kind == "ia3":
+        return peft.IA3Config(feedforward_modules=[], **common)
+    init: bool | str = "pissa" if kind == "pissa" else True if start.init == "kaiming" else start.init
+    config = peft.LoraConfig(
+        r=start.rank, lora_alpha=start.alpha, lora_dropout=start.dropout, use_rslora=kind == "rslora",
+        use_dora=kind == "dora", init_lora_weights=init, **common,
+    )  # fmt: skip
+    from peft.tuners.lora.layer import Linear
+
+    config._register_custom_module({PackedLinear: Linear})
+    return config
 
 
 def start_from(injected: Injected, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -225,7 +238,7 @@ def recomputing(module: nn.Module) -> Iterator[None]:
     enable = getattr(module, "activation_checkpointing_enable", None)
     if not callable(enable) or not getattr(module, "supports_gradient_checkpointing", False):
         raise UsageError(
-            f"--recompute is for models of transformers with blocks, not for {type(module).__name__}", "leave it away"
+            f"`recompute` is for models of transformers with blocks, not for {type(module).__name__}", "leave it away"
         )
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
     before_batch = module.register_forward_pre_hook(lambda *_: give_back())

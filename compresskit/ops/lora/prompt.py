@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
+from compresskit.ops.lora.facts import PromptFacts
 
 NAME = "prompt_embeddings"
 _MOST = 1024
@@ -70,7 +71,7 @@ def check_text_model(module: nn.Module) -> None:
     if config is None or not callable(embeddings) or getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"prompt tuning is for text models of transformers, not for {type(module).__name__}",
-            "take --method lora",
+            "take `method` lora",
         )
 
 
@@ -84,15 +85,19 @@ def add_prompt(module: nn.Module, values: Tensor) -> None:
     Raises:
         InputError: The model takes no prompt, or one of another width.
     """
-    check_text_model(module)
-    width = module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    if values.dim() != 2 or values.shape[1] != width:
-        raise InputError(f"the prompt is {list(values.shape)}, the model's embeddings are {width} wide")
+    _check_fits(module, list(values.shape))
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     own: Any = type(module)
     module.__class__ = _prompted_class(own)
     module.prompt_embeddings = nn.Parameter(values)
+
+
+def _check_fits(module: nn.Module, shape: list[int]) -> None:
+    check_text_model(module)
+    width = module.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    if shape[1:] != [width]:
+        raise InputError(f"the prompt is {shape}, the model's embeddings are {width} wide")
 
 
 def remove_prompt(module: nn.Module) -> Tensor:
@@ -105,16 +110,16 @@ def remove_prompt(module: nn.Module) -> Tensor:
     return values
 
 
-def replay(module: nn.Module, shape: Any) -> None:
+def replay(module: nn.Module, facts: PromptFacts) -> None:
     """Put an empty prompt before the text of a freshly built model; its values are loaded afterwards.
 
     Raises:
         InputError: The model takes no prompt of this shape.
     """
-    count, width = (int(n) for n in shape)
-    if not 0 < count <= _MOST:
-        raise InputError(f"a prompt of {count} tokens is none that this program wrote")
-    add_prompt(module, torch.empty(count, width))
+    if facts.prompt[0] > _MOST:
+        raise InputError(f"a prompt of {facts.prompt[0]} tokens is none that this program wrote")
+    _check_fits(module, facts.prompt)
+    add_prompt(module, torch.empty(facts.prompt))
 
 
 def is_prompted(module: nn.Module) -> bool:

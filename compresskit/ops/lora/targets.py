@@ -40,35 +40,30 @@ def find_targets(
         UsageError: A glob matches nothing, or a layer that can't be adapted.
         InputError: There is nothing to adapt.
     """
-    layers = {
-        name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, PackedLayer) or (layer._parameters.get("weight") is not None and _matrix(layer))
-    }
-    chosen, skipped = [], {}
-    check_globs(layers, globs, "--targets")
+    layers = {name: layer for name, layer in module.named_modules() if _weighs(layer)}
+    check_globs(layers, globs, "`targets`")
     head = None if heads else _head(module)
+    skipped: dict[str, str] = {}
     for name, layer in layers.items():
-        named = matches(name, globs)
         reason = "the model is this one layer" if not name else refuse(layer) or _past_rank(layer, rank)
-        if reason and named and len(globs) and name in globs:
-            raise UsageError(f"'{name}' can't be adapted: {reason}", "leave it out of --targets")
-        if not reason and globs and not named:
-            reason = "not among --targets"
-        if not reason and not globs:
-            reason = _left_alone(module, name, layer, head)
+        if reason and name in globs:
+            raise UsageError(f"'{name}' can't be adapted: {reason}", "leave it out of `targets`")
+        reason = reason or (_not_named(name, globs) if globs else _left_alone(module, name, layer, head))
         if reason:
             skipped[name] = reason
-        else:
-            chosen.append(name)
+    chosen = [name for name in layers if name not in skipped]
     if not chosen:
         raise _nothing(skipped, globs)
     return chosen, skipped
 
 
-def _matrix(layer: nn.Module) -> bool:
-    weight = layer._parameters["weight"]
-    return weight is not None and weight.dim() >= 2 and weight.is_floating_point()
+def _not_named(name: str, globs: Sequence[str]) -> str | None:
+    return None if matches(name, globs) else "not among `targets`"
+
+
+def _weighs(layer: nn.Module) -> bool:
+    weight = layer._parameters.get("weight")
+    return isinstance(layer, PackedLayer) or (weight is not None and weight.dim() >= 2 and weight.is_floating_point())
 
 
 def _head(module: nn.Module) -> nn.Module | None:
@@ -82,9 +77,9 @@ def _head(module: nn.Module) -> nn.Module | None:
 
 def _left_alone(module: nn.Module, name: str, layer: nn.Module, head: nn.Module | None) -> str | None:
     if layer is head:
-        return "the output layer of a language model: --targets takes it in"
+        return "the output layer of a language model: `targets` takes it in"
     shared = tied_with(module, name)
-    return f"it shares its weight with {listing(shared)}: --targets takes it in" if shared else None
+    return f"it shares its weight with {listing(shared)}: `targets` takes it in" if shared else None
 
 
 def _past_rank(layer: nn.Module, rank: int | None) -> str | None:
@@ -100,9 +95,9 @@ def _nothing(skipped: dict[str, str], globs: Sequence[str]) -> InputError | Usag
         return InputError("the model has no Linear or Conv layer, so there is nothing to adapt")
     name, reason = next(iter(skipped.items()))
     if globs:
-        name, reason = next(((n, r) for n, r in skipped.items() if r != "not among --targets"), (name, reason))
+        name, reason = next(((n, r) for n, r in skipped.items() if r != "not among `targets`"), (name, reason))
     found = f"none of {len(skipped)} layers can be adapted; '{name}': {reason}"
-    return UsageError(found, "a lower --rank, or other --targets") if "rank" in reason or globs else InputError(found)
+    return UsageError(found, "a lower `rank`, or other `targets`") if "rank" in reason or globs else InputError(found)
 
 
 def linear_only(layer: nn.Module) -> str | None:
@@ -110,7 +105,7 @@ def linear_only(layer: nn.Module) -> str | None:
     if type(layer) is nn.Linear or turns(layer):
         return None
     if isinstance(layer, PackedLayer):
-        return "its weight is quantized; --method lora, rslora and loftq work beside codes"
+        return "its weight is quantized; `method` lora, rslora and loftq work beside codes"
     return f"{_kind(layer)}: this method adapts linear layers only"
 
 

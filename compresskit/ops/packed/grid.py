@@ -1,8 +1,8 @@
-"""The format of quantized weights: what codes, scales and zero points mean, and how codes are packed into bytes.
+"""Quantized weights in torch: what codes, scales and zero points mean, and how codes are packed into bytes.
 
 A weight of any shape is seen as a matrix: one row for each output (first axis), all else flattened into columns.
-Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``, or with the
-kind "nf4" ``table[code] · scale``: the 16 levels of NormalFloat (Dettmers et al., "QLoRA", 2023, arXiv:2305.14314).
+Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``, or with a
+format that has a table of levels ``level[code] · scale``.
 """
 
 from __future__ import annotations
@@ -13,21 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compresskit.ops.packed.layout import BITS, Grid, packed_bytes
+from compresskit.ops.packed.format import BITS
+from compresskit.ops.packed.layout import Grid, packed_bytes
 from compresskit.quality.decibel import decibels
 
-NF4 = torch.tensor(
-    [
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ]
-)  # fmt: skip
-"""float32 ``(16,)``: the levels of NF4 as bitsandbytes has them, for weights between -1 and 1."""
 _BLOCK = 1 << 20
+_HALF_MIN, _HALF_MAX = 2.0**-18, 65504.0
+"""Scales that float16 holds to 1 % or better; codes are chosen for the rounded scale, so that is close enough."""
+_TINY = 1e-35
 
 
-__all__ = ["BITS", "NF4", "Grid", "Packed", "dequantize", "pack", "packed_bytes", "sqnr", "unpack"]
+__all__ = ["BITS", "Grid", "Packed", "dequantize", "fits_half", "pack", "packed_bytes", "sqnr", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Packed:
 
     Attributes:
         codes: uint8 ``(rows, groups, bytes of a group)``, see :func:`pack`.
-        scales: float16, or float32 where float16 can't hold them, ``(rows, groups)``; float32 for NF4.
+        scales: float16, or float32 where float16 can't hold them, ``(rows, groups)``; float32 where the format says so.
         zeros: uint8 ``(rows, bytes)``, a row's zero points packed like codes; None when symmetric.
         shape: Shape of the original weight.
         grid: What the codes mean.
@@ -85,6 +81,12 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     return lanes.flatten(-2)[..., :count]
 
 
+def fits_half(scales: Tensor) -> bool:
+    """True where float16 holds these scales; those of groups that are all zero may be anything."""
+    low, high = (float(v) for v in torch.where(scales < _TINY, 1.0, scales).aminmax())
+    return not (low < _HALF_MIN or high > _HALF_MAX)
+
+
 def sqnr(weight: Tensor, packed: Packed) -> float:
     """How much louder a weight is than its rounding error, in dB: 6 a bit is usual; at most 200, for no error at all.
 
@@ -118,10 +120,10 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     columns = math.prod(packed.shape[1:])
     groups, size, _ = grid.layout(columns)
     codes = unpack(packed.codes, grid.bits, size)
-    if grid.kind == "nf4":
-        values = NF4.to(codes.device)[codes.int()]
-    else:
+    if grid.format.levels is None:
         points = grid.middle if packed.zeros is None else unpack(packed.zeros, grid.bits, groups).unsqueeze(-1)
         values = codes.float().sub_(points)
+    else:
+        values = torch.tensor(grid.format.levels, device=codes.device)[codes.int()]
     values *= packed.scales.float().unsqueeze(-1)
     return values.reshape(rows, groups * size)[:, :columns].reshape(packed.shape).to(dtype)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-BITS = (2, 3, 4, 8)
+from compresskit.ops.packed.format import LINEAR, Format
+
 _BLOCK = 1 << 22
 
 
@@ -19,34 +19,52 @@ class Grid:
     Attributes:
         bits: Bits of a code: 2, 3, 4 or 8.
         group_size: Columns that share a scale; 0 means the whole row (per channel).
-        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored.
-        kind: ``linear`` for equal steps, ``nf4`` for the table :data:`NF4`: 4 bits, symmetric.
+        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored; formats with a table have none to store.
+        format: What codes stand for.
     """
 
     bits: int
     group_size: int = 32
     symmetric: bool = False
-    kind: Literal["linear", "nf4"] = "linear"
+    format: Format = LINEAR
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        if self.bits not in BITS or (self.kind == "nf4" and (self.bits != 4 or not self.symmetric)):
+        if self.bits not in self.format.bits or not (self.symmetric or self.format.equal_steps):
             raise ValueError(f"there is no such grid: {self}")
 
     @property
-    def levels(self) -> int:
+    def largest(self) -> int:
         """Largest code."""
         return (1 << self.bits) - 1
 
     @property
     def middle(self) -> int:
         """The code that stands for 0 in a grid without stored zero points."""
-        return 7 if self.kind == "nf4" else 1 << (self.bits - 1)
+        return self.format.zero(self.bits)
+
+    def check_steps(self) -> None:
+        """For algorithms that reckon with equal steps.
+
+        Raises:
+            ValueError: The format has a table of levels.
+        """
+        if not self.format.equal_steps:
+            raise ValueError(f"{self.format.name} has no equal steps to round to")
 
     def layout(self, columns: int) -> tuple[int, int, int]:
         """(groups in a row, columns in a group, bytes of a group). The last group of a row may be partly padding."""
         size = self.group_size or columns
         return math.ceil(columns / size), size, packed_bytes(size, self.bits)
+
+    def zero_bytes(self, groups: int) -> int:
+        """Bytes of a row's zero points."""
+        return 0 if self.symmetric else packed_bytes(groups, self.bits)
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a packed weight: codes, scales in the dtype they usually have, and zero points."""
+        groups, _, nbytes = self.layout(math.prod(shape[1:]))
+        return shape[0] * (groups * (nbytes + self.format.scale_bytes) + self.zero_bytes(groups))
 
 
 def packed_bytes(count: int, bits: int) -> int:

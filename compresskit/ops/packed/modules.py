@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.ops.packed.grid import Grid, Packed, dequantize
+from compresskit.errors import InputError
+from compresskit.ops.packed.grid import Packed, dequantize
 
 
 class PackedLayer(nn.Module):
@@ -182,6 +183,25 @@ def packed_twin(layer: nn.Module, packed: Packed) -> PackedLayer:
     return _PACKED[type(layer)](layer, packed)  # type: ignore[arg-type]
 
 
+def layer_of_card(root: nn.Module, name: str, what: str) -> nn.Module:
+    """The submodule that a card names.
+
+    Args:
+        root: The architecture.
+        name: Dotted.
+        what: What was done to the layer, for the error: ``"was pruned"``.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        if name:
+            return root.get_submodule(name)
+    except AttributeError:
+        pass
+    raise InputError(f"the architecture has no layer '{name}', which {what}", "check `arch` and `arch_args`")
+
+
 def set_module(root: nn.Module, name: str, new: nn.Module) -> None:
     """Replace the submodule called ``name`` (dotted).
 
@@ -218,8 +238,3 @@ def same_tensor(tensor: Tensor) -> tuple[Any, ...]:
     Tensors without elements may all stand at address 0: callers leave them out.
     """
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def grid_of(fact: dict[str, Any]) -> Grid:
-    """The grid that a card's facts record for one layer; cards from before there were kinds name none."""
-    return Grid(int(fact["bits"]), int(fact["group_size"]), bool(fact["symmetric"]), fact.get("grid", "linear"))

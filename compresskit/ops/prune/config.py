@@ -44,7 +44,7 @@ def with_fewer_layers(module: nn.Module, of: int, kept: Sequence[int]) -> dict[s
                     return _settle(module, changes)
     raise InputError(
         f"no config of {type(module).__name__} describes it with {len(kept)} of {of} layers in this row",
-        "drop blocks of a model that is given by --arch, or prune --method structured",
+        "drop blocks of a model that is given by `arch`, or prune `method` structured",
     )
 
 

@@ -81,17 +81,7 @@ def shrink(layer: nn.Module, stay: Places) -> None:
         layer.groups = layer.in_channels = layer.out_channels = int(layer.weight.shape[0])
         return
     if isinstance(layer, (nn.Linear, _ConvNd)):
-        turned = isinstance(layer, _ConvTransposeNd)
-        out = _in_group(layer, stay.out) if turned else stay.out
-        into = _in_all(layer, stay.into) if turned else stay.into
-        _index(layer, "weight", out, 1 if turned else 0)
-        _index(layer, "weight", into, 0 if turned else 1)
-        _index(layer, "bias", stay.out, 0)
-        if isinstance(layer, nn.Linear):
-            layer.out_features, layer.in_features = (int(n) for n in layer.weight.shape)
-        else:
-            first, second = int(layer.weight.shape[0]), int(layer.weight.shape[1]) * layer.groups
-            layer.out_channels, layer.in_channels = (second, first) if turned else (first, second)
+        _shrink_product(layer, stay)
         return
     for leaf in ("weight", "bias", "running_mean", "running_var"):
         _index(layer, leaf, stay.out, 0)
@@ -99,6 +89,19 @@ def shrink(layer: nn.Module, stay: Places) -> None:
         layer.num_features = len(stay.out)
     elif stay.out is not None and isinstance(layer, nn.PReLU):
         layer.num_parameters = len(stay.out)
+
+
+def _shrink_product(layer: nn.Linear | _ConvNd, stay: Places) -> None:
+    turned = isinstance(layer, _ConvTransposeNd)
+    _index(layer, "weight", _in_group(layer, stay.out) if turned else stay.out, 1 if turned else 0)
+    _index(layer, "weight", _in_all(layer, stay.into) if turned else stay.into, 0 if turned else 1)
+    _index(layer, "bias", stay.out, 0)
+    first, second = int(layer.weight.shape[0]), int(layer.weight.shape[1])
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = first, second
+    else:
+        second *= layer.groups
+        layer.out_channels, layer.in_channels = (second, first) if turned else (first, second)
 
 
 def _in_group(layer: Any, channels: Tensor | None) -> Tensor | None:

@@ -25,8 +25,8 @@ from compresskit.ops.prune.limit import OutOfTime, time_limit
 
 _OUTPUT = "it gives the model's output"
 _MIXED = "its channels are mixed by the normalization '{}'"
-_HEADS = "its channels belong to heads of attention: --method width prunes heads"
-_ELSEWHERE = "prune whole blocks (--method depth), or single weights (--method magnitude)"
+_HEADS = "its channels belong to heads of attention: `method` width prunes heads"
+_ELSEWHERE = "prune whole blocks (`method` depth), or single weights (`method` magnitude)"
 _ONE = 8
 """A single layer may take this part of the time."""
 
@@ -70,7 +70,7 @@ def find_groups(
 
 def _late(limit_s: float) -> InputError:
     what = "torch-pruning did not find out which channels hang together"
-    return InputError(f"{what} within {limit_s:g} s", f"give --time-limit more, or {_ELSEWHERE}")
+    return InputError(f"{what} within {limit_s:g} s", f"give `time_limit` more, or {_ELSEWHERE}")
 
 
 def _graph(module: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Any, dict[Any, str]]:
@@ -161,60 +161,71 @@ def _converted(
     groups: list[Group] = []
     skipped: dict[str, str] = {}
     for root, found in _found(graph, names, limit_s):
-        if isinstance(found, str):
-            skipped[root] = found
-            continue
-        members, reason = _members(found, graph, names, ends)
-        outs = [m.layer for m in members if m.axis in ("out", "both")] or [root]
-        shared = next((m.layer for m in members if m.layer in tied), None)
-        reason = reason or (f"'{shared}' shares its weight with '{tied[shared]}'" if shared else "")
-        group = None if reason else _united(module, members)
-        if group is None or group.units < 2:
-            reason = reason or "its channels can only be cut all at once"
-            skipped |= {name: reason for name in outs if name not in skipped}
-        else:
+        members, reason = ([], found) if isinstance(found, str) else _members(found, graph, names, ends)
+        group = reason or _group(module, members, tied)
+        if isinstance(group, Group):
             groups.append(group)
-    heads = _of_attention(module)
-    for layer, name in names.items():
-        if isinstance(layer, nn.Embedding):
-            skipped[name] = "embeddings are left alone"
-        elif isinstance(layer, (nn.Linear, _ConvNd)) and layer not in graph.module2node:
-            skipped[name] = _HEADS if layer in heads else "it was not seen at work on the example"
+        else:
+            outs = [m.layer for m in members if m.axis in ("out", "both")] or [root]
+            skipped |= {name: group for name in outs if name not in skipped}
     order = {name: i for i, name in enumerate(names.values())}
-    return sorted(groups, key=lambda group: order[group.name]), skipped
+    return sorted(groups, key=lambda group: order[group.name]), skipped | _apart(module, graph)
+
+
+def _group(module: nn.Module, members: Sequence[Member], tied: Mapping[str, str]) -> Group | str:
+    """The layers as a group, or why it can't be cut."""
+    shared = next((m.layer for m in members if m.layer in tied), None)
+    if shared is not None:
+        return f"'{shared}' shares its weight with '{tied[shared]}'"
+    group = _united(module, members)
+    return group if group.units > 1 else "its channels can only be cut all at once"
+
+
+def _apart(module: nn.Module, graph: Any) -> dict[str, str]:
+    """Layers that are in no group, with the reason."""
+    heads = _of_attention(module)
+    found: dict[str, str] = {}
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Embedding):
+            found[name] = "embeddings are left alone"
+        elif isinstance(layer, (nn.Linear, _ConvNd)) and layer not in graph.module2node:
+            found[name] = _HEADS if layer in heads else "it was not seen at work on the example"
+    return found
 
 
 def _members(
     found: Any, graph: Any, names: Mapping[nn.Module, str], ends: Mapping[Any, str]
 ) -> tuple[list[Member], str]:
     """The layers of a torch-pruning group, and why it can't be cut; empty when it can."""
+    width = len(found[0].idxs)
+    made = [_member(item, width, graph, names, ends) for item in found]
+    reasons = (part for part in made if isinstance(part, str) and part)
+    return [part for part in made if isinstance(part, Member)], next(reasons, "")
+
+
+def _member(item: Any, width: int, graph: Any, names: Mapping[nn.Module, str], ends: Mapping[Any, str]) -> Member | str:
+    """A layer's part in a group; or why the group can't be cut, empty for what has no channels of its own."""
     import torch_pruning as tp
 
-    width = len(found[0].idxs)
-    members: list[Member] = []
-    reason = ""
-    for item in found:
-        layer, handler = item.dep.target.module, item.dep.handler
-        if isinstance(layer, tp.ops._OutputOp):
-            reason = reason or ends.get(item.dep.target.grad_fn, _OUTPUT)
-        elif isinstance(layer, nn.Parameter):
-            reason = reason or f"it meets a parameter of shape {list(layer.shape)} that belongs to no layer"
-        elif layer in names:
-            out, into = graph.is_out_channel_pruning_fn(handler), graph.is_in_channel_pruning_fn(handler)
-            axis: Axis = "both" if out and into else "out" if out else "in"
-            try:
-                axis_size(layer, axis)
-            except TypeError:
-                reason = reason or f"it meets '{names[layer]}' ({type(layer).__name__})"
-                continue
-            if any(unit is None for unit in item.root_idxs):
-                reason = reason or f"torch-pruning can't tell which channels of '{names[layer]}' go with it"
-                continue
-            places: list[list[int]] = [[] for _ in range(width)]
-            for place, unit in zip(item.idxs, item.root_idxs, strict=True):
-                places[unit].append(place)
-            members.append(Member(names[layer], axis, tuple(tuple(sorted(p)) for p in places)))
-    return members, reason
+    layer, handler = item.dep.target.module, item.dep.handler
+    if isinstance(layer, tp.ops._OutputOp):
+        return ends.get(item.dep.target.grad_fn, _OUTPUT)
+    if isinstance(layer, nn.Parameter):
+        return f"it meets a parameter of shape {list(layer.shape)} that belongs to no layer"
+    if layer not in names:
+        return ""
+    out, into = graph.is_out_channel_pruning_fn(handler), graph.is_in_channel_pruning_fn(handler)
+    axis: Axis = "both" if out and into else "out" if out else "in"
+    try:
+        axis_size(layer, axis)
+    except TypeError:
+        return f"it meets '{names[layer]}' ({type(layer).__name__})"
+    if any(unit is None for unit in item.root_idxs):
+        return f"torch-pruning can't tell which channels of '{names[layer]}' go with it"
+    places: list[list[int]] = [[] for _ in range(width)]
+    for place, unit in zip(item.idxs, item.root_idxs, strict=True):
+        places[unit].append(place)
+    return Member(names[layer], axis, tuple(tuple(sorted(p)) for p in places))
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

@@ -7,8 +7,8 @@ time, looks at the model's output, and begins again after each that is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
 from compresskit.ops.calibration.activation_stream import Batch, Forward, filled, replaced
-from compresskit.ops.calibration.trace import chain, tensors_in, trace
+from compresskit.ops.calibration.trace import chain, copied, tensors_in, trace
+from compresskit.ops.packed.modules import layer_of_card
+from compresskit.ops.prune.facts import DepthFacts
 from compresskit.ops.prune.same import same
 from compresskit.ops.quantize.sensitivity import apart, floats
 
@@ -64,7 +66,7 @@ def blocks_of(module: nn.Module, batch: Batch, forward: Forward) -> list[Block]:
     if len(blocks) < 2:
         raise InputError(
             "the model has no row of blocks that hand each other values of one shape, so none can be dropped",
-            "prune --method structured takes channels instead",
+            "prune `method` structured takes channels instead",
         )
     return blocks
 
@@ -119,8 +121,10 @@ def influences(
         progress: Called after each batch.
     """
     total, count = dict.fromkeys((b.name for b in blocks), 0.0), 0
+    found = trace(module, partial(forward, module, batches[0]))
+    copies = (found.inputs_overwritten(), found.outputs_overwritten())
     for done, batch in enumerate(batches, 1):
-        seen = _passing(module, list(total), batch, forward)
+        seen = _passing(module, list(total), batch, forward, copies)
         mask = batch.get("attention_mask")
         for name, (given, out) in seen.items():
             axis = 1 if given.dim() == 4 else -1  # channels of a picture
@@ -166,7 +170,7 @@ def drop_proven(
     if not equal:
         raise InputError(
             f"the model's code counts on having all its blocks: without {listing(list(names))} it fails",
-            "prune --method structured takes channels instead",
+            "prune `method` structured takes channels instead",
         )
     return stacks
 
@@ -201,7 +205,7 @@ def keep(module: nn.Module, holder: str, kept: Sequence[str]) -> None:
             _renumber(child, int(leaf), index)
 
 
-def replay(module: nn.Module, facts: dict[str, Any]) -> None:
+def replay(module: nn.Module, facts: DepthFacts) -> None:
     """Take out of a freshly built architecture what :func:`drop` took out.
 
     An architecture built from a ``config.json`` that counts its layers has them out already.
@@ -209,17 +213,15 @@ def replay(module: nn.Module, facts: dict[str, Any]) -> None:
     Raises:
         InputError: The architecture has other blocks than the facts tell of.
     """
-    for holder, data in facts["stacks"].items():
-        try:
-            children = list(module.get_submodule(holder)._modules)
-        except AttributeError:
-            raise InputError(f"the architecture has no '{holder}', whose blocks were dropped") from None
-        if len(children) == data["of"] and set(data["kept"]) <= set(children):
-            keep(module, holder, data["kept"])
-        elif not facts.get("config") or len(children) > len(data["kept"]):
+    for holder, stack in facts.stacks.items():
+        whole = layer_of_card(module, holder, "lost blocks") if holder else module
+        children = list(whole._modules)
+        if len(children) == stack.of and stack.kept == [leaf for leaf in children if leaf in stack.kept]:
+            keep(module, holder, stack.kept)
+        elif not facts.config or len(children) > len(stack.kept):
             raise InputError(
-                f"'{holder}' has {len(children)} blocks, it had {data['of']} when some were dropped",
-                "check --arch and --arch-args",
+                f"'{holder}' has {len(children)} blocks, it had {stack.of} when some were dropped",
+                "check `arch` and `arch_args`",
             )
 
 
@@ -230,21 +232,30 @@ def _renumber(block: nn.Module, old: int, new: int) -> None:
             part.layer_idx = new  # type: ignore[assignment]
 
 
-def _passing(module: nn.Module, names: Sequence[str], batch: Batch, forward: Forward) -> dict[str, tuple[Tensor, Any]]:
-    """What each block takes in and what it gives."""
+def _passing(
+    module: nn.Module,
+    names: Sequence[str],
+    batch: Batch,
+    forward: Forward,
+    copies: tuple[Collection[str], Collection[str]] = ((), ()),
+) -> dict[str, tuple[Tensor, Any]]:
+    """What each block takes in and what it gives; ``copies`` names those whose input, or output, is overwritten."""
+    given: dict[str, Tensor] = {}
     seen: dict[str, tuple[Tensor, Any]] = {}
 
-    def note(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        seen[name] = next(tensors_in((args, kwargs))), out
+    def before(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(tensors_in((args, kwargs)))
+        given[name] = x.clone() if name in copies[0] else x
 
-    handles = [
-        module.get_submodule(name).register_forward_hook(partial(note, name), with_kwargs=True) for name in names
-    ]
-    try:
+    def after(name: str, _layer: nn.Module, _args: Any, out: Any) -> None:
+        seen[name] = given[name], copied(out) if name in copies[1] else out
+
+    with ExitStack() as stack:
+        for name in names:
+            layer = module.get_submodule(name)
+            stack.callback(layer.register_forward_pre_hook(partial(before, name), with_kwargs=True).remove)
+            stack.callback(layer.register_forward_hook(partial(after, name)).remove)
         forward(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

@@ -35,7 +35,7 @@ def by_scale(module: nn.Module, group: Group) -> Tensor:
     norms = [m for m in group.of("both") if isinstance(module.get_submodule(m.layer), nn.modules.batchnorm._BatchNorm)]
     scales = [m for m in norms if module.get_submodule(m.layer).weight is not None]
     if not scales:
-        raise UsageError(f"'{group.name}' has no batch normalization behind it", "take another --importance")
+        raise UsageError(f"'{group.name}' has no batch normalization behind it", "take another `importance`")
     part = Group(group.name, tuple(scales))
     return _summed(part, lambda m: module.get_submodule(m.layer).get_parameter("weight").detach().abs(), ("both",))
 

@@ -7,7 +7,7 @@ already, so that later layers make up for what earlier ones lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from compresskit.ops.calibration.gram import damped
 from compresskit.ops.calibration.moments import collectable, columns_of
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune.cut import Places
+from compresskit.ops.shrinking import CalibrationData
 
-_MOST = 0.1
-"""Largest damping for lack of data."""
+_DAMPING, _MOST = 1e-3, 0.1
+"""Share of the inputs' mean square that pulls a weight to where it was: the least, and the most where few positions
+were seen for many columns."""
 
 
 @dataclass
@@ -42,11 +44,9 @@ def refit(
     original: nn.Module,
     stay: dict[str, Places],
     calls: Mapping[str, int],
-    batches: Sequence[Batch],
-    forward: Forward,
+    data: CalibrationData,
     progress: Callable[[str, int, int], None],
     *,
-    damping: float = 1e-3,
     after: Mapping[str, str] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Fit layers of a cut module in place, in the order in which they are called.
@@ -56,12 +56,9 @@ def refit(
         original: The module before the cut.
         stay: The outputs that are left of each layer that lost some.
         calls: Names of the layers to fit in the order of their calls, and how often each is called.
-        batches: Inputs.
-        forward: Calls a module with a batch.
+        data: Inputs, and how a module is called with them.
         progress: Called after each layer.
         after: Layer to the one of the original model whose output it should give, where that has another name.
-        damping: Share of the inputs' mean square that pulls a weight to where it was; more where few positions were
-            seen for many columns.
 
     Returns:
         By layer its squared error, relative to what it gave in the original model, before and after the fit; layers
@@ -72,9 +69,9 @@ def refit(
         layer = module.get_submodule(name)
         if collectable(layer):
             out = stay.get(name, Places()).out
-            sums = _sums(module, original, name, (after or {}).get(name, name), out, batches, forward, times)
+            sums = _sums(module, original, (name, (after or {}).get(name, name)), out, data, times)
             if sums is not None:
-                found[name] = _fit(layer, sums, damping)
+                found[name] = _fit(layer, sums)
         progress("least-squares refit", done, len(calls))
     return found
 
@@ -82,20 +79,19 @@ def refit(
 def _sums(
     module: nn.Module,
     original: nn.Module,
-    name: str,
-    like: str,
+    names: tuple[str, str],
     out: Tensor | None,
-    batches: Sequence[Batch],
-    forward: Forward,
+    data: CalibrationData,
     calls: int,
 ) -> _Sums | None:
-    layer = module.get_submodule(name)
+    """Of the inputs of a layer, and of what another one of the original gives; ``names`` of both."""
+    layer = module.get_submodule(names[0])
     total: _Sums | None = None
-    for batch in batches:
+    for batch in data.batches:
         keep = batch.get("attention_mask")
         keep = None if keep is None or keep.dim() != 2 else keep.bool()
-        given = _seen(module, name, batch, forward, calls, before=True)
-        wanted = _seen(original, like, batch, forward, calls, before=False)
+        given = _seen(module, names[0], batch, data.forward, calls, before=True)
+        wanted = _seen(original, names[1], batch, data.forward, calls, before=False)
         for x, y in zip(given, wanted, strict=False):
             rows = columns_of(layer, x, keep).double()
             target = _rows(layer, y if out is None else y.index_select(_axis(layer), out), keep).double()
@@ -136,9 +132,11 @@ def _seen(module: nn.Module, name: str, batch: Batch, forward: Forward, calls: i
     found: list[Tensor] = []
 
     def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        found.append(next(tensors_in((args, kwargs))) if before else out)
-        if len(found) == calls:
+        value = next(tensors_in((args, kwargs))) if before else out
+        if len(found) + 1 == calls:
+            found.append(value)
             raise Stop
+        found.append(value.clone())  # what follows may write into it before the last call
 
     handle = module.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
     try:
@@ -150,7 +148,7 @@ def _seen(module: nn.Module, name: str, batch: Batch, forward: Forward, calls: i
     return found
 
 
-def _fit(layer: nn.Module, sums: _Sums, damping: float) -> tuple[float, float]:
+def _fit(layer: nn.Module, sums: _Sums) -> tuple[float, float]:
     weight, bias = layer.get_parameter("weight"), layer._parameters.get("bias")
     groups, count = len(sums.gram), sums.count
     now = weight.double().reshape(groups, -1, sums.gram.shape[1])
@@ -160,7 +158,7 @@ def _fit(layer: nn.Module, sums: _Sums, damping: float) -> tuple[float, float]:
     centre = 0.0 if bias is None else 1.0
     inner = gram - centre * x.unsqueeze(2) * x.unsqueeze(1)
     left = cross - centre * y.unsqueeze(2) * x.unsqueeze(1) - now @ inner
-    damping = min(_MOST, max(damping, 0.5 * inner.shape[1] / count))
+    damping = min(_MOST, max(_DAMPING, 0.5 * inner.shape[1] / count))
     new = now + torch.linalg.solve(damped(inner, damping), left.mT).mT
     shift = level if bias is None else y - (new @ x.unsqueeze(2)).squeeze(2)
     errors = [_error(w, b, gram, cross, x, y, sums.energy / count) for w, b in ((now, level), (new, shift))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compresskit.errors import InputError
+from compresskit.facts import to_json
+from compresskit.ops.packed.modules import layer_of_card
 from compresskit.ops.prune.cut import Places, depthwise, shrink
+from compresskit.ops.prune.facts import CutFacts, StructuredFacts
 from compresskit.ops.prune.graph import axis_size
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d, replay_shortcuts
 
@@ -44,12 +46,8 @@ def facts_of(module: nn.Module, before: Widths, conv1d: list[str]) -> dict[str, 
         was = before.get(name, now)
         if was != now:
             kind = "Conv1D" if name in conv1d else type(module.get_submodule(name)).__name__
-            found[name] = {
-                "kind": kind,
-                "in": [was[0], now[0]],
-                "out": [was[1], now[1]],
-                "about": _about(kind, was, now),
-            }
+            fact = CutFacts(kind=kind, into=[was[0], now[0]], out=[was[1], now[1]])
+            found[name] = to_json(fact) | {"about": _about(kind, was, now)}
     return found
 
 
@@ -60,31 +58,25 @@ def _about(kind: str, was: tuple[int, int], now: tuple[int, int]) -> str:
     return f"{kind}, {', '.join(parts)}"
 
 
-def replay(module: nn.Module, facts: Mapping[str, Any]) -> None:
+def replay(module: nn.Module, facts: StructuredFacts) -> None:
     """Give a freshly built architecture the widths of the cut model, in place; its values are loaded afterwards.
 
     Args:
         module: The original architecture.
-        facts: ``rewritten`` and ``layers`` of a card.
+        facts: Of a card.
 
     Raises:
         InputError: The facts don't fit this architecture.
     """
-    replay_shortcuts(module, facts.get("rewritten", {}))
-    layers: Mapping[str, Any] = facts["layers"]
-    known = dict(module.named_modules())
-    turned = conv1d_to_linear(module, [n for n, fact in layers.items() if fact["kind"] == "Conv1D" and n in known])
-    for name, fact in layers.items():
-        try:
-            layer = module.get_submodule(name)
-        except AttributeError:
-            raise InputError(f"the architecture has no layer '{name}', which was pruned") from None
-        _narrow(name, layer, (fact["in"], fact["out"]))
+    replay_shortcuts(module, facts.rewritten)
+    turned = conv1d_to_linear(module, [name for name, fact in facts.layers.items() if fact.kind == "Conv1D"])
+    for name, fact in facts.layers.items():
+        _narrow(name, layer_of_card(module, name, "was pruned"), fact)
     linear_to_conv1d(module, turned)
 
 
-def _narrow(name: str, layer: nn.Module, fact: tuple[list[int], list[int]]) -> None:
-    was, now = (tuple(int(side[i]) for side in fact) for i in (0, 1))
+def _narrow(name: str, layer: nn.Module, fact: CutFacts) -> None:
+    was, now = zip(fact.into, fact.out, strict=True)
     if not isinstance(layer, _KINDS) or _width(layer) != was:
         found = f"{type(layer).__name__} {_width(layer)}" if isinstance(layer, _KINDS) else type(layer).__name__
         raise InputError(f"layer '{name}': the model that was pruned had {was} channels, the architecture has {found}")

@@ -7,7 +7,7 @@ its submodules and their names stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, missing_extra
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.packed.modules import set_module
+from compresskit.ops.prune.facts import Shortcut
 
 _EXACT = 1e-6
 _WIDEST = 1 << 16
 """Channels of a shortcut; facts that say more are damaged."""
-Shortcut = dict[str, Any]
-"""JSON of one rewritten place: which padding of the module, channels in and out, where they go, and the stride."""
 
 
 def rewrite_shortcuts(module: nn.Module, run: Callable[[nn.Module], Any]) -> dict[str, list[Shortcut]]:
@@ -65,7 +64,7 @@ def _fits(module: nn.Module, name: str, new: nn.Module, run: Callable[[nn.Module
     return False
 
 
-def replay_shortcuts(module: nn.Module, facts: dict[str, list[Shortcut]]) -> None:
+def replay_shortcuts(module: nn.Module, facts: Mapping[str, Sequence[Shortcut]]) -> None:
     """The same on a freshly built module, from what :func:`rewrite_shortcuts` returned.
 
     Raises:
@@ -153,7 +152,8 @@ def _shortcut(index: int, node: fx.Node, channels: int) -> Shortcut:
         raise TypeError("not a padding of channels")
     front, behind, axes = filled
     stride = _strides(node.args[0], axes)
-    return {"pad": index, "in": channels, "out": channels + front + behind, "at": front, "stride": stride or [1] * axes}
+    out = channels + front + behind
+    return Shortcut(pad=index, into=channels, out=out, at=front, stride=stride or [1] * axes)
 
 
 def _strides(node: Any, axes: int) -> list[int] | None:
@@ -161,12 +161,18 @@ def _strides(node: Any, axes: int) -> list[int] | None:
     if not isinstance(node, fx.Node) or getattr(node.target, "__name__", "") != "getitem" or len(node.users) != 1:
         return None
     index: Any = node.args[1]
-    if not isinstance(index, tuple) or len(index) != axes + 2 or not all(isinstance(part, slice) for part in index):
+    if not isinstance(index, tuple) or len(index) != axes + 2:
         return None
-    whole = all(part.start in (None, 0) and part.stop is None for part in index)
-    steps = [1 if part.step is None else part.step for part in index]
-    fits = whole and steps[:2] == [1, 1] and all(isinstance(s, int) and s > 0 for s in steps)
-    return steps[2:] if fits else None
+    steps = [_step(part) for part in index]
+    return steps[2:] if steps[:2] == [1, 1] and all(steps) else None
+
+
+def _step(part: Any) -> int:
+    """The step of a slice over a whole axis; 0 for any other index."""
+    if not isinstance(part, slice) or part.start not in (None, 0) or part.stop is not None:
+        return 0
+    step = 1 if part.step is None else part.step
+    return step if isinstance(step, int) and step > 0 else 0
 
 
 def _rewritten(module: nn.Module, shortcuts: Sequence[Shortcut]) -> fx.GraphModule:
@@ -179,18 +185,14 @@ def _rewritten(module: nn.Module, shortcuts: Sequence[Shortcut]) -> fx.GraphModu
     nodes = _pads(graph)
     like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.empty(0))
     for fact in shortcuts:
-        index, channels = int(fact["pad"]), int(fact["in"])
-        if (
-            not 0 <= index < len(nodes)
-            or not 0 < channels <= _WIDEST
-            or _shortcut(index, nodes[index], channels) != fact
-        ):
-            raise ValueError(f"no padding of {fact.get('in')} to {fact.get('out')} channels there")
+        index = fact.pad
+        if index >= len(nodes) or fact.into > _WIDEST or _shortcut(index, nodes[index], fact.into) != fact:
+            raise ValueError(f"no padding of {fact.into} to {fact.out} channels there")
         name = f"shortcut_{index}"
         if hasattr(graph, name):
             raise ValueError(f"it has a '{name}' already")
         graph.add_submodule(name, _identity(fact, like))
-        _replace(graph.graph, nodes[index], name, merged=any(s > 1 for s in fact["stride"]))
+        _replace(graph.graph, nodes[index], name, merged=any(s > 1 for s in fact.stride))
     graph.graph.lint()
     graph.recompile()
     graph.train(module.training)
@@ -210,10 +212,10 @@ def _replace(graph: fx.Graph, node: fx.Node, name: str, *, merged: bool) -> None
 
 def _identity(fact: Shortcut, like: Tensor) -> nn.Module:
     """A 1×1 convolution that copies its inputs to the channels from ``at`` on; the others are zero."""
-    kind = nn.Conv2d if len(fact["stride"]) == 2 else nn.Conv1d
-    layer = kind(fact["in"], fact["out"], 1, stride=tuple(fact["stride"]), bias=False)
-    weight = torch.zeros(layer.weight.shape, device=like.device, dtype=like.dtype)
-    weight[fact["at"] : fact["at"] + fact["in"]].flatten(1).fill_diagonal_(1)
+    kind: Any = nn.Conv2d if len(fact.stride) == 2 else nn.Conv1d
+    layer: nn.Module = kind(fact.into, fact.out, 1, stride=tuple(fact.stride), bias=False)
+    weight = torch.zeros(layer.get_parameter("weight").shape, device=like.device, dtype=like.dtype)
+    weight[fact.at : fact.at + fact.into].flatten(1).fill_diagonal_(1)
     layer.weight = nn.Parameter(weight, requires_grad=True)
     return layer
 
@@ -245,13 +247,23 @@ def conv1d_to_linear(module: nn.Module, among: Sequence[str] | None = None) -> l
 
 
 def linear_to_conv1d(module: nn.Module, names: Sequence[str]) -> None:
-    """The way back, with the widths that the layers have by now; without names nothing of transformers is needed."""
+    """The way back, with the widths that the layers have by now; without names nothing of transformers is needed.
+
+    Raises:
+        InputError: A layer isn't Linear.
+        MachineError: transformers isn't installed.
+    """
     if not names:
         return
-    from transformers.pytorch_utils import Conv1D
+    try:
+        from transformers.pytorch_utils import Conv1D
+    except ImportError as error:
+        raise missing_extra("transformers", "hf") from error
 
     for name in names:
         old = module.get_submodule(name)
+        if not isinstance(old, nn.Linear):
+            raise InputError(f"layer '{name}' is a {type(old).__name__}, which can't have been a Conv1D")
         new = Conv1D(1, 1)
         weight = old.get_parameter("weight")
         new.weight, new.bias = nn.Parameter(weight.detach().t().contiguous()), old.get_parameter("bias")

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from compresskit.ops.calibration.activation_stream import Batch, Forward
 from compresskit.ops.calibration.moments import Collector, Moments, collectable
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune import importance
@@ -16,6 +15,7 @@ from compresskit.ops.prune.allocate import Ranked, widths_of
 from compresskit.ops.prune.elimination import eliminate, refitted
 from compresskit.ops.prune.graph import Group
 from compresskit.ops.quantize.sensitivity import Trial
+from compresskit.ops.shrinking import CalibrationData
 
 Criterion = Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"]
 FREE = ("l1", "l2", "bn-scale")
@@ -24,25 +24,20 @@ _MEASURED = 4
 """Widths of a group that are measured; those between are taken from their neighbours."""
 
 
-def input_moments(
-    module: nn.Module, groups: Sequence[Group], batches: Sequence[Batch], forward: Forward
-) -> dict[str, Moments]:
+def input_moments(module: nn.Module, groups: Sequence[Group], data: CalibrationData) -> dict[str, Moments]:
     """Second moments of what the layers that read a group take in."""
     names = {m.layer for group in groups for m in group.of("in") if collectable(module.get_submodule(m.layer))}
-    return moments_of(module, sorted(names), batches, forward)
+    return moments_of(module, sorted(names), data)
 
 
 @torch.no_grad()
-def moments_of(
-    module: nn.Module, names: Sequence[str], batches: Sequence[Batch], forward: Forward
-) -> dict[str, Moments]:
+def moments_of(module: nn.Module, names: Sequence[str], data: CalibrationData) -> dict[str, Moments]:
     """Second moments of what layers take in, padding left out.
 
     Args:
         module: In eval mode.
         names: Layers that are :func:`~compresskit.ops.calibration.moments.collectable`.
-        batches: Inputs.
-        forward: Calls the module with a batch.
+        data: Inputs, and how the module is called with them.
 
     Returns:
         By name; layers that weren't called are missing.
@@ -57,10 +52,10 @@ def moments_of(
         module.get_submodule(name).register_forward_pre_hook(collecting(name), with_kwargs=True) for name in names
     ]
     try:
-        for batch in batches:
+        for batch in data.batches:
             known = batch.get("attention_mask")
             mask[0] = None if known is None or known.dim() != 2 else known.bool()
-            forward(module, batch)
+            data.forward(module, batch)
     finally:
         for handle in handles:
             handle.remove()
@@ -72,9 +67,7 @@ def rank(
     module: nn.Module,
     groups: Sequence[Group],
     criterion: Criterion,
-    batches: Sequence[Batch],
-    labels: Sequence[Tensor] | None,
-    forward: Forward,
+    data: CalibrationData,
     moments: dict[str, Moments],
     progress: Callable[[str, int, int], None],
 ) -> list[Ranked]:
@@ -83,17 +76,15 @@ def rank(
     Args:
         module: In eval mode.
         groups: The groups.
-        criterion: How.
-        batches: Inputs, for the criteria that need any.
-        labels: Of each batch, int64; None where there are none.
-        forward: Calls the module with a batch.
+        criterion: What a channel's score is computed from.
+        data: For the criteria that need any.
         moments: Of the layers that read the groups; see :func:`input_moments`.
         progress: Called after each group.
     """
     found: list[Ranked] = []
     slopes: list[dict[str, Tensor]] = []
     if criterion in ("taylor", "hessian"):
-        slopes = _gradients(module, groups, batches, labels, forward)
+        slopes = _gradients(module, groups, data)
     for done, group in enumerate(groups, 1):
         if criterion == "reconstruction" and any(m.layer in moments for m in group.of("in")):
             order, added = eliminate(module, group, moments)
@@ -127,18 +118,12 @@ def _channel_squares(module: nn.Module, name: str, moments: dict[str, Moments]) 
     return diagonal.reshape(-1, weight.shape[1], weight[0, 0].numel()).mean((0, 2))
 
 
-def _gradients(
-    module: nn.Module,
-    groups: Sequence[Group],
-    batches: Sequence[Batch],
-    labels: Sequence[Tensor] | None,
-    forward: Forward,
-) -> list[dict[str, Tensor]]:
+def _gradients(module: nn.Module, groups: Sequence[Group], data: CalibrationData) -> list[dict[str, Tensor]]:
     layers = sorted({m.layer for group in groups for m in group.of("out")})
-    numbered = list(range(len(batches)))
+    numbered, labels = list(range(len(data.batches))), data.labels
 
     def loss(target: nn.Module, index: int) -> Tensor:
-        out = next(tensors_in(forward(target, batches[index])))
+        out = next(tensors_in(data.forward(target, data.batches[index])))
         fits = labels is not None and out.dim() == 2 and len(out) == len(labels[index])
         return importance.own_loss(out, labels[index] if labels is not None and fits else None)
 
@@ -150,12 +135,9 @@ def losses(
     module: nn.Module,
     ranked: Sequence[Ranked],
     multiple: int,
-    batches: Sequence[Batch],
-    forward: Forward,
+    data: CalibrationData,
     moments: dict[str, Moments],
     progress: Callable[[str, int, int], None],
-    *,
-    scores: bool,
 ) -> dict[str, dict[int, float]]:
     """How far the model's outputs move when one group alone gets narrower, and its readers are fitted again.
 
@@ -163,16 +145,14 @@ def losses(
         module: In eval mode; is as before afterwards.
         ranked: The groups.
         multiple: Of widths.
-        batches: Inputs.
-        forward: Calls the module.
+        data: Inputs to measure on.
         moments: Of the layers that read the groups.
         progress: Called after each measurement.
-        scores: The output holds scores of classes or tokens.
 
     Returns:
         Group name and width to the distance, 0 for whole groups.
     """
-    trial = Trial(module, batches, forward, scores=scores)
+    trial = Trial(module, data.batches, data.forward, scores=data.scores)
     plan = {r.group.name: _some(widths_of(r.group, multiple)) for r in ranked}
     total, done = sum(map(len, plan.values())), 0
     found: dict[str, dict[int, float]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -92,7 +92,7 @@ class PrunePlan:
             raise UsageError(
                 f"the target {target:g} can't be met: with the narrowest widths {least:.3f} is left",
                 f"give {least + 5e-4:.3f} or more"
-                + (f", or --round-to 1 in place of {self.settings.multiple}" if self.settings.multiple > 1 else ""),
+                + (f", or `round_to` 1 in place of {self.settings.multiple}" if self.settings.multiple > 1 else ""),
             )
         if self.settings.ranking == "measured":
             allowed = {group.name: widths_of(group, self.settings.multiple) for group in self.groups}
@@ -143,34 +143,36 @@ def plan(module: nn.Module, data: CalibrationData, settings: PruneSettings, prog
         InputError: Nothing can be cut.
     """
     if not data.batches and (settings.criterion not in FREE or settings.ranking == "measured"):
-        raise UsageError("channels are ranked by data", "give --data FILE, or --importance l2 --ranking isomorphic")
+        raise UsageError("channels are ranked by data", "give `data` FILE, or `importance` l2 `ranking` isomorphic")
+    groups, skipped = _cuttable(module, data, settings)
+    moments = input_moments(module, groups, data) if data.batches else {}
+    ranked = rank(module, groups, settings.criterion, data, moments, progress)
+    result = PrunePlan(module, settings, ranked, skipped, moments)
+    if settings.ranking == "measured":
+        few = replace(data, batches=data.batches[: _FEW // _size(data)])
+        result.losses = losses(module, ranked, settings.multiple, few, moments, progress)
+    return result
+
+
+def _cuttable(module: nn.Module, data: CalibrationData, settings: PruneSettings) -> tuple[list[Group], dict[str, str]]:
+    """The groups that may be cut and were proven by a trial, and why the other layers can't be."""
     found, skipped = find_groups(module, data.run, limit_s=settings.limit_s)
     wanted, left = _wanted(module, found, settings)
-    skipped |= left
     groups, bad = proven(module, data.run, wanted, settings.seed)
-    names = {g.name: [m.layer for m in g.of("out")] for g in wanted}
-    skipped |= {layer: reason for name, reason in bad.items() for layer in names[name]}
     for group in groups:
         if len(widths_of(group, settings.multiple)) == 1:
             width = group.units * group.per_unit
-            reason = f"its {width} channels are too few for a multiple of {settings.multiple}"
-            skipped |= dict.fromkeys(names[group.name], reason)
-    groups = [g for g in groups if len(widths_of(g, settings.multiple)) > 1]
+            bad[group.name] = f"its {width} channels are too few for a multiple of {settings.multiple}"
+    layers = {group.name: [m.layer for m in group.of("out")] for group in wanted}
+    skipped |= left | {layer: reason for name, reason in bad.items() for layer in layers[name]}
+    groups = [group for group in groups if group.name not in bad]
     if not groups:
         reasons = listing([f"{layer}: {reason}" for layer, reason in skipped.items()], 1) if skipped else "no layers"
         raise InputError(
             f"no channels of this model can be cut ({reasons})",
-            "prune whole blocks (--method depth), or single weights (--method magnitude)",
+            "prune whole blocks (`method` depth), or single weights (`method` magnitude)",
         )
-    moments = input_moments(module, groups, data.batches, data.forward) if data.batches else {}
-    ranked = rank(module, groups, settings.criterion, data.batches, data.labels, data.forward, moments, progress)
-    result = PrunePlan(module, settings, ranked, skipped, moments)
-    if settings.ranking == "measured":
-        result.losses = losses(
-            module, ranked, settings.multiple, data.batches[: _FEW // _size(data)], data.forward, moments, progress,
-            scores=data.scores,
-        )  # fmt: skip
-    return result
+    return groups, skipped
 
 
 _FEW = 256
@@ -192,7 +194,7 @@ def _wanted(module: nn.Module, groups: Sequence[Group], settings: PruneSettings)
         shut = next((n for n in given if matches(n, settings.exclude)), None)
         if shut is not None:
             left |= {n: EXCLUDED if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
-        elif settings.include and not any(matches(n, settings.include) for n in given):
+        elif all(map(settings.left_out, given)):
             left |= dict.fromkeys(given, NOT_INCLUDED)
         else:
             wanted.append(group)
@@ -231,7 +233,7 @@ def apply(
     fitted = copy.deepcopy(original)
     _make_up(fitted, groups, kept, chosen.moments)
     cut(fitted, groups, kept)
-    refit(fitted, original, stay, calls, used, data.forward, progress)
+    refit(fitted, original, stay, calls, replace(data, batches=used), progress)
     settled = copy.deepcopy(fitted)
     recalibrate(settled, data.forward, used)
     tried = {"cut": (before, module), "fitted": (error(fitted), fitted), "recalibrated": (error(settled), settled)}

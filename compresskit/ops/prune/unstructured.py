@@ -22,10 +22,23 @@ from compresskit.ops.prune.masks import Pattern, oriented, zeros
 from compresskit.ops.quantize.calibrated import correct_bias
 from compresskit.ops.quantize.weights import named
 
-Calibrated = Callable[[Tensor, Tensor, Moments], Tensor]
-"""Weight, the weight whose output is aimed at, and moments of the inputs to a weight with zeros."""
 Scope = Literal["layer", "output", "global"]
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A method that prunes a layer by what it takes in.
+
+    Attributes:
+        prune: Weight, the weight whose output is aimed at, and moments of the inputs to a weight with zeros.
+        drift: Share of what earlier layers lost that is made up for, 0 to 1.
+        centred: Where a layer has a bias, which makes up for the mean error, the moments are without the inputs' mean.
+    """
+
+    prune: Callable[[Tensor, Tensor, Moments], Tensor]
+    drift: float
+    centred: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,9 +123,6 @@ def prune_calibrated(
     method: Calibrated,
     batches: Sequence[Batch],
     forward: Forward,
-    *,
-    drift: float,
-    centred: bool = True,
     progress: Progress,
 ) -> list[str]:
     """Prune layers with calibration data, in place: block by block, each layer by what its inputs are by then.
@@ -124,8 +134,6 @@ def prune_calibrated(
         method: For all others.
         batches: Calibration inputs by name.
         forward: Calls the module with a batch.
-        drift: Share of what earlier layers lost that is made up for, 0 to 1.
-        centred: Where a layer has a bias, which makes up for the mean error, hand out moments without the inputs' mean.
         progress: Called after each layer.
 
     Returns:
@@ -139,23 +147,23 @@ def prune_calibrated(
     def step(segment: Segment) -> None:
         for group in segment.groups:
             names = [name for name in group if name not in done]
-            for name, moments in segment.moments(names, cross=drift > 0).items():
-                named(name, partial(_prune, layers[name], method, moments, drift, centred))
+            for name, moments in segment.moments(names, cross=method.drift > 0).items():
+                named(name, partial(_prune, layers[name], method, moments))
                 done.add(name)
                 progress("prune", len(done), len(layers))
 
-    run_sequentially(module, batches, forward, list(layers), step, original=drift > 0)
+    run_sequentially(module, batches, forward, list(layers), step, original=method.drift > 0)
     left = {name: layer for name, layer in layers.items() if name not in done}
     prune_free(left, pattern, progress=progress)
     return list(left)
 
 
-def _prune(layer: nn.Module, method: Calibrated, moments: Moments, drift: float, centred: bool) -> None:
+def _prune(layer: nn.Module, method: Calibrated, moments: Moments) -> None:
     weight = layer.get_parameter("weight")
-    seen = moments.centred() if centred and layer._parameters.get("bias") is not None else moments
+    seen = moments.centred() if method.centred and layer._parameters.get("bias") is not None else moments
     original = weight.detach().clone()
-    found = method(original, corrected(original, seen, drift), seen)
-    correct_bias(layer, original, found, moments, drift)
+    found = method.prune(original, corrected(original, seen, method.drift), seen)
+    correct_bias(layer, original, found, moments, method.drift)
     weight.copy_(found)
 
 
@@ -186,7 +194,7 @@ def _matrix(layer: nn.Module) -> bool:
 
 def _check_finite(name: str, layer: nn.Module) -> None:
     if not layer.get_parameter("weight").isfinite().all():
-        raise InputError(f"layer '{name}': the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError(f"layer '{name}': the weight holds NaN or Inf", "leave its layer out with `exclude`")
 
 
 def _nothing(skipped: Mapping[str, str]) -> str:

@@ -67,7 +67,7 @@ def neurons(module: nn.Module, batch: Batch, forward: Forward) -> tuple[str, lis
             return key, known
     raise InputError(
         f"{type(module).__name__} doesn't have one feed-forward part of Linear layers in each of its blocks",
-        "prune --method depth drops whole blocks of it",
+        "prune `method` depth drops whole blocks of it",
     )
 
 
@@ -94,7 +94,7 @@ def heads(module: nn.Module, batch: Batch, forward: Forward) -> list[Part]:
     if not found:
         raise InputError(
             f"the config of {type(module).__name__} can't tell of fewer heads: their width isn't in it",
-            "leave --heads out; prune --method structured cuts heads of models given by --arch",
+            "leave `heads` out; prune `method` structured cuts heads of models given by `arch`",
         )
     return found
 
@@ -155,7 +155,7 @@ def prune_width(
     for name, (part, _) in by_reader.items():
         _cut(module, part, stays[name])
     if not same(masked, forward(module, batches[0])):
-        raise InputError(f"{type(module).__name__} computes something else once it is cut", "use --method depth")
+        raise InputError(f"{type(module).__name__} computes something else once it is cut", "use `method` depth")
     return stays
 
 

@@ -15,7 +15,6 @@ from compresskit.errors import InputError, listing
 from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.packed.modules import same_tensor
 from compresskit.ops.quantize.rtn import quantize_rtn
-from compresskit.ops.quantize.select import bytes_of
 from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
 CHOICES = (2, 3, 4, 8)
@@ -91,7 +90,7 @@ def plan_bits(
     shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
     changed = {name: partial(rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
     found = distances(module, changed, batches, forward, progress, scores=scores)
-    sizes = {name: {b: bytes_of(grid(shape, b), shape) for b in CHOICES} for name, shape in shapes.items()}
+    sizes = {name: {b: grid(shape, b).nbytes(shape) for b in CHOICES} for name, shape in shapes.items()}
     items = [Layer(name, found[name], sizes[name]) for name in owners]
     weights = sum(math.prod(shape) for shape in shapes.values())
     usual = sum(sizes[name][wanted.bits] for name in owners)

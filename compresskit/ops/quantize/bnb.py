@@ -1,38 +1,30 @@
 """The target bitsandbytes: packed linear layers as ``Linear4bit`` and ``Linear8bitLt``, and as their stored tensors.
 
-Nothing is rounded again: NF4 codes change places within their bytes, int8 codes lose their offset of 128. Dettmers
-et al., *QLoRA* (arXiv:2305.14314) is the 4-bit format, *LLM.int8()* (arXiv:2208.07339) the 8-bit one. Left out: the
-second quantization of the scales, and FP4.
+Nothing is rounded again: NF4 codes change places within their bytes, int8 codes lose their offset of 128
+(``bnb_layouts.py``).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError, MachineError
-from compresskit.ops.packed.grid import NF4, Grid, Packed
+from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.packed.modules import PackedLayer, PackedLinear, set_module
+from compresskit.ops.packed.nf4 import NF4
+from compresskit.ops.quantize.bnb_layouts import BLOCKS, CPU_ROWS, LAYOUTS, THRESHOLD, Read, row_grid, swapped
 from compresskit.ops.quantize.bnb_library import bitsandbytes, has_cpu_kernel
 
-BLOCKS = (32, 64, 128, 256, 512, 1024)
-"""Group sizes that the library knows."""
-THRESHOLD = 6.0
-"""Activations beyond this are multiplied in floating point by ``Linear8bitLt``; the paper's figure."""
-_STATE = "quant_state.bitsandbytes__nf4"
-_CPU_ROWS = 32
+__all__ = [
+    "BLOCKS", "THRESHOLD", "kernel_weight", "names", "obstacle", "quantize_int8_rows", "read_back", "readable",
+    "row_grid", "stored", "to_bitsandbytes",
+]  # fmt: skip
 _NF4_ZERO = 0x77  # two codes of the value 0
-
-
-def row_grid() -> Grid:
-    """The grid of :func:`quantize_int8_rows`."""
-    return Grid(8, 0, symmetric=True)
 
 
 def quantize_int8_rows(weight: Tensor, grid: Grid) -> Packed:
@@ -59,38 +51,18 @@ def quantize_int8_rows(weight: Tensor, grid: Grid) -> Packed:
 
 def obstacle(packed_shape: tuple[int, ...], grid: Grid) -> str | None:
     """Why the library can't hold a weight of this shape and grid in its own format; None when it can."""
-    columns = math.prod(packed_shape[1:])
     if len(packed_shape) != 2:
         return "bitsandbytes has linear layers only"
-    if grid.kind == "nf4":
-        if grid.group_size not in BLOCKS or columns % grid.group_size:
-            return f"{columns} columns are not a multiple of a group that bitsandbytes knows"
-        if packed_shape[0] % _CPU_ROWS:
-            return f"{packed_shape[0]} outputs: the CPU kernel of bitsandbytes wants a multiple of {_CPU_ROWS}"
-        return None
-    if grid != row_grid():
-        return "bitsandbytes has no such grid"
-    return None
+    layout = LAYOUTS.get(grid.format)
+    return "bitsandbytes has no such grid" if layout is None else layout.obstacle(packed_shape, grid)
 
 
 def stored(packed: Packed) -> dict[str, Tensor]:
     """The tensors of a weight as bitsandbytes stores it, by what follows the layer's name; the library isn't needed."""
-    if packed.grid.kind != "nf4":
-        scales = packed.scales.float().reshape(-1) * 127
-        codes = packed.codes.reshape(packed.shape).to(torch.int16).sub_(128).to(torch.int8)
-        return {"weight": codes, "SCB": scales, "weight_format": torch.zeros((), dtype=torch.uint8)}
-    state = {
-        "quant_type": "nf4", "blocksize": packed.grid.group_size, "dtype": "float32", "shape": list(packed.shape)
-    }  # fmt: skip
-    return {
-        "weight": _swapped(packed.codes).reshape(-1, 1),
-        "weight.absmax": packed.scales.float().reshape(-1),
-        "weight.quant_map": NF4.clone(),
-        f"weight.{_STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
-    }
+    return LAYOUTS[packed.grid.format].stored(packed)
 
 
-def read_back(tensors: Mapping[str, Callable[[], Tensor]], empty: Packed) -> Packed:
+def read_back(tensors: Read, empty: Packed) -> Packed:
     """The inverse of :func:`stored`, bit for bit.
 
     Args:
@@ -100,32 +72,25 @@ def read_back(tensors: Mapping[str, Callable[[], Tensor]], empty: Packed) -> Pac
     Raises:
         InputError: The stored tensors are not of that shape.
     """
-    weight, dtype = tensors["weight"](), empty.scales.dtype
-    nf4 = empty.grid.kind == "nf4"
-    if weight.numel() != empty.codes.numel() or weight.dtype != (torch.uint8 if nf4 else torch.int8):
+    layout, weight = LAYOUTS[empty.grid.format], tensors["weight"]()
+    if weight.numel() != empty.codes.numel() or weight.dtype != layout.dtype:
         raise InputError(f"the stored weight has {weight.numel()} codes, {empty.codes.numel()} were expected")
-    if nf4:
-        codes = _swapped(weight).reshape(empty.codes.shape)
-        scales = tensors["weight.absmax"]()
-    else:
-        codes = weight.to(torch.int16).add_(128).to(torch.uint8).reshape(empty.codes.shape)
-        scales = tensors["SCB"]() / 127
+    codes, scales = layout.codes(weight).reshape(empty.codes.shape), layout.scales(tensors)
     if scales.numel() != empty.scales.numel():
         raise InputError(f"there are {scales.numel()} stored scales, {empty.scales.numel()} were expected")
-    return Packed(codes, scales.reshape(empty.scales.shape).to(dtype), None, empty.shape, empty.grid)
+    scales = scales.reshape(empty.scales.shape).to(empty.scales.dtype)
+    return Packed(codes, scales, None, empty.shape, empty.grid)
 
 
 def names(grid: Grid) -> tuple[str, ...]:
     """What :func:`stored` calls its tensors."""
-    if grid.kind == "nf4":
-        return ("weight", "weight.absmax", "weight.quant_map", f"weight.{_STATE}")
-    return ("weight", "SCB", "weight_format")
+    return LAYOUTS[grid.format].names
 
 
 def readable(module: nn.Module, names: Collection[str]) -> bool:
     """True when transformers can read the module's packed layers: all stored here, by ``names``, and of one format."""
     packed = {name: layer for name, layer in module.named_modules() if isinstance(layer, PackedLayer)}
-    formats = {(layer.grid.kind, layer.grid.bits) for layer in packed.values()}
+    formats = {(layer.grid.format, layer.grid.bits) for layer in packed.values()}
     return len(formats) == 1 and set(packed) <= set(names)
 
 
@@ -148,34 +113,15 @@ def to_bitsandbytes(module: nn.Module) -> dict[str, str]:
             if reason:
                 kept[name] = reason
             else:
-                set_module(module, name, _twin(library, layer))
+                twin = LAYOUTS[layer.grid.format].twin(library, layer)
+                twin.bias = layer.bias
+                set_module(module, name, twin.train(layer.training))
     return kept
 
 
 def _corrections(layer: PackedLinear) -> list[str]:
     known = {"codes", "scales", "zeros"}
     return [name for name, tensor in layer._buffers.items() if name not in known and tensor is not None]
-
-
-def _twin(library: Any, layer: PackedLinear) -> Any:
-    tensors = stored(layer.packed)
-    size = (layer.in_features, layer.out_features, layer.bias is not None)
-    with torch.device("meta"):
-        if layer.grid.kind == "nf4":
-            twin = library.nn.Linear4bit(*size, compress_statistics=False, quant_type="nf4")
-        else:
-            twin = library.nn.Linear8bitLt(*size, has_fp16_weights=False, threshold=THRESHOLD)
-    if layer.grid.kind == "nf4":
-        state = {name.removeprefix("weight."): tensor for name, tensor in tensors.items() if name != "weight"}
-        device = tensors["weight"].device
-        twin.weight = library.nn.Params4bit.from_prequantized(tensors["weight"], state, device=device, module=twin)
-    else:
-        codes = tensors["weight"]
-        twin.weight = library.nn.Int8Params(
-            codes, requires_grad=False, has_fp16_weights=False, CB=codes, SCB=tensors["SCB"]
-        )
-    twin.bias = layer.bias
-    return twin.train(layer.training)
 
 
 def kernel_weight(packed: Packed) -> Callable[[Tensor], Tensor] | None:
@@ -186,13 +132,13 @@ def kernel_weight(packed: Packed) -> Callable[[Tensor], Tensor] | None:
         return None
     rows = packed.shape[0]
     on_cpu = packed.codes.device.type == "cpu"
-    pad = -rows % _CPU_ROWS if on_cpu and has_cpu_kernel() else 0
-    codes = F.pad(_swapped(packed.codes).reshape(rows, -1), (0, 0, 0, pad), value=_NF4_ZERO)
+    pad = -rows % CPU_ROWS if on_cpu and has_cpu_kernel() else 0
+    codes = F.pad(swapped(packed.codes).reshape(rows, -1), (0, 0, 0, pad), value=_NF4_ZERO)
     absmax = F.pad(packed.scales.float(), (0, 0, 0, pad))
     state = library.functional.QuantState(
         absmax=absmax.reshape(-1),
         shape=torch.Size((rows + pad, columns)),
-        code=NF4.to(codes.device),
+        code=torch.tensor(NF4.levels, device=codes.device),
         blocksize=packed.grid.group_size,
         quant_type="nf4",
         dtype=torch.float32,
@@ -206,8 +152,3 @@ def kernel_weight(packed: Packed) -> Callable[[Tensor], Tensor] | None:
     if not pad:
         return lambda x: product(x, ordered, shape, scales, table, blocksize)
     return lambda x: product(x, ordered, shape, scales, table, blocksize)[:, :rows]
-
-
-def _swapped(codes: Tensor) -> Tensor:
-    """The two 4-bit codes of each byte in the other order: bitsandbytes has the first one in the high nibble."""
-    return ((codes << 4) | (codes >> 4)).contiguous()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -51,17 +51,23 @@ def kept(module: nn.Module, grid: Grid, *, transformers: bool) -> dict[str, str]
     found: dict[str, str] = {}
     for names in owners.values():
         for name in names:
-            layer = layers[name]
-            shape = tuple(layer.get_parameter("weight").shape)
-            reason = None
-            if type(layer) is not nn.Linear:
-                reason = "bitsandbytes has linear layers only"
-            elif len(names) > 1:
-                reason = f"shares its weight with '{next(other for other in names if other != name)}'"
-            elif transformers and any(re.search(rf"(?:^|\.){re.escape(w)}(?:\.|$)", name) for w in wide):
-                reason = "transformers keeps it in float32"
-            elif transformers:
-                reason = obstacle(shape, grid)
+            reason = _alone(layers[name], next((other for other in names if other != name), None))
+            if reason is None and transformers:
+                reason = _unreadable(name, tuple(layers[name].get_parameter("weight").shape), grid, wide)
             if reason:
                 found[name] = reason
     return found
+
+
+def _alone(layer: nn.Module, twin: str | None) -> str | None:
+    """Why the library can't have a layer that shares its weight with ``twin``, whoever reads the result."""
+    if type(layer) is not nn.Linear:
+        return "bitsandbytes has linear layers only"
+    return None if twin is None else f"shares its weight with '{twin}'"
+
+
+def _unreadable(name: str, shape: tuple[int, ...], grid: Grid, wide: Sequence[str]) -> str | None:
+    """Why transformers can't read a layer from the library's format; ``wide`` is what it keeps in float32."""
+    if any(re.search(rf"(?:^|\.){re.escape(w)}(?:\.|$)", name) for w in wide):
+        return "transformers keeps it in float32"
+    return obstacle(shape, grid)

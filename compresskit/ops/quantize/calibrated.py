@@ -75,16 +75,20 @@ class _Run:
             names = [name for name in group if name not in self.facts and not self._waits(name)]
             if not names:
                 continue
-            moments = segment.moments(names, cross=self.method.drift > 0)
-            input_scale: Tensor | None = None
-            known = [n for n in names if n in moments and isinstance(segment.layer(n), nn.Linear)]
-            if self.method.scale and self.found is not None and not any(map(self._tied, known)):
-                scaled = scale_group(segment, known, moments, self.plan.grids, self.found)
-                moments, input_scale = scaled.moments, scaled.input_scale
-            for name in names:
-                self.layer(name, moments.get(name), input_scale if name in known else None)
+            self._group(segment, names)
         if self.method.tune is not None and segment.original is not None:
             self._tuned(segment, self.method.tune)
+
+    def _group(self, segment: Segment, names: Sequence[str]) -> None:
+        """Quantize layers that share an input."""
+        moments = segment.moments(names, cross=self.method.drift > 0)
+        input_scale: Tensor | None = None
+        known = [n for n in names if n in moments and isinstance(segment.layer(n), nn.Linear)]
+        if self.method.scale and self.found is not None and not any(map(self._tied, known)):
+            scaled = scale_group(segment, known, moments, self.plan.grids, self.found)
+            moments, input_scale = scaled.moments, scaled.input_scale
+        for name in names:
+            self.layer(name, moments.get(name), input_scale if name in known else None)
 
     def _tuned(self, segment: Segment, tune: Learn) -> None:
         """Improve the layers of a segment together; those with a repair, an input scale or a tie stay as they are."""
@@ -222,7 +226,7 @@ def quantize_calibrated(
     Args:
         module: In eval mode.
         selection: Which layers, and their grids.
-        method: How.
+        method: The algorithm, with its options.
         batches: Calibration inputs by name; without any, every layer is quantized data-free.
         forward: Calls the module with a batch.
         progress: Called after each layer.

@@ -132,13 +132,17 @@ def _candidates(module: nn.Module, found: Trace) -> list[Pair]:
             norm, after = after[0], after[1:]
         if not after or OUTPUT in found.consumers(norm or name):
             continue
-        second = module.get_submodule(after[0])
-        if not isinstance(second, (*_Conv, nn.Linear)) or (isinstance(second, _Conv) and second.groups != 1):
-            continue
-        weights = layer.get_parameter("weight"), second.get_parameter("weight")
-        if weights[1].shape[1] == weights[0].shape[0] and weights[0] is not weights[1]:
+        if _matching(layer, module.get_submodule(after[0])):
             result.append(Pair(name, norm, after[0]))
     return result
+
+
+def _matching(first: nn.Module, second: nn.Module) -> bool:
+    """True where each channel that the first gives is read by the second as one of its columns."""
+    if not isinstance(second, (*_Conv, nn.Linear)) or (isinstance(second, _Conv) and second.groups != 1):
+        return False
+    given, read = first.get_parameter("weight"), second.get_parameter("weight")
+    return read.shape[1] == given.shape[0] and given is not read
 
 
 def _reach(weight: Tensor, axis: int) -> Tensor:

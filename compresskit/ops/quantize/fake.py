@@ -43,8 +43,7 @@ class FakeWeight(nn.Module):
     def __init__(self, start: Packed) -> None:
         super().__init__()
         grid, (rows, groups) = start.grid, start.scales.shape
-        if grid.kind != "linear":
-            raise ValueError(f"{grid.kind} has no scale to learn by rounding")
+        grid.check_steps()
         zero = torch.full((rows, groups), float(grid.middle))
         if start.zeros is not None:
             zero = unpack(start.zeros, grid.bits, groups).float()
@@ -63,14 +62,14 @@ class FakeWeight(nn.Module):
     def codes(self, weight: Tensor) -> Tensor:
         """float32 ``(rows, groups, size)``: whole numbers, with the gradient of what was rounded."""
         place = self.place(weight)
-        return straight(place.round(), place).clamp(0, self.grid.levels)
+        return straight(place.round(), place).clamp(0, self.grid.largest)
 
     def place(self, weight: Tensor) -> Tensor:
         """Where the weight stands on the grid, before rounding."""
         count = weight[0].numel() * len(weight)
         scale = self._scale()
         # The gradient that all weights of a group send to its scale is balanced against that of a single weight.
-        shrink = math.sqrt(scale.numel() / (count * self.grid.levels))
+        shrink = math.sqrt(scale.numel() / (count * self.grid.largest))
         scale = straight(scale, scale * shrink)
         return self.grouped(weight) / scale + self.zero
 

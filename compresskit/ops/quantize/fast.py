@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compresskit.bench.machine import cpu_flags
+from compresskit.benchmark.machine import cpu_flags
+from compresskit.ops.packed.format import LINEAR, Format
 from compresskit.ops.packed.grid import Packed, dequantize, unpack
 from compresskit.ops.packed.modules import PackedLinear, set_module
+from compresskit.ops.packed.nf4 import NF4
 from compresskit.ops.quantize.bnb import kernel_weight
 
 _GROUPS = (256, 128, 64, 32)  # what torch's kernel knows, the fastest first
@@ -58,12 +60,10 @@ def kernel_for(packed: Packed) -> Kernel | str:
 
     The kernel is tried on some rows first: a library that computes something else than the codes say isn't used.
     """
-    if packed.grid.kind == "nf4":
-        kernel: Kernel | str | None = kernel_weight(packed)
-        if kernel is None:
-            kernel = f"bitsandbytes is not there, or has no kernel for groups of {packed.grid.group_size}"
-    else:
-        kernel = _int4(packed)
+    look = _KERNELS.get(packed.grid.format)
+    if look is None:
+        return f"no kernel for {packed.grid.format.name}"
+    kernel = look(packed)
     if not isinstance(kernel, str) and not _agrees(kernel, packed):
         return "the library's kernel computes something else here"
     return kernel
@@ -162,6 +162,14 @@ def _int4(packed: Packed) -> _Int4 | str:
         high = _part(codes >> 4, 16 * scales, (136 - zeros) * scales)
         parts = (high, _part(codes & 15, scales, torch.zeros_like(scales)))
     return _Int4(packed, parts, group, columns, most)
+
+
+def _nf4(packed: Packed) -> Kernel | str:
+    kernel = kernel_weight(packed)
+    return kernel or f"bitsandbytes is not there, or has no kernel for groups of {packed.grid.group_size}"
+
+
+_KERNELS: dict[Format, Callable[[Packed], Kernel | str]] = {LINEAR: _int4, NF4: _nf4}
 
 
 def _spread(values: Tensor, repeat: int) -> Tensor:

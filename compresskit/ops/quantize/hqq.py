@@ -62,13 +62,13 @@ def _fitted(block: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tens
         scale = as_stored(torch.maximum(high / (grid.middle - 1), -low / grid.middle), dtype)
         zero = torch.full_like(scale, float(grid.middle))
     else:
-        scale = as_stored((high - low) / grid.levels, dtype)
-        zero = (-low / scale).round_().clamp_(0, grid.levels)
+        scale = as_stored((high - low) / grid.largest, dtype)
+        zero = (-low / scale).round_().clamp_(0, grid.largest)
     best: tuple[Tensor, Tensor, Tensor] | None = None
     least, beta = torch.full_like(scale, torch.inf), _START
     level = block.square().mean(1, keepdim=True).sqrt().clamp_min(1e-30)  # beta is made for weights of size one
     for _ in range(_STEPS):
-        codes = (block / scale + zero).round_().clamp_(0, grid.levels)
+        codes = (block / scale + zero).round_().clamp_(0, grid.largest)
         error = (block - (codes - zero) * scale) / level
         size = error.abs().pow(_NORM).sum(1, keepdim=True)
         better = size < least
@@ -78,7 +78,7 @@ def _fitted(block: Tensor, grid: Grid, dtype: torch.dtype) -> tuple[Tensor, Tens
         split = error.sign() * (error.abs() - (error.abs() + 1e-8).pow(_NORM - 1) / beta).clamp_min_(0)
         rest = block - split * level
         if not grid.symmetric:
-            zero = (codes - rest / scale).mean(1, keepdim=True).round_().clamp_(0, grid.levels)
+            zero = (codes - rest / scale).mean(1, keepdim=True).round_().clamp_(0, grid.largest)
         centred = codes - zero
         with_w, with_q = (centred * rest).sum(1, keepdim=True), centred.square().sum(1, keepdim=True)
         scale = as_stored(torch.where((with_w > 0) & (with_q > 0), with_w / with_q, scale), dtype)

@@ -39,6 +39,7 @@ class Codes:
     @classmethod
     def empty(cls, weight: Tensor, grid: Grid, dtype: torch.dtype) -> Codes:
         """For a weight ``(parts, rows, columns)``."""
+        grid.check_steps()
         parts, rows, columns = weight.shape
         groups, size, _ = grid.layout(columns)
         zeros = torch.full((parts, rows, groups), float(grid.middle))
@@ -48,6 +49,7 @@ class Codes:
     def of(cls, packed: Packed, parts: int) -> Codes:
         """Of a finished weight."""
         grid, (rows, groups) = packed.grid, packed.scales.shape
+        grid.check_steps()
         _, size, _ = grid.layout(math.prod(packed.shape[1:]))
         zeros = torch.full((rows, groups), float(grid.middle))
         if packed.zeros is not None:
@@ -81,7 +83,7 @@ class Codes:
         part = torch.arange(len(value))
         size = self.codes.shape[2] // self.scales.shape[2]
         scale, zero = self.scales[part, :, column // size], self.zeros[part, :, column // size]
-        code = (value * (1.0 / scale)).add_(zero).round_().clamp_(0, self.grid.levels)
+        code = (value * (1.0 / scale)).add_(zero).round_().clamp_(0, self.grid.largest)
         self.codes[part, :, column] = code
         return (code - zero) * scale
 
@@ -90,7 +92,7 @@ class Codes:
         columns = weight.shape[2]
         size = self.codes.shape[2] // self.scales.shape[2]
         zeros = self.zeros.repeat_interleave(size, 2)[..., :columns]
-        codes = (weight * (1.0 / self.spread(columns))).add_(zeros).round_().clamp_(0, self.grid.levels)
+        codes = (weight * (1.0 / self.spread(columns))).add_(zeros).round_().clamp_(0, self.grid.largest)
         self.codes[..., :columns] = codes
 
     def centred(self, columns: int) -> Tensor:
@@ -147,7 +149,7 @@ def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """
     kept = torch.where(scale < _TINY, 1.0, scale).to(dtype).float()
     if not kept.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
     return kept
 
 
@@ -155,7 +157,7 @@ def scale_dtype(weight: Tensor, grid: Grid) -> torch.dtype:
     """float16 where it can hold the scales of this weight ``(parts, rows, columns)``, else float32."""
     _, size, _ = grid.layout(weight.shape[2])
     padded = F.pad(weight, (0, -weight.shape[2] % size)).reshape(*weight.shape[:2], -1, size)
-    scale = (padded.amax(-1).clamp_min(0) - padded.amin(-1).clamp_max(0)) / grid.levels
+    scale = (padded.amax(-1).clamp_min(0) - padded.amin(-1).clamp_max(0)) / grid.largest
     low, high = (float(v) for v in torch.where(scale < _TINY, 1.0, scale).aminmax())
     return torch.float32 if low < _HALF_MIN or high > _HALF_MAX else torch.float16
 
@@ -173,7 +175,7 @@ def _search(block: Tensor, grid: Grid, importance: Tensor, dtype: torch.dtype) -
     def consider(tried: Tensor, at: Tensor) -> Tensor:
         """Keep what is better; gives the scale that suits these codes best."""
         nonlocal best, scale, zero
-        centred = (block * (1.0 / tried)).add_(at).round_().clamp_(0, grid.levels).sub_(at)
+        centred = (block * (1.0 / tried)).add_(at).round_().clamp_(0, grid.largest).sub_(at)
         matters = centred * importance
         with_w, with_q = (matters * block).sum(1, keepdim=True), (matters * centred).sum(1, keepdim=True)
         error = tried * (tried * with_q - 2 * with_w)
@@ -186,10 +188,10 @@ def _search(block: Tensor, grid: Grid, importance: Tensor, dtype: torch.dtype) -
             reach = torch.maximum(high / (grid.middle - 1), -low / grid.middle)
             consider(as_stored(reach * ratio, dtype), torch.full_like(reach, float(grid.middle)))
             continue
-        tried = as_stored((high - low) / grid.levels * ratio, dtype)
+        tried = as_stored((high - low) / grid.largest * ratio, dtype)
         cut = (1 - ratio) * (high - low)
         for share in (0.0, 0.5, 1.0):  # of the cut taken off the low end
-            consider(tried, (-(low + share * cut) / tried).round_().clamp_(0, grid.levels))
+            consider(tried, (-(low + share * cut) / tried).round_().clamp_(0, grid.largest))
     for _ in range(_REFITS):
         consider(as_stored(consider(scale, zero), dtype), zero)
     return scale, zero

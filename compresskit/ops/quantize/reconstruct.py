@@ -10,7 +10,7 @@ it needs a tenth of the steps, and what is learnt is at every step what is store
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -122,7 +122,9 @@ def _learn(
     optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, effort.steps)
     order = _order(segment.batches, effort)
-    with torch.enable_grad():
+    # x += f(x) leaves torch without the x that gradients need, unless it is told to keep what is written over.
+    kept = torch.autograd.graph.allow_mutation_on_saved_tensors() if segment.writes else nullcontext()
+    with torch.enable_grad(), kept:
         for step, index in enumerate(order, 1):
             optimizer.zero_grad()
             error = _squared(_output(segment.replay(index)), targets[index], segment.keep[index])

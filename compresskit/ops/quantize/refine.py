@@ -90,7 +90,7 @@ def _descend(found: Codes, target: Tensor, gram: Tensor) -> None:
             scale = found.scales[..., column // size]
             step = near[..., column - start] / (curve[:, column, None] * scale)
             wish = codes[..., column] - step
-            new = wish.round().clamp_(0, found.grid.levels)
+            new = wish.round().clamp_(0, found.grid.largest)
             stay = (wish - codes[..., column]).abs() <= (wish - new).abs() + _MARGIN
             change = torch.where(stay, 0.0, new - codes[..., column])
             codes[..., column] += change

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.ops.packed.grid import Grid, Packed, pack
+from compresskit.ops.packed.grid import Grid, Packed, fits_half, pack
+from compresskit.ops.quantize.table import quantize_table
 
 _REFITS = 2
-_HALF_MIN, _HALF_MAX = 2.0**-18, 65504.0
-"""Scales that float16 holds to 1 % or better; codes are chosen for the rounded scale, so that is close enough."""
 _TINY = 1e-35
 _BLOCK = 1 << 18
 """Weights worked on at once: the block and its scratch buffers stay in the caches."""
@@ -45,7 +44,7 @@ def quantize_rtn(weight: Tensor, grid: Grid, *, clip: bool = True) -> Packed:
 
     Args:
         weight: Floating point, first axis = outputs. Read in blocks; never copied whole.
-        grid: Bits, group size and symmetry.
+        grid: Of any format; ranges are searched where its steps are equal.
         clip: Search the range of least squared error for each group; False takes the full range.
 
     Returns:
@@ -54,6 +53,8 @@ def quantize_rtn(weight: Tensor, grid: Grid, *, clip: bool = True) -> Packed:
     Raises:
         InputError: The weight holds NaN or Inf.
     """
+    if not grid.format.equal_steps:
+        return quantize_table(weight, grid)
     try:
         return _quantize(weight, grid, clip, torch.float16)
     except _PastHalf:
@@ -70,7 +71,7 @@ def _quantize(weight: Tensor, grid: Grid, clip: bool, dtype: torch.dtype) -> Pac
     def work(part: slice) -> None:
         block = _block(weight, part, grid)
         reach, low = _full_range(block, grid)
-        if dtype == torch.float16 and not _fits_half(reach):
+        if dtype == torch.float16 and not fits_half(reach):
             raise _PastHalf
         scale = _stored(reach, dtype)
         zero = _zero(low, scale, grid)
@@ -83,16 +84,16 @@ def _quantize(weight: Tensor, grid: Grid, clip: bool, dtype: torch.dtype) -> Pac
 
     _each(_parts(weight, grid), work)
     if not scales.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with --exclude")
+        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
     stored = None if grid.symmetric else pack(zeros, grid.bits)
     return Packed(codes, scales, stored, tuple(weight.shape), grid)
 
 
 def stored_dtype(weight: Tensor, grid: Grid) -> torch.dtype:
-    """float16 where it holds every scale of the weight, else float32. Reads the weight once, in blocks."""
+    """What :func:`quantize_rtn` stores scales as, for equal steps. Reads the weight once, in blocks."""
 
     def work(part: slice) -> None:
-        if not _fits_half(_full_range(_block(weight, part, grid), grid)[0]):
+        if not fits_half(_full_range(_block(weight, part, grid), grid)[0]):
             raise _PastHalf
 
     try:
@@ -147,19 +148,14 @@ def _full_range(block: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         # The negative side has one level more: it covers the larger end when that end is negative.
         return torch.maximum(high / (grid.middle - 1), -low / grid.middle), low
     low.clamp_max_(0)
-    return (high.clamp_min_(0) - low) / grid.levels, low
-
-
-def _fits_half(scale: Tensor) -> bool:
-    low, high = (float(v) for v in torch.where(scale < _TINY, 1.0, scale).aminmax())
-    return not (low < _HALF_MIN or high > _HALF_MAX)
+    return (high.clamp_min_(0) - low) / grid.largest, low
 
 
 def _zero(low: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     """Zero points as float32 ``(groups, 1)``."""
     if grid.symmetric:
         return torch.full_like(scale, grid.middle)
-    return (-low / scale).round_().clamp_(0, grid.levels)
+    return (-low / scale).round_().clamp_(0, grid.largest)
 
 
 def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -169,7 +165,7 @@ def _stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _round(block: Tensor, scale: Tensor, zero: Tensor, grid: Grid) -> Tensor:
     """Codes as uint8, in the shape of the block."""
-    values = (block * (1.0 / scale)).add_(zero).round_().clamp_(0, grid.levels)
+    values = (block * (1.0 / scale)).add_(zero).round_().clamp_(0, grid.largest)
     return values.to(torch.int16).to(torch.uint8)  # twice as fast as in one step
 
 
@@ -180,7 +176,7 @@ def _search(block: Tensor, grid: Grid, dtype: torch.dtype, scale: Tensor, zero: 
     the best scale for the same codes.
     """
     scratch, other = torch.empty_like(block), torch.empty_like(block)
-    below, above = -zero, grid.levels - zero
+    below, above = -zero, grid.largest - zero
 
     def fit(scale: Tensor) -> tuple[Tensor, Tensor]:
         torch.mul(block, 1.0 / scale, out=scratch).round_()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from compresskit.ops.globs import check_globs, left_out, matches
-from compresskit.ops.packed.layout import Grid, packed_bytes
+from compresskit.ops.packed.format import LINEAR, Format
+from compresskit.ops.packed.layout import Grid
 
-_SCALE_BYTES = {"linear": 2, "nf4": 4}
 _SIZES = (16, 32, 64, 128, 256)
 FLOAT = 16
 """Bits of a layer that stays in floating point, in :attr:`Selection.layer_bits`."""
@@ -26,7 +25,7 @@ class Selection:
         symmetric: No stored zero points.
         include: Globs of layer names; empty means all.
         exclude: Globs of layer names; stronger than ``include``.
-        kind: As in :class:`~compresskit.ops.packed.grid.Grid`; with "nf4" convolutions are grouped too.
+        format: What codes stand for.
         layer_bits: Glob of layer names to bits and group size (None: as ``group_size``) of those layers; the last one
             that matches counts. Bits are 2, 3, 4 or 8, or :data:`FLOAT`.
     """
@@ -36,7 +35,7 @@ class Selection:
     symmetric: bool = False
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
-    kind: Literal["linear", "nf4"] = "linear"
+    format: Format = LINEAR
     layer_bits: Mapping[str, tuple[int, int | None]] = field(default_factory=dict, kw_only=True)
 
     def check(self, names: Iterable[str]) -> None:
@@ -48,17 +47,17 @@ class Selection:
         check_globs(names, (*self.include, *self.exclude, *self.layer_bits))
 
     def grid(self, shape: tuple[int, ...]) -> Grid:
-        """Per channel for convolutions (3 axes and more), grouped for matrices.
+        """Grouped for matrices, for convolutions (3 axes and more) as the format has it: in groups or per channel.
 
         Where the columns don't fill the last group, the group size that takes the fewest bytes is chosen, at least 16:
         64 columns get a group of 64 even if 128 was asked for.
         """
-        if self.group_size == 0 or (len(shape) > 2 and self.kind == "linear"):
-            return Grid(self.bits, 0, self.symmetric, self.kind)
+        if self.group_size == 0 or (len(shape) > 2 and not self.format.groups_convolutions):
+            return Grid(self.bits, 0, self.symmetric, self.format)
         columns = math.prod(shape[1:])
         sizes = [size for size in _SIZES if size <= self.group_size]
-        grids = [Grid(self.bits, size, self.symmetric, self.kind) for size in sizes]
-        return min(grids, key=lambda grid: (row_bytes(grid, columns), -grid.group_size))
+        grids = [Grid(self.bits, size, self.symmetric, self.format) for size in sizes]
+        return min(grids, key=lambda grid: (grid.nbytes((1, columns)), -grid.group_size))
 
     def grid_for(self, name: str, shape: tuple[int, ...]) -> Grid:
         """The grid of one layer, with what ``layer_bits`` says of it."""
@@ -80,20 +79,8 @@ class Selection:
         if reason := left_out(name, self.include, self.exclude):
             return reason
         if (self._override(name) or (0,))[0] == FLOAT:
-            return "left in floating point by --layer-bits"
+            return "left in floating point by `layer_bits`"
         columns = math.prod(shape[1:])
-        if row_bytes(self.grid_for(name, shape), columns) >= columns * itemsize:
+        if self.grid_for(name, shape).nbytes((1, columns)) >= columns * itemsize:
             return f"would not get smaller ({columns} columns)"
         return None
-
-
-def row_bytes(grid: Grid, columns: int) -> int:
-    """Bytes of one packed row: codes, scales in the dtype they usually have, and zero points."""
-    groups, _, nbytes = grid.layout(columns)
-    zeros = 0 if grid.symmetric else packed_bytes(groups, grid.bits)
-    return groups * (nbytes + _SCALE_BYTES[grid.kind]) + zeros
-
-
-def bytes_of(grid: Grid, shape: tuple[int, ...]) -> int:
-    """Bytes of a packed weight with scales of two bytes."""
-    return shape[0] * row_bytes(grid, math.prod(shape[1:]))

@@ -7,7 +7,7 @@ Brain Compression, section 6): so the cheapest way to a size is found by giving 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.ops.calibration.activation_stream import replaced
-from compresskit.ops.calibration.trace import chain, tensors_in, trace
+from compresskit.ops.calibration.trace import chain, copied, tensors_in, trace
 
 _FAR = 1e6
 """Taken for a distance that isn't finite: such a layer must get bits."""
@@ -94,8 +94,10 @@ class Trial:
         scores: bool = False,
     ) -> None:
         self._module, self._batches, self._forward, self._scores = module, batches, forward, scores
-        self._blocks = chain(module, trace(module, partial(forward, module, batches[0])))
-        self._before, self._outputs = _recorded(module, self._blocks, batches, forward)
+        found = trace(module, partial(forward, module, batches[0]))
+        self._blocks = chain(module, found)
+        self._copied = found.outputs_overwritten()
+        self._before, self._outputs = _recorded(module, self._blocks, batches, forward, self._copied)
 
     @torch.no_grad()
     def distance(self, weights: Mapping[str, Tensor]) -> float:
@@ -112,32 +114,41 @@ class Trial:
                 weight.data = weights[name].to(saved[name].dtype)
             after = []
             for batch, known in zip(self._batches, self._outputs, strict=True):
-                with replaced(self._module, passed, lambda block, known=known: lambda *_a, **_k: known[block]):  # type: ignore[misc]
+                with replaced(self._module, passed, partial(self._giving, known)):
                     after.append(floats(self._forward(self._module, batch)))
         finally:
             for name, weight in kept.items():
                 weight.data = saved[name]
         return apart(self._before, after, scores=self._scores)
 
+    def _giving(self, known: Mapping[str, Any], block: str) -> Callable[..., Any]:
+        """A forward that gives what a block gave; a copy where what follows writes into it."""
+        return lambda *_args, **_kwargs: copied(known[block]) if block in self._copied else known[block]
+
 
 def _recorded(
-    module: nn.Module, blocks: Sequence[str], batches: Sequence[Any], forward: Callable[[nn.Module, Any], Any]
+    module: nn.Module,
+    blocks: Sequence[str],
+    batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    copies: Collection[str],
 ) -> tuple[list[list[Tensor]], list[dict[str, Any]]]:
-    """For each batch the model's output, and that of each block."""
+    """For each batch the model's output, and that of each block; ``copies`` names those that are overwritten later."""
     results, outputs = [], []
     for batch in batches:
         seen: dict[str, Any] = {}
         with ExitStack() as stack:
             for name in blocks:
-                handle = module.get_submodule(name).register_forward_hook(partial(_keep, seen, name))
+                hook = partial(_keep, seen, name, name in copies)
+                handle = module.get_submodule(name).register_forward_hook(hook)
                 stack.callback(handle.remove)
             results.append(floats(forward(module, batch)))
         outputs.append(seen)
     return results, outputs
 
 
-def _keep(seen: dict[str, Any], name: str, _layer: nn.Module, _args: Any, out: Any) -> None:
-    seen[name] = out
+def _keep(seen: dict[str, Any], name: str, copy: bool, _layer: nn.Module, _args: Any, out: Any) -> None:
+    seen[name] = copied(out) if copy else out
 
 
 def _passed(module: nn.Module, blocks: Sequence[str], weight: Tensor) -> list[str]:

@@ -108,7 +108,7 @@ def smooth_module(
     found = trace(module, run)
     groups, skipped = _groups(module, found)
     if not groups:
-        raise InputError("there is no Linear layer here that SmoothQuant could work on", "use --method int8-static")
+        raise InputError("there is no Linear layer here that SmoothQuant could work on", "use `method` int8-static")
     seen = _look(module, batches, forward, [group[0] for group in groups])
     layers: dict[str, Any] = {}
     # From the end, so that a layer whose rows are scaled for its reader is looked at with those rows.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compresskit.errors import InputError
-from compresskit.ops.packed.grid import Grid, Packed, packed_bytes
+from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.quantize.rtn import quantize_rtn, stored_dtype
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import fact, named
@@ -131,7 +131,7 @@ class Quantizer:
         yield f"{layer}.codes", torch.uint8, (shape[0], groups, nbytes), partial(self._part, layer, "codes")
         yield f"{layer}.scales", dtype, (shape[0], groups), partial(self._part, layer, "scales")
         if not grid.symmetric:
-            zeros = (shape[0], packed_bytes(groups, grid.bits))
+            zeros = (shape[0], grid.zero_bytes(groups))
             yield f"{layer}.zeros", torch.uint8, zeros, partial(self._part, layer, "zeros")
 
     def _part(self, layer: str, part: str) -> Tensor:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
-from compresskit.ops.packed.grid import Grid, Packed, packed_bytes, sqnr
+from compresskit.facts import to_json
+from compresskit.ops.packed.facts import PackedFacts, QuantizeFacts
+from compresskit.ops.packed.grid import Grid, Packed, sqnr
 from compresskit.ops.packed.modules import (
     PackedLayer,
     PackedLinear,
-    grid_of,
+    layer_of_card,
     packable,
     packed_twin,
     same_tensor,
@@ -104,7 +106,7 @@ def plan_layers(module: nn.Module, selection: Selection) -> Layers:
         grid = selection.grid_for(name, tuple(weight.shape))
         if owner != name:
             if selection.overrides(name) and grid != plan.grids[owner]:
-                raise UsageError(f"'{name}' shares its weight with '{owner}'", "give that layer's name to --layer-bits")
+                raise UsageError(f"'{name}' shares its weight with '{owner}'", "give that layer's name to `layer_bits`")
             plan.ties[name] = owner
         plan.layers[name], plan.grids[name] = layer, plan.grids.get(owner, grid)
     if not plan.layers:
@@ -137,22 +139,25 @@ def named(name: str, compute: Callable[[], T]) -> T:
 
 
 def fact(kind: str, packed: Packed, weight: Tensor, layer: PackedLayer | None = None) -> dict[str, Any]:
-    """What the card records of one layer: enough to rebuild it empty, and the weight's SQNR in dB.
+    """What the card records of one layer: the JSON of :class:`~compresskit.ops.packed.facts.PackedFacts`.
 
     ``layer`` is the packed layer where it may hold more than the packed weight; a repair counts in the SQNR.
     """
-    grid = packed.grid
-    return {
-        "kind": kind,
-        "bits": grid.bits,
-        "group_size": grid.group_size,
-        "symmetric": grid.symmetric,
-        **({} if grid.kind == "linear" else {"grid": grid.kind}),
-        "shape": list(packed.shape),
-        "scales": str(packed.scales.dtype).removeprefix("torch."),
-        "sqnr": round(_sqnr(weight, packed, layer), 1),
-        **_extras(layer),
-    }
+    grid, linear = packed.grid, layer if isinstance(layer, PackedLinear) else None
+    return to_json(
+        PackedFacts(
+            kind=kind,
+            bits=grid.bits,
+            group_size=grid.group_size,
+            symmetric=grid.symmetric,
+            grid=grid.format.name,
+            shape=list(packed.shape),
+            scales="float32" if packed.scales.dtype == torch.float32 else "float16",
+            sqnr=round(_sqnr(weight, packed, layer), 1),
+            repair=0 if linear is None or linear.repair_in is None else linear.repair_in.shape[0],
+            input_scale=linear is not None and linear.input_scale is not None,
+        )
+    )
 
 
 def _sqnr(weight: Tensor, packed: Packed, layer: PackedLayer | None) -> float:
@@ -165,24 +170,7 @@ def _sqnr(weight: Tensor, packed: Packed, layer: PackedLayer | None) -> float:
     return min(200.0, sqnr(left, packed) + louder)
 
 
-def _extras(layer: PackedLayer | None) -> dict[str, Any]:
-    if not isinstance(layer, PackedLinear):
-        return {}
-    rank = {} if layer.repair_in is None else {"repair": layer.repair_in.shape[0]}
-    return rank | ({} if layer.input_scale is None else {"input_scale": True})
-
-
-def _add_extras(layer: PackedLayer, data: dict[str, Any]) -> None:
-    """Empty buffers for what a layer holds besides its packed weight."""
-    if isinstance(layer, PackedLinear):
-        if rank := int(data.get("repair", 0)):
-            layer.repair_in = torch.empty(rank, layer.in_features, dtype=torch.float16)
-            layer.repair_out = torch.empty(layer.out_features, rank, dtype=torch.float16)
-        if data.get("input_scale"):
-            layer.input_scale = torch.empty(layer.in_features)
-
-
-def replay(module: nn.Module, facts: dict[str, Any]) -> dict[str, Packed]:
+def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
     """Rebuild the packed layers of a module from a card's facts; the tensors are loaded afterwards.
 
     Args:
@@ -198,40 +186,44 @@ def replay(module: nn.Module, facts: dict[str, Any]) -> dict[str, Packed]:
     """
     plain: dict[str, Packed] = {}
     twins: dict[str, PackedLayer] = {}
-    for name, data in facts["layers"].items():
-        layer = _layer(module, name, tuple(data["shape"]))
-        packed = _empty(data)
+    for name, fact in facts.layers.items():
+        layer = layer_of_card(module, name, "was quantized")
+        weight = layer._parameters.get("weight")
+        if weight is None or list(weight.shape) != fact.shape:
+            found = type(layer).__name__ if weight is None else tuple(weight.shape)
+            wanted = tuple(fact.shape)
+            raise InputError(f"layer '{name}': the quantized weight is {wanted}, the architecture's is {found}")
+        packed = _empty(fact)
         if packable(layer) is not None:
             plain[name] = packed
             continue
-        tied = twins.get(facts["ties"].get(name, ""))
+        tied = twins.get(facts.ties.get(name, ""))
         twins[name] = packed_twin(layer, tied.packed if tied is not None else packed)
-        _add_extras(twins[name], data)
+        _add_extras(twins[name], fact)
         set_module(module, name, twins[name])
     return plain
 
 
-def _empty(data: dict[str, Any]) -> Packed:
-    grid, shape = grid_of(data), tuple(int(n) for n in data["shape"])
-    groups, _, nbytes = grid.layout(int(torch.Size(shape[1:]).numel()))
+def _empty(fact: PackedFacts) -> Packed:
+    grid, rows = fact.layout(), fact.shape[0]
+    groups, _, nbytes = grid.layout(math.prod(fact.shape[1:]))
     return Packed(
-        codes=torch.empty(shape[0], groups, nbytes, dtype=torch.uint8),
-        scales=torch.empty(shape[0], groups, dtype=getattr(torch, data["scales"])),
-        zeros=None if grid.symmetric else torch.empty(shape[0], packed_bytes(groups, grid.bits), dtype=torch.uint8),
-        shape=shape,
+        codes=torch.empty(rows, groups, nbytes, dtype=torch.uint8),
+        scales=torch.empty(rows, groups, dtype=getattr(torch, fact.scales)),
+        zeros=None if grid.symmetric else torch.empty(rows, grid.zero_bytes(groups), dtype=torch.uint8),
+        shape=tuple(fact.shape),
         grid=grid,
     )
 
 
-def _layer(module: nn.Module, name: str, shape: tuple[int, ...]) -> nn.Module:
-    try:
-        layer = module.get_submodule(name)
-    except AttributeError:
-        raise InputError(f"the architecture has no layer '{name}', which the quantized weights are for") from None
-    found = tuple(layer.get_parameter("weight").shape)
-    if found != shape:
-        raise InputError(f"layer '{name}': the quantized weight is {shape}, the architecture's is {found}")
-    return layer
+def _add_extras(layer: PackedLayer, fact: PackedFacts) -> None:
+    """Empty buffers for what a layer holds besides its packed weight."""
+    if isinstance(layer, PackedLinear):
+        if fact.repair:
+            layer.repair_in = torch.empty(fact.repair, layer.in_features, dtype=torch.float16)
+            layer.repair_out = torch.empty(layer.out_features, fact.repair, dtype=torch.float16)
+        if fact.input_scale:
+            layer.input_scale = torch.empty(layer.in_features)
 
 
 def _matrix(layer: nn.Module) -> Tensor | None:

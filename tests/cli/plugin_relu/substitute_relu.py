@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
 from compresskit.errors import InputError
+from compresskit.facts import Facts, LayerFacts, Number
 from compresskit.kinds import Kind
-from compresskit.model import Applied, Model
+from compresskit.model import Model
 from compresskit.stage import Context, Stage
 
 if TYPE_CHECKING:
@@ -26,6 +27,17 @@ def substitute(module: nn.Module, cap: float) -> list[str]:
     for name in found:
         module.set_submodule(name, nn.Hardtanh(0.0, cap))
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapFacts(Facts):
+    """What the card records.
+
+    Attributes:
+        cap: The largest output of a layer.
+    """
+
+    cap: Number
 
 
 class SubstituteRelu(Stage):
@@ -45,6 +57,7 @@ class SubstituteRelu(Stage):
     method: ClassVar[str] = "relu"
     takes: ClassVar = ("torch",)
     gives: ClassVar = "same"
+    facts: ClassVar = CapFacts
 
     cap: Annotated[float, Field(gt=0, description="Largest output of a layer.")] = 6.0
 
@@ -57,15 +70,15 @@ class SubstituteRelu(Stage):
         found = substitute(model.module, self.cap)
         if not found:
             raise InputError(f"{model.source} has no ReLU")
-        facts = {
-            "layers": {name: {"about": f"Hardtanh from 0 to {self.cap:g}"} for name in found},
-            "cap": self.cap,
-            "notes": [f"{len(found)} ReLU substituted"],
-        }
-        return replace(model, card=model.card.after(Applied(self.name(), self.options(), facts)))
+        facts = CapFacts(
+            layers={name: LayerFacts(about=f"Hardtanh from 0 to {self.cap:g}") for name in found},
+            cap=self.cap,
+            notes=[f"{len(found)} ReLU substituted"],
+        )
+        return self.recorded(model, facts)
 
     @classmethod
-    def replay(cls, module: nn.Module, facts: dict[str, Any], tensors: Tensors) -> Tensors:
+    def replay(cls, module: nn.Module, facts: CapFacts, tensors: Tensors) -> Tensors:
         """Substitute again."""
-        substitute(module, facts["cap"])
+        substitute(module, facts.cap)
         return tensors

@@ -1,0 +1,100 @@
+"""Export with proof: a file stands under the final name only when it passed the parity check."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from compresskit.checkpoint.atomic import writing
+from compresskit.errors import GateError
+from compresskit.exporter.accuracy import set_accuracy_level
+from compresskit.exporter.onnx_export import export_onnx
+from compresskit.exporter.parity import USUAL, Parity, ParityCheck, parity
+from compresskit.exporter.slim import DATA_ABOVE
+from compresskit.model import InputSpec
+from compresskit.stage import Progress, silent
+
+LEVEL = 4
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """An exported file and its proof.
+
+    Attributes:
+        path: The file; external data lie beside it as ``<name>.data``.
+        parity: Of the file, or for packed matrix products of the same file at ``accuracy_level`` 0.
+        distance_level4: Of the file that ships, where it rounds activations to int8; None where it doesn't.
+        outputs: Names of the outputs.
+        notes: What a user should know.
+        operators: How many packed layers became which operator.
+    """
+
+    path: Path
+    parity: Parity
+    distance_level4: Parity | None
+    outputs: tuple[str, ...]
+    notes: tuple[str, ...]
+    operators: dict[str, int]
+
+
+def export_checked(
+    module: nn.Module,
+    inputs: tuple[InputSpec, ...],
+    path: Path,
+    check: ParityCheck = USUAL,
+    *,
+    accuracy_level: int = LEVEL,
+    data_above: int = DATA_ABOVE,
+    progress: Progress = silent,
+) -> ExportResult:
+    """Export a module, compare the file with it, and only then put the file in place.
+
+    Args:
+        module: Any module, with or without packed layers; stays as it is.
+        inputs: What it takes.
+        path: The final name; replaced if it exists.
+        check: What the file is held against the module with.
+        accuracy_level: What the shipped file's 4- and 8-bit matrix products use: 0 is float32, 4 is int8 activations.
+        data_above: Bytes of weights from which on they go to ``<name>.data``.
+        progress: Told of the steps.
+
+    Raises:
+        GateError: The file computes something else than the module; no file is left.
+        InputError: The model can't be exported.
+        MachineError: The file can't be written.
+    """
+    with writing(path):
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        draft = work / path.name
+        exported = export_onnx(module, inputs, draft, data_above=data_above, progress=progress)
+        compare = partial(parity, module, draft, inputs, check, limits=exported.limits, progress=progress)
+        proof = compare()
+        if not proof.passed:
+            raise GateError(
+                f"the ONNX file differs from the model: {proof.worst}: relative L2 {proof.rel_l2:.2g} (limit "
+                f"{check.relative:.2g}), largest difference {proof.max_abs:.2g} (limit {check.absolute:.2g})",
+                "an operator of the model has a wrong ONNX form here; replace it (scatter_reduce with mean is one)",
+            )
+        distance = None
+        if accuracy_level and set_accuracy_level(draft, accuracy_level):
+            distance = compare(exact=False)
+        _move(draft, path)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return ExportResult(path, proof, distance, exported.outputs, exported.notes, exported.operators)
+
+
+def _move(draft: Path, path: Path) -> None:
+    """Data first: a model without its data would be worse than the old one."""
+    with writing(path):
+        data = draft.with_name(f"{draft.name}.data")
+        if data.exists():
+            data.replace(path.with_name(data.name))
+        draft.replace(path)

@@ -1,0 +1,269 @@
+"""Static int8 of an ONNX file: weights and activations, as QuantizeLinear/DequantizeLinear pairs.
+
+onnxruntime's quantizer places the pairs. What is added here: ranges of our own with bounded memory (``calibrate.py``,
+``ranges.py``), silence, a fallback where its pre-processing fails (it does on most transformers), cheaper operators
+around the pairs, 8-bit embeddings, and a coverage list.
+
+Networks of convolutions run on integers from end to end: every operator's output is quantized. In models with attention
+only the inputs of matrix products are, each once. Their sums, normalizations, activation functions and attention itself
+stay in float: these lose most to rounding, and gain least from integers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from compresskit.errors import InputError, MachineError
+from compresskit.exporter.calibrate import collect
+from compresskit.exporter.embedding import quantize_embeddings
+from compresskit.exporter.qdq import after, before, coverage
+from compresskit.exporter.quiet import first_line, quiet
+from compresskit.exporter.ranges import PERCENTILE, Histogram, Method, find_range
+from compresskit.exporter.rounding import add_sqnr
+from compresskit.exporter.slim import DATA_ABOVE, save, slim
+from compresskit.stage import Progress, silent
+
+_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_AROUND = (
+    *("Add", "Relu", "Clip", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Pad", "Slice"),
+    *("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Split", "Resize"),
+)
+_EMBEDDING = "Gather"
+_ATTENTION = {"LayerNormalization", "Attention", "RMSNormalization", "SimplifiedLayerNormalization"}
+_BETWEEN = ("Where", "Cast", "Mul", "Reshape", "Transpose", "Identity", "Dropout")
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How weights and activations become 8 bits.
+
+    Attributes:
+        per_channel: One scale for each output channel of a weight, else one for the weight.
+        activation: Type of activations; ``uint8`` with ``int8`` weights is the fast pair on x86.
+        weight: Type of weights.
+        reduce_range: 7-bit weights: on x86 without VNNI the 8-bit products of uint8 and int8 can saturate.
+        symmetric: Activations without zero points, as GPUs want them.
+        method: How a range follows from the values seen.
+        percentile: Of the values that a range holds, in percent, for that method.
+        op_types: Operators to quantize; by default all that gain, and in models with attention only
+            embeddings and the matrix products with a weight.
+    """
+
+    per_channel: bool = True
+    activation: Literal["uint8", "int8"] = "uint8"
+    weight: Literal["int8", "uint8"] = "int8"
+    reduce_range: bool = False
+    symmetric: bool = False
+    method: Method = "minmax"
+    percentile: float = PERCENTILE
+    op_types: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Operators:
+    """What is quantized of a model.
+
+    Attributes:
+        kinds: Operators.
+        outputs: Quantize what operators give too, not what they take alone.
+    """
+
+    kinds: tuple[str, ...]
+    outputs: bool
+
+    @classmethod
+    def of(cls, path: Path, asked: tuple[str, ...] | None) -> _Operators:
+        """Those that were asked for, else all that gain in this model."""
+        attention = _has_attention(path)
+        return cls(asked or (*_HEAVY, *(() if attention else _AROUND), _EMBEDDING), not attention)
+
+    @property
+    def multiplied(self) -> list[str]:
+        """Without embeddings, whose rows are looked up."""
+        return [kind for kind in self.kinds if kind != _EMBEDDING]
+
+    def nodes(self, model: onnx.ModelProto) -> list[onnx.NodeProto]:
+        """The nodes to quantize: of the matrix products those with a weight."""
+        stored = {tensor.name for tensor in model.graph.initializer}
+        named = [node for node in model.graph.node if node.op_type in self.multiplied]
+        return [node for node in named if node.op_type != "MatMul" or stored & {*node.input}]
+
+    def activations(self, model: onnx.ModelProto) -> list[str]:
+        """The tensors that need a range."""
+        stored = {"", *(tensor.name for tensor in model.graph.initializer)}
+        ends = ((*node.input, *(node.output if self.outputs else ())) for node in self.nodes(model))
+        return list(dict.fromkeys(name for names in ends for name in names if name not in stored))
+
+
+def quantize_static_int8(
+    fp32_onnx: Path,
+    out: Path,
+    batches: Iterable[dict[str, np.ndarray]],
+    settings: Int8Settings = Int8Settings(),
+    *,
+    data_above: int = DATA_ABOVE,
+    threads: int = 0,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Quantize weights and activations to 8 bits with ranges taken from calibration data.
+
+    Args:
+        fp32_onnx: The float model; not changed.
+        out: The file to write.
+        batches: Calibration inputs by name; walked once, one batch in memory at a time.
+        settings: Form of the codes, ranges and layers; see :class:`Int8Settings`.
+        data_above: Bytes of weights from which on they go to ``<name>.data``.
+        threads: Of one operator while calibrating; 0 is onnxruntime's choice.
+        progress: Told of the batches and steps.
+
+    Returns:
+        Facts: ``layers`` (weight name to operator, bits, number of scales and SQNR in dB), ``skipped`` (weight name to
+        the reason), ``samples``, ``tensors`` (activations quantized), ``method``, ``activation``, ``weight``,
+        ``per_channel``, ``op_types``.
+
+    Raises:
+        InputError: The model can't be read or quantized, or the calibration data don't fit it or are empty.
+        MachineError: Disk or memory ran out.
+    """
+    with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
+        with explained(fp32_onnx, "try weight-only quantization, which needs no calibration data"):
+            ready = prepared(fp32_onnx, Path(work))
+            operators = _Operators.of(ready, settings.op_types)
+            graph = named(ready)
+            tensors, counts = operators.activations(graph), settings.method != "minmax"
+            seen, samples = collect(ready, tensors, batches, counts=counts, threads=threads, progress=progress)
+            left = _place_pairs(graph, seen, operators, settings, Path(work) / "int8.onnx")
+            model = ir.load(Path(work) / "int8.onnx")
+        after(model)
+        tables, kept = quantize_embeddings(model) if _EMBEDDING in operators.kinds else ({}, {})
+        layers, skipped, activations = coverage(model, operators.kinds)
+        layers, skipped = {**tables, **layers}, {**skipped, **left, **kept}
+        if not layers:
+            raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8", "try weight-only quantization")
+        add_sqnr(layers, model, ready)
+        slim(model)
+        save(model, out, data_above=data_above)
+    return {
+        "layers": layers,
+        "skipped": skipped,
+        "samples": samples,
+        "tensors": activations,
+        "op_types": list(operators.kinds),
+        "method": settings.method,
+        "activation": settings.activation,
+        "weight": settings.weight,
+        "per_channel": settings.per_channel,
+    }
+
+
+@contextlib.contextmanager
+def explained(source: Path, hint: str) -> Iterator[None]:
+    """Whatever the quantizer raises as an error of ours.
+
+    Raises:
+        InputError: ``source`` can't be quantized.
+        MachineError: Disk or memory ran out.
+    """
+    try:
+        yield
+    except (InputError, MachineError):
+        raise
+    except (MemoryError, OSError) as error:
+        raise MachineError(f"int8 quantization stopped: {first_line(error)}", "free memory or disk space") from error
+    except Exception as error:
+        raise InputError(f"{source.name} can't be quantized to int8: {first_line(error)}", hint) from error
+
+
+def prepared(source: Path, work: Path) -> Path:
+    """The model with shapes inferred and batch normalization folded, as far as onnxruntime's tools manage."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    model = ir.load(source)
+    before(model)
+    plain = work / "plain.onnx"
+    big = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > DATA_ABOVE
+    save(model, plain)
+    ready = work / "ready.onnx"
+    # Its symbolic shape inference fails on transformers, and leaves the model in the current folder when it does.
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True, save_as_external_data=big)
+        return ready
+    return plain
+
+
+def _has_attention(path: Path) -> bool:
+    """True with layer normalization, or with a softmax that a matrix product reads; one at the end doesn't count."""
+    nodes = list(ir.load(path).graph.all_nodes())
+    return any(n.op_type in _ATTENTION or (n.op_type == "Softmax" and _multiplies(n, 4)) for n in nodes)
+
+
+def _multiplies(node: ir.Node, steps: int) -> bool:
+    following = [use.node for use in node.outputs[0].uses()]
+    return any(
+        n.op_type == "MatMul" or (steps and n.op_type in _BETWEEN and _multiplies(n, steps - 1)) for n in following
+    )
+
+
+def named(path: Path) -> onnx.ModelProto:
+    """The model with shapes, and a name for every node: what is to be left alone is told by name."""
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    model: onnx.ModelProto = load_model_with_shape_infer(path)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node{index}"
+    return model
+
+
+def _place_pairs(
+    model: onnx.ModelProto, seen: dict[str, Histogram], operators: _Operators, settings: Int8Settings, out: Path
+) -> dict[str, str]:
+    """Write the model with QuantizeLinear and DequantizeLinear; returns the weights left out, with the reason."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    ranges = {name: _ends(values, settings) for name, values in seen.items()}
+    broken = {name for name, values in seen.items() if not values.finite}
+    chosen = operators.nodes(model)
+    left = [node for node in chosen if broken & {*node.input, *node.output}]
+    reason = "its input or output is not finite on the calibration data"
+    stored = {tensor.name for tensor in model.graph.initializer}
+    skipped = {name: reason for node in left for name in node.input if name in stored}
+    wanted = {node.name for node in chosen} - {node.name for node in left}
+    types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+    # A float bias is what onnxruntime makes an int32 of at load; stored as int32 it needs a scale for each channel too.
+    options = {
+        "QuantizeBias": False,
+        "WeightSymmetric": settings.weight == "int8",
+        "ActivationSymmetric": settings.symmetric,
+        "OpTypesToExcludeOutputQuantization": [] if operators.outputs else list(operators.kinds),
+    }
+    quantizer = QDQQuantizer(
+        model,
+        settings.per_channel,
+        settings.reduce_range,
+        types[settings.weight],
+        types[settings.activation],
+        TensorsData(CalibrationMethod.MinMax, ranges),
+        [],
+        [node.name for node in model.graph.node if node.name not in wanted],
+        operators.multiplied,
+        options,
+    )
+    quantizer.quantize_model()
+    quantizer.model.save_model_to_file(str(out), False)
+    return skipped
+
+
+def _ends(values: Histogram, settings: Int8Settings) -> tuple[np.ndarray, ...]:
+    return tuple(np.array(end, np.float32) for end in find_range(values, settings.method, settings.percentile))

@@ -1,0 +1,177 @@
+"""The library's verbs that measure models as they are: what the commands of these names do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from compresskit.benchmark.sweep import Point
+from compresskit.model import Model
+from compresskit.recipe.limits import Limits
+from compresskit.report import Report
+from compresskit.runner.arguments import AnyData, AnyModel, Reading, Samples, compared
+from compresskit.runner.compare import Comparison
+from compresskit.runner.judging import Measuring
+from compresskit.runner.timing import SEQUENCE, Timing
+from compresskit.stage import Progress, silent
+
+
+def evaluate(
+    model: AnyModel,
+    data: AnyData,
+    *,
+    metric: str | None = None,
+    runtime: str = "onnxruntime",
+    target: str | None = None,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    normalize: str | None = None,
+    sequence: int = SEQUENCE,
+    device: str = "cpu",
+    threads: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Measure the quality of a model on data: ``compresskit evaluate``.
+
+    Args:
+        model: A path or a model; of a bundle the ONNX file is measured.
+        data: Samples with labels, scores, or the texts of a language model.
+        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
+        runtime: Engine: ``onnxruntime``, ``openvino`` or ``torch``.
+        target: CPU whose 8-bit products the quality is measured with, as ``x86-avx2``; None is this one.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch_args: Keyword arguments of ``arch``.
+        input_shape: Of the model's input; its first axis becomes the batch.
+        normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
+        sequence: Most tokens of a sample.
+        device: As the runtime names it.
+        threads: Of one operator; 0 is all cores.
+        seed: Of made-up inputs.
+        progress: Called now and then.
+
+    Returns:
+        A report: ``report.evaluation`` and ``report.measurements``; nothing is judged.
+
+    Raises:
+        CompressKitError: The model can't be read or run, or no metric suits the data.
+    """
+    measuring = Measuring(
+        metric=metric, bench=False, sequence=sequence, threads=threads, device=device, seed=seed, target=target
+    )
+    how = Comparison(judged=False, runtimes=[runtime])
+    reading = Reading(arch, arch_args, input_shape)
+    return compared([model], Samples(data, normalize), reading, measuring, how, progress)
+
+
+def compare(
+    models: Sequence[AnyModel],
+    data: AnyData = None,
+    *,
+    metric: str | None = None,
+    max_drop: str | None = None,
+    max_size: str | None = None,
+    min_speedup: float | None = None,
+    bench: bool = True,
+    runtime: str = "onnxruntime",
+    target: str | None = None,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    normalize: str | None = None,
+    sequence: int = SEQUENCE,
+    device: str = "cpu",
+    threads: int = 0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Compare models with the first one: quality, size and speed, as a verdict: ``compresskit compare``.
+
+    Args:
+        models: The baseline first.
+        data: Evaluation data; None measures likeness to the baseline.
+        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
+        max_drop: Largest loss of the metric: ``0.5pt`` or ``1%``.
+        max_size: Largest file: ``20MB``.
+        min_speedup: Least speed-up: 1.2 is 20 % faster.
+        bench: Measure the speed.
+        runtime: Engine: ``onnxruntime``, ``openvino`` or ``torch``.
+        target: CPU whose 8-bit products the quality is measured with, as ``x86-avx2``; None is this one.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch_args: Keyword arguments of ``arch``.
+        input_shape: Of the model's input; its first axis becomes the batch.
+        normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
+        sequence: Most tokens of a sample.
+        device: As the runtime names it.
+        threads: Of one operator; 0 is all cores.
+        seed: Of made-up inputs.
+        progress: Called now and then.
+
+    Returns:
+        A report with gates and a verdict.
+
+    Raises:
+        CompressKitError: A model can't be read, exported or run.
+    """
+    measuring = Measuring(
+        metric=metric, limits=Limits(max_drop, max_size, min_speedup), bench=bench, sequence=sequence,
+        threads=threads, device=device, seed=seed, target=target,
+    )  # fmt: skip
+    how = Comparison(judged=True, runtimes=[runtime])
+    reading = Reading(arch, arch_args, input_shape)
+    return compared(models, Samples(data, normalize), reading, measuring, how, progress)
+
+
+def bench(
+    models: AnyModel | Sequence[AnyModel],
+    *,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    batch: Sequence[int] = (1,),
+    threads: Sequence[int] = (0,),
+    sequence: Sequence[int] = (SEQUENCE,),
+    rounds: int | None = None,
+    processes: int | None = None,
+    limits: bool = False,
+    profile: bool = False,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Measure latency, throughput and memory of models, each engine in a process of its own: ``compresskit bench``.
+
+    Args:
+        models: One, or several to be compared with the first.
+        runtimes: Engines; ``["auto"]`` is every one that is installed and opens the model.
+        batch: Samples in one timed call; several are a sweep, as of the next two.
+        threads: Of one operator; 0 is all cores.
+        sequence: Tokens of a timed sample.
+        rounds: Turns of each model in a process.
+        processes: How often all starts afresh; more sharpens the interval.
+        limits: Measure how fast this machine could run each model.
+        profile: Time each node too, by the engine's own profiler.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch_args: Keyword arguments of ``arch``.
+        input_shape: Of the model's input; its first axis becomes the batch.
+        device: As the runtime names it.
+        seed: Of made-up inputs.
+        progress: Called now and then.
+
+    Returns:
+        A report: ``report.values("latency_p50")`` in milliseconds, ``report.values("speedup")``.
+
+    Raises:
+        CompressKitError: A model can't be read, exported or run.
+    """
+    several = [models] if isinstance(models, (str, Path, Model)) else list(models)
+    measuring = Measuring(sequence=sequence[0], threads=threads[0], device=device, seed=seed)
+    where = [Point(*point) for point in product(batch, threads, sequence)]
+    timing = Timing(where, rounds, processes, roofline=limits, profiled=profile)
+    how = Comparison(judged=False, evaluated=False, runtimes=list(runtimes), timing=timing)
+    reading = Reading(arch, arch_args, input_shape)
+    return compared(several, Samples(), reading, measuring, how, progress)

@@ -1,0 +1,155 @@
+"""A single command, the library's ``run`` and a recipe are one loop: the same bytes, limits and verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compresskit
+from compresskit.data.opening import open_source
+from compresskit.errors import UsageError
+from compresskit.recipe.plan import Recipe, Step
+from compresskit.report import Report
+from compresskit.runner.steps import InMemory
+
+NET = """\
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, width: int = 32):
+        super().__init__(nn.Linear(16, width), nn.ReLU(), nn.Linear(width, 4))
+"""
+STEPS = (
+    ("prune.magnitude", {"sparsity": 0.2}),
+    ("factorize.svd", {"rank": 8, "include": ("0",)}),
+    ("quantize.rtn", {"bits": 8}),
+)
+FILES = ("model.onnx", "model.safetensors", "compresskit.json")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with net.py, a student m.pt, a wider teacher t.pt and data d.npz that the teacher knows."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    torch.manual_seed(0)
+    for name, width in (("m.pt", 32), ("t.pt", 64)):
+        net = torch.nn.Sequential(torch.nn.Linear(16, width), torch.nn.ReLU(), torch.nn.Linear(width, 4))
+        torch.save(net.state_dict(), name)
+    x = np.random.default_rng(0).normal(size=(128, 16)).astype(np.float32)
+    np.savez("d.npz", input=x, y=net(torch.from_numpy(x)).argmax(1).numpy())
+    return tmp_path
+
+
+def recipe(*steps: Step, **more: object) -> Recipe:
+    given = {"model": "m.pt", "arch": "net.py:Net", "input_shape": (1, 16), "data": "d.npz", "eval_data": "d.npz"}
+    return Recipe("r", steps, **given | {"max_drop": "100pt"} | more)  # type: ignore[arg-type]
+
+
+def by_recipe(found: Recipe) -> Report:
+    return compresskit.run_recipe(found, "recipe", bench=False)
+
+
+def by_library(*stages: object) -> Report:
+    model = compresskit.load("m.pt", arch="net.py:Net", input_shape=(1, 16))
+    data = open_source("d.npz")
+    return compresskit.run(
+        model, stages, "library", data=data, eval_data=data, bench=False, max_drop="100pt"  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def told(report: Report) -> tuple[object, ...]:
+    gates = [(gate.name, gate.limit, gate.value, gate.passed) for gate in report.gates]
+    measured = [(m.model, m.name, m.value) for m in report.measurements]
+    return report.verdict, gates, measured, report.history, report.coverage
+
+
+def test_the_library_and_a_recipe_mean_the_same(here: Path) -> None:
+    stages = [compresskit.method(name, **options) for name, options in STEPS]
+    recipes, library = by_recipe(recipe(*map(Step, stages))), by_library(*stages)
+    assert told(replace_names(recipes)) == told(replace_names(library))
+    for name in FILES:
+        assert (here / "recipe" / name).read_bytes() == (here / "library" / name).read_bytes(), name
+    assert len(recipes.steps) == 3 and not library.steps
+    assert (here / "recipe" / "provenance.json").is_file() and not (here / "library" / "provenance.json").exists()
+
+
+def replace_names(report: Report) -> Report:
+    """The report, its model's name that of its folder no longer."""
+    return Report.model_validate_json(report.to_json().replace('"recipe', '"out').replace('"library', '"out'))
+
+
+@pytest.mark.parametrize("way", ["recipe", "library"])
+def test_a_student_is_held_against_the_teacher_of_the_first_step(here: Path, way: str) -> None:
+    options = {"teacher": "t.pt", "teacher_arch": "net.py:Net", "teacher_arch_args": '{"width": 64}', "epochs": 1}
+    stages = [compresskit.method("distill.kd", **options), compresskit.method("quantize.rtn", bits=8)]
+    report = by_recipe(recipe(*map(Step, stages))) if way == "recipe" else by_library(*stages)
+    teacher, student = report.models
+    assert (teacher.name, teacher.parameters, student.parameters) == ("t.pt", 64 * 21 + 4, 32 * 21 + 4)
+    assert report.values("accuracy")["t.pt"].value == 100
+
+
+@pytest.mark.parametrize("way", ["recipe", "library"])
+def test_a_later_teacher_leaves_the_original_as_it_is(here: Path, way: str) -> None:
+    learns = {"teacher": "t.pt", "teacher_arch": "net.py:Net", "teacher_arch_args": '{"width": 64}', "epochs": 1}
+    stages = [compresskit.method("prune.magnitude", sparsity=0.2), compresskit.method("distill.kd", **learns)]
+    report = by_recipe(recipe(*map(Step, stages))) if way == "recipe" else by_library(*stages)
+    assert report.models[0].name == "m.pt"
+
+
+@pytest.mark.parametrize("way", ["recipe", "library"])
+def test_a_teacher_is_no_output(here: Path, way: str) -> None:
+    compresskit.run_recipe(recipe(Step(compresskit.method("quantize.rtn", bits=8))), way, bench=False)
+    stages = [compresskit.method("distill.kd", teacher=way, epochs=1)]
+    with pytest.raises(UsageError, match=way):
+        if way == "recipe":
+            compresskit.run_recipe(recipe(*map(Step, stages)), way, bench=False, force=True)
+        else:
+            by_library(*stages)
+    assert (here / way / "model.onnx").is_file()
+
+
+def test_a_single_step_is_neither_exported_twice_nor_read_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.exporter import checked
+    from compresskit.runner import cached_steps
+
+    exported: list[str] = []
+    export = checked.export_checked
+
+    def counted(module: object, inputs: object, path: Path, *rest: object, **more: object) -> object:
+        exported.append(Path(path).name)
+        return export(module, inputs, path, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(checked, "export_checked", counted)
+    monkeypatch.setattr(cached_steps, "read_model", lambda *_: pytest.fail("read from disk"))
+    by_library(compresskit.method("prune.magnitude", sparsity=0.2))
+    assert exported == ["original.onnx", "model.onnx"]
+    exported.clear()
+    (here / "library").rename("first")
+    by_library(compresskit.method("quantize.int8-static"))
+    assert exported == ["original.onnx"], "a stage for ONNX takes the file that the original is measured by"
+
+
+def test_what_a_stage_chooses_is_checked_like_what_was_planned(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    take = InMemory.take
+    monkeypatch.setattr(InMemory, "take", lambda self, *a: seen.append(list((got := take(self, *a)).stages)) or got)
+    by_library(compresskit.method("quantize.auto", bits=4, preset="fast"))
+    assert seen == [["quantize.rtn"]]
+    model = compresskit.load("m.pt", arch="net.py:Net", input_shape=(1, 16))
+    with pytest.raises(UsageError, match="gives an ONNX file"):
+        compresskit.run(
+            model, [compresskit.method("quantize.auto", bits=8)], "no", data=open_source("d.npz"), export=False
+        )  # fmt: skip
+
+
+def test_every_job_is_whole(here: Path) -> None:
+    """Nothing planned is nothing undone: the bundle of the model itself."""
+    report = by_library()
+    assert report.history == [] and (here / "library" / "model.onnx").is_file()
+    assert replace(recipe(), name="other").steps == ()
