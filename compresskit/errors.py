@@ -111,6 +111,12 @@ class InputError(CompressKitError):
     exit_code = ExitCode.INPUT
 
 
+class PathError(InputError):
+    """A path that was typed leads nowhere: the command line is wrong, nothing that was read."""
+
+    exit_code = ExitCode.USAGE
+
+
 class MachineError(CompressKitError):
     """The machine can't: disk full, read-only, no memory, a missing extra."""
 

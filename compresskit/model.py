@@ -197,11 +197,15 @@ class Model:
         body: A module (architecture known), or the path of an ONNX file or of a file of bare tensors.
         card: What is known of it.
         source: Where it was read from; the original that a verdict compares with.
+        key: Which of the state dicts in the file these are; None where the file's form tells.
+        notes: What a reader must know of what was read.
     """
 
     body: nn.Module | Path
     card: Card
     source: Path
+    key: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def module(self) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 import sys
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from compresskit.errors import ExitCode, InputError
+from compresskit.errors import ExitCode, InputError, PathError
 
 SCHEMA = 1
 NAME = "report.json"
@@ -269,7 +270,7 @@ def _content(path: Path) -> tuple[str, bytes]:
     if str(path) == "-":
         name, text = "standard input", sys.stdin.buffer.read(_MOST + 1)
     else:
-        path = path / NAME if path.is_dir() else path
+        given, path = path, path / NAME if path.is_dir() else path
         name = str(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for who writes it
@@ -277,7 +278,8 @@ def _content(path: Path) -> tuple[str, bytes]:
             with path.open("rb") as stream:
                 text = stream.read(_MOST + 1)
         except (OSError, ValueError) as error:
-            raise InputError(f"cannot read the report {name}: {getattr(error, 'strerror', error)}") from error
+            kind = InputError if os.path.lexists(given) else PathError
+            raise kind(f"cannot read the report {name}: {getattr(error, 'strerror', error)}") from error
     if len(text) > _MOST:
         raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
     return name, text.removeprefix(b"\xef\xbb\xbf")

@@ -87,11 +87,14 @@ def portable_reference(reference: str) -> str:
 def run_user_code(call: Callable[[], Any], what: str) -> Any:
     """Call code of the user's; what it raises becomes one line with the file and line where it failed.
 
+    What it prints goes to stderr.
+
     Raises:
         UsageError: It raised, or left by ``sys.exit``.
     """
     try:
-        return call()
+        with contextlib.redirect_stdout(sys.stderr):
+            return call()
     except CompressKitError:
         raise
     except (Exception, SystemExit) as error:
@@ -147,7 +150,7 @@ def _import_module(place: str, option: str) -> ModuleType:
             f"{option} '{place}' is neither a .py file nor a module's name", _FORM.replace("`arch`", option)
         )
     try:
-        with _importing_from(Path.cwd()):
+        with _importing_from(Path.cwd()), contextlib.redirect_stdout(sys.stderr):
             return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(error.name + ".")):

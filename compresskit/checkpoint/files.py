@@ -9,7 +9,7 @@ import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from compresskit.errors import InputError
+from compresskit.errors import InputError, PathError
 
 
 def regular_file(path: Path) -> int:
@@ -37,8 +37,8 @@ def regular_file(path: Path) -> int:
 
 def unreadable(path: Path, error: OSError) -> InputError:
     """The error for a path that the system won't let us read."""
-    if isinstance(error, FileNotFoundError):
-        return InputError(f"{path} does not exist", "check the path")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return PathError(f"{path} does not exist", "check the path")
     return InputError(f"cannot read {path}: {error.strerror or error}")
 
 

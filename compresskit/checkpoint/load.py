@@ -15,8 +15,9 @@ from compresskit.checkpoint.huggingface import build_from_config, is_huggingface
 from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.checkpoint.onnx_inputs import graph_inputs
+from compresskit.checkpoint.shards import holds_weights
 from compresskit.checkpoint.tensors import Tensors, open_tensors
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import InputError, UsageError, listing
 from compresskit.model import Arch, Card, InputSpec, Model
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def kind_of(path: Path | str) -> Kind:
             return "bundle"
         if is_huggingface(path):
             return "huggingface"
+        if holds_weights(path):
+            return "tensors"
         raise InputError(
-            f"{path} is a folder without a model: it has neither compresskit.json (a bundle) nor config.json"
+            f"{path} is a folder without a model: it has no compresskit.json (a bundle), no config.json and no weights"
         )
     return "onnx" if path.suffix.lower() == ".onnx" else "tensors"
 
@@ -54,6 +57,7 @@ def load(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    key: str | None = None,
     allow_nonfinite: bool = False,
     shipped: bool = False,
     replay: Replay | None = None,
@@ -65,6 +69,7 @@ def load(
         arch: Where the class is: ``FILE.py:NAME`` or ``package.module:NAME``. The only way by which user code runs.
         arch_args: The factory's keyword arguments.
         input_shape: Of the first input; its first axis is the batch.
+        key: Which of the state dicts that a ``torch.save`` file holds; keys one inside another are joined by points.
         allow_nonfinite: Accept NaN and infinities in the weights.
         shipped: Take a bundle as it ships: its ONNX file where it has one, without rebuilding the module.
         replay: Gives a freshly built original the shape that a bundle's history records, in place, and returns the
@@ -83,7 +88,9 @@ def load(
     if arch is None and arch_args:
         raise UsageError("`arch_args` without `arch`", "give `arch` FILE.py:NAME too")
     if kind == "tensors":
-        return _load_tensors(path, arch, arch_args or {}, input_shape, allow_nonfinite)
+        return _load_tensors(path, arch, arch_args or {}, input_shape, key, allow_nonfinite)
+    if key is not None:
+        raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "leave `key` out")
     if kind == "bundle" and shipped and (path / ONNX_NAME).exists():
         model = _shipped(path, replace(read_card(path), format="bundle"), allow_nonfinite)
     elif kind == "bundle":
@@ -114,18 +121,24 @@ def needs_arch(path: Path | str, card: Card) -> UsageError:
 
 
 def _load_tensors(
-    path: Path, arch: str | None, args: dict[str, Any], shape: tuple[int, ...] | None, allow_nonfinite: bool
+    path: Path,
+    arch: str | None,
+    args: dict[str, Any],
+    shape: tuple[int, ...] | None,
+    key: str | None,
+    allow_nonfinite: bool,
 ) -> Model:
-    tensors = open_tensors(path, allow_nonfinite=allow_nonfinite)
-    form = "safetensors" if path.suffix.lower() == ".safetensors" else "torch"
+    tensors = open_tensors(path, allow_nonfinite=allow_nonfinite, key=key)
+    form = "safetensors" if ".safetensors" in path.suffixes[-3:] else "torch"
     if arch is None:
         if shape is not None:
             raise UsageError(f"`input_shape` needs `arch`: {path} is a bare state dict, which takes no input")
-        return Model(path, Card(form), path)
+        return Model(path, Card(form), path, key, tensors.notes)
     module = build(arch, args, skip_init=True)
-    load_into(module, tensors)
+    outside = load_into(module, tensors)
+    beside = [f"left out of {path.name}, beside the model's own prefix: {listing(outside)}"] if outside else []
     card = Card(form, Arch("python", portable_reference(arch), args), inputs_from_shape(module, shape))
-    return Model(module, card, path)
+    return Model(module, card, path, key, (*tensors.notes, *beside))
 
 
 def inputs_from_shape(module: nn.Module, shape: tuple[int, ...] | None) -> tuple[InputSpec, ...]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _WIDE = ("float", "bfloat", "complex")
 
 
-def load_into(module: nn.Module, tensors: Tensors) -> None:
+def load_into(module: nn.Module, tensors: Tensors) -> list[str]:
     """Load a module's whole state and put it into eval mode.
 
     Values are cast to the module's dtypes (fp16, bf16 and fp64 files load into an fp32 module). A name of a tied
@@ -26,6 +26,9 @@ def load_into(module: nn.Module, tensors: Tensors) -> None:
     Args:
         module: The module; changed in place.
         tensors: The tensors; wrappers' prefixes on either side are matched.
+
+    Returns:
+        Names of tensors that lie outside of the module: beside the wrapper that held it.
 
     Raises:
         InputError: Names missing or left over, a shape or a kind of number that doesn't fit; nothing was loaded then.
@@ -50,6 +53,7 @@ def load_into(module: nn.Module, tensors: Tensors) -> None:
     if on_meta:
         _tie_again(module, wanted)
     module.eval()
+    return [name for name in tensors.names() if name not in names]
 
 
 def _load(module: nn.Module, chosen: dict[str, torch.Tensor], *, assign: bool, tensors: Tensors) -> None:

@@ -19,6 +19,12 @@ SIZES = range(1 << 63)
 """What a size, a stride or an offset can be."""
 
 
+class Aside(str):
+    """In the place of what was saved beside tensors and could be some, in words: a list of tensors, an array."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Region:
     """A view of one storage in a file.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,13 @@ from compresskit.checkpoint.region import ITEM_SIZE, Region
 from compresskit.checkpoint.safetensors_file import read_safetensors_file
 from compresskit.checkpoint.state_dict_keys import find_state_dict, strip_training
 from compresskit.checkpoint.torch_file import read_torch_file
-from compresskit.errors import InputError, listing
+from compresskit.errors import InputError, UsageError, listing
 
 if TYPE_CHECKING:
     import torch
 
+INDEX = ".index.json"
+"""How the name of an index of shards ends."""
 _BLOCK = 1 << 22
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
 
@@ -27,13 +29,19 @@ class Tensors:
     Attributes:
         ties: A name that shares its values with an earlier one, to that earlier name.
         metadata: Text by name, from a safetensors header.
+        notes: Which of the file's tensors these are, where it holds others too.
     """
 
     def __init__(
-        self, source: Path, parts: list[tuple[dict[str, Region], mmap.mmap]], metadata: dict[str, str] | None = None
+        self,
+        source: Path,
+        parts: list[tuple[dict[str, Region], mmap.mmap]],
+        metadata: dict[str, str] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.source = source
         self.metadata = metadata or {}
+        self.notes = tuple(notes)
         regions: dict[str, Region] = {}
         self._maps: dict[str, mmap.mmap] = {}
         for entries, data in parts:
@@ -131,35 +139,51 @@ class Tensors:
         return ties
 
 
-def open_tensors(path: Path | str, *, allow_nonfinite: bool = False) -> Tensors:
-    """Open the tensors of a ``torch.save`` file (.pt, .pth, .th, .bin …) or a .safetensors file.
+def open_tensors(path: Path | str, *, allow_nonfinite: bool = False, key: str | None = None) -> Tensors:
+    """Open the tensors of a ``torch.save`` file (.pt, .pth, .th, .bin …), a .safetensors file, or shards of them.
 
     The kind is told by the content. The state dict is taken out of its wrappers (``state_dict``, ``model`` …) and
-    ``module.`` and ``_orig_mod.`` are taken off when every name has them.
+    what training put into names is taken off.
 
     Args:
-        path: The file.
+        path: The file; for shards their folder, or their index.
         allow_nonfinite: Accept NaN and infinities.
+        key: Which of the state dicts that a ``torch.save`` file holds; keys one inside another are joined by points.
 
     Raises:
+        UsageError: There is nothing under ``key``.
         InputError: The file is missing, damaged, hostile, of another kind, or has NaN or infinite values.
     """
     path = Path(path)
+    alone = path.is_dir() or path.name.endswith(INDEX) or head(path, 9)[8:] == b"{"
+    if key is not None and alone:
+        raise UsageError(f"`key` is for a file of torch.save; {path} holds one set of tensors", "leave `key` out")
+    if path.is_dir() or path.name.endswith(INDEX):
+        from compresskit.checkpoint.shards import open_shards
+
+        tensors = open_shards(path)
+    else:
+        tensors = _open(path, key)
+    if not allow_nonfinite:
+        check_finite(tensors)
+    return tensors
+
+
+def _open(path: Path, key: str | None) -> Tensors:
     start = head(path, 9)
     metadata: dict[str, str] = {}
+    notes: list[str] = []
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[8:] != b"{"):
         saved, data = read_torch_file(path)
-        entries = find_state_dict(path, saved)
+        found = find_state_dict(path, saved, key)
+        entries, notes = found.entries, found.notes(path)
     elif start[8:] == b"{":
         entries, metadata, data = read_safetensors_file(path)
         if not entries:
             raise InputError(f"{path} holds no tensors")
     else:
         raise InputError(f"{path} is not a model: neither a torch.save file nor safetensors ({_looks_like(start)})")
-    tensors = Tensors(path, [(strip_training(entries), data)], metadata)
-    if not allow_nonfinite:
-        check_finite(tensors)
-    return tensors
+    return Tensors(path, [(strip_training(entries), data)], metadata, notes)
 
 
 def _looks_like(start: bytes) -> str:

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from compresskit.checkpoint.archive import Member, read_archive
 from compresskit.checkpoint.files import map_file
-from compresskit.checkpoint.pickled import PickledTensor, Storage, read_pickle
-from compresskit.checkpoint.region import ITEM_SIZE, Region
+from compresskit.checkpoint.pickled import Leftover, PickledTensor, Storage, read_pickle
+from compresskit.checkpoint.region import ITEM_SIZE, Aside, Region
 from compresskit.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -113,32 +113,44 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
 
 
 def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
-    """The saved dictionaries with each tensor's region in its place; what is neither is dropped (None).
+    """The saved dictionaries with each tensor's region in its place; what is neither is an :class:`Aside` or None.
 
-    Each is visited once, however often it is shared, and first where it lies least deep.
+    Each is visited once, however often it is shared, and first where it lies least deep. Keys that are whole numbers,
+    as those of an optimizer's state, become text.
     """
     if isinstance(saved, PickledTensor):
         return _region(path, saved, spans)
     if not isinstance(saved, dict):
         return None
     placed: dict[int, dict[str, Any]] = {id(saved): {}}
-    level = [saved]
+    level, lists = [saved], set[int]()
     for _ in range(_DEPTH):
         below: list[dict[Any, Any]] = []
         for source in level:
             target = placed[id(source)]
             for key, item in source.items():
-                if not isinstance(key, str):
+                if not isinstance(key, str) and not (type(key) is int and abs(key) < 1 << 31):
                     continue
-                if isinstance(item, dict) and id(item) not in placed:
+                if not isinstance(item, dict):
+                    target[str(key)] = (
+                        _region(path, item, spans) if isinstance(item, PickledTensor) else _aside(item, lists)
+                    )
+                    continue
+                if id(item) not in placed:
                     placed[id(item)] = {}
                     below.append(item)
-                if isinstance(item, PickledTensor):
-                    target[key] = _region(path, item, spans)
-                else:
-                    target[key] = placed[id(item)] if isinstance(item, dict) else None
+                target[str(key)] = placed[id(item)]
         level = below
     return placed[id(saved)]
+
+
+def _aside(item: Any, seen: set[int]) -> Aside | None:
+    """What is told of an entry that is left out; ``seen`` are lists that were looked at, as they may be shared."""
+    if isinstance(item, Leftover):
+        return Aside("an array or another object")
+    if isinstance(item, (list, tuple)) and any(True for _ in _tensors(item, seen)):
+        return Aside("a list of tensors")
+    return None
 
 
 def _region(path: Path, tensor: PickledTensor, spans: _SPAN) -> Region:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -77,18 +77,22 @@ class Log:
 
 @contextmanager
 def progressing(quiet: bool) -> Iterator[Progress]:
-    """A progress callback: a bar on a terminal, lines with ``--plain``, silence elsewhere and with ``--quiet``."""
-    if is_plain() and not quiet:
-        yield Log()
-        return
-    if quiet or not sys.stderr.isatty():
-        yield silent
-        return
-    bar = Bar()
-    try:
-        yield bar
-    finally:
-        bar.close()
+    """A progress callback: a bar on a terminal, lines with ``--plain``, silence elsewhere and with ``--quiet``.
+
+    What the user's code prints in the meantime goes to stderr: stdout is the result's.
+    """
+    with redirect_stdout(sys.stderr):
+        if is_plain() and not quiet:
+            yield Log()
+            return
+        if quiet or not sys.stderr.isatty():
+            yield silent
+            return
+        bar = Bar()
+        try:
+            yield bar
+        finally:
+            bar.close()
 
 
 def tell(text: str) -> None:

@@ -71,14 +71,18 @@ def parse_args(text: str | None) -> dict[str, Any]:
 
 
 def load_options(
-    arch: str | None, arch_args: str | None, input_shape: str | None, allow_nonfinite: bool
+    arch: str | None,
+    arch_args: str | None,
+    input_shape: str | None,
+    allow_nonfinite: bool,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """The keyword arguments of :func:`compresskit.runner.loading.load`; JSON."""
     args = parse_args(arch_args)
     if args and arch is None:
         raise UsageError("--arch-args is for --arch, which is not given")
     shape = parse_shape(input_shape)
-    return {"arch": arch, "arch_args": args, "input_shape": shape, "allow_nonfinite": allow_nonfinite}
+    return {"arch": arch, "arch_args": args, "input_shape": shape, "key": key, "allow_nonfinite": allow_nonfinite}
 
 
 def load_model(path: Path, options: dict[str, Any]) -> Model:

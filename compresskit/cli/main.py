@@ -8,6 +8,7 @@ import sys
 from typing import NoReturn
 
 from compresskit.errors import CompressKitError, ExitCode, as_flags, printable
+from compresskit.render.plain import forget_odd_sizes
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -22,6 +23,7 @@ _PACKAGES = {
 def main() -> NoReturn:
     """Run the command line on ``sys.argv`` and leave with its exit code."""
     _open_closed_streams()
+    forget_odd_sizes(os.environ)
     arguments = sys.argv[1:]
     debug = bool(os.environ.get("COMPRESSKIT_DEBUG"))
     if "--debug" in arguments:

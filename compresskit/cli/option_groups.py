@@ -54,13 +54,14 @@ class Reading:
     arch: shared.Arch = None
     arch_args: shared.ArchArgs = None
     input_shape: shared.InputShape = None
+    key: shared.Key = None
     allow_nonfinite: shared.AllowNonfinite = False
 
     def load_options(self) -> dict[str, Any]:
         """As :func:`compresskit.cli.inputs.load_options`."""
         from compresskit.cli.inputs import load_options
 
-        return load_options(self.arch, self.arch_args, self.input_shape, self.allow_nonfinite)
+        return load_options(self.arch, self.arch_args, self.input_shape, self.allow_nonfinite, self.key)
 
 
 @dataclass(frozen=True)

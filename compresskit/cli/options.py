@@ -77,6 +77,15 @@ InputShape = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME",
+        help="Which of the state dicts in the file: params_ema, or ema.model.",
+        rich_help_panel=_MODEL,
+    ),
+]
 AllowNonfinite = Annotated[
     bool, typer.Option("--allow-nonfinite", help="Accept NaN and Inf among the weights.", rich_help_panel=_MODEL)
 ]

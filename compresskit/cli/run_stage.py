@@ -20,6 +20,7 @@ def run_stage(
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
+    key: shared.Key = None,
     allow_nonfinite: shared.AllowNonfinite = False,
     data: shared.Data = None,
     eval_data: shared.EvalData = None,
@@ -60,7 +61,7 @@ def run_stage(
     check_html(html, inputs, target)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
-    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite))
+    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite, key))
     open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
     measuring = Measuring(
         source=open_(eval_data),

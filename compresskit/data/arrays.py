@@ -25,6 +25,10 @@ from compresskit.errors import InputError, UsageError, listing, printable
 from compresskit.model import InputSpec
 
 _LABELS = ("y", "labels")
+_PIXELS = 64
+"""A row of fewer numbers is a row of features, not a picture."""
+_BRIGHT = 16.0
+"""Largest value that samples in 0…1 or of unit variance can be thought to reach."""
 
 
 class ArraySource:
@@ -42,6 +46,7 @@ class ArraySource:
         specs: tuple[InputSpec, ...],
     ) -> None:
         self.name, self.labelled = name, targets is not None
+        self.notes = [note for stored, plan in plans.items() for note in _unscaled(stored, arrays[stored], plan)]
         self._arrays, self._targets, self._plans, self._specs = arrays, targets, plans, specs
         self._order = fair_order(targets)
         first = next(iter(plans.values()))
@@ -76,6 +81,23 @@ class ArraySource:
         if self._targets is not None:
             prepared.array("y", self._targets)
         return prepared.hex()
+
+
+def _unscaled(stored: str, array: np.ndarray, plan: Plan) -> Iterator[str]:
+    """A note on what looks like pixels that nobody brought to 0…1."""
+    small = array.ndim < 3 and array[0].size < _PIXELS
+    if small or plan.pixels or np.dtype(plan.dtype).kind != "f" or array.dtype.kind not in "uif":
+        return
+    if plan.normalize is not None and max(plan.normalize.mean) > 1:
+        return
+    low = min(float(block.min()) for block in blocks(array))
+    high = max(float(block.max()) for block in blocks(array))
+    if low >= 0 and _BRIGHT < high <= (255 if array.dtype.kind == "f" else 65535):
+        done = "as they are" if plan.normalize is None else "to `normalize`, which is for 0…1"
+        yield (
+            f"array '{printable(stored)}' holds {array.dtype} from {low:g} to {high:g}, which go {done}: if they are "
+            f"pixels that the model takes in 0…1, store them as uint8, or divided"
+        )
 
 
 def open_npz(name: str, path: Path, normalize: str | None, specs: tuple[InputSpec, ...]) -> ArraySource:

@@ -19,6 +19,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 MAX_PIXELS = 100_000_000
 """Images with more pixels are refused before they are unpacked."""
+_BITS, _PHOTOMETRIC, _BLACK_IS_ZERO = 258, 262, 1
+"""Tags of TIFF: bits of a sample, what its values mean, and the one meaning that is read of those over 8 bit."""
 
 
 def _pillow() -> Any:
@@ -31,7 +33,8 @@ def _pillow() -> Any:
 def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
     """One image as ``uint8`` ``(H, W, C)``.
 
-    An image of another size is scaled until it covers ``size`` (height, width) and its middle is cut out.
+    An image of another size is scaled until it covers ``size`` (height, width) and its middle is cut out. Pixels of 16
+    bit are rounded to 8; alpha is dropped, palettes are looked up.
 
     Args:
         path: The file; its format is told by its content.
@@ -39,7 +42,7 @@ def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarra
         size: Height and width to give; None keeps the image's.
 
     Raises:
-        InputError: Not an image, damaged, or of more than :data:`MAX_PIXELS`.
+        InputError: Not an image, damaged, of more than :data:`MAX_PIXELS`, or of pixels whose range isn't known.
         MachineError: Pillow isn't installed.
     """
     image_module = _pillow()
@@ -47,7 +50,7 @@ def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarra
         with image_module.open(path, formats=_FORMATS) as file:
             if file.width * file.height > MAX_PIXELS:
                 raise InputError(f"{path} has {file.width}×{file.height} pixels, at most {MAX_PIXELS} are read")
-            image = file.convert(mode)
+            image = _eight_bit(path, file, image_module).convert(mode)
         if size is not None and (image.height, image.width) != size:
             image = _cover(image, size, image_module.Resampling.BILINEAR)
         pixels = np.asarray(image)
@@ -56,6 +59,23 @@ def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarra
     except Exception as error:  # Pillow's decoders raise what they like, struct.error and SyntaxError included
         raise InputError(f"{path} is not a readable image: {error}") from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _eight_bit(path: Path, file: Any, image_module: Any) -> Any:
+    """The image with pixels of 8 bit. Pillow's own ``convert`` would clip wider ones: all of them white, or black."""
+    if not file.mode.startswith(("I", "F")):
+        return file
+    tags = getattr(file, "tag_v2", {})
+    declared = file.mode.startswith("I;16") or file.format in ("PNG", "PPM")
+    if file.mode == "F" or not declared or tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO) != _BLACK_IS_ZERO:
+        kind = "floating point" if file.mode == "F" else "32 bit or inverted"
+        raise InputError(
+            f"{path} has {kind} pixels, whose range the file does not tell",
+            "save it with 8 or 16 bit, or give the prepared samples as an .npz",
+        )
+    white = 2 ** tags.get(_BITS, (16,))[0] - 1
+    pixels = np.asarray(file).astype(np.uint32)
+    return image_module.fromarray(((pixels * 255 + white // 2) // white).astype(np.uint8))
 
 
 def _cover(image: Any, size: tuple[int, int], resample: Any) -> Any:

@@ -14,7 +14,7 @@ from compresskit.data.tables import read_table, read_text
 from compresskit.data.text import PairSource, RunningText, TextSource
 from compresskit.data.tokens import Encoder
 from compresskit.data.usercode import PythonSource, is_reference, load_object
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import PathError, UsageError
 from compresskit.model import InputSpec
 
 _FORMS = "data is an .npz, a folder of class folders, a .txt, .csv or .jsonl, or FILE.py:NAME"
@@ -54,7 +54,7 @@ def open_source(
         _no_normalize(normalize, "your code's batches")
         return PythonSource(spec, load_object(spec, "`data`", allow_code=allow_code), inputs)
     if not path.exists():
-        raise InputError(f"{spec} does not exist", _FORMS)
+        raise PathError(f"{spec} does not exist", _FORMS)
     if path.is_dir():
         return open_folder(spec, path, normalize, inputs)
     if not path.is_file():  # opening a FIFO would wait for who writes it
@@ -78,7 +78,7 @@ def _open_text(name: str, path: Path, encoder: Encoder, task: str) -> Source:
         text = read_text(path)
         if task == "causal-lm" or (task == "unknown" and not encoder.masked):
             return RunningText(name, text, encoder)
-        return TextSource(name, [line.strip() for line in text.splitlines() if line.strip()], None, encoder)
+        return TextSource(name, [line.strip() for line in text.split("\n") if line.strip()], None, encoder)
     table = read_table(path)
     if table.second is not None and table.targets is not None:
         return PairSource(name, table.first, table.second, table.targets, encoder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -45,3 +45,8 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """Hex SHA-256 of the samples and of how they are prepared."""
         ...
+
+
+def notes_of(source: Source | None) -> Sequence[str]:
+    """What a reader of figures on these samples must know of them: a source may have ``notes``."""
+    return getattr(source, "notes", ())

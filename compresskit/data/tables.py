@@ -15,6 +15,7 @@ import numpy as np
 from compresskit.errors import InputError
 
 _KEYS = {"text", "label", "sentence1", "sentence2", "score"}
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _FORMS = "expected sentence1,sentence2,score or text,label or text"
 
 
@@ -48,7 +49,8 @@ def read_table(path: Path) -> Table:
     """Rows of a ``.csv`` or ``.jsonl``.
 
     A ``.csv`` has the columns sentence1,sentence2,score or text,label or text, by position, or in any order under a
-    header of these names. A ``.jsonl`` has an object with these keys on each line. Labels are integers from 0.
+    header of these names. Its columns are parted by commas, semicolons, tabs or bars. A ``.jsonl`` has an object with
+    these keys on each line; lines end at a line feed only. Labels are integers from 0.
 
     Raises:
         InputError: Not such a file; names the line, what was expected and what was found.
@@ -108,7 +110,9 @@ def _number(where: str, key: str, row: dict[str, object]) -> float:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    delimiter = _delimiter(path, text)
+    lone_header = delimiter == "," and _lone_header(text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     names: list[str] = []
     try:
         for cells in reader:
@@ -116,16 +120,65 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
                 continue
             if not names:
                 names = _columns(path, reader.line_num, cells)
-                if {c.strip().lower() for c in cells} <= _KEYS:
+                if lone_header or {c.strip().lower() for c in cells} <= _KEYS:
                     continue
             if len(cells) != len(names):
                 raise InputError(
                     f"{path} line {reader.line_num}: expected {len(names)} columns, found {len(cells)}",
-                    "put text that holds a comma between double quotes",
+                    f"put text that holds {_DELIMITERS[delimiter]} between double quotes",
                 )
             yield reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
         raise InputError(f"{path} line {reader.line_num} is not CSV: {error}") from error
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """What parts the columns: where it gives a known header, or rows of equal length that end in numbers.
+
+    Raises:
+        InputError: Nothing does, and another character than a comma stands equally often in each line.
+    """
+    tables = {delimiter: _parsed(text, delimiter) for delimiter in _DELIMITERS}
+    for delimiter, rows in tables.items():
+        header = [cell.strip().lower() for cell in rows[0]] if rows else []
+        if len(header) > 1 and set(header) <= _KEYS:
+            return delimiter
+    for delimiter, rows in tables.items():
+        body = rows[1:] or rows  # the first may be a header of other names, which is refused by its line
+        if rows and {len(row) for row in rows} in ({2}, {3}) and all(_is_number(row[-1]) for row in body):
+            return delimiter
+    for delimiter, rows in tables.items():
+        even = len(rows) > 1 and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1
+        if delimiter != "," and even and all(len(row) == 1 for row in tables[","]):
+            raise InputError(
+                f"{path}: {_DELIMITERS[delimiter]} parts each line into {len(rows[0])} columns; {_FORMS}",
+                "number the classes, or put text that is one column between double quotes",
+            )
+    return ","
+
+
+def _parsed(text: str, delimiter: str) -> list[list[str]]:
+    """All rows; none where the text is no table of this delimiter."""
+    try:
+        return [row for row in csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter) if row]
+    except csv.Error:
+        return []
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _lone_header(text: str) -> bool:
+    """True for a single column whose first line is a name, and most of whose others are not of one word."""
+    rows = _parsed(text, ",")
+    if len(rows) < 2 or any(len(row) != 1 for row in rows):
+        return False
+    words = sum(" " not in row[0].strip() for row in rows[1:])
+    return rows[0][0].strip().isidentifier() and 2 * words < len(rows) - 1
 
 
 def _columns(path: Path, line: int, cells: list[str]) -> list[str]:
@@ -139,7 +192,7 @@ def _columns(path: Path, line: int, cells: list[str]) -> list[str]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
-    for line, raw in enumerate(text.splitlines(), start=1):
+    for line, raw in enumerate(text.split("\n"), start=1):
         if not raw.strip():
             continue
         try:

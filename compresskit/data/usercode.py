@@ -6,6 +6,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 from compresskit.data.prepare import check_values, complete, fits, shape_text
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, as_targets
-from compresskit.errors import CompressKitError, InputError, UsageError
+from compresskit.errors import CompressKitError, InputError, PathError, UsageError
 from compresskit.model import InputSpec
 
 _REFERENCE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)", re.DOTALL)
+_END = object()
 _FORM = "expected batches (x, y), (x,), or a dict of arrays by input name, with labels under 'y' or 'labels'"
 
 
@@ -27,7 +29,7 @@ def is_reference(spec: str) -> bool:
 
 
 def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
-    """Import what ``FILE.py:NAME`` names.
+    """Import what ``FILE.py:NAME`` names; what it prints goes to stderr.
 
     Args:
         spec: The reference.
@@ -45,7 +47,7 @@ def load_object(spec: str, option: str, *, allow_code: bool) -> Any:
         raise UsageError(f"{option} {spec} would run code, which a recipe may not", "add `allow_code` if you trust it")
     path = Path(match["file"])
     if not path.is_file():
-        raise InputError(f"{path} does not exist", f"{option} FILE.py:NAME names a Python file and what it defines")
+        raise PathError(f"{path} does not exist", f"{option} FILE.py:NAME names a Python file and what it defines")
     module = _import(path)
     if not hasattr(module, match["name"]):
         raise InputError(f"{path} defines no '{match['name']}'")
@@ -63,7 +65,8 @@ def _import(path: Path) -> Any:
     module = importlib.util.module_from_spec(loaded)
     sys.modules[name] = module  # dataclasses and pickling look themselves up there
     try:
-        loaded.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            loaded.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         sys.modules.pop(name, None)
         raise failure(str(path), error) from error
@@ -148,11 +151,12 @@ class PythonSource:
     def _given(self) -> Iterator[Batch]:
         """The user's batches, checked; whatever their code raises becomes one error."""
         try:
-            walk = iter(self._thing() if callable(self._thing) else self._thing)
+            with redirect_stdout(sys.stderr):
+                walk = iter(self._thing() if callable(self._thing) else self._thing)
             while True:
-                try:
-                    item = next(walk)
-                except StopIteration:
+                with redirect_stdout(sys.stderr):
+                    item = next(walk, _END)
+                if item is _END:
                     return
                 yield self._batch(item)
         except CompressKitError:

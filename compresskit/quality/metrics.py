@@ -7,8 +7,10 @@ interval and the comparison of two models on the same samples need no second pas
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any, ClassVar
 
 import numpy as np
@@ -238,7 +240,8 @@ class Custom(Metric):
             check_finite(name, array)
         n = len(batch.targets) if batch.targets is not None else len(next(iter(batch.inputs.values())))
         try:
-            scores = np.asarray(self._function(outputs, batch), np.float64)
+            with redirect_stdout(sys.stderr):
+                scores = np.asarray(self._function(outputs, batch), np.float64)
         except CompressKitError:
             raise
         except Exception as error:

@@ -106,6 +106,7 @@ class Head(Keys):
         BeforeValidator(_shape),
         Field(description="Of the input, batch first: [1, 3, 32, 32]."),
     ] = None
+    key: Annotated[str | None, Field(description="Which of the state dicts in the model's file: params_ema.")] = None
     allow_nonfinite: Annotated[bool, Field(description="Accept NaN and infinities among the weights.")] = False
     data: Annotated[
         str | None,

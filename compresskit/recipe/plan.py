@@ -43,6 +43,7 @@ class Recipe:
         arch: ``FILE.py:NAME`` or ``package.module:NAME``.
         arch_args: Its keyword arguments.
         input_shape: Batch first.
+        key: Which of the state dicts in MODEL's file.
         allow_nonfinite: Accept NaN and infinities among the weights.
         data: Calibration and training data.
         eval_data: What the verdict is measured on.
@@ -66,6 +67,7 @@ class Recipe:
     arch: str | None = None
     arch_args: dict[str, Any] = field(default_factory=dict)
     input_shape: tuple[int, ...] | None = None
+    key: str | None = None
     allow_nonfinite: bool = False
     data: str | None = None
     eval_data: str | None = None
@@ -89,6 +91,7 @@ class Recipe:
             "arch": self.arch and portable_reference(self.arch),
             "arch-args": self.arch_args or None,
             "input-shape": list(self.input_shape) if self.input_shape else None,
+            "key": self.key,
             "allow-nonfinite": self.allow_nonfinite or None,
             "data": _cut(self.data),
             "eval-data": _cut(self.eval_data),

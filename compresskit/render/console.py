@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 from typing import Any, TextIO
 
 from rich.console import Console
 
-from compresskit.render.plain import is_plain
+from compresskit.render.plain import forget_odd_sizes, is_plain
 
 _PLAIN = {"→": "->", "×": "x", "–": "-", "−": "-", "…": "...", "·": "*", "≥": ">=", "≤": "<=", "≈": "~", "±": "+/-"}
 _ENDLESS = 10_000
@@ -29,7 +30,7 @@ codecs.register_error("compresskit.spell", _spell)
 def make_console(stream: TextIO | None = None, *, width: int | None = None) -> Console:
     """A console on a stream.
 
-    Colours only on a terminal and without ``NO_COLOR``; 80 columns where the width isn't known. Neither for logs
+    Colours only on a terminal and without ``NO_COLOR``; 80 columns where the width is not known. Neither for logs
     (:mod:`compresskit.render.plain`). Markup, emoji codes and highlighting are off: text from files is text.
 
     Args:
@@ -41,5 +42,7 @@ def make_console(stream: TextIO | None = None, *, width: int | None = None) -> C
     if reconfigure is not None and not (getattr(stream, "encoding", None) or "").lower().startswith("utf"):
         reconfigure(errors="compresskit.spell")
     log: dict[str, Any] = {"no_color": True, "force_terminal": False} if is_plain() else {}
+    environ = dict(os.environ)
+    forget_odd_sizes(environ)
     width = _ENDLESS if is_plain() and width is None else width
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False, **log)
+    return Console(file=stream, width=width, _environ=environ, markup=False, emoji=False, highlight=False, **log)

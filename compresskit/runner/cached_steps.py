@@ -31,7 +31,8 @@ def read_model(recipe: Recipe, path: Path) -> Model:
     arch = None if step and graph else recipe.arch
     return load(
         path, arch=arch, arch_args=recipe.arch_args if arch else None,
-        input_shape=None if step else recipe.input_shape, allow_nonfinite=recipe.allow_nonfinite,
+        input_shape=None if step else recipe.input_shape, key=None if step else recipe.key,
+        allow_nonfinite=recipe.allow_nonfinite,
     )  # fmt: skip
 
 
@@ -105,8 +106,8 @@ class Cached(Steps[At]):
         """A model before any step, with its ONNX file."""
         measuring = self._job.measuring
         key = digest(
-            "original", content(model.source), model.card.to_json(), self._recipe.allow_nonfinite, code_of(arch),
-            measuring.export, measuring.seed, self.surroundings,
+            "original", content(model.source), model.card.to_json(), model.key, self._recipe.allow_nonfinite,
+            code_of(arch), measuring.export, measuring.seed, self.surroundings,
         )  # fmt: skip
         if form(model) != "torch" or not measuring.export:
             shipped = Prepared(model.body) if isinstance(model.body, Path) and measuring.export else None

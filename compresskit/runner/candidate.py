@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from compresskit.benchmark.run import Spec
+from compresskit.checkpoint.shards import shards_of
+from compresskit.checkpoint.tensors import INDEX
 from compresskit.model import InputSpec
 from compresskit.report import ModelEntry
 from compresskit.runtimes import get, runs_modules
@@ -36,6 +38,7 @@ class Candidate:
         macs: Multiply-accumulates of one sample, where known.
         int8_arithmetic: How onnxruntime multiplies 8-bit integers when the model is opened in this process: as this
             machine does, clipped as on x86 without VNNI, or exactly; the last two are emulated and never timed.
+        bytes: What counts as its size; None is its files'.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
     """
 
@@ -50,6 +53,7 @@ class Candidate:
     parameters: int | None = None
     macs: int | None = None
     int8_arithmetic: Int8Arithmetic = "native"
+    bytes: int | None = None
     loader_args: dict[str, Any] = field(default_factory=dict)
 
     def entry(self) -> ModelEntry:
@@ -63,7 +67,7 @@ class Candidate:
         return ModelEntry(
             name=self.name,
             path=self.shown,
-            bytes=size,
+            bytes=size if self.bytes is None else self.bytes,
             parameters=self.parameters,
             macs=self.macs,
             sha256=digest.hexdigest(),
@@ -98,12 +102,14 @@ class Candidate:
 
 
 def files_of(path: Path) -> Iterator[Path]:
-    """The files of a model in a fixed order: the file and its external data, or the weights and config of a folder."""
+    """The files of a model in a fixed order: the file with its external data or shards, or those of a folder."""
     if path.is_dir():
         kinds = (".safetensors", ".bin", ".json", ".onnx", ".data")
         yield from sorted(p for p in path.iterdir() if p.is_file() and p.suffix in kinds and p.name != "report.json")
         return
     yield path
+    if path.name.endswith(INDEX):
+        yield from shards_of(path)
     data = path.with_name(path.name + ".data")
     if data.is_file():
         yield data

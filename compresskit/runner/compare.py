@@ -111,6 +111,7 @@ def compare(
                 *([_STOPPED] if timed.stopped else []),
                 *(recommendation(models, timed.measurements) if how.automatic else []),
                 *opened.left_out,
+                *opened.notes,
             ],
             last_notes=_elsewhere(measuring.target, timed.measurements),
             command=command,
@@ -131,6 +132,7 @@ class _Opened:
         source: The data, or None.
         history: What was done to the last model.
         left_out: A note on each runtime that was left out.
+        notes: What a reader must know of the models' files.
     """
 
     folder: Path
@@ -143,6 +145,7 @@ class _Opened:
     source: Source | None = None
     history: Sequence[Applied] = ()
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add_all(self, paths: Sequence[Path]) -> None:
         """Open all models under all runtimes."""
@@ -173,6 +176,7 @@ class _Opened:
         ready = Ready(model, shipped, counts, model.source)
         self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))
         self.history = model.card.history
+        self.notes += [note for note in model.notes if note not in self.notes]
 
     def leave_out_unable(self, point: Point) -> None:
         """Keep those that their runtime runs at a point."""

@@ -38,6 +38,7 @@ def inspected(
     found = _layers(model)
     if spectrum:
         found["spectrum"] = _spectrum(model)
+    found["notes"] += model.notes
     found["history"] = [applied.name for applied in model.card.history]
     found["estimates"] = estimates(model, found, seed=seed)
     if sensitivity is not None:
@@ -58,7 +59,7 @@ def _layers(model: Model) -> dict[str, Any]:
     from compresskit.checkpoint.tensors import open_tensors
     from compresskit.ops.inspect import inspect_tensors
 
-    return inspect_tensors(open_tensors(model.body, allow_nonfinite=True))
+    return inspect_tensors(open_tensors(model.body, allow_nonfinite=True, key=model.key))
 
 
 def _spectrum(model: Model) -> list[dict[str, Any]]:

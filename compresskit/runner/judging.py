@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compresskit.benchmark.machine import environment
 from compresskit.benchmark.run import change
 from compresskit.benchmark.sweep import Point
+from compresskit.data.source import notes_of
 from compresskit.kinds import Kind
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
@@ -94,10 +95,18 @@ class Ready:
     def candidate(self, name: str, shown: str, measuring: Measuring, **more: Any) -> Candidate:
         """This model under a name and a path for the reader; ``more`` are other fields of the candidate."""
         card, path = self.model.card, self.shipped.path if self.shipped else self.place
+        if path == self.model.source and self.model.notes:
+            more["bytes"] = self._weights()
         return Candidate(
             name, path, shown, inputs=card.inputs, task=card.task, threads=measuring.threads, device=measuring.device,
             int8_arithmetic=int8_arithmetic_on(measuring.target), **self.counts, **more,
         )  # fmt: skip
+
+    def _weights(self) -> int:
+        """Bytes of the tensors that the model is, in a file that holds others too."""
+        from compresskit.checkpoint.tensors import open_tensors
+
+        return open_tensors(self.model.source, allow_nonfinite=True, key=self.model.key).nbytes()
 
 
 class ReportBuilder:
@@ -257,12 +266,16 @@ def report_on(
         about = after.shipped.notes
     else:
         rounded, about = _rounding(facts, new.name)
+        if isinstance(after.model.body, Path):
+            about.append("no model.onnx was written: give `arch` and `input_shape`")
         builder.figures += rounded
     return builder.report(
         [*_proofs(before, after), *log.gates, *_fair(builder.gates(), facts)],
         history=history,
         notes=[
+            *before.model.notes,
             *_seen(log.data, measuring.source),
+            *(note for note in notes_of(log.data) if note not in notes_of(measuring.source)),
             *log.notes,
             *_unused(log.data, history),
             *facts.get("notes", []),

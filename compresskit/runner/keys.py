@@ -12,7 +12,7 @@ from typing import Any
 
 from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.bundle import extras_of, sha256
-from compresskit.errors import InputError
+from compresskit.errors import PathError
 from compresskit.model import portable
 from compresskit.runner.candidate import files_of
 from compresskit.stage import Stage
@@ -62,7 +62,7 @@ def content(path: Path) -> str:
         InputError: It can't be read.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist")
+        raise PathError(f"{path} does not exist")
     files = {file.relative_to(path.parent if path.is_file() else path): file for file in files_of(path)}
     if path.is_dir():
         files |= {name: path / name for name in extras_of(path)}

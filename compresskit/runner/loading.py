@@ -27,6 +27,7 @@ def load(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    key: str | None = None,
     allow_nonfinite: bool = False,
     shipped: bool = False,
 ) -> Model:
@@ -37,6 +38,7 @@ def load(
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code runs.
         arch_args: Keyword arguments of it.
         input_shape: Shape of the input; its first axis becomes the batch.
+        key: Which of the state dicts that a ``torch.save`` file holds; keys one inside another are joined by points.
         allow_nonfinite: Accept NaN and Inf among the weights.
         shipped: Take a bundle as it ships: its ONNX file, without rebuilding the module.
 
@@ -45,7 +47,7 @@ def load(
 
     Raises:
         InputError: The file is damaged, hostile, or doesn't fit the architecture.
-        UsageError: The architecture's own code fails, or is needed and not given.
+        UsageError: The architecture's own code fails, or is needed and not given; there is nothing under ``key``.
     """
     from compresskit.checkpoint.load import load as read
 
@@ -54,6 +56,7 @@ def load(
         arch=arch,
         arch_args=arch_args,
         input_shape=input_shape,
+        key=key,
         allow_nonfinite=allow_nonfinite,
         shipped=shipped,
         replay=partial(_replay, Path(path)),
@@ -79,7 +82,7 @@ def load_shipped(
     own = dict(options or {})
     rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
     if several and kind_of(path) != "tensors" and not rebuilt:
-        own |= {"arch": None, "arch_args": {}, "input_shape": None}
+        own |= {"arch": None, "arch_args": {}, "input_shape": None, "key": None}
     return load(path, **own, shipped=not rebuilt)
 
 

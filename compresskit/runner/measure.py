@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from compresskit.data.source import Source
+from compresskit.data.source import Source, notes_of
 from compresskit.model import portable
 from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
 from compresskit.quality.fidelity import compare_outputs
@@ -77,7 +77,7 @@ def quality(
         InputError: Data and model don't fit.
         UsageError: The metric can't be computed on this data.
     """
-    found = Quality()
+    found = Quality(notes=list(notes_of(source)))
     original = models[0].open()
     if source is not None:
         found.metric = open_metric(metric) if metric else pick(source, original.outputs, models[0].task)

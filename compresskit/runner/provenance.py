@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compresskit.checkpoint.atomic import CARD_NAME
 from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME, sha256
-from compresskit.errors import InputError
+from compresskit.errors import InputError, PathError
 from compresskit.recipe.plan import Recipe
 from compresskit.report import StepEntry
 from compresskit.runner.keys import content, digest
@@ -98,6 +98,8 @@ def read_provenance(folder: Path) -> Provenance:
         InputError: There is none, or it isn't one.
     """
     path = folder / PROVENANCE_NAME
+    if not folder.exists():
+        raise PathError(f"{folder} does not exist", "check the path")
     if not path.is_file():
         raise InputError(f"{folder} has no {PROVENANCE_NAME}", "compresskit run writes one")
     if path.stat().st_size > _LARGEST:

@@ -54,17 +54,17 @@ class QuantizeRtn(Repaired):
         if self.rank:
             raise UsageError("`repair` and `epochs` need the architecture", "give `arch` FILE.py:NAME")
         card = model.card.after(Applied(self.name(), self.options()))
-        facts, skipped, path = self._stream(model.body, weights_metadata(card), ctx)
+        facts, skipped, path = self._stream(model, model.body, weights_metadata(card), ctx)
         return self.recorded(replace(model, body=path), facts, skipped)
 
     def _stream(
-        self, path: Path, metadata: dict[str, str], ctx: Context
+        self, model: Model, path: Path, metadata: dict[str, str], ctx: Context
     ) -> tuple[dict[str, Any], dict[str, str], Path]:
         from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
         from compresskit.checkpoint.tensors import open_tensors
         from compresskit.ops.quantize.stream import Quantizer, plan
 
-        tensors = open_tensors(path, allow_nonfinite=True)
+        tensors = open_tensors(path, allow_nonfinite=True, key=model.key if path == model.source else None)
         chosen = plan(tensors, self.selection())
         quantizer = Quantizer(tensors, chosen, clip=self.clip, progress=ctx.progress)
         out = ctx.work / "model.safetensors"

@@ -229,7 +229,7 @@ def test_extreme_figures_are_judged(cli: Cli, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["nope.json", "nope", "\x1b[31m\nerror: x"])
 def test_a_missing_report_is_named(cli: Cli, name: str) -> None:
-    cli("check", name).refused(3, "cannot read the report")
+    cli("check", name).refused(2, "cannot read the report")
 
 
 def test_a_folder_is_a_bundle_with_a_report(cli: Cli) -> None:

@@ -223,7 +223,7 @@ def test_a_file_name_that_is_no_text(cli: Cli, here: Path, more: tuple[str, ...]
     found = cli("quantize", name, "--bits", "4", "-o", os.fsdecode(b"out\xff"), *more)
     assert found.code == 0 and found.err == "", found
     Report.model_validate_json(Path(os.fsdecode(b"out\xff"), "report.json").read_bytes())
-    cli("inspect", name + "x").refused(3, "does not exist")
+    cli("inspect", name + "x").refused(2, "does not exist")
 
 
 def without_reader(warm: Warm, words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:

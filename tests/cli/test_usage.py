@@ -125,4 +125,4 @@ def test_debug_shows_the_traceback_wherever_it_stands(cli: Cli, place: int) -> N
     words = ["quantize", "missing.pt", "--bits", "4"]
     words.insert(place, "--debug")
     found = cli(*words)
-    assert found.code == 3 and "Traceback" in found.err and "error: missing.pt" in found.err
+    assert found.code == 2 and "Traceback" in found.err and "error: missing.pt" in found.err

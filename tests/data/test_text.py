@@ -50,6 +50,11 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
+def test_a_line_ends_at_a_line_feed_only(tmp_path, bert):
+    path = write(tmp_path / "a.txt", "the\u2028cat\u2029sat\x85ran\x0b\x0c\x1c\na dog\r\n")
+    assert len(open_source(path, tokenizer=bert, inputs=BERT)) == 2
+
+
 def test_lines_are_padded_to_the_longest_of_a_batch(tmp_path, bert):
     path = write(tmp_path / "a.txt", "\ufeffthe cat\n\n  a dog sat on the mat\r\nran\n")
     source = open_source(path, tokenizer=bert, inputs=BERT)

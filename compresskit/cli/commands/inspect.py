@@ -54,6 +54,7 @@ def command(
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
+    key: shared.Key = None,
     rows: Rows = 40,
     spectrum: Spectrum = False,
     sensitivity: Sensitivity = False,
@@ -81,13 +82,13 @@ def command(
     check_json(json, (model, arch, data))
     _check(suggest, json, force, (model, arch, data))
     # What is to be looked at may be broken: NaN is shown, not refused.
-    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite=True))
+    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite=True, key=key))
     loaded, source = _with_data(loaded, data, normalize, sequence, sensitivity)
     with progressing(quiet) as progress:
         found = inspected(
             loaded, spectrum=spectrum, sensitivity=source if sensitivity else None, seed=seed, progress=progress
         )  # fmt: skip
-    words = _words(model, arch, arch_args, input_shape)
+    words = _words(model, arch, arch_args, input_shape, key)
     chosen = suggestion_for(loaded, found, words)
     if found["estimates"]["quantize"]["forms"]:
         found["estimates"]["suggestion"] = {"kind": chosen.kind, "form": chosen.form, "options": list(chosen.options)}
@@ -139,9 +140,9 @@ def _with_data(loaded: Model, data: str | None, normalize: str | None, sequence:
     return (loaded if source is None else with_inputs(loaded, source)), source
 
 
-def _words(model: Path, arch: str | None, arch_args: str | None, input_shape: str | None) -> list[str]:
+def _words(model: Path, arch: str | None, arch_args: str | None, input_shape: str | None, key: str | None) -> list[str]:
     """MODEL and what tells its architecture, as typed."""
-    given = {"--arch": arch, "--arch-args": arch_args, "--input-shape": input_shape}
+    given = {"--arch": arch, "--arch-args": arch_args, "--input-shape": input_shape, "--key": key}
     return [str(model), *(word for name, value in given.items() if value is not None for word in (name, value))]
 
 

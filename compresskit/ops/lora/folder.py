@@ -22,7 +22,7 @@ from compresskit.checkpoint.atomic import writing
 from compresskit.checkpoint.files import contained, head, read_json
 from compresskit.checkpoint.safetensors_writer import entry, write_safetensors
 from compresskit.checkpoint.tensors import Tensors, open_tensors
-from compresskit.errors import InputError, listing
+from compresskit.errors import InputError, PathError, listing
 from compresskit.ops.lora.adapter import Term, adaptable, check_shape, sizes, turns
 from compresskit.ops.packed.modules import PackedLayer
 
@@ -116,6 +116,8 @@ def read_adapter(path: Path, *, allow_nonfinite: bool = False) -> AdapterFile:
     Raises:
         InputError: Missing, damaged, hostile, or of a kind that isn't known here.
     """
+    if not path.exists():
+        raise PathError(f"{path} does not exist", "check the path")
     folder = adapter_folder(path)
     config = _read_config(folder)
     if not (folder / TENSORS).is_file():
