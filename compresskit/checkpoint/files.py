@@ -73,7 +73,7 @@ def head(path: Path, count: int) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """A JSON document whose numbers have at most 64 bits, and whose text every file format can hold.
+    """A JSON document whose whole numbers have at most 40 digits, and whose text every file format can hold.
 
     Raises:
         ValueError: It isn't one.
@@ -88,7 +88,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def _whole(digits: str) -> int:
-    if len(digits) > 20:
+    if len(digits) > 40:
         raise ValueError(f"a number of {len(digits)} digits")
     return int(digits)
 
