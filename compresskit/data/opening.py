@@ -14,7 +14,7 @@ from compresskit.data.tables import read_table, read_text
 from compresskit.data.text import PairSource, RunningText, TextSource
 from compresskit.data.tokens import Encoder
 from compresskit.data.usercode import PythonSource, is_reference, load_object
-from compresskit.errors import PathError, UsageError
+from compresskit.errors import InputError, PathError, UsageError
 from compresskit.model import InputSpec
 
 _FORMS = "data is an .npz, a folder of class folders, a .txt, .csv or .jsonl, or FILE.py:NAME"

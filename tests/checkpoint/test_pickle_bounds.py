@@ -160,7 +160,7 @@ def test_a_group_that_is_deep_here_and_shallow_there_is_found(tmp_path: Path) ->
     path = tmp_path / "m.pt"
     torch.save({"a_deep": deep, "state_dict": {"model": shared}}, path)
     saved, _ = read_torch_file(path)
-    assert list(find_state_dict(path, saved)) == ["w"]
+    assert list(find_state_dict(path, saved).entries) == ["w"]
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
