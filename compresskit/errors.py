@@ -43,7 +43,8 @@ def printable(text: object, limit: int = 400) -> str:
     Returns:
         One line without control characters: each is shown as a backslash escape.
     """
-    out = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    begin = str(text)[: limit + 1]
+    out = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in begin)
     return out if len(out) <= limit else out[: limit - 1] + "…"
 
 

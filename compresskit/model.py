@@ -38,12 +38,21 @@ class InputSpec:
         dtype: numpy's name of it: ``float32``, ``int64`` …
         shape: Sizes; a string names an axis that may vary (``"batch"``, ``"sequence"``).
         high: For integers, one past the largest allowed value (a vocabulary size).
+
+    Raises:
+        InputError: A size is below 1, or there are more numbers than any input has.
     """
 
     name: Text
     dtype: Annotated[str, Field(pattern=_DTYPE)]
     shape: Annotated[tuple[Index | Text, ...], Field(max_length=32)]
     high: Size | None = None
+
+    def __post_init__(self) -> None:
+        sizes = [size for size in self.shape if isinstance(size, int)]
+        if any(size < 1 for size in sizes) or math.prod(sizes) > _LARGEST_INPUT:
+            shown = ", ".join(map(str, self.shape))
+            raise InputError(f"the input '{self.name}' of the shape ({shown}) can't be: sizes from 1 were expected")
 
     def implied(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """The values of an input that needs no data: those of plain, unpadded samples of one segment.
@@ -150,9 +159,6 @@ class Card:
             raise InputError(f"not a card that this program wrote: it is nested more than {_DEEPEST} deep")
         rest = {key: value for key, value in data.items() if key not in ("version", "files")}
         card = read_facts(cls, rest, "not a card that this program wrote")
-        for spec in card.inputs:
-            if math.prod(n for n in spec.shape if isinstance(n, int)) > _LARGEST_INPUT:
-                raise InputError(f"the card's input '{spec.name}' has {list(spec.shape)}: no input is so large")
         return card if version > 1 else replace(card, history=tuple(map(_of_version_1, card.history)))
 
 

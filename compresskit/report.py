@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 from enum import Enum
@@ -21,6 +23,9 @@ PAGE = "report.html"
 """What its pictures are called there."""
 _MOST = 64_000_000
 """Bytes of the largest document that is read; those of real models take some hundred thousand."""
+
+_UNSEEN = re.compile("[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+"""What JSON lets stand in a text, and a terminal would act on or not show."""
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Point = tuple[int | None, int | None, int | None]
@@ -217,10 +222,12 @@ class Report(_Part):
     def to_json(self) -> str:
         """The report as a JSON document, keys in the order of the schema, floats finite or null.
 
-        What UTF-8 can't hold (a byte of a file name that was no UTF-8) is a question mark.
+        What UTF-8 can't hold (a byte of a file name that was no UTF-8) is a question mark; control codes, also those
+        of the direction of text, are JSON's escapes.
         """
         data = self.model_dump(mode="python", by_alias=True)
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
         return text.encode("utf-8", "replace").decode("utf-8")
 
     def values(self, name: str) -> dict[str, Measurement]:
@@ -266,11 +273,13 @@ def _content(path: Path) -> tuple[str, bytes]:
         given, path = path, path / NAME if path.is_dir() else path
         name = str(path)
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for who writes it
+                raise InputError(f"{name} is no report: it is not a regular file", "- is standard input")
             with path.open("rb") as stream:
                 text = stream.read(_MOST + 1)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             kind = InputError if os.path.lexists(given) else PathError
-            raise kind(f"cannot read the report {name}: {error.strerror}") from error
+            raise kind(f"cannot read the report {name}: {getattr(error, 'strerror', error)}") from error
     if len(text) > _MOST:
         raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
     return name, text.removeprefix(b"\xef\xbb\xbf")

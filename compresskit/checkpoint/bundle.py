@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint.atomic import CARD_NAME, writing
-from compresskit.checkpoint.files import contained, regular_file, unreadable
+from compresskit.checkpoint.files import contained, read_json, unreadable
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import InputError
 from compresskit.model import Card
@@ -130,18 +130,7 @@ def read_card(folder: Path | str, *, verify: bool = True) -> Card:
 
 
 def _card_json(folder: Path) -> dict[str, Any]:
-    path = folder / CARD_NAME
-    if regular_file(path) > _MAX_CARD:
-        raise InputError(f"{path} is larger than any card")
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return data
+    return read_json(folder / CARD_NAME, _MAX_CARD)
 
 
 def _verify(folder: Path, data: dict[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from compresskit.errors import InputError, PathError
 
@@ -68,6 +70,50 @@ def head(path: Path, count: int) -> bytes:
             return file.read(count)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def parse_json(content: bytes) -> Any:
+    """A JSON document whose numbers have at most 64 bits, and whose text every file format can hold.
+
+    Raises:
+        ValueError: It isn't one.
+    """
+    try:
+        found = json.loads(content.decode("utf-8-sig"), parse_int=_whole)
+        if b"\\u" in content:
+            json.dumps(found, ensure_ascii=False).encode("utf-8")  # finds halves of surrogate pairs
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """The JSON object in a file; see :func:`parse_json`.
+
+    Args:
+        path: The file.
+        most: Its largest size, in bytes.
+
+    Raises:
+        InputError: As :func:`regular_file`, or it is larger, or holds something else.
+    """
+    if regular_file(path) > most:
+        raise InputError(f"{path} is larger than {most} bytes, more than such a file takes")
+    try:
+        found = parse_json(path.read_bytes())
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return found
 
 
 def is_plain_name(name: str) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
-import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.checkpoint.files import contained, regular_file
+from compresskit.checkpoint.files import contained, read_json
 from compresskit.checkpoint.shards import open_shards
 from compresskit.checkpoint.tensors import Tensors, check_finite
 from compresskit.errors import InputError, listing, missing_extra
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 CONFIG = "config.json"
 _MAX_CONFIG = 1 << 24
-_MAX_LAYERS = 10_000
+_MOST = {re.compile("layer|depth|blocks|stages|experts", re.IGNORECASE): 10_000, re.compile("num_labels"): 1_000_000}
+"""The largest number under a key of such a name: transformers makes a module, or an entry, for each."""
+_LARGEST = 1 << 53
 _log = logging.getLogger("compresskit.checkpoint")
 
 
@@ -110,14 +112,7 @@ def read_config(folder: Path, class_name: str | None = None, *, quantized: bool 
 
 def _config_json(folder: Path, *, quantized: bool = False) -> dict[str, Any]:
     path = contained(folder, CONFIG, str(folder))
-    if regular_file(path) > _MAX_CONFIG:
-        raise InputError(f"{path} is larger than any config")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a JSON object")
+    data = read_json(path, _MAX_CONFIG)
     if "auto_map" in data:
         raise InputError(
             f"{path} asks for code of its own (auto_map), which is never run",
@@ -129,10 +124,23 @@ def _config_json(folder: Path, *, quantized: bool = False) -> dict[str, Any]:
         )
     if not isinstance(data.get("architectures") or [], list):
         raise InputError(f"{path}: architectures is not a list")
-    for key, value in data.items():
-        if "layers" in key and isinstance(value, int) and value > _MAX_LAYERS:
-            raise InputError(f"{path} is refused: {key} is {value}")
+    _check_numbers(path, data)
     return data
+
+
+def _check_numbers(path: Path, data: dict[str, Any]) -> None:
+    """Refuse a config that transformers would take forever to build: sizes of its parts too, and of lists of them."""
+    stack: list[tuple[str, Any]] = list(data.items())
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend(value.items())
+        elif isinstance(value, list):
+            stack.extend((key, item) for item in value)
+        elif isinstance(value, (int, float)):
+            most = min((limit for name, limit in _MOST.items() if name.search(key)), default=_LARGEST)
+            if value > most and (isinstance(value, int) or most < _LARGEST):
+                raise InputError(f"{path} is refused: {key} is {value}, at most {most} is taken")
 
 
 def _check_size(folder: Path, kind: Any, config: Any, tensors: Tensors) -> None:

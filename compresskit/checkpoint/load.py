@@ -213,6 +213,16 @@ def _shipped(path: Path, card: Card, allow_nonfinite: bool) -> Model:
     return Model(onnx, card if card.inputs else replace(card, inputs=graph_inputs(graph)), path)
 
 
+def _replayed(path: Path, replay: Replay, module: nn.Module, card: Card, tensors: Tensors) -> Tensors:
+    """A card may say anything: facts that don't fit the module are its fault."""
+    try:
+        return replay(module, card, tensors)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: the history in its card does not fit its model ({type(error).__name__}: {error})", "make it again"
+        ) from error
+
+
 def _rebuild(
     path: Path, card: Card, arch: str | None, args: dict[str, Any] | None, allow_nonfinite: bool, replay: Replay | None
 ) -> Model:
@@ -228,6 +238,6 @@ def _rebuild(
             raise UsageError(
                 f"{path} has {len(card.history)} stages in its history; rebuilding it needs compresskit.load"
             )
-        tensors = replay(module, card, tensors)
+        tensors = _replayed(path, replay, module, card, tensors)
     load_into(module, tensors)
     return Model(module, card, path)

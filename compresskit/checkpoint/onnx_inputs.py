@@ -36,7 +36,7 @@ def graph_inputs(model: Any) -> tuple[InputSpec, ...]:
 
 
 def _axis(index: int, dim: Any) -> int | str:
-    if dim.HasField("dim_value") and dim.dim_value >= 0:  # some write -1 for an axis that may vary
+    if dim.dim_value > 0:  # some exporters write -1 or 0 for what may vary
         return int(dim.dim_value)
     if index == 0:
         return "batch"

@@ -15,6 +15,8 @@ ITEM_SIZE = {
 """Bytes of an element, by torch's name of the dtype."""
 
 MAX_DIMS = 64
+SIZES = range(1 << 63)
+"""What a size, a stride or an offset can be."""
 
 
 class Aside(str):
@@ -63,8 +65,11 @@ class Region:
 
     def fault(self) -> str | None:
         """None, or why the view doesn't fit its storage: checked before anything of its size is allocated."""
-        numbers = (*self.shape, *self.strides, self.offset)
-        if len(self.shape) != len(self.strides) or len(self.shape) > MAX_DIMS or any(n < 0 for n in numbers):
+        if max(len(self.shape), len(self.strides)) > MAX_DIMS:
+            return f"it has more than {MAX_DIMS} axes"
+        if any(n not in SIZES for n in (*self.shape, *self.strides, self.offset)):
+            return "its shape, strides or offset make no sense: sizes from 0 to 2^63 were expected"
+        if len(self.shape) != len(self.strides):
             return f"its shape {self.shape}, strides {self.strides} and offset {self.offset} make no sense"
         if self.numel == 0:
             return None

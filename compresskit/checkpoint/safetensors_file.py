@@ -43,7 +43,10 @@ def _header(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
     if len(data) < 8 or size > MAX_HEADER or size + 8 > len(data) or data[8:9] != b"{":
         raise InputError(f"{path} is not a safetensors file, or is cut off: its header is missing")
     try:
-        header = json.loads(data[8 : 8 + size].decode("utf-8"), object_pairs_hook=_unique)
+        text = data[8 : 8 + size].decode("utf-8")
+        header = json.loads(text, object_pairs_hook=_unique)
+        if "\\u" in text:
+            "".join(header).encode("utf-8")  # halves of surrogate pairs fit no other format
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: its header is not valid JSON ({error})", "get the file again") from error
     if not isinstance(header, dict):
@@ -66,7 +69,11 @@ def _region(path: Path, name: str, entry: Any, begin: int) -> Region:
         raise InputError(f"{path} is damaged: its tensor '{name}' lacks dtype, shape or data_offsets") from error
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{path}: its tensor '{name}' has the dtype '{dtype}', which is not supported")
-    if any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers) or len(shape) > MAX_DIMS:
+    if (
+        not isinstance(shape, list)
+        or any(type(n) is not int or not 0 <= n < 1 << 63 for n in numbers)
+        or len(shape) > MAX_DIMS
+    ):
         raise InputError(f"{path} is damaged: shape and offsets of its tensor '{name}' are not whole numbers")
     need = math.prod(shape) * ITEM_SIZE[DTYPES[dtype]]
     if last - first != need:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from pathlib import Path
 from typing import Any
 
-from compresskit.checkpoint.files import contained, regular_file
+from compresskit.checkpoint.files import contained, read_json
 from compresskit.checkpoint.region import Region
 from compresskit.checkpoint.safetensors_file import read_safetensors_file
 from compresskit.checkpoint.state_dict_keys import find_state_dict
@@ -69,12 +68,10 @@ def _sharded(folder: Path, index: Path) -> Tensors:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    if regular_file(index) > _MAX_INDEX:
-        raise InputError(f"{index} is larger than any index")
     try:
-        found: Any = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{index} is not an index of shards ({type(error).__name__})") from error
+        found: Any = read_json(index, _MAX_INDEX).get("weight_map")
+    except InputError as error:
+        raise InputError(f"not an index of shards: {error.message}", error.hint) from error
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) for v in found.values()):
         raise InputError(f"{index} is not an index of shards: its weight_map does not name files")
     return found

@@ -107,13 +107,14 @@ def _under(path: Path, saved: dict[str, Any], key: str) -> dict[str, Any]:
         # The longest name that is there: names may hold points themselves.
         name = max((n for n in found if rest == n or rest.startswith(f"{n}.")), key=len, default=None)
         found, rest = (None, "") if name is None else (found[name], rest[len(name) + 1 :])
-    if not key or not isinstance(found, dict) or not _holds_tensors(found):
+    if not key or not isinstance(found, dict) or not _holds_tensors(found, {}):
         raise UsageError(f"{path} has no tensors under '{key}'", f"it has {listing(list(_groups(saved)))}")
     return dict(found)
 
 
 def _groups(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {name: value for name, value in saved.items() if isinstance(value, dict) and _holds_tensors(value)}
+    known: dict[int, bool] = {}
+    return {name: value for name, value in saved.items() if isinstance(value, dict) and _holds_tensors(value, known)}
 
 
 def _of_training(name: str) -> bool:
@@ -144,10 +145,15 @@ def _incidental(beside: Mapping[str, Region], groups: Iterable[dict[str, Any]]) 
     return not any("." in name for name in beside) and sum(v.numel for v in beside.values()) < largest
 
 
-def _holds_tensors(value: dict[str, Any], depth: int = 3) -> bool:
-    if any(isinstance(item, Region) for item in value.values()):
-        return True
-    return depth > 0 and any(isinstance(item, dict) and _holds_tensors(item, depth - 1) for item in value.values())
+def _holds_tensors(value: dict[str, Any], known: dict[int, bool]) -> bool:
+    """Whether a tensor is in a dictionary or below it; ``known`` has what was found before, as they may be shared."""
+    if id(value) not in known:
+        known[id(value)] = False  # until found, also for one that holds itself
+        known[id(value)] = any(
+            isinstance(item, Region) or (isinstance(item, dict) and _holds_tensors(item, known))
+            for item in value.values()
+        )
+    return known[id(value)]
 
 
 def strip_training(entries: Mapping[str, _T]) -> dict[str, _T]:

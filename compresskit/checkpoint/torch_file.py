@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import mmap
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from compresskit.checkpoint.archive import Member, read_archive
 from compresskit.checkpoint.files import map_file
@@ -17,6 +16,8 @@ from compresskit.errors import InputError
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_PICKLE = 1 << 28
+_DEPTH = 9
+"""Levels of dictionaries that are looked into; those below count as empty."""
 _SPAN = dict[str, tuple[int, int]]
 
 
@@ -43,7 +44,8 @@ def _read_zip(path: Path, data: mmap.mmap) -> Any:
     pickled = members["data.pkl"]
     if pickled.size > _MAX_PICKLE:
         raise InputError(f"{path} is refused: its data.pkl has {pickled.size} bytes; tensors lie outside it")
-    saved = _named(path, io.BytesIO(data[pickled.start : pickled.start + pickled.size]))
+    data.seek(pickled.start)
+    saved = _named(path, data)
     spans = {name.removeprefix("data/"): _span(member) for name, member in members.items() if name.startswith("data/")}
     return _place(path, saved, spans)
 
@@ -53,18 +55,18 @@ def _span(member: Member) -> tuple[int, int]:
 
 
 def _read_legacy(path: Path, data: mmap.mmap) -> Any:
-    file = cast(Any, data)  # a map has read, readline, seek and tell
-    if _named(path, file) != _MAGIC:
+    magic = _named(path, data)
+    if type(magic) is not int or magic != _MAGIC:
         raise InputError(
             f"{path} is a plain pickle, not a file of torch.save",
             "save the weights with torch.save(model.state_dict(), ...)",
         )
-    _named(path, file)
-    _named(path, file)
-    saved = _named(path, file)
-    keys = _named(path, file)
+    _named(path, data)
+    _named(path, data)
+    saved = _named(path, data)
+    keys = _named(path, data)
     dtypes = {t.storage.key: t.storage.dtype for t in _tensors(saved, set())}
-    if not isinstance(keys, list) or not set(dtypes) <= {k for k in keys if isinstance(k, str)}:
+    if not isinstance(keys, list) or any(type(key) is not str for key in keys) or not set(dtypes) <= set(keys):
         raise InputError(f"{path} is damaged: its list of storages does not cover its tensors")
     return _place(path, saved, _legacy_spans(path, data, keys, dtypes))
 
@@ -92,9 +94,9 @@ def _legacy_spans(path: Path, data: mmap.mmap, keys: list[str], dtypes: dict[str
     return spans
 
 
-def _named(path: Path, file: Any) -> Any:
+def _named(path: Path, data: mmap.mmap) -> Any:
     try:
-        return read_pickle(file)
+        return read_pickle(cast(BinaryIO, data))  # a map has read, readline, seek and tell
     except InputError as error:
         raise InputError(f"{path} is refused: {error.message}", error.hint) from error
 
@@ -105,7 +107,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
         item = stack.pop()
         if isinstance(item, PickledTensor):
             yield item
-        elif isinstance(item, (dict, list, tuple, set)) and id(item) not in seen:
+        elif isinstance(item, (dict, list, tuple)) and id(item) not in seen:
             seen.add(id(item))
             stack.extend(item.values() if isinstance(item, dict) else item)
 
@@ -114,27 +116,40 @@ def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
     """The saved dictionaries with each tensor's region in its place; what is neither is an :class:`Aside` or None.
 
     Keys that are whole numbers, as those of an optimizer's state, become text.
+
+    Each is visited once, however often it is shared, and first where it lies least deep.
     """
-    return _placed(path, saved, spans, {}, 0)
-
-
-def _placed(path: Path, value: Any, spans: _SPAN, done: dict[int, Any], depth: int) -> Any:
-    if isinstance(value, PickledTensor):
-        return _region(path, value, spans)
-    if isinstance(value, Leftover):
-        return Aside("an array or another object")
-    if isinstance(value, (list, tuple)):
-        if id(value) not in done:
-            done[id(value)] = Aside("a list of tensors") if any(_tensors(value, set())) else None
-        return done[id(value)]
-    if not isinstance(value, dict) or depth > 8:
+    if isinstance(saved, PickledTensor):
+        return _region(path, saved, spans)
+    if not isinstance(saved, dict):
         return None
-    if id(value) not in done:
-        done[id(value)] = out = {}
-        for key, item in value.items():
-            if isinstance(key, str) or (type(key) is int and abs(key) < 1 << 31):
-                out[str(key)] = _placed(path, item, spans, done, depth + 1)
-    return done[id(value)]
+    placed: dict[int, dict[str, Any]] = {id(saved): {}}
+    level = [saved]
+    seen: set[int] = set()
+    for _ in range(_DEPTH):
+        below: list[dict[Any, Any]] = []
+        for source in level:
+            target = placed[id(source)]
+            for key, item in source.items():
+                if not isinstance(key, str) and not (type(key) is int and abs(key) < 1 << 31):
+                    continue
+                name = str(key)
+                if isinstance(item, dict) and id(item) not in placed:
+                    placed[id(item)] = {}
+                    below.append(item)
+                if isinstance(item, PickledTensor):
+                    target[name] = _region(path, item, spans)
+                else:
+                    target[name] = placed[id(item)] if isinstance(item, dict) else _aside(item, seen)
+        level = below
+    return placed[id(saved)]
+
+
+def _aside(item: Any, seen: set[int]) -> Aside | None:
+    """What an entry that is neither a tensor nor a dictionary could hold; lists in ``seen`` were looked through."""
+    if isinstance(item, Leftover):
+        return Aside("an array or another object")
+    return Aside("a list of tensors") if isinstance(item, (list, tuple)) and any(_tensors(item, seen)) else None
 
 
 def _region(path: Path, tensor: PickledTensor, spans: _SPAN) -> Region:

@@ -63,7 +63,7 @@ def parse_args(text: str | None) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--arch-args is not JSON: {error}", """for example --arch-args '{"depth": 20}'""") from error
     if not isinstance(found, dict):
         raise UsageError(f"--arch-args must be a JSON object, found {type(found).__name__}")

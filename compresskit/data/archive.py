@@ -87,13 +87,14 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: 
 
 
 def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    if version not in readers:
         raise InputError(f"{where} is in .npy version {version}, this program reads 1.0 and 2.0")
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except Exception as error:  # it is read as Python's literals, whose parser raises several kinds
+        raise InputError(f"{where} has a damaged header ({error})", "copy or download the file again") from error
     if dtype.kind not in "buif":
         raise InputError(f"{where} should hold numbers, found dtype {dtype}", "pickled objects and strings are refused")
     if any(n < 0 for n in shape):

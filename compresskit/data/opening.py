@@ -14,7 +14,7 @@ from compresskit.data.tables import read_table, read_text
 from compresskit.data.text import PairSource, RunningText, TextSource
 from compresskit.data.tokens import Encoder
 from compresskit.data.usercode import PythonSource, is_reference, load_object
-from compresskit.errors import PathError, UsageError
+from compresskit.errors import InputError, PathError, UsageError
 from compresskit.model import InputSpec
 
 _FORMS = "data is an .npz, a folder of class folders, a .txt, .csv or .jsonl, or FILE.py:NAME"
@@ -57,6 +57,8 @@ def open_source(
         raise PathError(f"{spec} does not exist", _FORMS)
     if path.is_dir():
         return open_folder(spec, path, normalize, inputs)
+    if not path.is_file():  # opening a FIFO would wait for who writes it
+        raise InputError(f"{spec} is not a regular file", _FORMS)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return open_npz(spec, path, normalize, inputs)

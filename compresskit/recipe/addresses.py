@@ -47,7 +47,7 @@ def typed(sets: Sequence[str], overrides: Mapping[str, Any], problems: Problems)
             found[key_of(key)] = replace(read, line=0)
     for key, value in overrides.items():
         if value is not None:
-            found[key_of(key)] = node_of(value, Place(f"--{key.rpartition('.')[2]}"))
+            found[key_of(key)] = node_of(value, Place(f"`{key.rpartition('.')[2].replace('-', '_')}`"))
     return found
 
 

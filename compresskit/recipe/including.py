@@ -68,6 +68,8 @@ class _Reading:
     def file(self, path: Path, above: tuple[Path, ...]) -> Node | None:
         self._files += 1
         place = Place(str(path), path.parent)
+        if above and not path.resolve().is_relative_to(above[0].parent) and path.parent != shipped.folder():
+            self._problems.close(place.name)
         try:
             with path.open("rb") as stream:
                 data = stream.read(MAX_BYTES + 1)

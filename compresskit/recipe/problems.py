@@ -53,9 +53,16 @@ class Problems:
 
     def __init__(self) -> None:
         self._found: dict[Problem, None] = {}
+        self._closed: set[str] = set()
+
+    def close(self, file: str) -> None:
+        """Say of a file's problems where they are, and nothing of what stands there."""
+        self._closed.add(file)
 
     def add(self, file: str, line: int, text: str) -> None:
         """One more."""
+        if file in self._closed:
+            text = "no recipe that can be included; it is not in the including recipe's folder, so no more is shown"
         self._found.setdefault(Problem(file, line, text))
 
     def raise_any(self) -> None:

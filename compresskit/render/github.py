@@ -19,7 +19,7 @@ def github(report: Report) -> str:
         else:
             kind = "error" if gate.fails else "warning"
             title = f"{state}: {figures.clean(gate.name)}"
-            lines.append(f"::{kind} title={_property(title)}::{_data(rows.gate_text(gate))}")
+            lines.append(_inert(f"::{kind} title={_property(title)}::{_data(rows.gate_text(gate))}"))
     lines += [_inert(f"note: {figures.prose(note)}") for note in report.notes]
     return "\n".join(lines) + "\n"
 
@@ -34,5 +34,5 @@ def _property(text: str) -> str:
 
 
 def _inert(text: str) -> str:
-    """A line that is no command. The older form, ``##[error]``, counts anywhere in a line; ours begin with a word."""
+    """A line with no command, or with one at its begin: the older form, ``##[error]``, counts anywhere in a line."""
     return text.replace("##[", "# #[")

@@ -201,7 +201,7 @@ def _gate_value(gate: Gate) -> str:
         return figures.size(gate.value)
     if gate.unit == "×":
         return figures.times(gate.value)
-    return f"{gate.value:.3g}{f' {gate.unit}' if gate.unit else ''}"
+    return f"{gate.value:.3g}{f' {figures.clean(gate.unit)}' if gate.unit else ''}"
 
 
 def done_line(report: Report) -> str:

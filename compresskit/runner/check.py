@@ -117,13 +117,21 @@ def _judged(report: Report) -> list[Measurement]:
     return [m for m in report.measurements if m.name in names]
 
 
+def _is_file(path: Path) -> bool:
+    """A name that is longer than any file's is of none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def _same_model(folder: Path, report: Report) -> None:
     """Refuse a bundle whose model is another than the one that was measured."""
     if not report.models:
         return
     entry = report.models[-1]
     file = folder / Path(entry.path).name  # nothing outside of the bundle, whatever the report says
-    if file.is_file() and Candidate(entry.name, file, entry.path).entry().sha256 != entry.sha256:
+    if _is_file(file) and Candidate(entry.name, file, entry.path).entry().sha256 != entry.sha256:
         raise InputError(
             f"{file} is not the file that {folder / NAME} was measured on", "measure it again: compresskit compare"
         )

@@ -56,10 +56,11 @@ def verify(
     then = read_provenance(folder)
     found = inputs_of(recipe)
     for name, known in then.inputs.items():
+        option = name.replace("-", "_")
         if name not in found:
-            raise InputError(f"the run had a {name}, which isn't found here", f"say where it is: --{name}")
+            raise InputError(f"the run had a {name}, which isn't found here", f"say where it is: `{option}`")
         if found[name] != known:
-            raise InputError(f"the {name} is not the one of the run: its SHA-256 differs", f"give the right --{name}")
+            raise InputError(f"the {name} is not the one of the run: its SHA-256 differs", f"give the right `{option}`")
     with tempfile.TemporaryDirectory(prefix="compresskit-") as place:
         again = Path(place) / "again"
         run_recipe(recipe, again, bench=False, progress=progress, tell=tell)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from compresskit import __version__
 from compresskit.errors import InputError, MachineError, printable
@@ -55,7 +56,7 @@ class Service:
     def __post_init__(self) -> None:
         self.metrics = Metrics(lambda: self.engine.taken, self.engine.places)
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """The ASGI application."""
         routes = [
             ("/v2/health/live", "health", self._live, "GET"),
@@ -66,12 +67,14 @@ class Service:
             ("/v2/models/{model}/infer", "infer", self._infer, "POST"),
             ("/metrics", "metrics", self._metrics, "GET"),
         ]
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route(path, self._answering(route, answer), methods=[method]) for path, route, answer, method in routes
             ],
             exception_handlers={HTTPException: self._elsewhere},
         )
+        app.router.redirect_slashes = False  # the address of a redirect would be made of what the client sent
+        return _framed_once(app)
 
     def _answering(self, route: str, answer: Answer) -> Answer:
         """An endpoint that counts its answers and turns whatever happens into one of them."""
@@ -175,6 +178,20 @@ class Service:
         except MachineError as error:
             raise Refused(500, error.message) from error
         return tensors.write_response(self.name, asked, results)
+
+
+def _framed_once(app: ASGIApp) -> ASGIApp:
+    """Refuses a request that gives its length twice: what stands before this server may believe the other one."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope.get("headers", ())}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            both = "Content-Length and Transfer-Encoding together are not taken"
+            await _error(400, both, {"Connection": "close"})(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return checked
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

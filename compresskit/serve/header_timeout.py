@@ -1,8 +1,9 @@
-"""uvicorn's protocol, but a client can't hold a connection by sending slowly."""
+"""uvicorn's protocol, but a client can't hold a connection by sending slowly, and what is no HTTP is told in JSON."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import h11
@@ -40,6 +41,16 @@ class HeaderTimeoutProtocol(H11Protocol):
         """Wait no more."""
         self._stop()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in JSON, and close; where an answer has begun already, only close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            content = json.dumps({"error": "this is no HTTP request"}).encode()
+            headers = [("content-type", "application/json"), ("content-length", str(len(content)))]
+            answer = h11.Response(status_code=400, headers=[*headers, ("connection", "close")], reason=b"Bad Request")
+            for event in (answer, h11.Data(data=content), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _wait(self) -> None:
         if self._timer is None:

@@ -132,8 +132,17 @@ class _OneLine(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
+_CLIENTS = (
+    "Invalid HTTP request received.",
+    "Unsupported upgrade request.",
+    "No supported WebSocket library detected.",
+)
+"""What uvicorn would log of a client's mistakes: anyone could fill the log."""
+
+
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: not str(record.msg).startswith(_CLIENTS))
     handler.setFormatter(_OneLine())
     for name in ("uvicorn", "compresskit.serve"):
         log = logging.getLogger(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
-    from compresskit.ops.factorize.facts import Kind
+    from compresskit.facts.factorize import Kind
 
 
 class FactorizeAuto(Factorize):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
+from compresskit.facts.factorize import FactorizeFacts
 from compresskit.kinds import FACTORIZE
 from compresskit.model import Model, portable
-from compresskit.ops.factorize.facts import FactorizeFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
+    from compresskit.facts.factorize import Kind
     from compresskit.ops.factorize.candidates import FactorizeSettings, Unit, Weighting
-    from compresskit.ops.factorize.facts import Kind
     from compresskit.ops.factorize.plan import Choice, FactorizePlan
     from compresskit.ops.shrinking import CalibrationData
 
@@ -77,7 +77,7 @@ class Factorize(Recovery):
 
     @model_validator(mode="after")
     def _one_target(self) -> Factorize:
-        given = [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
+        given = [f"`{name}`" for name in _TARGETS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: factorize takes one target", "give one of them")
         if self.merge and (given or self.epochs):
@@ -93,7 +93,7 @@ class Factorize(Recovery):
             UsageError: Nothing says how much is to be kept.
         """
         if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
-            known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
+            known = ", ".join(f"`{name}`" for name in _TARGETS)
             raise UsageError(f"how much is to be kept? Give one of {known}", "for example `budget` 0.6")
 
     def run(self, model: Model, ctx: Context) -> Model:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
+    from compresskit.facts.factorize import Kind
     from compresskit.ops.factorize.candidates import Weighting
-    from compresskit.ops.factorize.facts import Kind
 
 
 class FactorizeSvd(Factorize):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
+from compresskit.facts.lora import LoraFacts
 from compresskit.kinds import LORA
 from compresskit.model import Model, portable
-from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import SIDECAR, Context, Form
 from compresskit.stages.training import TrainingOptions
 
@@ -87,9 +87,7 @@ class FineTuning(TrainingOptions):
         own = type(self).model_fields
         for name in ("teacher_share", "temperature"):
             if getattr(self, name) != own[name].default:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for a teacher, and lora has none", "to learn from one: distill"
-                )
+                raise UsageError(f"`{name}` is for a teacher, and lora has none", "to learn from one: distill")
         return self
 
 

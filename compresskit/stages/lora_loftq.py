@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.facts.lora import LoftqFacts
 from compresskit.model import Model
-from compresskit.ops.lora.facts import LoftqFacts
 from compresskit.stage import Context
 from compresskit.stages.fields import with_bits
 from compresskit.stages.lora_base import Made

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.facts.lora import LoraFacts
 from compresskit.kinds import LORA
 from compresskit.model import Model, portable
-from compresskit.ops.lora.facts import LoraFacts
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.lora_base import _about
 

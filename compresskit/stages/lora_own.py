@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.facts.lora import PromptFacts
 from compresskit.model import Model, portable
-from compresskit.ops.lora.facts import PromptFacts
 from compresskit.stage import Context
 from compresskit.stages.lora_base import Adapting, FineTuning, Made
 
@@ -77,7 +77,7 @@ class LoraPrompt(Adapting):
 
         if self.merge or self.targets:
             which = "merge" if self.merge else "targets"
-            raise UsageError(f"--{which} is for adapters of layers, and a prompt has none", f"leave --{which} away")
+            raise UsageError(f"`{which}` is for adapters of layers, and a prompt has none", f"leave `{which}` away")
         module = model.module
         values = first_prompt(module, self.tokens, ctx.seed)
         config = prompt_config(module, self.tokens, portable(model.source))

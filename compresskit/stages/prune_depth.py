@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from compresskit.errors import UsageError, listing
+from compresskit.facts.prune import DepthFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model
-from compresskit.ops.prune.facts import DepthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery

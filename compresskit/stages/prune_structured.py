@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError, listing
 from compresskit.facts import to_json
+from compresskit.facts.prune import StructuredFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
-from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
@@ -95,7 +95,7 @@ class PruneStructured(Recovery):
         return self
 
     def _given(self) -> list[str]:
-        return [f"--{name.replace('_', '-')}" for name in _TARGETS if getattr(self, name) is not None]
+        return [f"`{name}`" for name in _TARGETS if getattr(self, name) is not None]
 
     def check_options(self) -> None:
         """Refuse to guess a target.
@@ -104,7 +104,7 @@ class PruneStructured(Recovery):
             UsageError: Nothing says how much is to go.
         """
         if not self._given():
-            known = ", ".join(f"--{name.replace('_', '-')}" for name in _TARGETS)
+            known = ", ".join(f"`{name}`" for name in _TARGETS)
             raise UsageError(f"how much is to be cut? Give one of {known}", "for example `target_macs` 0.5")
 
     def run(self, model: Model, ctx: Context) -> Model:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from compresskit.errors import UsageError
+from compresskit.facts.prune import WidthFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
-from compresskit.ops.prune.facts import WidthFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Drift, Samples

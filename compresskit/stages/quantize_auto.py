@@ -156,7 +156,7 @@ class QuantizeAuto(Stage):
         asked = {n: getattr(self, n) for n in fields if n not in _OWN and getattr(self, n) != fields[n].default}
         if foreign := [name for name in asked if name not in cls.model_fields]:
             raise UsageError(
-                f"--{foreign[0].replace('_', '-')}: {cls.method}, which fits here ({why}), has no such option",
+                f"`{foreign[0]}`: {cls.method}, which fits here ({why}), has no such option",
                 "name a method that has it with `method`",
             )
         stage = cls(**{**options, **asked})

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import InputError, UsageError
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.model import Model
-from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context
 from compresskit.stages.shared_int8 import StaticFacts, TargetName
 from compresskit.stages.training import TrainingOptions
@@ -57,7 +57,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
             raise ValueError("`bits` 8 with it")
         given = [name for name in _PACKED_ONLY if info.data.get(name)]
         if value == 8 and given:
-            raise ValueError(f"no --{given[0].replace('_', '-')} with it: every layer is in 8 bit, per channel")
+            raise ValueError(f"no `{given[0]}` with it: every layer is in 8 bit, per channel")
         return value
 
     @field_validator("target")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
-from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context, Stage
 from compresskit.stages.fields import Exclude, Include
 

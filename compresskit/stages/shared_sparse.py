@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from compresskit.errors import UsageError, listing
+from compresskit.facts.prune import SparseFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
-from compresskit.ops.prune.facts import SparseFacts
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Exclude, Include, Samples

@@ -126,7 +126,7 @@ class TrainingOptions(Stage):
         own = type(self).model_fields
         idle = [n for n in TrainingOptions.model_fields if n != "epochs" and getattr(self, n) != own[n].default]
         if idle and not self.epochs:
-            raise UsageError(f"--{idle[0].replace('_', '-')} is for training, and `epochs` is 0", "give `epochs` N")
+            raise UsageError(f"`{idle[0]}` is for training, and `epochs` is 0", "give `epochs` N")
         return self
 
     def train(

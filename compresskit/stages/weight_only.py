@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from compresskit.errors import UsageError
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
-from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric, with_bits

@@ -146,6 +146,6 @@ def test_a_recorded_reference_is_never_absolute(reference: str, want: str) -> No
 
 def test_a_relative_path_is_shown_as_typed(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(net.parent)
-    with pytest.raises(UsageError, match=r"--arch net\.py:Net failed at net\.py:13:"):
+    with pytest.raises(UsageError, match=r"`arch` net\.py:Net failed at net\.py:13:"):
         build("net.py:Net", {"fail": "error"})
     assert os.getcwd() not in sys.path

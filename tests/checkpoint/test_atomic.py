@@ -52,7 +52,7 @@ def test_a_file_is_written_and_nothing_else_stays(tmp_path: Path, way: str) -> N
     assert target.read_bytes() == b"new" and target.parent.iterdir().__next__() == target
     with pytest.raises(UsageError, match="exists already") as caught:
         write_file(target, lambda path: path.write_bytes(b"x"))
-    assert "--force" in caught.value.hint
+    assert "`force`" in caught.value.hint
     write_file(target, lambda path: path.write_bytes(b"newer"), force=True)
     assert target.read_bytes() == b"newer" and len(list(target.parent.iterdir())) == 1
 

@@ -90,7 +90,7 @@ def test_programs_and_whole_models_are_refused_with_the_way_out(tmp_path: Path) 
     torch.save(net, path)
     with pytest.raises(InputError, match="whole pickled model") as caught:
         check_torch_file(path)
-    assert "--arch" in caught.value.hint
+    assert "`arch`" in caught.value.hint
     for name, kind in [
         ("code/x.py", "TorchScript"),
         ("constants.pkl", "TorchScript"),

@@ -143,8 +143,8 @@ def test_old_checkpoints_without_counters_and_with_computed_buffers(tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"arch_args": {"a": 1}}, "without --arch"),
-        ({"input_shape": (1, 4)}, "needs --arch"),
+        ({"arch_args": {"a": 1}}, "without `arch`"),
+        ({"input_shape": (1, 4)}, "needs `arch`"),
         ({"arch": "net.py:Net", "input_shape": (0, 4)}, "sizes of 1 and more"),
         ({"arch": "net.py:Two", "input_shape": (1, 4)}, r"forward takes 2 inputs \(a, b\)"),
     ],
@@ -178,7 +178,7 @@ def test_onnx_and_its_options(tmp_path: Path) -> None:
     assert load(path, input_shape=(2, 4)).card.inputs == (InputSpec("x", "float32", ("batch", 4)),)
     with pytest.raises(UsageError, match="does not fit the model's input 'x'"):
         load(path, input_shape=(2, 5))
-    with pytest.raises(UsageError, match="--arch does not go with an ONNX file"):
+    with pytest.raises(UsageError, match="`arch` does not go with an ONNX file"):
         load(path, arch="net.py:Net")
 
 
@@ -257,9 +257,9 @@ def test_a_damaged_card(tmp_path: Path, text: str, said: str) -> None:
 
 def test_a_bundle_that_needs_arch_names_the_one_on_record(tmp_path: Path) -> None:
     folder = bundle(tmp_path, onnx=False)
-    with pytest.raises(UsageError, match="needs --arch") as caught:
+    with pytest.raises(UsageError, match="needs `arch`") as caught:
         load(folder)
-    assert "--arch net.py:Net" in caught.value.hint and "width" in caught.value.hint
+    assert "`arch` net.py:Net" in caught.value.hint and "width" in caught.value.hint
 
 
 def test_a_bundle_is_rebuilt_with_arch_and_replay(tmp_path: Path, arch: str) -> None:

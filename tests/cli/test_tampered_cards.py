@@ -118,7 +118,8 @@ def test_a_changed_card_is_refused_or_loads_as_before(name: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "field", "value", "words"),
     [
-        ("gptq", "layers.wide.bits", 5, "layers.wide: Value error, there is no such grid"),
+        ("gptq", "layers.wide.bits", 5, "layer 'wide': there is no such grid"),
+        ("gptq", "layers.wide.bits", 16, "layers.wide.bits: Input should be less than or equal to 8, found 16"),
         ("gptq", "layers.wide.shape", [10**20, 32], "layers.wide.shape.0"),
         ("gptq", "layers.wide.repair", 200, "layers.wide: Value error, a repair of rank 200"),
         ("gptq", "layers.wide.sqnr", "loud", "layers.wide.sqnr: Input should be a valid number, found 'loud'"),

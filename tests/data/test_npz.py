@@ -173,7 +173,7 @@ def test_bad_arrays_are_named(tmp_path, arrays, options, error, words):
     "text", ["", "nonsense", ".5", ".5,.5/.5", ".5/.5/.5", "a/b", ".5/0", ".5/-1", ".5/nan", "inf/1", "/", ",/,"]
 )
 def test_normalize_of_another_form_is_a_usage_error(tmp_path, text):
-    with pytest.raises(UsageError, match="--normalize"):
+    with pytest.raises(UsageError, match="`normalize`"):
         open_source(save(tmp_path / "a.npz", x=NHWC), normalize=text)
 
 

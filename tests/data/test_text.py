@@ -231,7 +231,7 @@ def test_a_model_that_takes_no_text(tmp_path, bert, spec):
 
 def test_normalize_and_short_sequences_are_usage_errors(tmp_path, bert):
     path = write(tmp_path / "a.txt", "the cat")
-    with pytest.raises(UsageError, match="--normalize"):
+    with pytest.raises(UsageError, match="`normalize`"):
         open_source(path, tokenizer=bert, normalize="imagenet")
     with pytest.raises(UsageError, match="at least 2"):
         open_source(path, tokenizer=bert, sequence=1)

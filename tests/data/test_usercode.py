@@ -127,7 +127,7 @@ def test_a_file_that_fails_on_import(tmp_path, text, word):
 def test_code_runs_only_when_allowed(tmp_path):
     marker = tmp_path / "ran"
     (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\ndef f(): return []")
-    with pytest.raises(UsageError, match="--allow-code"):
+    with pytest.raises(UsageError, match="`allow_code`"):
         open_source(f"{tmp_path / 'evil.py'}:f", allow_code=False)
     assert not marker.exists()
 
@@ -135,7 +135,7 @@ def test_code_runs_only_when_allowed(tmp_path):
 def test_missing_file_and_normalize(code, tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_source(f"{tmp_path / 'gone.py'}:f")
-    with pytest.raises(UsageError, match="--normalize"):
+    with pytest.raises(UsageError, match="`normalize`"):
         open_source(code("pairs"), normalize="imagenet")
 
 

@@ -16,10 +16,10 @@ from compresskit.checkpoint.tensors import Tensors
 from compresskit.errors import InputError
 from compresskit.exporter.onnx_export import export_onnx
 from compresskit.facts import read_facts
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.model import InputSpec
 from compresskit.ops.estimates.modules import grids_of, inventory_of
 from compresskit.ops.inspect_onnx import inspect_onnx
-from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.ops.packed.format import Format
 from compresskit.ops.packed.formats import FORMATS, format_named
 from compresskit.ops.packed.grid import Grid, dequantize, pack, packed_bytes, unpack

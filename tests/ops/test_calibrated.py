@@ -17,9 +17,9 @@ from compresskit.errors import InputError, UsageError
 from compresskit.exporter.onnx_export import export_onnx
 from compresskit.exporter.parity import parity
 from compresskit.facts import read_facts
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.model import InputSpec
 from compresskit.ops.calibration.moments import Moments
-from compresskit.ops.packed.facts import QuantizeFacts
 from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.packed.modules import PackedLinear
 from compresskit.ops.quantize.awq import quantize_weighted

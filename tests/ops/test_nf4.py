@@ -8,13 +8,13 @@ from torch import nn
 
 from compresskit.errors import InputError
 from compresskit.facts import read_facts
-from compresskit.ops.packed.facts import PackedFacts, QuantizeFacts
+from compresskit.facts.quantize import PackedFacts, QuantizeFacts
 from compresskit.ops.packed.format import LINEAR
 from compresskit.ops.packed.grid import Grid, dequantize, unpack
 from compresskit.ops.packed.nf4 import NF4, nf4_grid
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.table import quantize_table
-from compresskit.ops.quantize.weights import quantize_module, replay
+from compresskit.ops.quantize.weights import grid_of, quantize_module, replay
 
 LEVELS = torch.tensor(NF4.levels)
 
@@ -69,6 +69,6 @@ def test_facts_rebuild_every_grid() -> None:
 def test_a_fact_from_before_there_were_kinds_is_linear() -> None:
     rest = {"kind": "Linear", "shape": [8, 8], "scales": "float16"}
     older = read_facts(PackedFacts, {**rest, "bits": 4, "group_size": 32, "symmetric": False})
-    assert older.layout() == Grid(4, 32, False, LINEAR)
+    assert grid_of(older) == Grid(4, 32, False, LINEAR)
     nf4 = read_facts(PackedFacts, {**rest, "bits": 4, "group_size": 64, "symmetric": True, "grid": "nf4"})
-    assert nf4.layout() == nf4_grid()
+    assert grid_of(nf4) == nf4_grid()

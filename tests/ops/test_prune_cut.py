@@ -16,9 +16,9 @@ from torch import nn
 
 from compresskit.errors import InputError
 from compresskit.facts import read_facts, to_json
+from compresskit.facts.prune import StructuredFacts
 from compresskit.ops.prune.cut import cut, mask
 from compresskit.ops.prune.dependencies import find_groups
-from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.ops.prune.graph import Group
 from compresskit.ops.prune.limit import OutOfTime, time_limit
 from compresskit.ops.prune.replay import facts_of, replay, widths

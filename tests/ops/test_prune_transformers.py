@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from compresskit.facts import read_facts
+from compresskit.facts.prune import StructuredFacts
 from compresskit.ops.prune.cut import cut, mask
 from compresskit.ops.prune.dependencies import find_groups
-from compresskit.ops.prune.facts import StructuredFacts
 from compresskit.ops.prune.replay import facts_of, replay, widths
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
 from compresskit.ops.prune.trial import proven

@@ -16,7 +16,7 @@ from compresskit.checkpoint.safetensors_writer import Entry, entry, write_safete
 from compresskit.checkpoint.tensors import open_tensors
 from compresskit.errors import InputError, UsageError
 from compresskit.facts import read_facts
-from compresskit.ops.packed.facts import QuantizeFacts
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLinear, set_module
 from compresskit.ops.packed.unpacking import Unpacked

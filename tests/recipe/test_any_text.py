@@ -76,7 +76,7 @@ def test_any_set(tmp_path: Path, text: str) -> None:
     try:
         read_recipe(tmp_path / "r.yaml", sets=[text])
     except RecipeError as error:
-        assert all(problem.file.startswith("--set") for problem in error.problems)
+        assert all(problem.file.startswith("`set`") for problem in error.problems)
 
 
 def test_a_good_document_is_read() -> None:

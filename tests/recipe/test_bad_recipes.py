@@ -98,7 +98,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "missing eval-data": (f"{S}eval-data: no.npz", 2, "eval-data: 'no.npz'"),
     "missing teacher": ("steps: [distill.kd: {teacher: t.pt}]", 1, "distill.kd.teacher: 't.pt'"),
     "missing adapter": ("steps: [lora.merge: {adapter: there}]", 1, "lora.merge.adapter: 'there'"),
-    "arch": (f"{S}arch: net.py:Net", 2, "arch: 'net.py:Net' would run code, which a recipe may not: add --allow-code"),
+    "arch": (f"{S}arch: net.py:Net", 2, "arch: 'net.py:Net' would run code, which a recipe may not: add `allow_code`"),
     "arch of a package": (f"{S}arch: a.b:C", 2, "arch: 'a.b:C' would run code"),
     "arch without name": (f"{S}arch: net.py", 2, "arch: expected FILE.py:NAME or package.module:NAME"),
     "data as code": (f"{S}data: net.py:f", 2, "data: 'net.py:f' would run code"),
@@ -238,18 +238,18 @@ def test_includes_are_bounded(sub: Path) -> None:
 
 
 SETS = {
-    "no value": ("steps.0.bits", "--set steps.0.bits", "expected KEY=VALUE"),
-    "no key": ("=3", "--set =3", "expected KEY=VALUE"),
-    "no such step": ("steps.1.bits=3", "--set steps.1.bits=3", "'steps.1.bits' addresses nothing"),
-    "a negative step": ("steps.-1.bits=3", "--set steps.-1.bits=3", "addresses nothing"),
-    "no such option": ("steps.0.bit=3", "--set steps.0.bit=3", "'bit' is no option; did you mean 'bits'?"),
-    "no such key": ("modle=x", "--set modle=x", "'modle' is no key of a recipe; did you mean 'model'?"),
-    "steps": ("steps=[]", "--set steps=[]", "'steps' addresses nothing"),
-    "too deep": ("checks.max-drop.x=1", "--set checks.max-drop.x=1", "addresses nothing"),
-    "out of range": ("steps.0.bits=5", "--set steps.0.bits=5", "expected 2, 3, 4 or 8, found 5"),
-    "limit": ("checks.max-drop=2", "--set checks.max-drop=2", "checks.max-drop: expected points"),
-    "not YAML": ("steps.0.exclude=[a", "--set steps.0.exclude=[a", "not YAML"),
-    "missing file": ("data=no.npz", "--set data=no.npz", "data: 'no.npz' does not exist"),
+    "no value": ("steps.0.bits", "`set` steps.0.bits", "expected KEY=VALUE"),
+    "no key": ("=3", "`set` =3", "expected KEY=VALUE"),
+    "no such step": ("steps.1.bits=3", "`set` steps.1.bits=3", "'steps.1.bits' addresses nothing"),
+    "a negative step": ("steps.-1.bits=3", "`set` steps.-1.bits=3", "addresses nothing"),
+    "no such option": ("steps.0.bit=3", "`set` steps.0.bit=3", "'bit' is no option; did you mean 'bits'?"),
+    "no such key": ("modle=x", "`set` modle=x", "'modle' is no key of a recipe; did you mean 'model'?"),
+    "steps": ("steps=[]", "`set` steps=[]", "'steps' addresses nothing"),
+    "too deep": ("checks.max-drop.x=1", "`set` checks.max-drop.x=1", "addresses nothing"),
+    "out of range": ("steps.0.bits=5", "`set` steps.0.bits=5", "expected 2, 3, 4 or 8, found 5"),
+    "limit": ("checks.max-drop=2", "`set` checks.max-drop=2", "checks.max-drop: expected points"),
+    "not YAML": ("steps.0.exclude=[a", "`set` steps.0.exclude=[a", "not YAML"),
+    "missing file": ("data=no.npz", "`set` data=no.npz", "data: 'no.npz' does not exist"),
 }
 
 
@@ -265,8 +265,8 @@ def test_a_bad_option_of_the_command_line_is_named_by_its_flag(sub: Path) -> Non
     (sub / "r.yaml").write_text(S, encoding="utf-8")
     found = problems(sub / "r.yaml", overrides={"checks.max-drop": "3", "data": "no.npz"})
     assert {(file, told.partition(":")[0]) for file, _, told in found} == {
-        ("--max-drop", "checks.max-drop"),
-        ("--data", "data"),
+        ("`max_drop`", "checks.max-drop"),
+        ("`data`", "data"),
     }
 
 

@@ -398,3 +398,52 @@ def test_the_probe_tells_ready_from_not(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
     assert probe(f"http://127.0.0.1:{port}") == 1
+
+
+def raw(server: Server, request: bytes) -> bytes:
+    """All that comes back on one connection, until the server closes it."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as stream:
+        stream.sendall(request)
+        out = b""
+        while part := stream.recv(65536):
+            out += part
+    return out
+
+
+@pytest.mark.parametrize("path", ["/v2/models/tiny/infer", "/elsewhere"])
+def test_a_length_that_is_given_twice_is_refused(server: Server, path: str) -> None:
+    smuggled = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {5 + len(smuggled)}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    answer = raw(server, head.encode() + b"0\r\n\r\n" + smuggled)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in answer.lower()
+    assert "Transfer-Encoding" in json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/metrics/", "//evil.example/v2/", "/v2/models/tiny/"])
+def test_no_redirect_is_made_of_what_a_client_sent(server: Server, path: str) -> None:
+    answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404 ") and b"location" not in answer.lower()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_in_json(server: Server, request_: bytes) -> None:
+    answer = raw(server, request_)
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+    assert "error" in json.loads(answer.partition(b"\r\n\r\n")[2])
+
+
+def test_an_upgrade_leaves_no_line_in_the_log(server: Server) -> None:
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n"
+    assert b"HTTP/1.1 200 " in raw(server, b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + upgrade + b"\r\n")

@@ -307,8 +307,8 @@ def test_the_pick_of_pairs_keeps_their_scores(bert: Path) -> None:
 
 def test_a_card_that_claims_a_huge_adapter_is_refused(tmp_path: Path) -> None:
     from compresskit.facts import read_facts
+    from compresskit.facts.lora import AdapterFacts
     from compresskit.ops.lora.adapter import replay
-    from compresskit.ops.lora.facts import AdapterFacts
 
     facts = {"0": {"parts": {"down": [1 << 20, 24], "up": [16, 1 << 20]}, "serial": False}}
     with pytest.raises(InputError, match="far larger than its layer"):

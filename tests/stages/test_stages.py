@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -67,8 +66,7 @@ def test_its_file_imports_no_algorithm(method: type[Stage]) -> None:
     source = Path(inspect.getfile(method)).read_text(encoding="utf-8")
     head = source.partition("\nclass ")[0].partition("if TYPE_CHECKING:")[0]
     assert "import torch" not in head
-    # What an algorithm records are types without torch, and the stage declares them.
-    assert not re.findall(r"from compresskit\.ops\.(?!\w+\.facts )\S+", head)
+    assert "compresskit.ops" not in head
 
 
 def test_an_unknown_method_names_the_nearest() -> None:

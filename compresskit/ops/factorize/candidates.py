@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compresskit.errors import InputError, UsageError
+from compresskit.facts.factorize import Kind
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.factorize.chain import Factorized, Plain, blank
-from compresskit.ops.factorize.facts import Kind
 from compresskit.ops.globs import check_globs
 from compresskit.ops.macs import layer_macs
 from compresskit.ops.packed.modules import PackedLayer, set_module

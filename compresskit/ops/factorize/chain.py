@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
-from compresskit.ops.factorize.facts import RANKS, Kind
+from compresskit.facts.factorize import RANKS, Kind
 
 Plain = nn.Linear | nn.Conv1d | nn.Conv2d
 _WINDOW = ("kernel_size", "stride", "padding", "dilation")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import UsageError
+from compresskit.facts.factorize import Kind
 from compresskit.ops.calibration.activation_stream import Batch
 from compresskit.ops.factorize.candidates import Candidate, FactorizeSettings, Found, Option, Unit, find
 from compresskit.ops.factorize.chain import Factorized
 from compresskit.ops.factorize.cp import Cp
-from compresskit.ops.factorize.facts import Kind
 from compresskit.ops.factorize.metric import Metric
 from compresskit.ops.factorize.output_gradients import output_gradients
 from compresskit.ops.factorize.spatial import Spatial

@@ -9,8 +9,8 @@ from torch import nn
 
 from compresskit.errors import InputError, UsageError
 from compresskit.facts import to_json
+from compresskit.facts.factorize import FactorFacts, FactorizeFacts
 from compresskit.ops.factorize.chain import Factorized, blank
-from compresskit.ops.factorize.facts import FactorFacts, FactorizeFacts
 from compresskit.ops.factorize.plan import Choice, FactorizePlan
 from compresskit.ops.packed.modules import PackedLayer, layer_of_card, set_module
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d

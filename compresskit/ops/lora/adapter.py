@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.facts import to_json
-from compresskit.ops.lora.facts import AdapterFacts, Part
+from compresskit.facts.lora import AdapterFacts, Part
 from compresskit.ops.packed.modules import PackedLayer, PackedLinear, set_module
 
 PARTS: tuple[Part, ...] = get_args(Part)

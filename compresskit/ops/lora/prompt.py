@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
-from compresskit.ops.lora.facts import PromptFacts
+from compresskit.facts.lora import PromptFacts
 
 NAME = "prompt_embeddings"
 _MOST = 1024

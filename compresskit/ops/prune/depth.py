@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, listing
+from compresskit.facts.prune import DepthFacts
 from compresskit.ops.calibration.activation_stream import Batch, Forward, filled, replaced
 from compresskit.ops.calibration.trace import chain, copied, tensors_in, trace
 from compresskit.ops.packed.modules import layer_of_card
-from compresskit.ops.prune.facts import DepthFacts
 from compresskit.ops.prune.same import same
 from compresskit.ops.quantize.sensitivity import apart, floats
 

@@ -12,9 +12,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compresskit.errors import InputError
 from compresskit.facts import to_json
+from compresskit.facts.prune import CutFacts, StructuredFacts
 from compresskit.ops.packed.modules import layer_of_card
 from compresskit.ops.prune.cut import Places, depthwise, shrink
-from compresskit.ops.prune.facts import CutFacts, StructuredFacts
 from compresskit.ops.prune.graph import axis_size
 from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d, replay_shortcuts
 

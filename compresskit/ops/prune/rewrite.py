@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from compresskit.errors import InputError, missing_extra
+from compresskit.facts.prune import Shortcut
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.packed.modules import set_module
-from compresskit.ops.prune.facts import Shortcut
 
 _EXACT = 1e-6
 _WIDEST = 1 << 16

@@ -57,6 +57,43 @@ class Wanted:
     max_bytes: int | None = None
     within: Callable[[nn.Module], tuple[bool, str]] | None = None
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether a size was asked for: then layers may get fewer bits than ``bits``."""
+        return self.target_bits is not None or self.max_bytes is not None
+
+    def budget(self, usual: int, weights: int, others: int) -> int:
+        """Bytes that the weights may take.
+
+        Args:
+            usual: Bytes of them at ``bits``.
+            weights: Their number.
+            others: Bytes of all other tensors.
+        """
+        found = int(usual * (1 + _SPARE)) if self.target_bits is None else int(weights * self.target_bits / 8)
+        if self.max_bytes is None:
+            return found
+        left = int(self.max_bytes * (1 - _OVERHEAD)) - others
+        return left if self.target_bits is None else min(found, left)
+
+    def explain(self, budget: int, smallest: int, weights: int, least: int) -> str:
+        """Why no choice keeps a size.
+
+        Args:
+            budget: Bytes that the weights may take.
+            smallest: Bytes that they take at the fewest bits.
+            weights: Their number.
+            least: The fewest bits.
+
+        Raises:
+            InputError: It is the mean that was asked for.
+        """
+        if self.target_bits is not None and budget == int(weights * self.target_bits / 8):
+            mean = 8 * smallest / weights
+            raise InputError(f"{self.target_bits:g} bits a weight: {least} bits take {mean:.2f} with their scales")
+        told = f"no choice of bits keeps the size: at {least} bits the weights take {smallest:,} bytes, "
+        return f"{told}and {max(0, budget):,} are left for them"
+
 
 def plan_bits(
     module: nn.Module,
@@ -94,21 +131,12 @@ def plan_bits(
     items = [Layer(name, found[name], sizes[name]) for name in owners]
     weights = sum(math.prod(shape) for shape in shapes.values())
     usual = sum(sizes[name][wanted.bits] for name in owners)
-    free_choice = wanted.target_bits is not None or wanted.max_bytes is not None
-    budget = int(usual * (1 + _SPARE))
-    if wanted.target_bits is not None:
-        budget = int(weights * wanted.target_bits / 8)
-    if wanted.max_bytes is not None:
-        left = int(wanted.max_bytes * (1 - _OVERHEAD)) - _bytes_of_others(module, owners)
-        budget = left if wanted.target_bits is None else min(budget, left)
-    least = CHOICES[0] if free_choice else wanted.bits
+    budget = wanted.budget(usual, weights, _bytes_of_others(module, owners))
+    least = CHOICES[0] if wanted.is_sized else wanted.bits
     smallest = sum(sizes[name][least] for name in owners)
-    if budget < smallest and wanted.target_bits is not None and budget == int(weights * wanted.target_bits / 8):
-        mean = 8 * smallest / weights
-        raise InputError(f"{wanted.target_bits:g} bits a weight: {least} bits take {mean:.2f} with their scales")
     if budget < smallest:
-        told = f"no choice of bits keeps the size: at {least} bits the weights take {smallest:,} bytes, "
-        return Plan({}, 8 * usual / weights, (told + f"and {max(0, budget):,} are left for them",))
+        told = wanted.explain(budget, smallest, weights, least)
+        return Plan({}, 8 * usual / weights, (told,))
     choose = partial(allocate, items, wanted.bits, choices=CHOICES, least=least)
     bits, note = choose(budget), ""
     if wanted.within is not None:

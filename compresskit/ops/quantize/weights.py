@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
 from compresskit.facts import to_json
-from compresskit.ops.packed.facts import PackedFacts, QuantizeFacts
+from compresskit.facts.quantize import PackedFacts, QuantizeFacts
+from compresskit.ops.packed.formats import format_named
 from compresskit.ops.packed.grid import Grid, Packed, sqnr
 from compresskit.ops.packed.modules import (
     PackedLayer,
@@ -139,7 +140,7 @@ def named(name: str, compute: Callable[[], T]) -> T:
 
 
 def fact(kind: str, packed: Packed, weight: Tensor, layer: PackedLayer | None = None) -> dict[str, Any]:
-    """What the card records of one layer: the JSON of :class:`~compresskit.ops.packed.facts.PackedFacts`.
+    """What the card records of one layer: the JSON of :class:`~compresskit.facts.quantize.PackedFacts`.
 
     ``layer`` is the packed layer where it may hold more than the packed weight; a repair counts in the SQNR.
     """
@@ -187,13 +188,14 @@ def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
     plain: dict[str, Packed] = {}
     twins: dict[str, PackedLayer] = {}
     for name, fact in facts.layers.items():
+        grid = named(name, partial(grid_of, fact))
         layer = layer_of_card(module, name, "was quantized")
         weight = layer._parameters.get("weight")
         if weight is None or list(weight.shape) != fact.shape:
             found = type(layer).__name__ if weight is None else tuple(weight.shape)
             wanted = tuple(fact.shape)
             raise InputError(f"layer '{name}': the quantized weight is {wanted}, the architecture's is {found}")
-        packed = _empty(fact)
+        packed = _empty(fact, grid)
         if packable(layer) is not None:
             plain[name] = packed
             continue
@@ -204,8 +206,20 @@ def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
     return plain
 
 
-def _empty(fact: PackedFacts) -> Packed:
-    grid, rows = fact.layout(), fact.shape[0]
+def grid_of(fact: PackedFacts) -> Grid:
+    """The grid that a card's facts record for one layer.
+
+    Raises:
+        InputError: There is none with these numbers.
+    """
+    try:
+        return Grid(fact.bits, fact.group_size, fact.symmetric, format_named(fact.grid))
+    except ValueError as error:
+        raise InputError(str(error), "the card is damaged") from error
+
+
+def _empty(fact: PackedFacts, grid: Grid) -> Packed:
+    rows = fact.shape[0]
     groups, _, nbytes = grid.layout(math.prod(fact.shape[1:]))
     return Packed(
         codes=torch.empty(rows, groups, nbytes, dtype=torch.uint8),

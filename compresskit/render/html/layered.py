@@ -15,6 +15,8 @@ from compresskit.render.nodes import grouped
 from compresskit.report import LayerEntry, Report
 
 _ROW = 15
+_WHOLE = 2000
+"""Characters of a name where it tells bars apart and isn't read."""
 _NODES = 40
 _LETTER = 6.6
 """Width of a letter of the labels in pixels, of size 11."""
@@ -75,7 +77,7 @@ def _trace(report: Report, model: str, found: dict[str, float], shown: Callable[
     return {
         "type": "bar", "orientation": "h", "name": label(model, 26),
         "x": [float(f"{v:.6g}") for v in found.values()],
-        "y": list(found),
+        "y": [label(name, _WHOLE) for name in found],
         "customdata": list(map(shown, found.values())),
         "hovertemplate": f"%{{y}}<br>{label(model, 40)}: %{{customdata}}<extra></extra>",
         "marker": {
@@ -89,14 +91,15 @@ def _trace(report: Report, model: str, found: dict[str, float], shown: Callable[
 def _tall(names: Sequence[str], suffix: str, shown: Sequence[str] | None = None) -> dict[str, Any]:
     """The layout of a bar a name. The margin is reckoned here: the library would draw twice to measure 300 labels."""
     words = [_ending(name) for name in names] if shown is None else shown
+    places = [label(name, _WHOLE) for name in names]
     return {
         "margin": MARGIN | {"t": 30, "l": 12 + round(_LETTER * max(map(len, words), default=0))},
         "bargap": 0.2, "bargroupgap": 0.05,
         "xaxis": {"nticks": 5, "ticksuffix": suffix, "rangemode": "tozero", "fixedrange": True, "side": "top"},
         "yaxis": {
-            "type": "category", "categoryorder": "array", "categoryarray": list(names),
+            "type": "category", "categoryorder": "array", "categoryarray": places,
             "range": [len(names) - 0.5, -0.5], "fixedrange": True, "showgrid": False,
-            "tickmode": "array", "tickvals": list(names), "ticktext": list(words),
+            "tickmode": "array", "tickvals": places, "ticktext": list(words),
             "tickfont": {"size": 11}, "automargin": False,
         },
         "legend": {"orientation": "h", "y": 1, "yanchor": "bottom", "yref": "container", "x": 0},

@@ -57,6 +57,8 @@ def html(report: Report, *, output: str = "") -> str:
 def is_page(path: Path) -> bool:
     """True for a page that was made here."""
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return MARK.encode() in stream.read(1000)
     except OSError:

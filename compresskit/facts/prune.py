@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compresskit.facts import Count, Facts, Index, Into, LayerFacts, Layers, Name, Number, Pair, Size, Text
-from compresskit.ops.factorize.facts import FitFacts
+from compresskit.facts.factorize import FitFacts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Number, Pair, Shape, Text
-from compresskit.ops.packed.facts import QuantizeFacts
+from compresskit.facts.quantize import QuantizeFacts
 
 Part = Literal["down", "up", "gain", "shift", "before"]
 

@@ -35,6 +35,8 @@ Ranks = Annotated[list[Rank], Field(min_length=1, max_length=2)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Into = Annotated[T, Field(alias="in")]
 """A field whose key is ``in``, which Python keeps for itself."""
+Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
+"""Of a code."""
 Group = Annotated[int, Field(strict=True, ge=0, le=256)]
 """Columns that share a scale; 0 is a whole row."""
 Layers = Annotated[Mapping[Name, T], Field(max_length=1 << 20)]

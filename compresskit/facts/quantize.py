@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from compresskit.facts import Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text, Whole
-from compresskit.ops.packed.format import LINEAR
-from compresskit.ops.packed.formats import FORMATS
-from compresskit.ops.packed.layout import Grid
+from compresskit.facts import Bits, Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +28,10 @@ class PackedFacts(LayerFacts):
     """
 
     kind: Text
-    bits: Whole
+    bits: Bits
     group_size: Group
     symmetric: Flag
-    grid: Text = LINEAR.name
+    grid: Text = "linear"
     shape: Shape
     scales: Literal["float16", "float32"]
     sqnr: Number | None = None
@@ -42,21 +39,9 @@ class PackedFacts(LayerFacts):
     input_scale: Flag = False
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        self.layout()
+        """Refuse a term that is larger than the weight."""
         if self.repair > min(self.shape[0], prod(self.shape[1:])):
             raise ValueError(f"a repair of rank {self.repair} is larger than a weight of {self.shape}")
-
-    def layout(self) -> Grid:
-        """The grid.
-
-        Raises:
-            ValueError: There is none with these numbers.
-        """
-        known = FORMATS.get(self.grid)
-        if known is None:
-            raise ValueError(f"'{self.grid}' is no format of weights; known: {', '.join(FORMATS)}")
-        return Grid(self.bits, self.group_size, self.symmetric, known)
 
 
 @dataclass(frozen=True, kw_only=True)
