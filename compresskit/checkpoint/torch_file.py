@@ -10,7 +10,8 @@ from typing import Any, BinaryIO, cast
 
 from compresskit.checkpoint.archive import Member, read_archive
 from compresskit.checkpoint.files import map_file
-from compresskit.checkpoint.pickled import Leftover, PickledTensor, Storage, read_pickle
+from compresskit.checkpoint.pickle_machine import Leftover
+from compresskit.checkpoint.pickled import PickledTensor, Storage, read_pickle
 from compresskit.checkpoint.region import ITEM_SIZE, Aside, Region
 from compresskit.errors import InputError
 
