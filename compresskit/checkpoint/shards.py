@@ -41,7 +41,9 @@ def open_shards(place: Path) -> Tensors:
         index = name + INDEX
         if (folder / index).exists():
             return _sharded(folder, contained(folder, index, str(folder)))
-    raise InputError(f"{folder} has no weights: {listing(list(_WEIGHTS))} or shards of them were expected")
+    raise InputError(
+        f"{folder} is a folder that has no weights: {listing(list(_WEIGHTS))} or shards of them were expected"
+    )
 
 
 def shards_of(index: Path) -> list[Path]:
