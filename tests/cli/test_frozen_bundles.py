@@ -18,7 +18,7 @@ FROZEN = Path(__file__).resolve().parent.parent / "frozen"
 BUNDLES = {"gptq": "Words", "awq": "Words", "recipe": "Pictures", "lora": "Words"}
 CARDS = sorted(path.stem for path in (FROZEN / "cards").glob("*.json"))
 EXACT = 1e-6
-"""Of the largest output. On the machine that froze them the outputs are equal bit by bit; others multiply otherwise."""
+"""Of the largest output: CPUs multiply in other orders."""
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def recipe(*steps: Step, **more: object) -> Recipe:
 
 
 def by_recipe(found: Recipe) -> Report:
-    return compresskit.run_recipe(found, "recipe", bench=False)
+    return compresskit.run("m.pt", found, "recipe", bench=False)
 
 
 def by_library(*stages: object) -> Report:
@@ -104,11 +104,11 @@ def test_a_later_teacher_leaves_the_original_as_it_is(here: Path, way: str) -> N
 
 @pytest.mark.parametrize("way", ["recipe", "library"])
 def test_a_teacher_is_no_output(here: Path, way: str) -> None:
-    compresskit.run_recipe(recipe(Step(compresskit.method("quantize.rtn", bits=8))), way, bench=False)
+    compresskit.run("m.pt", recipe(Step(compresskit.method("quantize.rtn", bits=8))), way, bench=False)
     stages = [compresskit.method("distill.kd", teacher=way, epochs=1)]
     with pytest.raises(UsageError, match=way):
         if way == "recipe":
-            compresskit.run_recipe(recipe(*map(Step, stages)), way, bench=False, force=True)
+            compresskit.run("m.pt", recipe(*map(Step, stages)), way, bench=False, force=True)
         else:
             by_library(*stages)
     assert (here / way / "model.onnx").is_file()
