@@ -40,7 +40,7 @@ class InputSpec:
         high: For integers, one past the largest allowed value (a vocabulary size).
 
     Raises:
-        InputError: A size is below 1, or there are more numbers than any input has.
+        InputError: A size is below 0, or there are more numbers than any input has.
     """
 
     name: Text
@@ -50,9 +50,9 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         sizes = [size for size in self.shape if isinstance(size, int)]
-        if any(size < 1 for size in sizes) or math.prod(sizes) > _LARGEST_INPUT:
+        if any(size < 0 for size in sizes) or math.prod(sizes) > _LARGEST_INPUT:
             shown = ", ".join(map(str, self.shape))
-            raise InputError(f"the input '{self.name}' of the shape ({shown}) can't be: sizes from 1 were expected")
+            raise InputError(f"the input '{self.name}' of the shape ({shown}) can't be: sizes from 0 were expected")
 
     def implied(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """The values of an input that needs no data: those of plain, unpadded samples of one segment.

@@ -13,7 +13,7 @@ import pytest
 from warm import Warm
 
 PACKAGE = Path(__file__).resolve().parent.parent / "compresskit"
-TORCH_BACKED = {"ops", "export", "train"}
+TORCH_BACKED = {"ops", "exporter", "train"}
 HEAVY = ("torch", "onnx", "onnxruntime", "transformers", "tokenizers", "sklearn", "openvino", "scipy")
 
 # A finder that comes first and fails the import names the module to blame, in one process for all modules.

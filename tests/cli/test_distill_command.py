@@ -65,7 +65,7 @@ def test_the_speed_and_work_of_both_are_told_apart(cli: Cli, small: Path) -> Non
     [
         (("--data", "d.npz"), 2, "distill needs a teacher"),
         (("--teacher", "m.onnx"), 2, "needs training data"),
-        (("--teacher", "none.pt", "--data", "d.npz"), 3, "none.pt"),
+        (("--teacher", "none.pt", "--data", "d.npz"), 2, "none.pt"),
         (("--teacher", "m.pt", "--data", "d.npz"), 2, "give --teacher-arch FILE.py:NAME"),
         (("--teacher", "m.onnx", "--teacher-arch-args", "{}", "--data", "d.npz"), 2, "is for --teacher-arch"),
         (("--teacher", "m.onnx", "--teacher-arch-args", "[", "--data", "d.npz"), 2, "a JSON object"),

@@ -194,7 +194,7 @@ def test_what_can_be_cut_is_what_prune_cuts(cli: Cli, place: Path) -> None:
 
 def test_a_model_that_cannot_be_run_has_unknown_channels(cli: Cli, here: Path) -> None:
     found = inspected(cli, "m.pt", *ARCH)
-    assert found["estimates"]["prune"] == {"known": False, "reason": "needs the shape of the input: --input-shape"}
+    assert found["estimates"]["prune"] == {"known": False, "reason": "needs the shape of the input: `input_shape`"}
     assert forms(found)["4 bit weights"]["macs_on_codes"] is None
 
 

@@ -140,7 +140,7 @@ def test_a_file_of_seven_bit_weights_is_exact_everywhere(cli: Cli, here: Path) -
 
 def test_a_target_that_changes_nothing_is_said(cli: Cli, here: Path) -> None:
     found = report(cli("evaluate", "m.onnx", "--data", "d.npz", "--target", "x86-avx2", "--json", "-"))
-    assert any("--target x86-avx2 changes nothing" in note for note in found["notes"])
+    assert any("`target` x86-avx2 changes nothing" in note for note in found["notes"])
 
 
 EVALUATE = ("evaluate", "m.onnx", "--data", "d.npz")

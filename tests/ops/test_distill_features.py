@@ -48,7 +48,7 @@ def test_blocks_are_matched_at_equal_shares_of_the_way() -> None:
         # A Sequential among the blocks stands for its layers; those count that feed a layer with weights.
         assert blocks_of(small, lambda: small(torch.zeros(1, 4)), "student") == ["blocks.0.1"]
         flat = nn.Linear(4, 3)
-        with pytest.raises(InputError, match=r"the teacher has no chain of blocks.*\n.*--layer-pairs"):
+        with pytest.raises(InputError, match=r"the teacher has no chain of blocks.*\n.*`layer_pairs`"):
             blocks_of(flat, lambda: flat(torch.zeros(1, 4)), "teacher")
 
 

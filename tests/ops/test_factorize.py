@@ -201,7 +201,7 @@ def test_a_refit_brings_the_output_nearer() -> None:
 def test_a_target_out_of_reach_says_what_is_within() -> None:
     made = plan(Net().eval(), seen(), FactorizeSettings(multiple=8), silent)
     least = made.least("params")
-    with pytest.raises(UsageError, match=r"--budget 0\.01 can't be met: with the smallest ranks 0\.\d+") as caught:
+    with pytest.raises(UsageError, match=r"`budget` 0\.01 can't be met: with the smallest ranks 0\.\d+") as caught:
         made.within(0.01, "params")
     assert f"{least + 5e-4:.3f}" in caught.value.hint
     assert made.share_of(made.within(least + 5e-4, "params"), "params") <= least + 5e-4
@@ -278,9 +278,9 @@ def test_each_method_names_the_layers_that_are_of_another_kind() -> None:
     net = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.Flatten(), nn.Linear(256, 32))
     x = torch.randn(1, 8, 4, 4)
     linear, convs = (find(net, lambda m: m(x), FactorizeSettings([kind], multiple=2)) for kind in ("svd", "tucker"))  # type: ignore[list-item]
-    assert "--method tucker or spatial" in linear.skipped["0"]
+    assert "`method` tucker or spatial" in linear.skipped["0"]
     assert [c.name for c in linear.candidates] == ["2"]
-    assert "--method svd" in convs.skipped["2"]
+    assert "`method` svd" in convs.skipped["2"]
     assert [c.name for c in convs.candidates] == ["0"]
 
 
@@ -290,7 +290,7 @@ def test_a_model_without_layers_is_refused() -> None:
 
 
 def test_a_rank_above_the_matrix_names_the_layer() -> None:
-    with pytest.raises(UsageError, match=r"--rank 40 is above the rank of 'loud', whose matrix has 32"):
+    with pytest.raises(UsageError, match=r"`rank` 40 is above the rank of 'loud', whose matrix has 32"):
         find(Net().eval(), seen().run, FactorizeSettings(["svd"], multiple=8, rank=40))
 
 

@@ -20,6 +20,7 @@ from compresskit.ops.quantize.gptq import quantize_gptq
 from compresskit.ops.quantize.reconstruct import Effort, reconstruct
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.sensitivity import distances
+from compresskit.ops.shrinking import CalibrationData
 from compresskit.runtimes.torch import TorchSession
 from compresskit.stages.batches import forward_of
 
@@ -184,7 +185,8 @@ def test_a_least_squares_refit_is_the_same() -> None:
         cut = copy.deepcopy(module)
         with torch.no_grad():
             cut.a.weight.mul_(0.9)
-        found.append(refit(cut, module, {}, {"a": 2, "b": 1}, batches(), forward(module), lambda *_: None))
+        data = CalibrationData(batches()[0], batches(), forward(module))
+        found.append(refit(cut, module, {}, {"a": 2, "b": 1}, data, lambda *_: None))
     assert found[0] == found[1]
 
 

@@ -137,7 +137,7 @@ def test_it_is_json_and_sparsity_is_of_exact_zeros() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "words"),
-    [((), "--input-shape"), (floats("batch", 5), "failed: RuntimeError"), (floats("batch", "height"), "--input-shape")],
+    [((), "`input_shape`"), (floats("batch", 5), "failed: RuntimeError"), (floats("batch", "height"), "`input_shape`")],
     ids=["none", "wrong", "open"],
 )
 def test_without_a_fitting_input_there_are_no_macs_but_all_else(inputs: tuple[InputSpec, ...], words: str) -> None:

@@ -11,6 +11,8 @@ from calibration_models import Blocks, batches, forward
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
+from compresskit.facts import read_facts
+from compresskit.facts.prune import DepthFacts
 from compresskit.ops.prune.depth import blocks_of, distances, drop, drop_proven, influences, replay, skipping
 
 
@@ -71,7 +73,7 @@ def test_dropped_is_skipped(names: list[str]) -> None:
     stacks = drop_proven(module, blocks, names, batch, run)
     assert torch.equal(run(module, batch), wanted)
     again = pictures()
-    replay(again, {"stacks": stacks})
+    replay(again, read_facts(DepthFacts, {"layers": {}, "stacks": stacks}))
     again.load_state_dict(module.state_dict())
     assert torch.equal(run(again, batch), wanted)
 
@@ -112,9 +114,9 @@ def test_what_cannot_be_dropped_is_refused() -> None:
     with pytest.raises(InputError, match="no row of blocks"):
         blocks_of(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), batch, run)
     with pytest.raises(InputError, match="'layers' has 3 blocks, it had 4"):
-        replay(Counting(), {"stacks": {"layers": {"of": 4, "kept": ["0", "1"]}}})
-    with pytest.raises(InputError, match="no 'blocks'"):
-        replay(Counting(), {"stacks": {"blocks": {"of": 4, "kept": ["0", "1"]}}})
+        replay(Counting(), read_facts(DepthFacts, {"layers": {}, "stacks": {"layers": {"of": 4, "kept": ["0", "1"]}}}))
+    with pytest.raises(InputError, match="no layer 'blocks', which lost blocks"):
+        replay(Counting(), read_facts(DepthFacts, {"layers": {}, "stacks": {"blocks": {"of": 4, "kept": ["0", "1"]}}}))
 
 
 def models() -> dict[str, Any]:

@@ -227,7 +227,7 @@ def test_metric_names(user):
     with pytest.raises(UsageError, match="no metric 'f1'") as caught:
         open_metric("f1")
     assert "spearman" in caught.value.hint
-    with pytest.raises(UsageError, match="--allow-code"):
+    with pytest.raises(UsageError, match="`allow_code`"):
         open_metric(user("mse"), allow_code=False)
     with pytest.raises(InputError, match="not a function"):
         open_metric(user("number"))

@@ -98,9 +98,9 @@ def test_several_models_have_gates_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("limits", "evaluated", "benched", "said"),
     [
-        (Limits(max_drop="3"), True, True, "--max-drop"),
-        (Limits(max_drop="1%"), False, True, "--eval-data"),
-        (Limits(min_speedup=1.2), True, False, "--no-bench"),
+        (Limits(max_drop="3"), True, True, "`max_drop`"),
+        (Limits(max_drop="1%"), False, True, "`eval_data`"),
+        (Limits(min_speedup=1.2), True, False, "`no_bench`"),
         (Limits(min_speedup=-1), True, True, "above 0"),
         (Limits(max_size="big"), True, True, "20MB"),
     ],

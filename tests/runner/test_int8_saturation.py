@@ -61,7 +61,7 @@ def test_each_engine_is_told_what_saturates_in_it(vnni: bool, tmp_path: Path) ->
     (note,) = notes(path, "onnxruntime", "openvino")
     assert "can saturate in 1 of 1 layers" in note
     assert ("(as here)" in note) is not vnni
-    assert note.endswith(f"with evaluate --target {'x86-avx2' if vnni else 'x86-vnni'}")
+    assert note.endswith(f"with evaluate `target` {'x86-avx2' if vnni else 'x86-vnni'}")
 
 
 def test_what_holds_in_both_engines_is_told_once(vnni: bool, tmp_path: Path) -> None:

@@ -110,9 +110,9 @@ def test_files_without_a_module(tmp_path: Path) -> None:
 
 def test_an_option_that_the_choice_lacks_is_refused(tmp_path: Path) -> None:
     model, data = sample("linear", tmp_path)
-    with pytest.raises(UsageError, match="--group-size: smoothquant"):
+    with pytest.raises(UsageError, match="`group_size`: smoothquant"):
         chosen(model, data, tmp_path, bits=8, group_size=64)
-    with pytest.raises(UsageError, match="--samples: rtn"):
+    with pytest.raises(UsageError, match="`samples`: rtn"):
         chosen(model, None, tmp_path, samples=3)
 
 

@@ -183,7 +183,7 @@ def test_a_student_is_made_from_its_teacher(context: Callable[..., Context], tea
     kept = found.card.history[0].facts["stacks"]["blocks"]["kept"]
     pairs = {f"blocks.{index}": f"blocks.{leaf}" for index, leaf in enumerate(kept)}
     assert found.card.history[-1].facts["pairs"] == pairs
-    with pytest.raises(UsageError, match=r"--student-depth 3: .* has 3 blocks"):
+    with pytest.raises(UsageError, match=r"`student_depth` 3: .* has 3 blocks"):
         stage("kd", teacher=None, student_depth=3).run(model(depth=3), context(taught=False))
 
 
@@ -242,7 +242,7 @@ def test_what_is_missing_is_said_before_anything_runs(context: Callable[..., Con
     student = model()
     with pytest.raises(UsageError, match="needs training data"):
         stage("kd").choose(student, Context(tmp_path))
-    with pytest.raises(UsageError, match=r"needs a teacher\n.*--student-depth"):
+    with pytest.raises(UsageError, match=r"needs a teacher\n.*`student_depth`"):
         stage("kd", teacher=None).choose(student, context(taught=False))
     with pytest.raises(UsageError, match=r"dkd needs class labels, .*data\.npz has none"):
         stage("dkd").choose(student, context(labels=False))

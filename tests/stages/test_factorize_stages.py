@@ -195,13 +195,13 @@ def test_factors_that_are_no_faster_are_not_taken(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("auto", {}, "how much is to be kept? Give one of --energy, --budget, --rank, --target-latency"),
-        ("auto", {"budget": 0.5, "rank": 4}, "--budget and --rank: factorize takes one target"),
-        ("auto", {"energy": 0.5, "budget_of": "macs"}, "there is no --budget"),
-        ("auto", {"merge": True, "budget": 0.5}, "--merge with --budget"),
+        ("auto", {}, "how much is to be kept? Give one of `energy`, `budget`, `rank`, `target_latency`"),
+        ("auto", {"budget": 0.5, "rank": 4}, "`budget` and `rank`: factorize takes one target"),
+        ("auto", {"energy": 0.5, "budget_of": "macs"}, "there is no `budget`"),
+        ("auto", {"merge": True, "budget": 0.5}, "`merge` with `budget`"),
         ("auto", {"merge": True}, "nothing to merge"),
-        ("auto", {"budget": 0.001}, "--budget 0.001 can't be met"),
-        ("svd", {"rank": 200, "include": ("7",)}, "--rank 200 is above the rank of '7', whose matrix has 64"),
+        ("auto", {"budget": 0.001}, "`budget` 0.001 can't be met"),
+        ("svd", {"rank": 200, "include": ("7",)}, "`rank` 200 is above the rank of '7', whose matrix has 64"),
         ("svd", {"rank": 4, "include": ("nothing",)}, "no layer matches 'nothing'"),
     ],
 )

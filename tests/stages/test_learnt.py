@@ -199,7 +199,7 @@ def test_options_that_mean_nothing_are_refused(name: str, options: dict, said: s
 def test_bad_data_are_refused(name: str, context: Callable[..., Context]) -> None:
     stage = KINDS[name](**QUICK[name])
     ctx = context()
-    with pytest.raises(UsageError, match="--data"):
+    with pytest.raises(UsageError, match="`data`"):
         run(stage, Context(ctx.work))
     with pytest.raises(InputError, match="samples of shape"):
         context(shape=(3, 8, 9))

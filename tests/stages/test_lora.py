@@ -156,7 +156,7 @@ def test_loftq_begins_nearer_to_the_weights_than_rounding(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "options", "error", "said_"),
     [
-        ("lora", {"targets": ("no.*",)}, UsageError, "no layer matches --targets"),
+        ("lora", {"targets": ("no.*",)}, UsageError, "no layer matches `targets`"),
         ("lora", {"targets": ("3",)}, UsageError, "'3' can't be adapted: a convolution in 8 groups"),
         ("lora", {"rank": 100}, UsageError, "rank 100 is above the matrix"),
         ("lora", {"rank": 9, "targets": ("0",)}, UsageError, "rank 9 is above the matrix, which has at most 8"),
@@ -164,8 +164,8 @@ def test_loftq_begins_nearer_to_the_weights_than_rounding(tmp_path: Path) -> Non
         ("bottleneck", {"merge": True}, UsageError, "not linear"),
         ("loftq", {"merge": True}, UsageError, "merging needs requantization"),
         ("prompt", {}, InputError, "prompt tuning is for text models of transformers, not for Sequential"),
-        ("lora", {"teacher_share": 0.1}, UsageError, "--teacher-share is for a teacher"),
-        ("lora", {"recalibrate": True}, UsageError, "--recalibrate would change the base"),
+        ("lora", {"teacher_share": 0.1}, UsageError, "`teacher_share` is for a teacher"),
+        ("lora", {"recalibrate": True}, UsageError, "`recalibrate` would change the base"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -222,7 +222,7 @@ def test_a_shared_weight_is_not_merged(tmp_path: Path) -> None:
 
     found, _ = train("lora", "mlp", tmp_path, tied())
     assert set(found.card.history[-1].facts["layers"]) == {"3"}
-    assert found.card.history[-1].skipped["0"] == "it shares its weight with '2': --targets takes it in"
+    assert found.card.history[-1].skipped["0"] == "it shares its weight with '2': `targets` takes it in"
     beside, _ = train("lora", "mlp", tmp_path, tied(), targets=("2",))
     assert set(adapted(beside.body)) == {"2"}  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="shares its weight with '0': merging would change both"):

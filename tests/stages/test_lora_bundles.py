@@ -249,7 +249,7 @@ def test_recomputing_changes_no_value(bert: Path, tmp_path: Path) -> None:
         run(model, [stage], tmp_path / str(recompute), data=data, export=False)
         states.append((tmp_path / str(recompute) / "adapter" / "adapter_model.safetensors").read_bytes())
     assert states[0] == states[1]
-    with pytest.raises(UsageError, match="--recompute is for models of transformers"):
+    with pytest.raises(UsageError, match="`recompute` is for models of transformers"):
         run(plain(tmp_path), [method("lora.lora", rank=3, epochs=1, recompute=True)], tmp_path / "no",
             data=source(tmp_path, ROWS), export=False)  # fmt: skip
 
@@ -272,7 +272,7 @@ def test_a_language_model_learns_its_own_tokens(tmp_path: Path) -> None:
     assert facts["training"]["curve"][-1]["loss"] < facts["training"]["curve"][0]["loss"] - 0.2
     assert report.history[-1]["skipped"] == {
         "model.embed_tokens": "Embedding: adapters are for Linear and Conv layers",
-        "lm_head": "the output layer of a language model: --targets takes it in",
+        "lm_head": "the output layer of a language model: `targets` takes it in",
     }
     stage = method("lora.lora", epochs=0, targets=("lm_head",), merge=True)
     with pytest.raises(UsageError, match=r"'lm_head' shares its weight with 'model\.embed_tokens'"):

@@ -62,5 +62,5 @@ def test_the_largest_candidate_in_time_is_taken(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_can_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"--target-latency 0\.1 can't be met: 0\.2\d was measured"):
+    with pytest.raises(UsageError, match=r"`target_latency` 0\.1 can't be met: 0\.2\d was measured"):
         search(tmp_path, monkeypatch, 0.1)

@@ -145,15 +145,15 @@ def test_a_shared_weight_gets_no_term() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("quantize.gptq", {"recover": "lora"}, "--recover is for training"),
-        ("prune.magnitude", {"recover": "lora"}, "--recover is for training"),
-        ("prune.magnitude", {"epochs": 1, "recover_rank": 4}, "--recover-rank is for --recover lora"),
+        ("quantize.gptq", {"recover": "lora"}, "`recover` is for training"),
+        ("prune.magnitude", {"recover": "lora"}, "`recover` is for training"),
+        ("prune.magnitude", {"epochs": 1, "recover_rank": 4}, "`recover_rank` is for `recover` lora"),
         ("quantize.gptq", {"epochs": 1, "recover": "weights"}, "--recover weights"),
         ("quantize.gptq", {"epochs": 1, "optimizer": "muon"}, "--optimizer muon"),
         (
             "prune.magnitude",
             {"epochs": 1, "recover": "lora", "optimizer": "muon"},
-            "--optimizer muon moves whole matrices",
+            "`optimizer` muon moves whole matrices",
         ),
         ("quantize.adaround", {"epochs": 1}, "--epochs"),
     ],
@@ -169,7 +169,7 @@ def test_what_has_no_place_for_a_term_is_refused(ctx: Context) -> None:
         pass
     with pytest.raises(InputError, match="no low-rank term"), trainable_repairs(net()):
         pass
-    with pytest.raises(UsageError, match="--data"):
+    with pytest.raises(UsageError, match="`data`"):
         run("quantize.rtn", {"epochs": 1}, Context(ctx.work))
     assert not any(isinstance(layer, PackedLinear) for layer in net().modules())
 

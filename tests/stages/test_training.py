@@ -225,7 +225,7 @@ def test_samples_are_held_out_where_it_pays(count: int, options: dict, held: int
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"patience": 1, "held_out": 0}, "--held-out 0 leaves none"),
+        ({"patience": 1, "held_out": 0}, "`held_out` 0 leaves none"),
         ({"patience": 1, "train_samples": 150}, "100 samples can't be held out of 150"),
         ({"augment": "crop", "train_samples": 64}, None),
     ],
