@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from compresskit.errors import InputError
-from compresskit.facts import Index, Name, Size, Text, read_facts
+from compresskit.facts import Name, Size, Text, read_facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class InputSpec:
 
     name: Text
     dtype: Annotated[str, Field(pattern=_DTYPE)]
-    shape: Annotated[tuple[Index | Text, ...], Field(max_length=32)]
+    shape: Annotated[tuple[Size | Text, ...], Field(max_length=32)]
     high: Size | None = None
 
     def __post_init__(self) -> None:
