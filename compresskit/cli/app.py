@@ -19,12 +19,19 @@ from compresskit.render.plain import set_plain
 @cache
 def summaries() -> dict[str, str]:
     """One line of help for each command: the kinds of stages first; a plugin's kind can't replace a command."""
-    return {name: _summary(name) for name in registry.kind_names() if name not in COMMANDS} | COMMANDS
+    return {name: _summary(name) for name in _names()}
 
 
-def _summary(kind: str) -> str:
+def _names() -> list[str]:
+    """All commands; no plugin is imported for that."""
+    return [*(name for name in registry.kind_names() if name not in COMMANDS), *COMMANDS]
+
+
+def _summary(name: str) -> str:
+    if name in COMMANDS:
+        return COMMANDS[name]
     try:
-        found = registry.kind(kind)
+        found = registry.kind(name)
     except MachineError as error:  # a broken plugin must not take the help away
         return error.message
     return found.summary if found is not None else ""
@@ -35,11 +42,12 @@ class Group(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which one meets them."""
-        return list(summaries())
+        return _names()
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """A stand-in that has a name and one line of help."""
-        return TyperCommand(cmd_name, help=summaries()[cmd_name]) if cmd_name in summaries() else None
+        known = cmd_name in COMMANDS or cmd_name in _names()
+        return TyperCommand(cmd_name, help=_summary(cmd_name)) if known else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The real command for these arguments.
@@ -47,8 +55,8 @@ class Group(TyperGroup):
         Raises:
             UsageError: There is none of that name; the nearest one is given.
         """
-        if args and args[0] not in summaries():
-            near = get_close_matches(args[0], summaries(), 1)
+        if args and args[0] not in COMMANDS and args[0] not in _names():
+            near = get_close_matches(args[0], _names(), 1)
             hint = f"did you mean '{near[0]}'?" if near else "see: compresskit --help"
             raise UsageError(f"there is no command '{args[0]}'", hint)
         name, stub, rest = super().resolve_command(ctx, args)

@@ -63,9 +63,9 @@ def run(arguments: list[str]) -> int:
 
 def command_names() -> list[str]:
     """The commands there are, in the order of the help."""
-    from compresskit.cli.app import summaries
+    from compresskit.cli.app import Group
 
-    return list(summaries())
+    return Group().list_commands(None)
 
 
 def explain(error: BaseException) -> int:

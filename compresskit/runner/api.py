@@ -29,6 +29,7 @@ from compresskit.runner.judging import Measuring
 from compresskit.runner.loading import load_shipped
 from compresskit.runner.pipeline import run as run_job
 from compresskit.runner.pipeline import run_recipe
+from compresskit.runner.sources import source_for
 from compresskit.runner.steps import Job
 from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, Stage, silent
@@ -77,11 +78,9 @@ def open_data(
         InputError: Missing, damaged, hostile, or of another shape than the model takes.
         UsageError: An unknown form, or an option that doesn't fit it.
     """
-    known = model if isinstance(model, Model) else None if model is None else load_shipped(Path(model))
-    if known is not None:
-        source = Samples(path, normalize).of(known, sequence)
-        if source is not None:
-            return source
+    if model is not None:
+        known = model if isinstance(model, Model) else load_shipped(Path(model))
+        return source_for(known, str(path), normalize, sequence)
     from compresskit.data.opening import open_source
 
     return open_source(str(path), normalize=normalize, sequence=sequence)

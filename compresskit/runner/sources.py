@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from compresskit.data.source import Source
 
 
+def source_for(model: Model, path: str, normalize: str | None, sequence: int) -> Source:
+    """Open data for a model: its tokenizer encodes texts, its inputs and its task decide what the samples must be."""
+    from compresskit.data.opening import open_source
+
+    tokenizer = model.source if model.source.is_dir() else None
+    return open_source(
+        path, normalize=normalize, tokenizer=tokenizer, sequence=sequence, inputs=model.card.inputs,
+        task=model.card.task,
+    )  # fmt: skip
+
+
 def opener(
     model: Model, normalize: str | None, sequence: int, *, paths: list[str | None]
 ) -> Callable[[str | None], Source | None]:
@@ -20,22 +31,6 @@ def opener(
     Raises:
         UsageError: `normalize` is given, but no data that it could be for.
     """
-    from compresskit.data.opening import open_source
-
     if normalize is not None and not any(paths):
         raise UsageError("`normalize` is for data, and none is given", "give `data` or `eval_data`")
-    tokenizer = model.source if model.source.is_dir() else None
-
-    def open_(path: str | None) -> Source | None:
-        if path is None:
-            return None
-        return open_source(
-            path,
-            normalize=normalize,
-            tokenizer=tokenizer,
-            sequence=sequence,
-            inputs=model.card.inputs,
-            task=model.card.task,
-        )
-
-    return open_
+    return lambda path: None if path is None else source_for(model, path, normalize, sequence)

@@ -85,3 +85,11 @@ def test_a_methods_help_has_its_options_and_no_others(cli: Cli, monkeypatch: pyt
     others = {n for other in registry.rows() if other.startswith(f"{stage}.") for n in registry.get(other).model_fields}
     for name in mine | others:
         assert (f"--{name.replace('_', '-')}" in re.findall(r"--[a-z0-9-]+", text)) == (name in mine), name
+
+
+def test_a_command_imports_no_plugin(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = {**registry.rows(), "strange.kind": "no_such_package:Kind"}
+    monkeypatch.setattr(registry, "rows", lambda: plugins)
+    monkeypatch.setattr(registry, "_imported", lambda row: pytest.fail(f"{row} was imported"))
+    summaries.cache_clear()
+    assert cli("recipe", "ls").code == 0
