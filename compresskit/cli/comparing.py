@@ -70,7 +70,7 @@ def compare_models(
     from compresskit.cli.console import progressing
     from compresskit.cli.inputs import command_line
     from compresskit.runner.check import check
-    from compresskit.runner.compare import Interrupted, compare
+    from compresskit.runner.compare import Interrupted, check_comparison, compare
     from compresskit.runner.loading import load_shipped
     from compresskit.runner.sources import opener
 
@@ -80,7 +80,7 @@ def compare_models(
     before = earlier.open()
     engines, options = engine_names(how.runtimes, allow_auto=not how.evaluated), reading.load_options()
     how = replace(how, runtimes=engines, loader_args=options)
-    _refuse_misfits(models, measuring, how, evaluating)
+    check_comparison(len(models), measuring, how, evaluated=data is not None)
 
     def read(path: Path, runtime: str) -> Any:
         return load_shipped(path, options, several=len(models) > 1, runtime=runtime)
@@ -100,22 +100,3 @@ def compare_models(
             allow_other_machine=earlier.allow_other_machine,
         )  # fmt: skip
     return showing.finish(report)
-
-
-def _refuse_misfits(models: Sequence[Path], measuring: Measuring, how: Comparison, evaluating: Evaluating) -> None:
-    """Refuse options that don't fit each other, before anything is read.
-
-    Raises:
-        UsageError: Names one.
-    """
-    from compresskit.errors import UsageError
-    from compresskit.runner.int8_saturation import int8_arithmetic_on
-
-    target, limits, evaluated = measuring.target, measuring.limits, evaluating.data is not None
-    if int8_arithmetic_on(target) != "native" and list(how.runtimes) != ["onnxruntime"]:
-        raise UsageError(f"--target {target} can be emulated for onnxruntime only", "leave --runtime away")
-    if evaluating.metric is not None and not evaluated:
-        raise UsageError("--metric needs data", "give --data")
-    limits.check(evaluated=evaluated, benched=measuring.bench, data_option="--data")
-    if limits.min_speedup is not None and len(models) * len(how.runtimes) < 2 and not how.automatic:
-        raise UsageError("--min-speedup needs a second model to hold against the first")

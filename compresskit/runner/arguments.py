@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Union
 from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.report import Report
-from compresskit.runner.compare import Comparison, compare
+from compresskit.runner.compare import Comparison, check_comparison, compare
 from compresskit.runner.judging import Measuring
 from compresskit.runner.loading import load, load_shipped
 from compresskit.runner.sources import opener
@@ -80,7 +80,12 @@ def compared(
     models: Sequence[AnyModel], samples: Samples, reading: Reading, measuring: Measuring, how: Comparison,
     progress: Progress,
 ) -> Report:  # fmt: skip
-    """Measure models as they ship, and compare each with the first."""
+    """Measure models as they ship, and compare each with the first.
+
+    Raises:
+        UsageError: What is asked for doesn't fit together.
+    """
+    check_comparison(len(models), measuring, how, evaluated=samples.data is not None)
     known = {model.source: model for model in models if isinstance(model, Model)}
     paths = [model.source if isinstance(model, Model) else Path(model) for model in models]
 

@@ -14,6 +14,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.model import Applied, Model, portable
 from compresskit.report import Measurement, Report
 from compresskit.runner.candidate import Candidate
+from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, Ready, ReportBuilder
 from compresskit.runner.layers import layers_of
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
@@ -60,6 +61,28 @@ class Comparison:
     def automatic(self) -> bool:
         """The runtimes are found out."""
         return list(self.runtimes) == ["auto"]
+
+
+def check_comparison(models: int, measuring: Measuring, how: Comparison, *, evaluated: bool) -> None:
+    """Refuse options that don't fit each other, before anything is read.
+
+    Args:
+        models: How many are compared.
+        measuring: All of it but the data.
+        how: What is compared.
+        evaluated: Whether there is evaluation data.
+
+    Raises:
+        UsageError: Names one.
+    """
+    target, limits = measuring.target, measuring.limits
+    if int8_arithmetic_on(target) != "native" and list(how.runtimes) != ["onnxruntime"]:
+        raise UsageError(f"`target` {target} can be emulated for onnxruntime only", "leave `runtime` away")
+    if measuring.metric is not None and not evaluated:
+        raise UsageError("`metric` needs data", "give `data`")
+    limits.check(evaluated=evaluated, benched=measuring.bench, data_option="`data`")
+    if limits.min_speedup is not None and models * len(how.runtimes) < 2 and not how.automatic:
+        raise UsageError("`min_speedup` needs a second model to hold against the first")
 
 
 def compare(
