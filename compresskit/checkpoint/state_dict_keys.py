@@ -75,18 +75,19 @@ def find_state_dict(path: Path, saved: Any, key: str | None = None) -> StateDict
     keys: list[str] = []
     others: list[str] = []
     left: list[str] = []
+
+    def passed_by(groups: Iterable[str]) -> None:
+        for group in groups:
+            (left if _of_training(group) else others).append(".".join([*keys, group]))
+
     if key is not None:
-        for other in _groups(saved):
-            if not f"{key}.".startswith(f"{other}."):
-                (left if _of_training(other) else others).append(other)
+        passed_by(group for group in _groups(saved) if not f"{key}.".startswith(f"{group}."))
         saved, keys = _under(path, saved, key), [key]
     for _ in range(4):
         name = _inner(path, saved)
         if name is None:
             break
-        for other in _groups(saved):
-            if other != name:
-                (left if _of_training(other) else others).append(".".join([*keys, other]))
+        passed_by(group for group in _groups(saved) if group != name)
         keys.append(name)
         saved = saved[name]
     found = {name: value for name, value in saved.items() if isinstance(value, Region)}
