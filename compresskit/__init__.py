@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from compresskit.runner.api_measures import compare as compare
     from compresskit.runner.api_measures import evaluate as evaluate
     from compresskit.runner.loading import load as load
+    from compresskit.search.api import compress as compress
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _NAMES = {
     "Verdict": "compresskit.report",
     "bench": "compresskit.runner.api_measures",
     "compare": "compresskit.runner.api_measures",
+    "compress": "compresskit.search.api",
     "evaluate": "compresskit.runner.api_measures",
     "export": "compresskit.runner.api",
     "inspect": "compresskit.runner.api",

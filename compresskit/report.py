@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from compresskit.errors import ExitCode, InputError, PathError
+from compresskit.searched import Search
 
 SCHEMA = 1
 NAME = "report.json"
@@ -216,6 +217,7 @@ class Report(_Part):
     notes: list[str] = []
     environment: dict[str, Any] = {}
     history: list[dict[str, Any]] = []
+    search: Search | None = None
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

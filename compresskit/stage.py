@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from compresskit.checkpoint.tensors import Tensors
     from compresskit.data.source import Source
 
+MODEL = "$model"
+"""In an option that names a model: that of the recipe, as it was before the first step."""
 SIDECAR = "sidecar"
 """Folder in a context's ``work``: what a stage puts there goes into the bundle, beside the model."""
 Form = Literal["torch", "onnx", "weights"]
@@ -90,6 +92,40 @@ class TeacherRef:
     arch_args: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Tunable:
+    """Values of an option that ``compress`` may try; stands in the ``Annotated`` of the stage's field.
+
+    Attributes:
+        low: The least value.
+        high: The largest.
+        step: Between two values; None takes any between the two (whole numbers for whole bounds).
+        log: Values are spread evenly by their ratio, not by their difference.
+        choices: All values, in the place of a range.
+    """
+
+    low: float = 0
+    high: float = 0
+    step: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How ``compress`` tries a method; what it varies are the fields with a :class:`Tunable`.
+
+    Attributes:
+        models: Kinds of models for which it is tried: ``cnn``, ``text``, ``causal-lm``, ``linear``, ``tiny``.
+        options: That are given besides, by field.
+        preview: Options of the cheap first look at a candidate, which win over all others; None leaves the step out.
+    """
+
+    models: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    preview: Mapping[str, Any] | None = field(default_factory=dict)
+
+
 class Stage(BaseModel, ABC):
     """One method with its options; what it computes lives in ``ops/``.
 
@@ -107,6 +143,7 @@ class Stage(BaseModel, ABC):
         facts: The type of what it records in the card.
         needs_no_replay: What builds the original builds the result too: layers stay, or a config tells their sizes.
         takes_adapters: Works on adapters that lie beside the weights.
+        searched: How ``compress`` tries it; None: only where the user asks for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,6 +157,7 @@ class Stage(BaseModel, ABC):
     facts: ClassVar[type[Facts]] = Facts
     needs_no_replay: ClassVar[bool] = False
     takes_adapters: ClassVar[bool] = False
+    searched: ClassVar[Searched | None] = None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

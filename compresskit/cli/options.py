@@ -221,4 +221,18 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Trust the code that the recipe names: it may run.", rich_help_panel=_RUN),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Check everything, show what would be run, and run nothing.", rich_help_panel=_RUN),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="FOLDER",
+        help="Where finished steps are kept. (COMPRESSKIT_CACHE, or the user's cache folder)",
+        show_default=False,
+        rich_help_panel=_RUN,
+    ),
+]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,15 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the samples and of how they are prepared."""
+        ...
+
+
+@runtime_checkable
+class Indexed(Protocol):
+    """A source whose samples can be fetched in any order; those of kind ``pairs`` count single texts."""
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """The samples of some rows, int64 ``(n,)``."""
         ...
 
 

@@ -115,6 +115,10 @@ class Head(Keys):
             json_schema_extra={"format": PATH},
         ),
     ] = None
+    hold_out: Annotated[
+        float | None,
+        Field(gt=0, le=0.5, description="Share of data that no step gets to see; what compress chose by."),
+    ] = None
     eval_data: Annotated[
         str | None,
         Field(description="What the verdict is measured on; forms as data.", json_schema_extra={"format": PATH}),

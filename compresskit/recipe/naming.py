@@ -14,11 +14,10 @@ from compresskit.data.usercode import is_reference
 from compresskit.errors import UsageError, printable
 from compresskit.quality.metrics import open_metric
 from compresskit.recipe.head import CODE, OUTPUT, PATH
-from compresskit.recipe.plan import MODEL
 from compresskit.recipe.problems import Problems
 from compresskit.recipe.tree import Node
 from compresskit.recipe.wording import said
-from compresskit.stage import Stage
+from compresskit.stage import MODEL, Stage
 
 _ALLOW = "which a recipe may not: add `allow_code` if you trust it"
 

@@ -9,9 +9,6 @@ from compresskit.checkpoint.arch import portable_reference
 from compresskit.model import portable
 from compresskit.stage import Stage
 
-MODEL = "$model"
-"""In an option of a step that names a model: the recipe's own model, as it was before the first step."""
-
 
 @dataclass(frozen=True)
 class Step:
@@ -46,6 +43,7 @@ class Recipe:
         key: Which of the state dicts in MODEL's file.
         allow_nonfinite: Accept NaN and infinities among the weights.
         data: Calibration and training data.
+        hold_out: Share of ``data`` that no step gets.
         eval_data: What the verdict is measured on.
         normalize: ``MEAN/STD`` or ``imagenet``.
         sequence: Most tokens of a text sample.
@@ -70,6 +68,7 @@ class Recipe:
     key: str | None = None
     allow_nonfinite: bool = False
     data: str | None = None
+    hold_out: float | None = None
     eval_data: str | None = None
     normalize: str | None = None
     sequence: int = 128
@@ -94,6 +93,7 @@ class Recipe:
             "key": self.key,
             "allow-nonfinite": self.allow_nonfinite or None,
             "data": _cut(self.data),
+            "hold-out": self.hold_out,
             "eval-data": _cut(self.eval_data),
             "normalize": self.normalize,
             "sequence": self.sequence,

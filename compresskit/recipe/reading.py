@@ -193,6 +193,8 @@ class _Checking:
             self._at("arch-args", "arch-args: is for arch, which is not given")
         if recipe.normalize and not (recipe.data or recipe.eval_data):
             self._at("normalize", "normalize: is for data, and none is given")
+        if recipe.hold_out and not recipe.data:
+            self._at("hold-out", "hold-out: is a share of data, and none is given")
 
     def _evaluated(self, recipe: Recipe) -> None:
         """Keys that need evaluation data, where there is none."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from compresskit.errors import as_flags
-from compresskit.render import figures, nodes, rows, sweep
+from compresskit.render import figures, nodes, rows, search_view, sweep
 from compresskit.report import Report, Verdict
 
 _MARK = {Verdict.PASS: "✅", Verdict.FAIL: "❌", Verdict.INCONCLUSIVE: "⚠️", Verdict.UNVERIFIED: "⚠️"}
@@ -45,6 +45,10 @@ def _tables(report: Report) -> Iterator[list[str]]:
         yield _models(report)
     if report.steps:
         yield _table(rows.STEP_HEADER, rows.steps(report))
+    if report.search is not None:
+        header, front = search_view.table(report.search)
+        yield _table(header, [cells for _, cells in front])
+        yield [f"- {escape(line)}" for line in search_view.lines(report.search)]
     for timing in rows.timings(report):
         yield [escape(timing.run)]
         yield _table(rows.TIMING_HEADER, timing.lines)

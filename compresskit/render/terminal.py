@@ -7,9 +7,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from compresskit.render import figures, nodes, rows, sweep
+from compresskit.render import figures, nodes, rows, search_view, sweep
 from compresskit.render.console import make_console
 from compresskit.report import Report, Verdict
+from compresskit.searched import Search
 
 _COLOUR = {
     Verdict.PASS: "bold green",
@@ -43,6 +44,8 @@ def _parts(report: Report, output: str) -> list[RenderableType]:
         parts += [Text(), _models(report)]
     if report.steps:
         parts += [Text(), _steps(report)]
+    if report.search is not None:
+        parts += [Text(), _search(report.search), *_block(search_view.lines(report.search))]
     for timing in rows.timings(report):
         parts += [Text(), *_timings(timing)]
     if rows.is_sweep(report):
@@ -119,6 +122,14 @@ def _steps(report: Report) -> RenderableType:
     table = _table(*((title, title in right) for title in rows.STEP_HEADER))
     for step, cells in zip(report.steps, rows.steps(report), strict=True):
         table.add_row(*map(Text, cells), style="yellow" if step.state == "undone" else "")
+    return Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def _search(search: Search) -> RenderableType:
+    header, body = search_view.table(search)
+    table = _table(*((title, index > 1) for index, title in enumerate(header)))
+    for number, cells in body:
+        table.add_row(*map(Text, cells), style="green" if number == search.winner else "")
     return Padding(table, (0, 0, 0, 2), expand=False)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from compresskit import registry
 from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME, seal
 from compresskit.errors import UsageError
 from compresskit.model import Model
-from compresskit.recipe.plan import MODEL, Recipe, Step
+from compresskit.recipe.plan import Recipe, Step
 from compresskit.report import Gate, StepEntry
 from compresskit.runner.cache import ABOUT, Cache
 from compresskit.runner.entries import At, at_entry, copy_bundle, write_note
@@ -21,7 +22,7 @@ from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, w
 from compresskit.runner.step_costs import StepCosts
 from compresskit.runner.steps import Job, Steps, bundle, light
 from compresskit.runner.teacher import teacher_of
-from compresskit.stage import Stage
+from compresskit.stage import MODEL, Progress, Stage
 
 
 def read_model(recipe: Recipe, path: Path) -> Model:
@@ -74,6 +75,27 @@ class Cached(Steps[At]):
             self._make(key, stage, now)
             entry = self._found(key)
         return replace(at_entry(key, entry, self._original), known=known)
+
+    def progress(self, progress: Progress) -> None:
+        """Call another function from here on."""
+        self._job = replace(self._job, progress=progress)
+
+    def chosen(self, stage: Stage, now: At, work: Path) -> tuple[Stage, ...]:
+        """The stages with explicit options that a stage comes to, where it picks others; itself elsewhere.
+
+        Args:
+            stage: One that quantizes may pick others by looking at the model: what it picked is remembered.
+            now: What it starts from.
+            work: A folder for temporary files.
+        """
+        if not stage.kind.quantizes or type(stage).choose is Stage.choose:
+            return (stage,)
+        key = digest("chosen", self._key(now.key, stage))
+        if (known := self._cache.recall(key)) is None:
+            found = stage.choose(self._model(now), self._job.context(work, None)).stages
+            known = {"stages": [[one.name(), one.model_dump(mode="json", exclude_unset=True)] for one in found]}
+            self._cache.remember(key, known)
+        return tuple(registry.get(name)(**options) for name, options in known["stages"])
 
     @property
     def entries(self) -> list[StepEntry]:

@@ -65,6 +65,16 @@ def shares(inventory: Inventory) -> dict[str, float]:
     return {kind: round(share, 4) for kind, share in {**found, "other": 1 - sum(found.values())}.items()}
 
 
+def kinds_of_layers(model: Model, found: Mapping[str, Any]) -> dict[str, float]:
+    """Shares of the bytes by kind of layer, see :func:`shares`.
+
+    Args:
+        model: As it was read.
+        found: What the inspection found of it.
+    """
+    return shares(_read(model, found)[0])
+
+
 def sensitivity(model: Model, source: Source, progress: Progress = silent) -> dict[str, Any]:
     """What the output loses when one layer alone has its weights in 4 bit, the worst first, as JSON data.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
-from compresskit.runner.estimates import estimates
+from compresskit.runner.estimates import estimates, kinds_of_layers
 from compresskit.runner.estimates import sensitivity as measured
 from compresskit.stage import Progress, silent
 
@@ -43,6 +43,13 @@ def inspected(
     found["estimates"] = estimates(model, found, seed=seed)
     if sensitivity is not None:
         found["estimates"]["sensitivity"] = measured(model, sensitivity, progress)
+    return found
+
+
+def layers_and_kinds(model: Model) -> dict[str, Any]:
+    """As :func:`inspected`, of the estimates only which kinds of layers hold the bytes: quick."""
+    found = _layers(model)
+    found["estimates"] = {"kinds": kinds_of_layers(model, found)}
     return found
 
 

@@ -27,7 +27,7 @@ from compresskit.runner.keys import surroundings
 from compresskit.runner.preconditions import check, check_output
 from compresskit.runner.prepare import with_inputs
 from compresskit.runner.provenance import provenance
-from compresskit.runner.sources import opener
+from compresskit.runner.sources import kept_of, opener
 from compresskit.runner.stage_runner import aimed_at, form, workplace
 from compresskit.runner.steps import InMemory, Job, Steps, T
 from compresskit.stage import Progress, say_nothing, silent
@@ -66,6 +66,7 @@ def run_recipe(
     progress: Progress = silent,
     tell: Callable[[str], None] = say_nothing,
     draw: Callable[[Report], str] | None = None,
+    complete: Callable[[Report, Path], Report] | None = None,
 ) -> Report:
     """Run the steps of a recipe, write the bundle, and judge it against the original.
 
@@ -82,6 +83,7 @@ def run_recipe(
         progress: Called now and then.
         tell: Shows the user a line right away.
         draw: Gives the page that is put beside the report; None leaves it away.
+        complete: Adds to the report, and to the folder, before the bundle is sealed.
 
     Raises:
         GateError: A step's ONNX export computes something else, or every step was undone; nothing is written.
@@ -105,7 +107,8 @@ def run_recipe(
             bench=bench, sequence=recipe.sequence, threads=recipe.threads, device=recipe.device, seed=recipe.seed,
         )  # fmt: skip
         return model, Job(
-            recipe.steps, output, open_(recipe.data), measuring, force, command, progress, tell, recipe, draw
+            recipe.steps, output, kept_of(open_(recipe.data), recipe), measuring, force, command, progress, tell,
+            recipe, draw, complete,
         )  # fmt: skip
 
     def steps(model: Model, job: Job, work: Path) -> Cached:
@@ -135,6 +138,8 @@ def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, 
             del model  # where the steps are kept on disk, its weights needn't stay in memory
             taken = _walk(steps, job)
             report = _judge(steps, taken, job, folder)
+            if job.complete is not None:
+                report = job.complete(report, folder)
             (folder / REPORT_NAME).write_text(report.to_json(), encoding="utf-8")
             if job.draw is not None:
                 (folder / PAGE_NAME).write_text(job.draw(report), encoding="utf-8")

@@ -12,10 +12,9 @@ from compresskit.model import Model
 from compresskit.recipe.head import OUTPUT
 from compresskit.recipe.naming import named_by
 from compresskit.recipe.order import Start, check_measured, misfits
-from compresskit.recipe.plan import MODEL
 from compresskit.runner.judging import Measuring
 from compresskit.runner.stage_runner import form
-from compresskit.stage import Stage
+from compresskit.stage import MODEL, Stage
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from compresskit.errors import UsageError
 from compresskit.model import Model
+from compresskit.recipe.plan import Recipe
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -21,6 +22,19 @@ def source_for(model: Model, path: str, normalize: str | None, sequence: int) ->
         path, normalize=normalize, tokenizer=tokenizer, sequence=sequence, inputs=model.card.inputs,
         task=model.card.task,
     )  # fmt: skip
+
+
+def kept_of(data: Source | None, recipe: Recipe) -> Source | None:
+    """The samples that the steps of a recipe get: all but those that it holds out.
+
+    Raises:
+        UsageError: There are too few for that.
+    """
+    if data is None or recipe.hold_out is None:
+        return data
+    from compresskit.data.parts import split
+
+    return split(data, recipe.hold_out, seed=recipe.seed)[0]
 
 
 def opener(

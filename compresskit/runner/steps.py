@@ -41,6 +41,7 @@ class Job:
         tell: Shows the user a line right away.
         recipe: What the steps were read from: then the report tells of each, and the run can be repeated.
         draw: Gives the page that is put beside the report; None leaves it away.
+        complete: Adds to the report, and to the folder, before the bundle is sealed.
     """
 
     steps: tuple[Step, ...]
@@ -53,6 +54,7 @@ class Job:
     tell: Callable[[str], None] = say_nothing
     recipe: Recipe | None = None
     draw: Callable[[Report], str] | None = None
+    complete: Callable[[Report, Path], Report] | None = None
 
     @classmethod
     def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:

@@ -16,7 +16,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.facts import Facts, Text
 from compresskit.kinds import DISTILL
 from compresskit.model import Model, portable
-from compresskit.stage import Chosen, Context, Form, TeacherRef
+from compresskit.stage import Chosen, Context, Form, TeacherRef, Tunable
 from compresskit.stages.distill_student import kept_blocks, narrower, shallower
 from compresskit.stages.training import TrainingOptions
 
@@ -135,12 +135,15 @@ class Distill(TrainingOptions):
     student_depth: Annotated[
         int | None,
         Field(ge=1, description="Make the student from MODEL first: so many of its blocks, those that matter most."),
+        Tunable(2, 6),
     ] = None
     student_width: Annotated[
         float | None,
         Field(gt=0, lt=1, description="Make the student from MODEL first: so large a share of its channels or heads."),
     ] = None
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 20
+    epochs: Annotated[
+        int, Field(ge=1, le=10_000, description="Passes over `data` in training."), Tunable(1, 16, log=True)
+    ] = 20
     batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 64
     lr: Annotated[
         float | None,

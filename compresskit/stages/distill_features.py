@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from compresskit.stage import Searched
 from compresskit.stages.distill_base import Distill, Lesson, Pupil
 
 if TYPE_CHECKING:
@@ -74,6 +75,9 @@ class DistillLayers(_BetweenLayers):
     """
 
     method: ClassVar[str] = "layers"
+    searched: ClassVar = Searched(
+        ("text",), {"batch_size": 32, "lr": 0.0005}, preview={"epochs": 1, "train_samples": 2000}
+    )
 
     def lesson(self, pupil: Pupil, teacher: Stand) -> Lesson:
         """See :meth:`Distill.lesson`."""

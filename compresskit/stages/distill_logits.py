@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
+from compresskit.stage import MODEL, Searched
 from compresskit.stages.distill_base import Distill, Lesson, Pupil
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ class DistillKd(Distill):
     """
 
     method: ClassVar[str] = "kd"
+    searched: ClassVar = Searched(
+        ("cnn", "linear", "tiny"), {"teacher": MODEL, "optimizer": "muon", "batch_size": 128}, preview=None
+    )
 
     temperature: Annotated[float, Field(gt=0, description="Of both models' logits.")] = 4.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from compresskit.stage import Searched
 from compresskit.stages.factorize_base import Factorize
 
 if TYPE_CHECKING:
@@ -19,4 +20,5 @@ class FactorizeAuto(Factorize):
     """
 
     method: ClassVar[str] = "auto"
+    searched: ClassVar = Searched(("cnn", "linear", "tiny"))
     kinds: ClassVar[tuple[Kind, ...]] = ("svd", "tucker", "spatial")

@@ -11,7 +11,7 @@ from compresskit.errors import InputError, UsageError, listing
 from compresskit.facts.factorize import FactorizeFacts
 from compresskit.kinds import FACTORIZE
 from compresskit.model import Model, portable
-from compresskit.stage import Context, Form
+from compresskit.stage import Context, Form, Tunable
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
@@ -50,6 +50,7 @@ class Factorize(Recovery):
     budget: Annotated[
         float | None,
         Field(gt=0, lt=1, description="Share of the weights of Linear layers and convolutions that may stay."),
+        Tunable(0.4, 0.9, step=0.05),
     ] = None
     budget_of: Annotated[
         Literal["params", "macs"] | None,

@@ -11,7 +11,7 @@ from compresskit.errors import UsageError, listing
 from compresskit.facts.prune import DepthFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model
-from compresskit.stage import Context, Form
+from compresskit.stage import Context, Form, Searched, Tunable
 from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery
 
@@ -38,8 +38,9 @@ class PruneDepth(Recovery):
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = DepthFacts
+    searched: ClassVar = Searched(("cnn",), {"samples": 256})
 
-    drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop.")] = None
+    drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop."), Tunable(1, 4)] = None
     blocks: Annotated[
         tuple[str, ...],
         Field(description="Drop the blocks whose name matches this glob, rather than those found by data; repeatable."),

@@ -12,7 +12,7 @@ from compresskit.facts import to_json
 from compresskit.facts.prune import StructuredFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model, portable
-from compresskit.stage import Context, Form
+from compresskit.stage import Context, Form, Searched, Tunable
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Refit, TargetLatency
 from compresskit.stages.recovery import Recovery
@@ -45,9 +45,12 @@ class PruneStructured(Recovery):
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
     facts: ClassVar = StructuredFacts
+    searched: ClassVar = Searched(("cnn", "tiny"), {"samples": 1024})
 
     target_macs: Annotated[
-        float | None, Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay.")
+        float | None,
+        Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay."),
+        Tunable(0.4, 0.95, step=0.05),
     ] = None
     target_params: Annotated[float | None, Field(gt=0, lt=1, description="Share of the parameters that may stay.")] = (
         None

@@ -11,7 +11,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model, portable
-from compresskit.stage import Chosen, Context, Stage
+from compresskit.stage import Chosen, Context, Searched, Stage, Tunable
 from compresskit.stages.fields import Exclude, GroupSize, Include, Symmetric, with_bits
 from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
 from compresskit.stages.quantize_gptq import QuantizeGptq
@@ -52,6 +52,7 @@ class QuantizeAuto(Stage):
 
     kind: ClassVar = QUANTIZE
     method: ClassVar[str] = "auto"
+    searched: ClassVar = Searched(("cnn", "text", "causal-lm", "linear", "tiny"), preview={"preset": "fast"})
     takes: ClassVar = ("torch", "onnx", "weights")
     gives: ClassVar = "same"
     needs_no_replay: ClassVar[bool] = True
@@ -62,6 +63,7 @@ class QuantizeAuto(Stage):
     target_bits: Annotated[
         float | None,
         Field(ge=2, le=8, description="Mean bits of a weight, scales included; each layer gets 2, 3, 4 or 8."),
+        Tunable(2.5, 6, step=0.25),
     ] = None
     preset: Annotated[
         Preset,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from compresskit.model import Model
-from compresskit.stage import Context
+from compresskit.stage import Context, Searched
 from compresskit.stages.shared_int8 import StaticStage
 
 
@@ -20,6 +20,7 @@ class QuantizeInt8Static(StaticStage):
     """
 
     method: ClassVar[str] = "int8-static"
+    searched: ClassVar = Searched(("cnn", "tiny", "linear"), {"samples": 512})
     takes: ClassVar = ("onnx",)
 
     def run(self, model: Model, ctx: Context) -> Model:

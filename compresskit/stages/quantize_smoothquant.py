@@ -9,7 +9,7 @@ from pydantic import Field
 
 from compresskit.errors import GateError
 from compresskit.model import Model
-from compresskit.stage import Context
+from compresskit.stage import Context, Searched
 from compresskit.stages.shared_int8 import StaticStage
 
 _MOST = 1e-3
@@ -25,6 +25,7 @@ class QuantizeSmoothquant(StaticStage):
     """
 
     method: ClassVar[str] = "smoothquant"
+    searched: ClassVar = Searched(("text",), {"samples": 256})
     takes: ClassVar = ("torch",)
 
     alpha: Annotated[

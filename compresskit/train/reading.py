@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from compresskit.data.checked import checked
-from compresskit.data.source import Batch, Source
+from compresskit.data.source import Batch, Indexed, Source
 from compresskit.errors import InputError
 from compresskit.model import InputSpec
 from compresskit.train.material import Material, Part, Rows, Walked, filled, in_memory
@@ -19,15 +18,6 @@ from compresskit.train.material import Material, Part, Rows, Walked, filled, in_
 IN_MEMORY = 1 << 30
 """Bytes of samples up to which all are held; and of those shuffled at a time where they can only be walked."""
 _READ = 256
-
-
-@runtime_checkable
-class Indexed(Protocol):
-    """A source whose samples can be fetched in any order; those of kind ``pairs`` count single texts."""
-
-    def take(self, rows: np.ndarray) -> Batch:
-        """The samples of some rows, int64 ``(n,)``."""
-        ...
 
 
 class Reading:

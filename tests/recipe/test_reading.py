@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from compresskit.recipe.plan import MODEL, Recipe
+from compresskit.recipe.plan import Recipe
 from compresskit.recipe.problems import RecipeError
 from compresskit.recipe.reading import read_recipe
+from compresskit.stage import MODEL
 
 WHOLE = """\
 description: One line.

@@ -1,6 +1,7 @@
 """The commands that are not stages, by name: each has a file here. Those of stages are their kinds'."""
 
 COMMANDS = {
+    "compress": "Find the smallest and fastest model that keeps your bars.",
     "run": "Run a recipe: its steps one after the other, with a verdict on the whole.",
     "verify": "Repeat the run that made a bundle, and compare the bytes.",
     "cache": "Show or clear what is kept of finished steps.",

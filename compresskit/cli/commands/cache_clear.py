@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from compresskit.cli import options as shared
-from compresskit.cli.commands.run import CacheFolder
 
 
-def command(cache: CacheFolder = None, quiet: shared.Quiet = False) -> None:
+def command(cache: shared.CacheFolder = None, quiet: shared.Quiet = False) -> None:
     """Remove all finished steps that are kept."""
     from compresskit.cli.console import tell
     from compresskit.render.figures import size

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from compresskit.cli import options as shared
-from compresskit.cli.commands.run import CacheFolder
 
 
-def command(cache: CacheFolder = None, json: shared.Json = None) -> None:
+def command(cache: shared.CacheFolder = None, json: shared.Json = None) -> None:
     """List the finished steps that are kept, the last used first."""
     import json as jsonlib
 

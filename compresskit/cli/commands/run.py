@@ -12,16 +12,6 @@ from compresskit.cli import options as shared
 ModelArg = Annotated[
     Path | None, typer.Argument(metavar="[MODEL]", help="In the place of the recipe's.", show_default=False)
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, show the steps, and run nothing.")]
-CacheFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache",
-        metavar="FOLDER",
-        help="Where finished steps are kept. (COMPRESSKIT_CACHE, or the user's cache folder)",
-        show_default=False,
-    ),
-]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no step, and use none that was kept.")]
 
 
@@ -30,8 +20,8 @@ def command(
     model: ModelArg = None,
     set_: shared.Sets = None,
     allow_code: shared.AllowCode = False,
-    dry_run: DryRun = False,
-    cache: CacheFolder = None,
+    dry_run: shared.DryRun = False,
+    cache: shared.CacheFolder = None,
     no_cache: NoCache = False,
     output: shared.Output = None,
     arch: shared.Arch = None,

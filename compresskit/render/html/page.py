@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.errors import as_flags, missing_package
-from compresskit.render import rows
+from compresskit.render import rows, search_view
+from compresskit.render.html import searched
 from compresskit.render.html.compared import comparisons, latencies
 from compresskit.render.html.curves import curves
 from compresskit.render.html.layered import layers
@@ -141,6 +142,7 @@ def _pictured(report: Report, pictures: Pictures) -> str:
                 _card(table(header, main)) if main else "",
                 f'<div style="height:.9rem"></div>{pictures.grid(comparisons(report))}' if main else "",
             ),
+            _searched(report, pictures),
             section("Sweep", pictures.grid(swept, wide=True) if swept else ""),
             section("Timings", _card(timings) if timings else ""),
             section("Latencies", pictures.grid(spread, wide=True) if spread else ""),
@@ -148,6 +150,18 @@ def _pictured(report: Report, pictures: Pictures) -> str:
             section("Training", pictures.grid(curved) if curved else ""),
             section("Layers", pictures.grid(by_layer, wide=True) if by_layer else ""),
         )
+    )
+
+
+def _searched(report: Report, pictures: Pictures) -> str:
+    if report.search is None:
+        return ""
+    told = "".join(f"<p>{text(line)}</p>" for line in search_view.lines(report.search))
+    whole = table(searched.HEADER, searched.lines(report.search), prose=True)
+    charts = searched.searches(report.search)
+    return section(
+        "Search",
+        f"{pictures.grid(charts, wide=True) if charts else ''}{_card(told + _folded('All candidates', whole))}",
     )
 
 

@@ -1,0 +1,53 @@
+"""A search: its best candidates as a table, and what became of the others in lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from compresskit.render import figures
+from compresskit.searched import Judged, Search, Tried, steps_text
+
+_IMPORTANT, _SHARE = 4, 0.02
+"""Questions that are named at most, and the share of the differences that each must explain."""
+
+
+def table(search: Search) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, ...]]]]:
+    """(titles, (number of the candidate, its cells) for each that no other beats, the smallest first)."""
+    judged = {one.number: one for one in search.judged}
+    tried = {one.number: one for one in search.tried}
+    shown = dict.fromkeys([*search.front, *judged])
+    header = ("", "candidate", "smaller", "speed", f"{search.metric} (chosen by)", f"{search.metric} (evaluation)")
+    return header, [(number, _cells(tried[number], judged.get(number), search)) for number in shown if number in tried]
+
+
+def lines(search: Search) -> list[str]:
+    """How many candidates were tried and what became of them, and which questions mattered."""
+    states: Counter[str] = Counter(one.state for one in search.tried)
+    words = {"kept": "pass", "missed": "miss", "dropped": "dropped early", "failed": "failed"}
+    told = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
+    count = len(search.tried)
+    found = [f"{count} candidate{'s' * (count != 1)} tried in {search.seconds:.0f} s: {told}"]
+    if search.chosen_by:
+        found.append(f"chosen by {search.metric} on {search.chosen_by}; → is the result, picked by {search.pick}")
+    mattered = [(name, share) for name, share in search.importance.items() if share >= _SHARE][:_IMPORTANT]
+    if mattered:
+        named = ", ".join(f"{figures.clean(name)} {100 * share:.0f} %" for name, share in mattered)
+        found.append(f"what mattered for {search.goals[0]}: {named}")
+    return [figures.clean(line) for line in found]
+
+
+def _cells(one: Tried, judged: Judged | None, search: Search) -> tuple[str, ...]:
+    speed = f"about {one.faster:.1f}×" if one.faster is not None else figures.DASH
+    evaluated = figures.DASH
+    if judged is not None:
+        if judged.speedup is not None:
+            speed = f"{judged.speedup:.2f}×"
+        if judged.drop is not None:
+            evaluated = f"{-judged.drop:+.2f}"
+            if judged.interval is not None:
+                evaluated += f" [{-judged.interval[1]:+.2f}, {-judged.interval[0]:+.2f}]"
+        evaluated += "" if judged.passed else " missed"
+    chosen = f"{-one.drop:+.2f}" if one.drop is not None else figures.DASH
+    mark = "→" if one.number == search.winner else ""
+    smaller = f"{one.smaller:.1f}×" if one.smaller is not None else figures.DASH
+    return mark, f"{one.number}: {figures.clean(steps_text(one.steps))}", smaller, speed, chosen, evaluated

@@ -1,0 +1,108 @@
+"""The library's call for a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import UsageError
+from compresskit.recipe.plan import Recipe
+from compresskit.report import Report
+from compresskit.runner.cache import Cache
+from compresskit.runner.timing import SEQUENCE
+from compresskit.search.compress import Showing
+from compresskit.search.compress import compress as search
+from compresskit.search.request import HOLD_OUT, Request
+from compresskit.search.space import read_space
+from compresskit.search.tried import Goal, Pick
+from compresskit.stage import Progress, silent
+
+
+def compress(
+    model: str | Path,
+    output: str | Path,
+    *,
+    data: str | Path,
+    eval_data: str | Path | None = None,
+    select_data: str | Path | None = None,
+    arch: str | None = None,
+    arch_args: dict[str, Any] | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    key: str | None = None,
+    normalize: str | None = None,
+    sequence: int = SEQUENCE,
+    metric: str | None = None,
+    max_drop: str | None = None,
+    max_size: str | None = None,
+    min_speedup: float | None = None,
+    seconds: float = 600.0,
+    trials: int | None = None,
+    minimize: tuple[Goal, ...] = ("size", "latency"),
+    pick: Pick = "knee",
+    steps: tuple[str, ...] = (),
+    space: str | Path | None = None,
+    study: str | None = None,
+    cache: str | Path | None = None,
+    bench: bool = True,
+    threads: int = 0,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Find the smallest and fastest model that keeps the bars: ``compresskit compress``.
+
+    Args:
+        model: A path.
+        output: The folder to write; holds ``recipe.yaml``, which makes the result again.
+        data: What steps calibrate and train on; a fifth is held out to choose by, unless ``select_data`` is given.
+        eval_data: What the verdict is measured on; the choice never is.
+        select_data: What the choice is made by.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module; its code runs.
+        arch_args: Its keyword arguments.
+        input_shape: Batch first.
+        key: Which of the state dicts in the file.
+        normalize: For images: ``MEAN/STD`` a channel, or ``imagenet``.
+        sequence: Most tokens of a text sample; tokens timed.
+        metric: Name or ``FILE.py:NAME``; the data decide without it.
+        max_drop: Largest loss of quality: ``0.5pt`` or ``1%``.
+        max_size: Largest file: ``20MB``.
+        min_speedup: Least speed-up.
+        seconds: For search and verdict.
+        trials: Most candidates.
+        minimize: What is to be small: ``size``, ``latency``.
+        pick: Which of those that pass: ``size``, ``latency``, ``quality`` or ``knee``.
+        steps: Only steps of these kinds, as ``("prune", "quantize")``; empty is all.
+        space: A file that says what may be tried.
+        study: Folder or address where the search is kept; it goes on where it was. None is ``OUTPUT.study``.
+        cache: Where finished steps are kept; None is the user's cache folder.
+        bench: Measure the speed.
+        threads: Of one operator; 0 is all cores.
+        seed: Of every random choice.
+        force: Replace an output that is there.
+        progress: Called as ``progress(what, done, total)``.
+
+    Returns:
+        The report of the result; ``report.search`` tells how it was found.
+
+    Raises:
+        UsageError: Options that don't fit together, or a study of another search.
+        InputError: The model or the data doesn't allow it.
+        MachineError: Optuna isn't installed, or the disk is full.
+    """
+    if not seconds > 0:
+        raise UsageError(f"`seconds` must be above 0, found {seconds}")
+    named = {name: None if value is None else str(value) for name, value in
+             {"data": data, "eval_data": eval_data, "select_data": select_data}.items()}  # fmt: skip
+    recipe = Recipe(
+        "compress", (), model=str(model), arch=arch, arch_args=arch_args or {}, input_shape=input_shape, key=key,
+        data=named["data"], hold_out=HOLD_OUT if select_data is None else None, eval_data=named["eval_data"],
+        normalize=normalize, sequence=sequence, metric=metric, max_drop=max_drop, max_size=max_size,
+        min_speedup=min_speedup, threads=threads, seed=seed,
+    )  # fmt: skip
+    request = Request(
+        recipe, Path(output), study or f"{output}.study", named["select_data"], tuple(minimize), pick, seconds, trials,
+        tuple(steps), None if space is None else read_space(Path(space)), bench,
+    )  # fmt: skip
+    request.limits.check(evaluated=eval_data is not None, benched=bench)
+    kept = Cache.default() if cache is None else Cache(Path(cache))
+    return search(request, kept, Showing(progress=progress, force=force))

@@ -1,0 +1,110 @@
+"""The space of a model where the user names none: what its kind calls for, by what the methods declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compresskit import registry
+from compresskit.errors import InputError
+from compresskit.model import Model
+from compresskit.ops.globs import escaped
+from compresskit.runner.stage_runner import form
+from compresskit.search.space import Choice, Slot, Space
+from compresskit.stage import Stage, Tunable
+
+_LARGE = 0.15
+"""Share of a model's bytes from which on its embedding gets a step of its own."""
+_ORDER = ("prune.depth", "prune.structured")
+"""Blocks go before channels: what is left is narrower where it counts."""
+
+
+def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
+    """What may be tried with a model.
+
+    Args:
+        model: With its inputs known.
+        found: Its inspection.
+        kind: From :func:`compresskit.runner.suggest.kind_of`.
+    """
+    cuts: list[Slot] = []
+    finals: list[Choice | None] = []
+    for name in sorted(registry.rows(), key=_place):
+        stage = registry.get(name)
+        if stage.searched is None or not {kind, "*"} & set(stage.searched.models) or not _fits(stage, model):
+            continue
+        choice = _choice(stage, model)
+        if choice is None:
+            continue
+        if stage.kind.quantizes:
+            finals.append(choice)
+        else:
+            cuts.append(Slot((None, choice)))
+    embedding = _embedding(found) if kind == "text" else None
+    if embedding is not None:
+        cuts.append(Slot((None, embedding)))
+    if finals:
+        cuts.append(Slot((*finals, None) if cuts else tuple(finals)))
+    return Space(tuple(cuts))
+
+
+def _place(name: str) -> tuple[int, int, str]:
+    kinds = registry.kind_names()
+    kind = name.partition(".")[0]
+    return kinds.index(kind) if kind in kinds else len(kinds), _ORDER.index(name) if name in _ORDER else 9, ""
+
+
+def _fits(stage: type[Stage], model: Model) -> bool:
+    """The method works on such a model, or on its ONNX file."""
+    have = form(model)
+    return have in stage.takes or (have == "torch" and "onnx" in stage.takes)
+
+
+def _choice(stage: type[Stage], model: Model) -> Choice | None:
+    """A method with ranges that suit the model; None where it can't be cut."""
+    choice = Choice.of(stage)
+    if stage.name() == "distill.layers":
+        blocks = _blocks(model)
+        if blocks < 3:
+            return None
+        depth = Tunable(max(1, blocks // 3), blocks - 1)
+        return replace(choice, ranges={"student_depth": depth, "epochs": choice.ranges["epochs"]})
+    if stage.name() == "prune.depth":
+        blocks = _residual_blocks(model)
+        return replace(choice, ranges={"drop": Tunable(1, min(4, blocks - 1))}) if blocks > 1 else None
+    if stage.name() == "distill.kd":
+        return replace(choice, ranges={"epochs": choice.ranges["epochs"]})
+    return choice
+
+
+def _blocks(model: Model) -> int:
+    """Of a transformer, by its config; 0 where there is none."""
+    config = getattr(model.body, "config", None)
+    return int(getattr(config, "num_hidden_layers", 0) or 0)
+
+
+def _residual_blocks(model: Model) -> int:
+    """Blocks that can be dropped; 0 where there are none, or none were found."""
+    if isinstance(model.body, Path):
+        return 0
+    from compresskit.ops.prune.depth import blocks_of
+    from compresskit.stages.batches import forward_of, made_up
+
+    try:
+        batch = made_up(model.card.inputs, 2, 0)
+        return len(blocks_of(model.body.eval(), batch, forward_of(model.body, model.card.inputs)))
+    except InputError:
+        return 0
+
+
+def _embedding(found: Mapping[str, Any]) -> Choice | None:
+    """4 bit for a large table of vectors, which nothing multiplies by; None where there is none."""
+    total = max(1, int(found["totals"]["bytes"]))
+    tables = [layer for layer in found["layers"] if layer["type"] == "Embedding" and layer["bytes"] > _LARGE * total]
+    if not tables:
+        return None
+    names = [escaped(str(layer["name"])) for layer in tables]
+    options = {"bits": 4, "group_size": 64, "include": tuple(names)}
+    return Choice("quantize.rtn", options, {}, {})

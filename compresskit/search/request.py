@@ -1,0 +1,136 @@
+"""What a search is asked for, and what it begins with: the model, its data, and what may be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compresskit.errors import UsageError
+from compresskit.recipe.limits import Limits
+from compresskit.recipe.plan import Recipe
+from compresskit.runner.cache import Cache
+from compresskit.runner.inspecting import layers_and_kinds
+from compresskit.runner.keys import code_of, content, digest
+from compresskit.runner.suggest import kind_of
+from compresskit.search.defaults import default_space
+from compresskit.search.searching import epochs_that_fit
+from compresskit.search.space import Space
+from compresskit.search.tried import Goal, Pick
+from compresskit.search.trying import Look, Trying
+from compresskit.stage import Progress
+
+HOLD_OUT = 0.2
+"""Share of the data by which candidates are chosen."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be found.
+
+    Attributes:
+        recipe: With model, data, evaluation data and bars, and without steps.
+        output: The folder to write.
+        study: Folder or address where the search is kept.
+        select_data: Samples by which the choice is made; None holds some of the data out.
+        goals: What is to be small.
+        pick: Which of the candidates that pass is wanted.
+        seconds: That search and verdict may take.
+        most: Candidates to try at most; None is any number.
+        kinds: Of steps that may be tried; empty is all.
+        space: What may be tried; None follows from the model.
+        bench: Measure the speed.
+    """
+
+    recipe: Recipe
+    output: Path
+    study: str
+    select_data: str | None = None
+    goals: tuple[Goal, ...] = ("size", "latency")
+    pick: Pick = "knee"
+    seconds: float = 600.0
+    most: int | None = None
+    kinds: tuple[str, ...] = ()
+    space: Space | None = None
+    bench: bool = True
+
+    @property
+    def limits(self) -> Limits:
+        """The bars."""
+        return Limits(self.recipe.max_drop, self.recipe.max_size, self.recipe.min_speedup)
+
+    def to_json(self) -> dict[str, Any]:
+        """What another worker needs to know; paths as they were typed."""
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in ("steps", "point")}
+        return {
+            "recipe": recipe, "select_data": self.select_data, "goals": list(self.goals), "bench": self.bench,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any], study: str, space: Space, seconds: float) -> Request:
+        """What another worker wrote."""
+        recipe = dict(found["recipe"])
+        shape = recipe.pop("input_shape")
+        return cls(
+            Recipe(**recipe, steps=(), input_shape=None if shape is None else tuple(shape)), Path(), study,
+            found["select_data"], tuple(found["goals"]), seconds=seconds, space=space, bench=found["bench"],
+        )  # fmt: skip
+
+
+@dataclass
+class Found:
+    """A search on its way.
+
+    Attributes:
+        trying: What tries candidates.
+        space: What may be tried.
+        notes: What a reader must know.
+    """
+
+    trying: Trying
+    space: Space
+    notes: list[str] = field(default_factory=list)
+
+    def goals(self, request: Request) -> int:
+        """How many figures are to be small: without a metric likeness to the original is one of them."""
+        return len(request.goals) + (self.trying.allowed() is None)
+
+
+def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> Found:
+    """Read the model, and find out what may be tried with it.
+
+    Raises:
+        UsageError: There is no data, or nothing can be tried.
+        InputError: Model and data don't fit.
+    """
+    if request.recipe.data is None:
+        raise UsageError("a search needs samples to calibrate on and to choose by", "give `data` FILE")
+    look = Look(request.recipe, request.limits, request.select_data, request.bench)
+    trying = Trying(look, cache, progress, work)
+    space, notes = request.space, []
+    if space is None:
+        found = layers_and_kinds(trying.model)
+        space = default_space(trying.model, found, kind_of(trying.model, found))
+        if space.slots and space.trains():
+            fits = epochs_that_fit(request.seconds, trying.seconds_a_pass())
+            space = space.at_most(fits)
+            if fits < 1:
+                notes.append("nothing was trained: an epoch takes more than a quarter of `time`")
+    if request.kinds:
+        space = space.only(request.kinds)
+    if not space.slots:
+        raise UsageError("there is nothing to try with this model", "say what with `space` FILE")
+    return Found(trying, space, notes)
+
+
+def identity(request: Request, found: Found) -> dict[str, str]:
+    """What a study is about: candidates of another model, other data or other bars don't belong into it."""
+    recipe = request.recipe
+    trying = found.trying
+    return {
+        "model": digest(content(Path(recipe.model or "")), code_of(recipe.arch), recipe.arch_args, recipe.key),
+        "data": digest(trying.data and trying.data.fingerprint(), trying.select.fingerprint(), recipe.metric),
+        "bars": digest(recipe.max_drop, recipe.max_size, recipe.min_speedup, sorted(request.goals)),
+        "seed": str(recipe.seed),
+    }

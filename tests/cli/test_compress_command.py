@@ -1,0 +1,188 @@
+"""``compress``: a search that ends, goes on, and gives back a model, its recipe and the way to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from cli_material import ARCH, Cli
+from warm import Warm
+
+from compresskit.checkpoint.bundle import read_card
+from compresskit.report import Report, Verdict, read_report
+
+SPACE = """\
+steps:
+  - one-of: [none, {factorize.svd: {rank: {any-of: [6, 8]}, include: [first]}}]
+  - one-of: [{quantize.rtn: {bits: {any-of: [4, 8]}}}, {quantize.int8-static: {samples: 32}}]
+"""
+FILES = ("compress", "m.pt", *ARCH, "--data", "d.npz", "--eval-data", "d.npz", "--cache", "steps", "--no-html")
+ASKED = (*FILES, "--space", "space.yaml", "--no-bench", "--max-drop", "20pt", "-o", "out")
+
+DIES = """\
+import os
+from compresskit.search import trying
+from compresskit.cli.main import main
+
+measure, count = trying.Trying.measure, []
+
+def dies(self, at):
+    count.append(at)
+    os._exit(9) if len(count) == 3 else None
+    return measure(self, at)
+
+trying.Trying.measure = dies
+main()
+"""
+"""Ends as by SIGKILL in the middle of its third candidate."""
+
+
+@pytest.fixture
+def place(here: Path) -> Path:
+    (here / "space.yaml").write_text(SPACE, encoding="utf-8")
+    return here
+
+
+def found(place: Path) -> Report:
+    return read_report(place / "out")
+
+
+def test_a_search_gives_a_model_that_passes_and_the_recipe_that_makes_its_bytes(place: Path, cli: Cli) -> None:
+    done = cli(*ASKED, "--trials", 6)
+    assert done.code == 0, done
+    report = found(place)
+    assert report.verdict is Verdict.PASS and report.search is not None
+    search = report.search
+    assert len(search.tried) == 6 and search.winner in search.front
+    winner = search.tried[search.winner]
+    assert winner.state == "kept" and winner.bytes == report.models[1].bytes
+    # Without the speed, what is wanted is the smallest of those that pass.
+    assert winner.bytes == min(one.bytes for one in search.tried if one.state == "kept" and one.bytes)
+    assert "→" in done.out and "candidates tried" in done.out
+    assert [f"candidate {one.number}: " in done.err for one in search.tried] == [True] * 6
+
+    data = ("--data", "d.npz", "--eval-data", "d.npz")
+    again = cli("run", "out/recipe.yaml", "m.pt", *ARCH, *data, "--no-bench", "--no-html", "--no-cache", "-o", "again")
+    assert again.code == 0, again
+    for name in ("model.onnx", "model.safetensors"):
+        assert (place / "again" / name).read_bytes() == (place / "out" / name).read_bytes()
+
+
+def test_the_same_command_goes_on_where_the_search_was(place: Path, cli: Cli) -> None:
+    assert cli(*ASKED, "--trials", 3).code == 0
+    first = found(place).search
+    assert first is not None
+    done = cli(*ASKED, "--trials", 5, "--force")
+    assert done.code == 0 and "going on with 3 candidates" in done.err
+    then = found(place).search
+    assert then is not None and then.tried[:3] == first.tried and len(then.tried) == 5
+
+
+def test_a_killed_search_keeps_what_it_finished(place: Path, warm_torch: Warm, cli: Cli) -> None:
+    """The process ends, as by SIGKILL, in the middle of its third candidate."""
+    assert warm_torch.run(("-c", DIES, *ASKED, "--trials", "6"), cwd=place).returncode == 9
+    assert not (place / "out").exists()
+    done = cli(*ASKED, "--trials", 6)
+    assert done.code == 0, done
+    assert "going on with 2 candidates" in done.err
+    search = found(place).search
+    assert search is not None
+    # The one that was cut off is tried again, under a number of its own.
+    recipes = [json.dumps(one.values, sort_keys=True) for one in search.tried if one.state in ("kept", "missed")]
+    assert len(recipes) == len(set(recipes))
+    assert 2 not in [one.number for one in search.tried]
+    assert search.tried[2].number > 2
+
+
+def test_bars_that_nothing_can_keep_end_with_the_nearest(place: Path, cli: Cli) -> None:
+    done = cli(*ASKED[:-4], "--max-size", "1kB", "-o", "out")
+    assert done.code == 1, done
+    report = found(place)
+    assert report.verdict is Verdict.FAIL and report.search is not None
+    smallest = min(one.bytes for one in report.search.tried if one.bytes)
+    assert report.models[1].bytes == smallest
+    assert any("no candidate keeps the bars" in note and "`max_size`" in note for note in report.notes)
+
+
+def test_what_would_be_tried_is_printed_and_read(place: Path, cli: Cli) -> None:
+    done = cli(*FILES, "--dry-run")
+    assert done.code == 0, done
+    assert {"steps"} == set(yaml.safe_load(done.out))
+    (place / "own.yaml").write_text(done.out, encoding="utf-8")
+    again = cli(*FILES, "--dry-run", "--space", "own.yaml")
+    assert again.out == done.out
+    assert not (place / "m-compressed.study").exists()
+
+
+def test_unlabelled_samples_choose_by_likeness(place: Path, cli: Cli) -> None:
+    with np.load("d.npz") as kept:
+        np.savez("plain.npz", x=kept["x"])
+    words = ["plain.npz" if word == "d.npz" and at < 6 else word for at, word in enumerate(ASKED)]
+    done = cli(*words, "--trials", 4)
+    assert done.code == 0, done
+    search = found(place).search
+    assert search is not None and search.metric == "likeness"
+    assert any("likeness" in note for note in search.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--time", "soon"), 2, "--time is a number and a unit"),
+        (("--minimize", "energy"), 2, "--minimize is one of"),
+        (("--pick", "best"), 2, "--pick is one of"),
+        (("--steps", "lora"), 2, "nothing of that kind"),
+        (("--space", "nowhere.yaml"), 2, "nowhere.yaml"),
+        (("--study", "d.npz"), 2, "holds no study"),
+        (("--study", "nosuch://x"), 4, "doesn't answer"),
+        (("--max-size", "small"), 2, "a size is a number"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_tried(
+    words: tuple[str, ...], code: int, said: str, place: Path, cli: Cli
+) -> None:
+    cli(*ASKED, *words).refused(code, said)
+    assert not (place / "out").exists()
+
+
+def test_data_are_needed(here: Path, cli: Cli) -> None:
+    cli("compress", "m.pt", *ARCH, "--max-drop", "1pt").refused(2, "--eval-data")
+    cli("compress", "m.pt", *ARCH).refused(2, "needs samples", "--data")
+
+
+def test_a_study_of_another_search_is_refused(place: Path, cli: Cli) -> None:
+    assert cli(*ASKED, "--trials", 1).code == 0
+    cli(*ASKED[:-4], "--max-drop", "19pt", "-o", "other", "--study", "out.study").refused(2, "other bars")
+    with np.load("d.npz") as kept:
+        np.savez("d.npz", x=kept["x"] * 2, y=kept["y"])
+    cli(*ASKED, "--force").refused(2, "other data")
+    assert read_card(place / "out").history
+
+
+def test_workers_join_a_search_and_no_candidate_is_lost_or_tried_twice(place: Path, warm_torch: Warm, cli: Cli) -> None:
+    """The worker that began it dies in a candidate; two others go on, and one of them takes that candidate over."""
+    died = warm_torch.run(("-c", DIES, *ASKED, "--time", "90s"), cwd=place)
+    assert died.returncode == 9
+    words = ("-m", "compresskit", "compress", "--join", "out.study", "--cache", "steps")
+    logs = [place / f"{number}.log" for number in range(2)]
+    with logs[0].open("w") as first, logs[1].open("w") as second:
+        joined = [warm_torch.start(words, cwd=place, stderr=file) for file in (first, second)]
+        assert [one.wait(120) for one in joined] == [0, 0], [log.read_text(encoding="utf-8") for log in logs]
+    last = cli(*ASKED, "--time", "30s")
+    assert last.code == 0, last
+    search = found(place).search
+    assert search is not None
+    said = "\n".join([died.stderr, *(log.read_text(encoding="utf-8") for log in logs), last.err])
+    told = [int(number) for number in re.findall(r"^candidate (\d+): ", said, re.MULTILINE)]
+    assert sorted(told) == [one.number for one in search.tried]
+    tried = [json.dumps(one.values, sort_keys=True) for one in search.tried]
+    assert len(tried) == len(set(tried))
+    # The third in the queue was cut off: another worker tried it, under a number of its own.
+    assert 2 not in told
+    assert {"factorize.svd": "none", "quantize": "quantize.rtn", "quantize.rtn.bits": 8} in [
+        one.values for one in search.tried
+    ]
