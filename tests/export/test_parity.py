@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from compresskit.errors import GateError
 from compresskit.exporter.accuracy import set_accuracy_level
 from compresskit.exporter.checked import export_checked
-from compresskit.exporter.parity import difference, parity
+from compresskit.exporter.judge import difference
+from compresskit.exporter.parity import parity
 from compresskit.exporter.samples import samples
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
