@@ -17,7 +17,7 @@ from compresskit.exporter.call import Flat, call, device_of, to_array
 from compresskit.exporter.precision import OtherKernels, float64, float64_copy
 from compresskit.model import InputSpec
 
-_SEEDS = 2
+_SEEDS = 3
 Distance = tuple[float, float]
 """See :func:`difference`."""
 
@@ -28,12 +28,17 @@ class Own:
 
     Attributes:
         exact: In float64; in the module's own precision where float64 can't run.
-        errors: Of each output, how far the module is from ``exact`` in its own precision, as torch's kernels and as
-            others round: the largest of each kind of distance.
+        errors: Of each output, how far the module in its own precision is from ``exact`` at most.
     """
 
     exact: tuple[np.ndarray, ...]
     errors: tuple[Distance, ...]
+
+    def with_kernel(self, outputs: tuple[np.ndarray, ...]) -> Own:
+        """The same with the outputs of one more kernel."""
+        found = [difference(exact, output) for exact, output in zip(self.exact, outputs, strict=True)]
+        worst = tuple((max(a, c), max(b, d)) for (a, b), (c, d) in zip(self.errors, found, strict=True))
+        return Own(self.exact, worst)
 
 
 class Judge:
@@ -51,23 +56,19 @@ class Judge:
         self._wide: Flat | None = None
         self.excuse = ""
 
-    def own(self, feeds: dict[str, np.ndarray], ours: tuple[np.ndarray, ...]) -> Own:
-        """What the module gives for a feed, and how exactly.
+    def own(self, feeds: dict[str, np.ndarray], ours: tuple[np.ndarray, ...]) -> Iterator[Own]:
+        """What the module gives for a feed, and how exactly: first as torch's kernels round, then as more and more do.
 
         Args:
             feeds: Arrays by input name; they stay as they are.
             ours: The module's outputs in its own precision.
         """
         exact = self._exactly(feeds)
-        others = list(self._otherwise(feeds, exact is not None))
-        kernels = [ours, *others] if exact else others
-        reference = exact or ours
-        errors = [[difference(a, b) for a, b in zip(reference, other, strict=True)] for other in kernels]
-        worst = tuple(
-            (max(off for off, _ in found), max(distance for _, distance in found))
-            for found in zip(*errors, strict=True)
-        )
-        return Own(reference, worst or ((0.0, 0.0),) * len(reference))
+        own = Own(exact or ours, ((0.0, 0.0),) * len(ours)).with_kernel(ours)
+        yield own
+        for outputs in self._otherwise(feeds, exact is not None):
+            own = own.with_kernel(outputs)
+            yield own
 
     def _exactly(self, feeds: dict[str, np.ndarray]) -> tuple[np.ndarray, ...] | None:
         if self.excuse:

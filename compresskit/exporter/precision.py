@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +19,17 @@ from torch.utils._pytree import tree_map
 _aten = torch.ops.aten
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _ROUNDING = 2.0**-23
-_PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.dot, _aten.convolution}
-_NORMS = get_decompositions([_aten.native_batch_norm, _aten.native_layer_norm, _aten.native_group_norm])
+_MIX = 0x1E3779B97F4A7C15  # odd, its bits without a pattern
+_MATRIX_PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.dot}
+_PARTS = get_decompositions(
+    [
+        _aten.native_batch_norm,
+        _aten.native_layer_norm,
+        _aten.native_group_norm,
+        _aten._scaled_dot_product_flash_attention_for_cpu,
+    ]
+)
+"""Of operators that take sums or products inside: what they are made of."""
 
 
 def float64_copy(module: nn.Module) -> nn.Module:
@@ -73,37 +84,54 @@ class _Wide(TorchFunctionMode):
 class OtherKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Rounds as some float32 kernel may, whatever the precision that is computed in.
 
-    Kernels differ in the order in which they add: factors of products are off by up to one unit in the last place, at
-    random, which gives the error of a random order. Means and sums are taken one term after the other in float32. That
-    is the worst that runtimes do, and off by the number of terms where all are alike, as in a picture of one colour.
+    A kernel rounds after each term that it adds. Of a product of n terms that leaves the error of factors which are off
+    by √n / 2 units in the last place, at random. Equal factors are off alike: the error of a picture of one colour is
+    that of one pixel, and doesn't average out. Means, sums and norms are taken one term after the other in float32, the
+    worst that runtimes do; that error grows with n where all terms are alike.
 
     Args:
-        seed: Of the random roundings.
+        seed: Of the roundings.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _NORMS:
+        if func in _PARTS:
             with self:
-                return _NORMS[func](*args, **kwargs)
+                return _PARTS[func](*args, **kwargs)
         if func in _SUMS and args[0].is_floating_point():
             return _SUMS[func](*args, **kwargs)
-        if func.overloadpacket in _PRODUCTS:
-            args, kwargs = tree_map(self._rounded, (tuple(args), kwargs))
+        if terms := _terms(func, args):
+            args = tree_map(partial(self._rounded, max(1.0, math.sqrt(terms) / 2)), tuple(args))
         return func(*args, **kwargs)
 
-    def _rounded(self, value: Any) -> Any:
+    def _rounded(self, units: float, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        noise = torch.rand(value.shape, generator=self._generator, dtype=torch.float64) * 2 - 1
-        unit = max(_ROUNDING, torch.finfo(value.dtype).eps)
-        return value * (1 + unit * noise.to(value.device)).to(value.dtype)
+        unit = units * max(_ROUNDING, torch.finfo(value.dtype).eps)
+        return value * (1 + unit * _hashed(value, self._seed)).to(value.dtype)
+
+
+def _hashed(value: Tensor, seed: int) -> Tensor:
+    """Numbers in -1…1 that look random, equal for elements that are equal in float32; float64."""
+    bits = (value.float().contiguous().view(torch.int32).long() + seed * 7919) * _MIX
+    bits = (bits ^ (bits >> 29)) * _MIX
+    return ((bits >> 20) & 0xFFFFFF).double() / 2**23 - 1
+
+
+def _terms(func: Any, args: Sequence[Any]) -> int:
+    """How many products an element of the result is the sum of; 0 for what is no product."""
+    if func.overloadpacket == _aten.convolution:
+        return int(args[1].numel() // max(args[1].shape[0], 1))
+    if func.overloadpacket in _MATRIX_PRODUCTS:
+        factor = args[-1]
+        return int(factor.shape[-2] if factor.dim() > 1 else factor.shape[0])
+    return 0
 
 
 def _sum(x: Tensor, dim: Sequence[int] | int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
@@ -134,6 +162,13 @@ def _var_mean(
     return var.reshape(shape), mean.reshape(shape)
 
 
+def _norm(x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    if ord != 2:
+        other: Tensor = torch.linalg.vector_norm(x, ord, dim, keepdim, dtype=dtype)
+        return other
+    return _sum(x.square(), dim, keepdim, dtype=dtype).sqrt()
+
+
 def _var(*args: Any, **kwargs: Any) -> Tensor:
     return _var_mean(*args, **kwargs)[0]
 
@@ -143,6 +178,7 @@ _SUMS: dict[Any, Callable[..., Any]] = {
     _aten.sum.dim_IntList: _sum,
     _aten.mean.default: _mean,
     _aten.mean.dim: _mean,
+    _aten.linalg_vector_norm.default: _norm,
     _aten.var.correction: _var,
     _aten.var_mean.correction: _var_mean,
 }
