@@ -141,7 +141,9 @@ def test_a_student_that_cannot_be_exported_is_refused_before_it_is_trained(
 ) -> None:
     from compresskit.stages.distill_base import Distill
 
-    code = NET + "\n    def forward(self, input):\n        return super().forward(-input if input.sum() > 0 else input)\n"
+    code = (
+        NET + "\n    def forward(self, input):\n        return super().forward(-input if input.sum() > 0 else input)\n"
+    )
     (here / "bad.py").write_text(code, encoding="utf-8")
     monkeypatch.setattr(Distill, "run", lambda *_: pytest.fail("it was trained"))
     learns = {"teacher": "t.pt", "teacher_arch": "net.py:Net", "teacher_arch_args": '{"width": 64}', "epochs": 1}
