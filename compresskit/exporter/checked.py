@@ -76,11 +76,11 @@ def export_checked(
         exported = export_onnx(module, inputs, draft, data_above=data_above, progress=progress)
         compare = partial(parity, module, draft, inputs, check, limits=exported.limits, progress=progress)
         proof = compare()
-        if not proof.passed:
+        if proof.passed is False:
             raise GateError(
                 f"the ONNX file differs from the model: {proof.worst}: relative L2 {proof.rel_l2:.2g} (limit "
                 f"{check.relative:.2g}), largest difference {proof.max_abs:.2g} (limit {check.absolute:.2g})",
-                "an operator of the model has a wrong ONNX form here; replace it (scatter_reduce with mean is one)",
+                _advice(exported.suspects),
             )
         distance = None
         if accuracy_level and set_accuracy_level(draft, accuracy_level):
@@ -88,7 +88,15 @@ def export_checked(
         _move(draft, path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return ExportResult(path, proof, distance, exported.outputs, exported.notes, exported.operators)
+    notes = (*exported.notes, *proof.notes)
+    return ExportResult(path, proof, distance, exported.outputs, notes, exported.operators)
+
+
+def _advice(suspects: tuple[str, ...]) -> str:
+    """What to do about a file that was refused; an operator is blamed only where one was found."""
+    if suspects:
+        return f"{', '.join(suspects)} has a wrong ONNX form: replace it"
+    return "the cause was not found: export parts of the model to find it, or use `no_export`"
 
 
 def _move(draft: Path, path: Path) -> None:

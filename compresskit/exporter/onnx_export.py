@@ -39,12 +39,14 @@ class Exported:
         notes: What a user should know: axes that had to be fixed or are bounded.
         limits: Smallest and largest size of an axis where the export found one; equal for a fixed axis.
         operators: How many packed layers became which operator.
+        suspects: Operators in the model that are known to become something else.
     """
 
     outputs: tuple[str, ...]
     notes: tuple[str, ...] = ()
     limits: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
+    suspects: tuple[str, ...] = ()
 
 
 def export_onnx(
@@ -91,7 +93,15 @@ def export_onnx(
         slim(model, inputs, limits)
         save(model, path, data_above=data_above)
     progress("export", 3, 3)
-    return Exported(original.names, _notes(limits), limits, operators)
+    return Exported(original.names, _notes(limits), limits, operators, _suspects(program))
+
+
+def _suspects(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Operators that torch's exporter writes as something else, without a word."""
+    for node in program.graph.nodes:
+        if node.target == torch.ops.aten.scatter_reduce.two and node.args[4:5] == ("mean",):
+            return ("scatter_reduce with mean",)
+    return ()
 
 
 def _example(inputs: tuple[InputSpec, ...], sizes: dict[str, int], device: torch.device) -> tuple[Tensor, ...]:

@@ -17,8 +17,8 @@ from compresskit.runner.entries import At, at_entry, copy_bundle, write_note
 from compresskit.runner.judging import Ready
 from compresskit.runner.keys import code_of, content, digest, options_of, surroundings
 from compresskit.runner.loading import load
-from compresskit.runner.prepare import Prepared, counted, to_onnx, with_inputs
-from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship, workplace
+from compresskit.runner.prepare import Prepared, counted, with_inputs
+from compresskit.runner.stage_runner import StageRunner, aimed_at, form, workplace
 from compresskit.runner.step_costs import StepCosts
 from compresskit.runner.steps import Job, Steps, bundle, light
 from compresskit.runner.teacher import teacher_of
@@ -54,7 +54,7 @@ class Cached(Steps[At]):
         """
         self.surroundings = surroundings(job.measuring.threads)
         self._job, self._recipe, self._cache = job, recipe, cache
-        self._samples = None if job.data is None else job.data.fingerprint()
+        self._samples = None if job.samples is None else job.samples.fingerprint()
         self.first = self._origin(model, recipe.arch)
         # Only what is known of it is needed from here on: its weights would lie in memory for nothing.
         self._original = self.first.ready.model
@@ -129,7 +129,7 @@ class Cached(Steps[At]):
         measuring = self._job.measuring
         key = digest(
             "original", content(model.source), model.card.to_json(), model.key, self._recipe.allow_nonfinite,
-            code_of(arch), measuring.export, measuring.seed, self.surroundings,
+            code_of(arch), measuring.export, measuring.seed, self._samples, self.surroundings,
         )  # fmt: skip
         if form(model) != "torch" or not measuring.export:
             shipped = Prepared(model.body) if isinstance(model.body, Path) and measuring.export else None
@@ -137,7 +137,7 @@ class Cached(Steps[At]):
         place = self._cache.find(key)
         if place is None:
             with self._cache.fill(key) as folder:
-                made = to_onnx(model, folder / ONNX_NAME, seed=measuring.seed, progress=self._job.progress)
+                made = self._job.to_onnx(model, folder / ONNX_NAME)
                 write_note(folder, made, counted(model), "export")
                 seal(folder, model.card)
             place = self._found(key)
@@ -166,9 +166,7 @@ class Cached(Steps[At]):
                 runner = StageRunner(self._model(now), dict(now.ready.counts))
                 ctx = job.context(work, self._teacher(stage, runner.model))
                 runner.apply(stage, ctx, exported=self._exported(now, work), check=job.fits)
-                result = ship(
-                    runner.model, folder, export=measuring.export, seed=measuring.seed, progress=job.progress
-                )  # fmt: skip
+                result = job.ship(runner.model, folder)
                 target = measuring.target or aimed_at(runner.stages)
                 names = [step.name() for step in runner.stages]
                 write_note(folder, result, runner.counts, *names, notes=runner.notes, target=target)
@@ -192,7 +190,7 @@ class Cached(Steps[At]):
         def exported(model: Model, name: str) -> Path:
             if shipped is not None and len(model.card.history) == history:
                 return shipped.path
-            return self._job.to_onnx(model, work / name)
+            return self._job.to_onnx(model, work / name).path
 
         return exported
 

@@ -194,7 +194,10 @@ class _Opened:
         if modules and isinstance(model.body, Path):
             raise UsageError(f"{model.source} does not say how to build the module", "give `arch` FILE.py:NAME")
         file, counts = self.folder / f"{len(self.models)}.onnx", counted(model)
-        shipped = None if modules else to_onnx(model, file, seed=self.measuring.seed, progress=self.progress)
+        shipped = None
+        if not modules:
+            shipped = to_onnx(model, file, data=self.source, seed=self.measuring.seed, progress=self.progress)
+            self.notes += shipped.doubts
         more = {"runtime": runtime, **({"loader_args": self.how.loader_args} if modules else {})}
         ready = Ready(model, shipped, counts, model.source)
         self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))

@@ -9,7 +9,7 @@ from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable
-from compresskit.report import Report, Verdict
+from compresskit.report import Report, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
 from compresskit.stage import Progress, silent
@@ -33,14 +33,14 @@ def export(
     Args:
         model: What was read.
         target: The file; weights past 2 GB go to ``<target>.data`` beside it.
-        data: Tells the shape of the input where the model doesn't.
+        data: Its samples are tried in the file first; it tells the shape of the input where the model doesn't.
         seed: Of the parity gate's inputs.
         force: Replace a file that is there.
         command: How the user asked for this.
         progress: Called now and then.
 
     Returns:
-        A report whose one gate is the parity; PASS, since a miss raises.
+        A report whose one gate is the parity: PASS, since a miss raises, or INCONCLUSIVE where no input could tell.
 
     Raises:
         GateError: The file would compute something else than the model; nothing is written.
@@ -53,16 +53,17 @@ def export(
     model = with_inputs(model, data)
     counts = counted(model)
     with new_file(target, force=force) as place:
-        result = to_onnx(model, place, seed=seed, progress=progress)
+        result = to_onnx(model, place, data=data, seed=seed, progress=progress)
         data_file = place.with_name(f"{target.name}.data")
         if data_file.exists():
             data_file.replace(target.with_name(data_file.name))
+    gates = [result.proof] if result.proof else []
     new = Candidate(target.name, target, portable(target), model.card.inputs, **counts)
     return Report(
         command=command,
-        verdict=Verdict.PASS,
+        verdict=judge(gates, verified=True),
         models=[new.entry()],
-        gates=[result.proof] if result.proof else [],
+        gates=gates,
         notes=result.notes,
         environment=environment(),
     )

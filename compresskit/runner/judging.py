@@ -273,6 +273,7 @@ def report_on(
         [*_proofs(before, after), *log.gates, *_fair(builder.gates(), facts)],
         history=history,
         notes=[
+            *(before.shipped.doubts if before.shipped else ()),
             *before.model.notes,
             *_seen(log.data, measuring.source),
             *(note for note in notes_of(log.data) if note not in notes_of(measuring.source)),

@@ -31,6 +31,11 @@ class Prepared:
     proof: Gate | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def doubts(self) -> list[str]:
+        """The notes of a file that could not be proven: they belong into every report of what ran from it."""
+        return self.notes if self.proof is not None and self.proof.passed is None else []
+
 
 def with_inputs(model: Model, source: Source | None) -> Model:
     """The model with its inputs known: from the card, else from data.
@@ -63,8 +68,17 @@ def forward_names(model: Model) -> list[str]:
     return [p.name for p in inspect.signature(model.body.forward).parameters.values() if p.kind in kinds]
 
 
-def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = silent) -> Prepared:
+def to_onnx(
+    model: Model, path: Path, *, data: Source | None = None, seed: int = 0, progress: Progress = silent
+) -> Prepared:
     """Write the model as ONNX at ``path`` behind the parity gate; a model that is ONNX already stays where it is.
+
+    Args:
+        model: With its inputs known.
+        path: The file to write.
+        data: Samples that the gate tries first.
+        seed: Of those that it makes up.
+        progress: Called now and then.
 
     Raises:
         GateError: The ONNX file computes something else than the module.
@@ -78,7 +92,8 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
     from compresskit.exporter.checked import export_checked
     from compresskit.exporter.parity import ParityCheck
 
-    result = export_checked(model.body, model.card.inputs, path, ParityCheck(seed=seed), progress=progress)
+    check = ParityCheck(seed=seed, data=data)
+    result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
     notes = list(result.notes)
     if result.distance_level4 is not None:
         distance = result.distance_level4.rel_l2
@@ -88,15 +103,16 @@ def to_onnx(model: Model, path: Path, *, seed: int = 0, progress: Progress = sil
 
 def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
-    from compresskit.exporter.parity import RELATIVE
+    from compresskit.exporter.parity import FACTOR, RELATIVE
 
-    return Gate(
-        name="ONNX parity",
-        limit=f"≤ {RELATIVE:g} relative",
-        value=parity.rel_l2,
-        passed=parity.passed,
-        reason=f"largest difference {parity.max_abs:.2g} on {parity.n} seeded inputs",
-    )
+    inputs = f"{parity.n} inputs, {parity.given} of them given" if parity.given else f"{parity.n} seeded inputs"
+    limit, reason = f"≤ {RELATIVE:g} relative", f"largest difference {parity.max_abs:.2g} on {inputs}"
+    if parity.ratio is not None:
+        limit += f", or {FACTOR:g} × the model's own float32 error"
+        reason += f"; at most {parity.ratio:.2g} × that error"
+    if parity.passed is None:
+        reason = "on no input is float32 exact enough for this model to tell"
+    return Gate(name="ONNX parity", limit=limit, value=parity.rel_l2, passed=parity.passed, reason=reason)
 
 
 def counted(model: Model) -> dict[str, Any]:

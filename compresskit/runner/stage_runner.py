@@ -12,8 +12,8 @@ from typing import Any
 from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME
 from compresskit.model import Model
 from compresskit.runner.candidate import files_of
-from compresskit.runner.prepare import Prepared, counted, to_onnx
-from compresskit.stage import SIDECAR, Context, Form, Progress, Stage, silent
+from compresskit.runner.prepare import Prepared, counted
+from compresskit.stage import SIDECAR, Context, Form, Stage
 
 _WORK = ".work"
 
@@ -95,17 +95,13 @@ def workplace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def ship(
-    model: Model, folder: Path, *, export: bool = True, seed: int = 0, progress: Progress = silent
-) -> Prepared | None:
+def ship(model: Model, folder: Path, to_onnx: Callable[[Model, Path], Prepared] | None) -> Prepared | None:
     """Write what ships of a model: the ONNX file where there is one, the weights where they are the project's own.
 
     Args:
         model: Files of it that lie in ``folder`` already are moved.
         folder: From :func:`compresskit.checkpoint.atomic.new_folder`.
-        export: Write ONNX.
-        seed: Of the parity gate's inputs.
-        progress: Called now and then.
+        to_onnx: Writes a model as ONNX at a path, unless it is ONNX already; None to write none.
 
     Returns:
         What runs; None where nothing does.
@@ -122,9 +118,9 @@ def ship(
     if form(model) == "weights" and isinstance(model.body, Path):
         model.body.rename(folder / WEIGHTS_NAME)
         return None
-    if not export:
+    if to_onnx is None:
         return None
-    result = to_onnx(model, folder / ONNX_NAME, seed=seed, progress=progress)
+    result = to_onnx(model, folder / ONNX_NAME)
     return result if result.path.parent == folder else replace(result, path=_moved(result.path, folder / ONNX_NAME))
 
 

@@ -17,7 +17,7 @@ from compresskit.recipe.plan import Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.judging import Measuring, Ready
 from compresskit.runner.preconditions import check
-from compresskit.runner.prepare import counted, to_onnx
+from compresskit.runner.prepare import Prepared, counted, to_onnx
 from compresskit.runner.stage_runner import StageRunner, aimed_at, ship
 from compresskit.runner.teacher import teacher_of
 from compresskit.stage import Context, Progress, Stage, say_nothing, silent
@@ -62,6 +62,11 @@ class Job:
         return cls(tuple(map(Step, stages)), output, data, measuring, **more)
 
     @property
+    def samples(self) -> Source | None:
+        """What models are called with where that must be inputs of their kind: ``data``, or the evaluation data."""
+        return self.data if self.data is not None else self.measuring.source
+
+    @property
     def stages(self) -> list[Stage]:
         """Of the steps."""
         return [step.stage for step in self.steps]
@@ -74,9 +79,13 @@ class Job:
             max_bytes=limits.max_bytes, max_drop=limits.max_drop,
         )  # fmt: skip
 
-    def to_onnx(self, model: Model, path: Path) -> Path:
+    def to_onnx(self, model: Model, path: Path) -> Prepared:
         """The ONNX file of a model, written at ``path`` unless it has one."""
-        return to_onnx(model, path, seed=self.measuring.seed, progress=self.progress).path
+        return to_onnx(model, path, data=self.samples, seed=self.measuring.seed, progress=self.progress)
+
+    def ship(self, model: Model, folder: Path) -> Prepared | None:
+        """Write what ships of a model into a folder; None where nothing runs."""
+        return ship(model, folder, self.to_onnx if self.measuring.export else None)
 
     def fits(self, model: Model, stages: list[Stage]) -> None:
         """Refuse stages that can't work on a model."""
@@ -175,7 +184,9 @@ class InMemory(Steps[Taken]):
         against = self._teacher or model
         shipped = None
         if job.measuring.export:
-            shipped = to_onnx(against, work / "original.onnx", seed=job.measuring.seed, progress=job.progress)
+            shipped = job.to_onnx(against, work / "original.onnx")
+            if self._teacher is not None:  # what can't be exported is better known before it was trained
+                job.to_onnx(model, work / "untrained.onnx")
         counts = self._runner.counts if self._teacher is None else counted(against)
         self.baseline = Ready(light(against), shipped, counts, against.source)
 
@@ -190,8 +201,8 @@ class InMemory(Steps[Taken]):
 
     def deliver(self, now: Taken, folder: Path) -> Ready:
         """See :class:`Steps`."""
-        model, measuring = self._runner.model, self._job.measuring
-        result = ship(model, folder, export=measuring.export, seed=measuring.seed, progress=self._job.progress)
+        model = self._runner.model
+        result = self._job.ship(model, folder)
         return Ready(light(model), result, self._runner.counts, folder / WEIGHTS_NAME)
 
     def finish(self, now: Taken, folder: Path) -> None:
@@ -203,7 +214,7 @@ class InMemory(Steps[Taken]):
         shipped = self.baseline.shipped
         if shipped is not None and self._teacher is None and len(model.card.history) == self._history:
             return shipped.path
-        return self._job.to_onnx(model, self._work / name)
+        return self._job.to_onnx(model, self._work / name).path
 
 
 def light(model: Model) -> Model:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.runtimes.base import require
-from compresskit.runtimes.untouched import Untouched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,7 +104,6 @@ class TorchSession:
         self._name = name
         self._keywords = _keywords(module)
         self._device = next((t.device for t in chain(module.parameters(), module.buffers())), "cpu")
-        self._untouched = Untouched()  # on a CPU tensors share the caller's arrays
         self.inputs = inputs
         self.outputs: tuple[str, ...] = ()
 
@@ -147,14 +145,15 @@ class TorchSession:
     def _tensors(self, feeds: dict[str, np.ndarray]) -> dict[str, Tensor]:
         import torch
 
-        return {name: torch.from_numpy(_writable(array)).to(self._device) for name, array in feeds.items()}
+        # copies: a module may write into its inputs, which another runtime may be reading
+        return {name: torch.tensor(array, device=self._device) for name, array in feeds.items()}
 
     def _forward(self, tensors: dict[str, Tensor]) -> object:
         import torch
 
         try:
             with torch.inference_mode():
-                return self._untouched.call(self._called, tensors)
+                return self._called(tensors)
         except Exception as error:
             raise _wrapped(error, f"torch cannot run {self._name}") from error
 
@@ -189,11 +188,6 @@ def _keywords(module: nn.Module) -> set[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-
-
-def _writable(array: np.ndarray) -> np.ndarray:
-    """The array itself, or a copy of one that is read-only: torch warns of those."""
-    return array if array.flags.writeable else array.copy()
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -53,7 +53,8 @@ def batches_of(
 
     found = []
     for batch in source.batches(size, limit):
-        tensors = {name: torch.from_numpy(array) for name, array in checked(batch, source.name, inputs).items()}
+        # copies: the arrays are the source's own, and a runtime may read them meanwhile
+        tensors = {name: torch.tensor(array) for name, array in checked(batch, source.name, inputs).items()}
         if all(tensor.numel() for tensor in tensors.values()):
             found.append(tensors)
     if not found:
@@ -112,7 +113,7 @@ def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn
     """
     from compresskit.exporter.call import Flat
     from compresskit.exporter.quiet import first_line
-    from compresskit.runtimes.untouched import Untouched
+    from compresskit.stages.untouched import Untouched
 
     flat, untouched = Flat(module, inputs), Untouched()
 

@@ -126,7 +126,8 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         from compresskit.exporter.parity import ParityCheck
 
         path = ctx.work / "trained.onnx"
-        export_checked(model.module, model.card.inputs, path, ParityCheck(seed=ctx.seed), progress=ctx.progress)
+        check = ParityCheck(seed=ctx.seed, data=ctx.data)
+        export_checked(model.module, model.card.inputs, path, check, progress=ctx.progress)
         written = self._writer().run(replace(model, body=path), ctx)
         last = written.card.history[-1]
         return replace(model, body=written.body), last.facts, last.skipped

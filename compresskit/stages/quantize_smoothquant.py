@@ -61,7 +61,7 @@ class QuantizeSmoothquant(StaticStage):
                 f"smoothing changed the float outputs by {smoothed['difference']:.1g} (at most {_MOST:g} is allowed)",
                 "use `method` int8-static, which leaves the float model as it is",
             )
-        smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads)
+        smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads, data=ctx.data)
         export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
         out = self.place(ctx)
         facts = self.quantized(smooth_onnx, out, ctx)

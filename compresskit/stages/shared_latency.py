@@ -65,7 +65,7 @@ def within_latency(
     from compresskit.exporter.parity import ParityCheck
 
     before = ctx.work / "latency-original.onnx"
-    export_checked(original, inputs, before, ParityCheck(seed=ctx.seed))
+    export_checked(original, inputs, before, ParityCheck(seed=ctx.seed, data=ctx.data))
     low, high = choices.least, 1.0
     timed: dict[float, tuple[float, T]] = {}
     for number in range(_TRIES + 1):

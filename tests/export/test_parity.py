@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from compresskit.errors import GateError
 from compresskit.exporter.accuracy import set_accuracy_level
 from compresskit.exporter.checked import export_checked
-from compresskit.exporter.parity import difference, parity
+from compresskit.exporter.judge import difference
+from compresskit.exporter.parity import parity
 from compresskit.exporter.samples import samples
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
@@ -35,8 +36,9 @@ class ScatterMean(nn.Module):
 def test_a_silently_wrong_export_is_refused_and_leaves_no_file(tmp_path: Path) -> None:
     old = tmp_path / "m.onnx"
     old.write_bytes(b"the old file")
-    with pytest.raises(GateError, match="differs from the model"):
+    with pytest.raises(GateError, match="differs from the model") as refused:
         export_checked(ScatterMean(), ROW, old)
+    assert "scatter_reduce with mean" in refused.value.hint
     assert old.read_bytes() == b"the old file"
     assert list(tmp_path.iterdir()) == [old]
 
@@ -85,8 +87,9 @@ def test_nonfinite_outputs_must_agree(both: bool, tmp_path: Path) -> None:
     if export:
         assert export(Root(), ROW, tmp_path / "m.onnx").parity.passed
     else:
-        with pytest.raises(GateError):
+        with pytest.raises(GateError, match=r"as far from float64 .*\(limit 10\)") as refused:
             export_checked(Root(), ROW, tmp_path / "m.onnx")
+        assert "the cause was not found" in refused.value.hint, "no operator is blamed that wasn't found"
 
 
 @pytest.mark.parametrize(

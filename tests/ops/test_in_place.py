@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compresskit.data.source import Batch
 from compresskit.model import InputSpec
 from compresskit.ops.calibration.sequential import Segment, run_sequentially
 from compresskit.ops.calibration.trace import trace
@@ -22,7 +23,7 @@ from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.sensitivity import distances
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.runtimes.torch import TorchSession
-from compresskit.stages.batches import forward_of
+from compresskit.stages.batches import batches_of, forward_of
 
 WIDTH = 32
 
@@ -237,3 +238,48 @@ def test_an_ordinary_module_gets_the_tensors_themselves() -> None:
         run(module, batch)
     assert seen[0] != batch["x"].data_ptr()
     assert seen[1:] == [batch["x"].data_ptr()] * 2
+
+
+class Fickle(nn.Module):
+    """Writes into pictures of bytes only, and gives back what it was given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 1:
+            x.div_(255)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Data, Fickle])
+def test_what_is_written_for_some_values_only_stays_too(kind: type[nn.Module]) -> None:
+    module, run = kind(), forward(kind())
+    session = TorchSession(module, "the model", ())
+    kept = [torch.zeros(2, 3), torch.full((2, 3), 255.0)]
+    arrays = [tensor.clone().numpy() for tensor in kept]
+    first = [run(module, {"x": tensor}).clone() for tensor in kept]
+    for _ in range(2):
+        for tensor, array, known in zip(kept, arrays, first, strict=True):
+            assert torch.equal(run(module, {"x": tensor}), known)
+            assert np.array_equal(session.run({"x": array})["output"], known)
+    assert [float(tensor.max()) for tensor in kept] == [0, 255] == [float(array.max()) for array in arrays]
+
+
+def test_batches_share_no_memory_with_their_source() -> None:
+    class Arrays:
+        name, kind, labelled = "arrays", "arrays", False
+
+        def __init__(self) -> None:
+            self.array = np.ones((4, 16), np.float32)
+
+        def __len__(self) -> int:
+            return 4
+
+        def batches(self, size: int, limit: int | None = None) -> Any:
+            yield Batch({"x": self.array})
+
+        def fingerprint(self) -> str:
+            return ""
+
+    source = Arrays()
+    for batch in batches_of(source, (InputSpec("x", "float32", ("batch", 16)),), 4, 4):
+        batch["x"].zero_()
+    assert source.array.min() == 1

@@ -11,7 +11,7 @@ import torch
 
 import compresskit
 from compresskit.data.opening import open_source
-from compresskit.errors import UsageError
+from compresskit.errors import InputError, UsageError
 from compresskit.recipe.plan import Recipe, Step
 from compresskit.report import Report
 from compresskit.runner.steps import InMemory
@@ -133,6 +133,38 @@ def test_a_single_step_is_neither_exported_twice_nor_read_again(here: Path, monk
     (here / "library").rename("first")
     by_library(compresskit.method("quantize.int8-static"))
     assert exported == ["original.onnx"], "a stage for ONNX takes the file that the original is measured by"
+
+
+@pytest.mark.parametrize("way", ["recipe", "library"])
+def test_a_student_that_cannot_be_exported_is_refused_before_it_is_trained(
+    here: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compresskit.stages.distill_base import Distill
+
+    code = (
+        NET + "\n    def forward(self, input):\n        return super().forward(-input if input.sum() > 0 else input)\n"
+    )
+    (here / "bad.py").write_text(code, encoding="utf-8")
+    monkeypatch.setattr(Distill, "run", lambda *_: pytest.fail("it was trained"))
+    learns = {"teacher": "t.pt", "teacher_arch": "net.py:Net", "teacher_arch_args": '{"width": 64}', "epochs": 1}
+    stage = compresskit.method("distill.kd", **learns)
+    with pytest.raises(InputError, match="can't be exported"):
+        if way == "recipe":
+            by_recipe(recipe(Step(stage), arch="bad.py:Net"))
+        else:
+            data = open_source("d.npz")
+            model = compresskit.load("m.pt", arch="bad.py:Net", input_shape=(1, 16))
+            compresskit.run(model, [stage], "library", data=data, eval_data=data, bench=False)
+
+
+@pytest.mark.parametrize(("options", "given"), [({}, 8), ({"data": None}, 8), ({"data": None, "eval_data": None}, 0)])
+def test_the_file_is_tried_on_the_users_data_first(here: Path, options: dict[str, object], given: int) -> None:
+    limits = {"max_drop": None} if "eval_data" in options else {}
+    report = by_recipe(recipe(Step(compresskit.method("quantize.rtn", bits=8)), **options, **limits))
+    reasons = [gate.reason for gate in report.gates if gate.name == "ONNX parity"]
+    assert len(reasons) == 1 and reasons[0].endswith(
+        f"{32 + given} inputs, 8 of them given" if given else "seeded inputs"
+    )
 
 
 def test_what_a_stage_chooses_is_checked_like_what_was_planned(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

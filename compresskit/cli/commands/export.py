@@ -33,8 +33,9 @@ def command(
 ) -> None:
     """Write a model as ONNX, proven equal to the original.
 
-    The file is written only if it computes what the model computes: on 32 seeded inputs and more, zeros and extremes
-    among them, in several batch sizes. Batch and sequence axes may vary. Exit code 1 when it doesn't.
+    The file is written only if it computes what the model computes: on samples of --data where given, and on 32 seeded
+    inputs and more, zeros and extremes among them, in several batch sizes. Batch and sequence axes may vary. Exit code
+    1 when it doesn't.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -14,13 +14,15 @@ T = TypeVar("T")
 class Untouched:
     """Calls one module again and again with tensors that stay as they are.
 
-    Some modules write into what they are given (``x.sub_(0.5)``, ``ids[ids < 0] = 0``). Copies for each call would cost
-    every module time and memory. So the first call gets copies, which tell what is written into, and later calls get
-    copies of that alone.
+    Some modules write into what they are given (``x.sub_(0.5)``, ``ids[ids < 0] = 0``), some only for certain values.
+    Copies for each call would cost every module time and memory. So a tensor is copied the first time, which tells
+    whether it is written into, and later only where it is.
     """
 
     def __init__(self) -> None:
-        self._written: frozenset[str] | None = None
+        from torch.utils.weak import WeakTensorKeyDictionary
+
+        self._written: MutableMapping[Tensor, bool] = WeakTensorKeyDictionary()
 
     def call(self, module: Callable[[dict[str, Tensor]], T], given: Mapping[str, Tensor]) -> T:
         """What ``module`` gives for the tensors, or for copies of them.
@@ -30,13 +32,13 @@ class Untouched:
             given: The tensors.
 
         Raises:
-            Exception: Whatever the module raises; the next call gets copies again.
+            Exception: Whatever the module raises; the tensors are copied the next time too.
         """
-        if self._written is not None:
-            return module({n: t.clone() if n in self._written else t for n, t in given.items()})
-        copies = {name: tensor.clone() for name, tensor in given.items()}
-        out = module(copies)
-        self._written = frozenset(name for name, tensor in given.items() if _differs(copies[name], tensor))
+        handed = {name: t.clone() if self._written.get(t, True) else t for name, t in given.items()}
+        out = module(handed)
+        for name, tensor in given.items():
+            if tensor not in self._written:
+                self._written[tensor] = _differs(handed[name], tensor)
         return out
 
 
