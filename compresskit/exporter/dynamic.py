@@ -15,9 +15,9 @@ import onnx_ir as ir
 from compresskit.errors import InputError
 from compresskit.exporter.embedding import quantize_embeddings
 from compresskit.exporter.graph import constant
-from compresskit.exporter.int8 import explained, named, prepared
 from compresskit.exporter.qdq import WEIGHTLESS, is_weight, is_weightless, plain_name
 from compresskit.exporter.quiet import quiet
+from compresskit.exporter.ready import Ready, explained, prepared
 from compresskit.exporter.rounding import add_sqnr
 from compresskit.exporter.slim import DATA_ABOVE, save, slim
 from compresskit.ops.onnx_names import CODES, SCALE
@@ -53,8 +53,8 @@ def quantize_dynamic_int8(
         progress: Told of the steps.
 
     Returns:
-        Facts: ``layers`` (weight name to operator, bits, number of scales and SQNR in dB) and ``skipped`` (weight name
-        to the reason).
+        Facts: ``layers`` (weight name to operator, bits, number of scales and SQNR in dB), ``skipped`` (weight name
+        to the reason) and ``notes`` (what was changed of the float model).
 
     Raises:
         InputError: The model can't be read or quantized, or has no matrix product with a weight.
@@ -63,7 +63,7 @@ def quantize_dynamic_int8(
     progress("quantize", 0, 2)
     with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
         work = Path(folder)
-        with explained(fp32_onnx, "try weight-only quantization"):
+        with explained(fp32_onnx, "`method` int8-static may take it"):
             ready = prepared(fp32_onnx, work)
             _dynamic(ready, per_channel, reduce_range, work / "int8.onnx")
             model = ir.load(work / "int8.onnx")
@@ -76,21 +76,23 @@ def quantize_dynamic_int8(
                 f"nothing in {fp32_onnx.name} gains from dynamic int8: no matrix product has a stored weight",
                 "int8-static quantizes convolutions",
             )
-        add_sqnr(layers, model, ready)
+        add_sqnr(layers, model, ready.path)
         slim(model)
         save(model, out, data_above=data_above)
     progress("quantize", 2, 2)
-    return {"layers": layers, "skipped": {**skipped, **kept}}
+    return {
+        "layers": ready.as_came(layers), "skipped": ready.as_came({**skipped, **kept}), "notes": ready.notes
+    }  # fmt: skip
 
 
-def _dynamic(path: Path, per_channel: bool, reduce_range: bool, out: Path) -> None:
+def _dynamic(ready: Ready, per_channel: bool, reduce_range: bool, out: Path) -> None:
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
     from onnxruntime.quantization.quant_utils import QuantizationMode
     from onnxruntime.quantization.registry import IntegerOpsRegistry
 
     quantizer = ONNXQuantizer(
-        named(path),
+        ready.named(),
         per_channel,
         reduce_range,
         QuantizationMode.IntegerOps,
@@ -104,7 +106,7 @@ def _dynamic(path: Path, per_channel: bool, reduce_range: bool, out: Path) -> No
         {"MatMulConstBOnly": True, "WeightSymmetric": True},
     )
     quantizer.quantize_model()
-    quantizer.model.save_model_to_file(str(out), False)
+    quantizer.model.save_model_to_file(str(out), ready.large)
 
 
 def _coverage(model: ir.Model) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -42,4 +42,4 @@ class QuantizeInt8Dynamic(Int8Stage):
         note = (
             f"made for {target.title}: weights int8 of {width} bits, activations uint8 with a range found at run time"
         )
-        return self.finished(model, out, {**facts, "target": target.name, "notes": [note]})
+        return self.finished(model, out, {**facts, "target": target.name, "notes": [*facts["notes"], note]})

@@ -177,8 +177,9 @@ class StaticStage(Int8Stage):
         samples, data = facts["samples"], portable(ctx.data.name)
         weight = f"{chosen['weight']}{' of 7 bits' if chosen['reduce_range'] else ''}"
         notes = [
+            *facts["notes"],
             f"made for {target.title}: activations {chosen['activation']}, weights {weight}; ranges "
-            f"({self.calibration}) from {samples} samples of {data}"
+            f"({self.calibration}) from {samples} samples of {data}",
         ]
         if samples == 1:
             notes.append("ranges come from one sample, which others will leave: give a few dozen or more with `data`")
