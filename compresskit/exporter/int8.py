@@ -30,6 +30,7 @@ from compresskit.exporter.ranges import PERCENTILE, Histogram, Method, find_rang
 from compresskit.exporter.ready import explained, prepared
 from compresskit.exporter.rounding import add_sqnr
 from compresskit.exporter.slim import DATA_ABOVE, save, slim
+from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
 
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -110,6 +111,7 @@ def quantize_static_int8(
     batches: Iterable[dict[str, np.ndarray]],
     settings: Int8Settings = Int8Settings(),
     *,
+    inputs: tuple[InputSpec, ...] = (),
     data_above: int = DATA_ABOVE,
     threads: int = 0,
     progress: Progress = silent,
@@ -119,8 +121,9 @@ def quantize_static_int8(
     Args:
         fp32_onnx: The float model; not changed.
         out: The file to write.
-        batches: Calibration inputs by name; walked once, one batch in memory at a time.
+        batches: Calibration inputs by name, a row a sample; walked once, one batch in memory at a time.
         settings: Form of the codes, ranges and layers; see :class:`Int8Settings`.
+        inputs: What is known of the model's inputs: where one has its batch axis.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
         threads: Of one operator while calibrating; 0 is onnxruntime's choice.
         progress: Told of the batches and steps.
@@ -140,7 +143,9 @@ def quantize_static_int8(
             operators = _Operators.of(ready.path, settings.op_types)
             graph = ready.named()
             tensors, counts = operators.activations(graph), settings.method != "minmax"
-            seen, samples = collect(ready.path, tensors, batches, counts=counts, threads=threads, progress=progress)
+            seen, samples = collect(
+                ready.path, tensors, batches, inputs=inputs, counts=counts, threads=threads, progress=progress
+            )
             left = _place_pairs(graph, seen, operators, settings, Path(work) / "int8.onnx", large=ready.large)
             model = ir.load(Path(work) / "int8.onnx")
         after(model)
