@@ -27,6 +27,7 @@ _DATA_INPUTS = {
     "QLinearMatMul": (0, 3),
     "MatMulInteger": (0, 1),
     "ConvInteger": (1,),
+    "DynamicQuantizeLSTM": (1, 2, 3),
     "BatchNormalization": (1, 2),
     "QuantizeLinear": (),
     "DequantizeLinear": (),
@@ -193,7 +194,7 @@ def _zeros(graph: _Weights, node: Any, found: dict[str, Any]) -> int | None:
     """Weights that are exactly zero; None where the layout isn't one that is known here."""
     if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
         return _packed_zeros(graph, node)
-    if node.op_type in ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"):
+    if node.op_type in ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"):
         return None
     total = 0
     for name, dequantize in found.items():

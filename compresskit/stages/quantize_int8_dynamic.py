@@ -13,8 +13,9 @@ from compresskit.stages.shared_int8 import Int8Stage
 class QuantizeInt8Dynamic(Int8Stage):
     """Matrix products in 8 bit with ranges found while the model runs: faster on CPUs, and needs no data.
 
-    For transformers and other models of Linear layers under onnxruntime. OpenVINO runs these files slowly: for it take
-    smoothquant or int8-static. Embeddings are stored in 8 bit; convolutions stay in float.
+    For transformers, LSTMs and other models of Linear layers under onnxruntime. OpenVINO runs these files slowly, and
+    none with an LSTM: for it take smoothquant or int8-static. Embeddings are stored in 8 bit; convolutions and GRUs
+    stay in float.
     """
 
     method: ClassVar[str] = "int8-dynamic"
