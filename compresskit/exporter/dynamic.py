@@ -17,7 +17,7 @@ import onnx_ir as ir
 from compresskit.errors import InputError
 from compresskit.exporter.embedding import quantize_embeddings
 from compresskit.exporter.graph import constant
-from compresskit.exporter.qdq import RECURRENT, WEIGHTLESS, is_weight, is_weightless, plain_name
+from compresskit.exporter.qdq import WEIGHTLESS, is_weight, is_weightless, plain_name
 from compresskit.exporter.quiet import quiet
 from compresskit.exporter.ready import Ready, explained, prepared
 from compresskit.exporter.rounding import add_sqnr
@@ -31,7 +31,8 @@ _KIND = {"QAttention": "Attention", "DynamicQuantizeLSTM": "LSTM"}
 _REASONS = {
     "Conv": "a convolution with dynamic 8-bit inputs is slower than in float; int8-static quantizes it",
     "ConvTranspose": "has no dynamic 8-bit form; int8-static quantizes it",
-    **RECURRENT,
+    "GRU": "a GRU stays in float: onnxruntime has no 8-bit form of it",
+    "RNN": "an RNN stays in float: onnxruntime has no 8-bit form of it",
     "LSTM": "an LSTM whose weights are computed, or whose batch comes first, stays in float",
 }
 

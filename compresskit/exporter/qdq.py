@@ -149,12 +149,6 @@ def coverage(model: ir.Model, kinds: tuple[str, ...]) -> tuple[dict[str, dict[st
     return done, skipped, activations
 
 
-_NO_FORM = "stays in float: onnxruntime has no 8-bit form of it"
-RECURRENT = {
-    "LSTM": "an LSTM stays in float: only `method` int8-dynamic has an 8-bit form of it",
-    "GRU": f"a GRU {_NO_FORM}",
-    "RNN": f"an RNN {_NO_FORM}",
-}
 WEIGHTLESS = "a product of two activations: no weight in it"
 
 
@@ -179,9 +173,8 @@ def weighs(value: ir.Value) -> bool:
 def _reason(node: ir.Node, kinds: tuple[str, ...]) -> str:
     if node.op_type in kinds:
         return "onnxruntime's quantizer left it in float"
-    if node.op_type in RECURRENT:
-        return RECURRENT[node.op_type]
-    return f"{node.op_type} is not among the operators to quantize"
+    elsewhere = "; `method` int8-dynamic quantizes it" if node.op_type == "LSTM" else ""
+    return f"{node.op_type} is not among the operators to quantize{elsewhere}"
 
 
 def plain_name(name: str | None) -> str:

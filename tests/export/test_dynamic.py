@@ -98,7 +98,7 @@ def test_nothing_to_quantize_is_an_error(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.parametrize(("kind", "said"), [("GRU", "no 8-bit form"), ("LSTM", "int8-dynamic")])
+@pytest.mark.parametrize(("kind", "said"), [("GRU", "not among"), ("LSTM", "int8-dynamic")])
 def test_a_recurrent_layer_alone_gets_one_line(kind: str, said: str, tmp_path: Path) -> None:
     from torch import nn
 
@@ -118,5 +118,5 @@ def test_a_recurrent_layer_alone_gets_one_line(kind: str, said: str, tmp_path: P
     with pytest.raises(InputError, match=said):
         quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", batches)
     if kind == "GRU":
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match="no 8-bit form"):
             quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")
