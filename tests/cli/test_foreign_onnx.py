@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,57 @@ def test_weights_beside_the_file_count(location: str, cli: Cli, rng: np.random.G
         sizes.add(original.bytes)
         hashes.add(original.sha256)
     assert sizes == {Path("n.onnx").stat().st_size + 64 * 256 * 4} and len(hashes) == 2
+
+
+def _conv(rng: np.random.Generator) -> None:
+    saved([h.make_node("Conv", ["x", "w"], ["y"])], {"x": ["N", 3, 8, 8]}, ["N", 16, 6, 6],
+          w=rng.normal(size=(16, 3, 3, 3)).astype("f4"))  # fmt: skip
+    np.savez("d.npz", x=rng.normal(size=(16, 3, 8, 8)).astype("f4"))
+
+
+def _product(rng: np.random.Generator) -> None:
+    saved([h.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 64]}, ["N", 128],
+          w=rng.normal(size=(64, 128)).astype("f4"))  # fmt: skip
+    np.savez("d.npz", x=rng.normal(size=(16, 64)).astype("f4"))
+
+
+def _recurrent(kind: str, rng: np.random.Generator) -> None:
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    w, r = (rng.normal(size=(1, gates * 32, 32)).astype("f4") / 8 for _ in range(2))
+    first = h.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2])
+    core = h.make_node(kind, ["t", "w", "r"], ["y"], hidden_size=32)
+    saved([first, core], {"x": ["N", 5, 32]}, [5, 1, "N", 32], w=w, r=r)
+    np.savez("d.npz", x=rng.normal(size=(16, 5, 32)).astype("f4"))
+
+
+def _scaled(rng: np.random.Generator) -> None:
+    saved([h.make_node("Mul", ["x", "w"], ["y"])], {"x": ["N", 64, 64]}, ["N", 64, 64],
+          w=rng.normal(size=(64, 64)).astype("f4"))  # fmt: skip
+    np.savez("d.npz", x=rng.normal(size=(16, 64, 64)).astype("f4"))
+
+
+def _left(rng: np.random.Generator) -> None:
+    """A product whose weight comes first."""
+    saved([h.make_node("MatMul", ["w", "x"], ["y"])], {"x": ["N", 64, 8]}, ["N", 128, 8],
+          w=rng.normal(size=(128, 64)).astype("f4"))  # fmt: skip
+    np.savez("d.npz", x=rng.normal(size=(16, 64, 8)).astype("f4"))
+
+
+KINDS = {"conv": _conv, "product": _product, "LSTM": partial(_recurrent, "LSTM"), "GRU": partial(_recurrent, "GRU"),
+         "scaled": _scaled, "left": _left}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_inspect_names_works(kind: str, cli: Cli, rng: np.random.Generator) -> None:
+    KINDS[kind](rng)
+    found = cli("inspect", "m.onnx", "--json", "-")
+    assert found.code == 0 and found.err == "", found
+    estimates = json.loads(found.out)["estimates"]
+    commands = [form["by"].split()[1:] for form in estimates["quantize"]["forms"] if "checkpoint" not in form["by"]]
+    if suggestion := estimates.get("suggestion"):
+        commands.append(suggestion["options"])
+    assert commands or kind in ("LSTM", "GRU", "scaled")
+    for words in commands:
+        options = ["d.npz" if word == "DATA" else word for word in words]
+        done = cli("quantize", "m.onnx", *options, "--no-bench", "-o", "out", "--force", "--json", "-")
+        assert done.code in (0, 1) and done.err == "", (words, done)
