@@ -38,21 +38,49 @@ class InputSpec:
         dtype: numpy's name of it: ``float32``, ``int64`` …
         shape: Sizes; a string names an axis that may vary (``"batch"``, ``"sequence"``).
         high: For integers, one past the largest allowed value (a vocabulary size).
+        batch_axis: The axis that samples lie along; None for what all samples share: a scalar, a first state.
 
     Raises:
-        InputError: A size is below 0, or there are more numbers than any input has.
+        InputError: A size is below 0, there is no such axis, or there are more numbers than any input has.
     """
 
     name: Text
     dtype: Annotated[str, Field(pattern=_DTYPE)]
     shape: Annotated[tuple[Size | Text, ...], Field(max_length=32)]
     high: Size | None = None
+    batch_axis: Size | None = 0
 
     def __post_init__(self) -> None:
+        if self.batch_axis and self.batch_axis >= len(self.shape):
+            raise InputError(f"the input '{self.name}' of {len(self.shape)} axes has none of number {self.batch_axis}")
         sizes = [size for size in self.shape if isinstance(size, int)]
         if any(size < 0 for size in sizes) or math.prod(sizes) > _LARGEST_INPUT:
             shown = ", ".join(map(str, self.shape))
             raise InputError(f"the input '{self.name}' of the shape ({shown}) can't be: sizes from 0 were expected")
+
+    @property
+    def by_sample(self) -> InputSpec:
+        """The input as a source gives it: a row a sample, wherever the model has its batch axis."""
+        if self.batch_axis == 0:
+            return self
+        if self.batch_axis is None:
+            return replace(self, shape=("batch", *self.shape), batch_axis=0)
+        at = self.batch_axis
+        return replace(self, shape=(self.shape[at], *self.shape[:at], *self.shape[at + 1 :]), batch_axis=0)
+
+    def rows_of(self, array: np.ndarray, count: int) -> np.ndarray:
+        """An array as the model takes it as rows ``(n, …)``; one without a batch axis is seen ``count`` times."""
+        import numpy as np
+
+        if self.batch_axis is None:
+            return np.broadcast_to(array, (count, *array.shape))
+        return np.moveaxis(array, self.batch_axis, 0)
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as the model takes them; the inverse of :meth:`rows_of`."""
+        import numpy as np
+
+        return np.asarray(rows[0]) if self.batch_axis is None else np.moveaxis(rows, 0, self.batch_axis)
 
     def implied(self, shape: tuple[int, ...]) -> np.ndarray | None:
         """The values of an input that needs no data: those of plain, unpadded samples of one segment.
@@ -138,7 +166,11 @@ class Card:
 
     def to_json(self) -> dict[str, Any]:
         """The card as plain JSON data; the inverse of :meth:`from_json`."""
-        return {"version": CARD_VERSION, **asdict(self)}
+        data = asdict(self)
+        for spec in data["inputs"]:
+            if spec["batch_axis"] == 0:
+                del spec["batch_axis"]
+        return {"version": CARD_VERSION, **data}
 
     @classmethod
     def from_json(cls, data: object) -> Card:

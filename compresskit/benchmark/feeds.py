@@ -33,8 +33,12 @@ def make_feeds(
         InputError: An input is of a type that numpy doesn't have.
         UsageError: The size of an axis is neither given nor known.
     """
-    rng = np.random.default_rng(seed)
-    return {spec.name: _array(spec, axis_sizes(spec, sizes or {}), rng) for spec in inputs}
+    rng, inputs, sizes = np.random.default_rng(seed), list(inputs), dict(sizes or {})
+    batches = {spec.shape[spec.batch_axis] for spec in inputs if spec.batch_axis is not None and spec.shape}
+    for name in batches - sizes.keys():
+        if isinstance(name, str) and not _is_sequence(name):  # the same axis, wherever it lies in other inputs
+            sizes[name] = sizes.get("batch", 1)
+    return {spec.name: _array(spec, axis_sizes(spec, sizes), rng) for spec in inputs}
 
 
 def axis_sizes(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -55,13 +59,17 @@ def _size(spec: InputSpec, axis: int, name: str, sizes: Mapping[str, int]) -> in
     lower = name.lower()
     if name in sizes:
         return sizes[name]
-    if any(word in lower for word in ("seq", "length", "token", "time")):
+    if _is_sequence(name):
         return sizes.get("sequence", SEQUENCE)
     if axis == 0 or "batch" in lower:
         return sizes.get("batch", 1)
     if axis == 1 and "int" in spec.dtype:
         return sizes.get("sequence", SEQUENCE)
     raise UsageError(f"input '{spec.name}' has axis {axis} ('{name}') of no fixed size", "give it with `input_shape`")
+
+
+def _is_sequence(name: str) -> bool:
+    return any(word in name.lower() for word in ("seq", "length", "token", "time"))
 
 
 def _array(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

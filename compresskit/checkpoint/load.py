@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,6 +57,7 @@ def load(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    batch_axis: Mapping[str, int | None] | None = None,
     key: str | None = None,
     allow_nonfinite: bool = False,
     shipped: bool = False,
@@ -69,6 +70,7 @@ def load(
         arch: Where the class is: ``FILE.py:NAME`` or ``package.module:NAME``. The only way by which user code runs.
         arch_args: The factory's keyword arguments.
         input_shape: Of the first input; its first axis is the batch.
+        batch_axis: The axis that samples lie along, by the inputs of an ONNX file; None for one that all samples share.
         key: Which of the state dicts that a ``torch.save`` file holds; keys one inside another are joined by points.
         allow_nonfinite: Accept NaN and infinities in the weights.
         shipped: Take a bundle as it ships: its ONNX file where it has one, without rebuilding the module.
@@ -88,6 +90,8 @@ def load(
     if arch is None and arch_args:
         raise UsageError("`arch_args` without `arch`", "give `arch` FILE.py:NAME too")
     if kind == "tensors":
+        if batch_axis:
+            raise UsageError(f"`batch_axis` is for an ONNX file, which {path} is not", "leave `batch_axis` out")
         return _load_tensors(path, arch, arch_args or {}, input_shape, key, allow_nonfinite)
     if key is not None:
         raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "leave `key` out")
@@ -103,6 +107,8 @@ def load(
     else:
         graph = read_onnx_file(path, allow_nonfinite=allow_nonfinite)
         model = Model(path, Card("onnx", Arch("onnx"), graph_inputs(graph)), path)
+    if batch_axis:
+        model = replace(model, card=_with_axes(model, batch_axis))
     if input_shape is None:
         return model
     if not model.card.inputs and not isinstance(model.body, Path):  # a bundle made without its architecture
@@ -166,6 +172,31 @@ def _check_shape(shape: tuple[int, ...]) -> None:
         raise UsageError(
             f"`input_shape` {','.join(map(str, shape))}: sizes of 1 and more were expected", "for example 1,3,32,32"
         )
+
+
+def _with_axes(model: Model, axes: Mapping[str, int | None]) -> Card:
+    """The card with the axes of samples as they were given."""
+    card = model.card
+    if not isinstance(model.body, Path):
+        raise UsageError(f"`batch_axis` is for an ONNX file, which {model.source} is not", "leave `batch_axis` out")
+    unknown = [name for name in axes if all(spec.name != name for spec in card.inputs)]
+    if unknown:
+        names = listing([spec.name for spec in card.inputs])
+        raise UsageError(f"`batch_axis` names {listing(unknown)}, the inputs of {model.source} are {names}")
+    for spec in card.inputs:
+        axis = axes.get(spec.name)
+        if axis is not None and axis >= len(spec.shape):
+            raise UsageError(f"`batch_axis` {spec.name}={axis}: the input has {len(spec.shape)} axes, counted from 0")
+    return replace(card, inputs=tuple(_with_axis(s, axes[s.name]) if s.name in axes else s for s in card.inputs))
+
+
+def _with_axis(spec: InputSpec, axis: int | None) -> InputSpec:
+    """Samples lie along that axis, and along no other that may vary."""
+    free = {
+        at: "batch" if at == axis else f"axis{at}" if size == "batch" else size for at, size in enumerate(spec.shape)
+    }
+    shape = tuple(size if isinstance(size, int) else free[at] for at, size in enumerate(spec.shape))
+    return replace(spec, shape=shape, batch_axis=axis)
 
 
 def _with_shape(card: Card, shape: tuple[int, ...]) -> Card:

@@ -1,8 +1,8 @@
 """A machine for pickles that runs nothing and whose work is bounded: Python's own has neither property.
 
 It knows plain data and the stand-ins that its caller gives for globals. No value is ever hashed, printed, compared or
-copied as a whole: keys are text or small numbers, calls get their arguments as they are, and each step, byte of text
-and copied element is paid from a budget.
+copied as a whole: keys are text, small numbers or short flat tuples of these, calls get their arguments as they are,
+and each step, byte of text and copied element is paid from a budget.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ MAX_NUMBER = 1 << 256
 MAX_DEPTH = 100
 """Levels of tuples in tuples, along the first or the last of each."""
 _KEY = 1 << 64
+_MOST_PARTS = 8
+"""Of a tuple that is a key."""
+_COMPARED = 256
+"""Characters of a key that are compared in the time of a step."""
 _MARK = object()
 _Resolve = Callable[[str, str], Any]
 
@@ -72,26 +76,35 @@ class Leftover:
     __slots__ = ()
 
 
-def put(mapping: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an entry.
+def put(budget: Budget, mapping: dict[Any, Any], key: Any, value: Any) -> None:
+    """Set an entry. A flat tuple as key becomes the text that it would print as: hashes of tuples can be made equal.
 
     Raises:
-        TypeError: The key is neither text nor a small number; hashing another one may never end.
-        ValueError: It holds half of a surrogate pair, which no file format can write.
+        TypeError: The key is not None, text, a number of 64 bits or a flat tuple of up to 8 of these; hashing another
+            one may never end.
+        ValueError: It holds half of a surrogate pair, which no file format can write, or the budget is spent: keys are
+            compared with one another.
     """
-    check_key(key)
+    if type(key) is tuple:
+        if len(key) > _MOST_PARTS:
+            raise TypeError(f"a key is a tuple of more than {_MOST_PARTS}")
+        for part in key:
+            _check_key(budget, part)
+        key = repr(key)
+        budget.text(key)
+    _check_key(budget, key)
     mapping[key] = value
 
 
-def check_key(key: Any) -> None:
-    """Refuse what :func:`put` refuses."""
+def _check_key(budget: Budget, key: Any) -> None:
     if type(key) is str:
+        budget.steps_of(len(key) // _COMPARED)
         if not key.isascii():
             key.encode("utf-8")
     elif type(key) is int:
         if not -_KEY < key < _KEY:
             raise TypeError("a key is a number of more than 64 bits")
-    elif type(key) not in (bool, float):
+    elif key is not None and type(key) not in (bool, float):
         raise TypeError("a key is neither text nor a number")
 
 
@@ -231,7 +244,7 @@ class Machine:
 
     def _set_item(self, _: Any) -> None:
         value, key = self._pop(), self._pop()
-        put(self._top(dict), key, value)
+        put(self.budget, self._top(dict), key, value)
 
     def _set_items(self, _: Any) -> None:
         found = self._marked()
@@ -239,7 +252,7 @@ class Machine:
 
     def _fill(self, target: dict[Any, Any], found: list[Any]) -> None:
         for key, value in zip(found[::2], found[1::2], strict=True):
-            put(target, key, value)
+            put(self.budget, target, key, value)
 
     def _global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")

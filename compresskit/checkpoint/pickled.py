@@ -112,7 +112,7 @@ def _mapping(budget: Budget, items: Any = ()) -> dict[Any, Any]:
     for pair in items.items() if type(items) is dict else items:
         if type(pair) not in (list, tuple) or len(pair) != 2:
             raise TypeError("a mapping is made of something else than pairs")
-        put(out, *pair)
+        put(budget, out, *pair)
     return out
 
 

@@ -116,8 +116,8 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[PickledTensor]:
 def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
     """The saved dictionaries with each tensor's region in its place; what is neither is an :class:`Aside` or None.
 
-    Each is visited once, however often it is shared, and first where it lies least deep. Keys that are whole numbers,
-    as those of an optimizer's state, become text.
+    Each is visited once, however often it is shared, and first where it lies least deep. Keys become text: those of
+    an optimizer's state are numbers, others None or tuples.
     """
     if isinstance(saved, PickledTensor):
         return _region(path, saved, spans)
@@ -130,8 +130,6 @@ def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
         for source in level:
             target = placed[id(source)]
             for key, item in source.items():
-                if not isinstance(key, str) and not (type(key) is int and abs(key) < 1 << 31):
-                    continue
                 if not isinstance(item, dict):
                     target[str(key)] = (
                         _region(path, item, spans) if isinstance(item, PickledTensor) else _aside(item, lists)

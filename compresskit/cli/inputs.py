@@ -70,6 +70,23 @@ def parse_args(text: str | None) -> dict[str, Any]:
     return found
 
 
+def parse_axes(given: list[str] | None) -> dict[str, int | None]:
+    """The values of ``--batch-axis`` by input; None for ``none``.
+
+    Raises:
+        UsageError: One isn't ``NAME=AXIS`` or ``NAME=none``.
+    """
+    found: dict[str, int | None] = {}
+    for text in given or ():
+        name, _, axis = text.rpartition("=")
+        if not name or not (axis == "none" or (axis.isascii() and axis.isdigit() and len(axis) < 3)):
+            raise UsageError(
+                f"--batch-axis {text}: expected NAME=AXIS or NAME=none", "for example --batch-axis state=1"
+            )
+        found[name] = None if axis == "none" else int(axis)
+    return found
+
+
 def load_options(
     arch: str | None,
     arch_args: str | None,

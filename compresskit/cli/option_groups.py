@@ -54,14 +54,16 @@ class Reading:
     arch: shared.Arch = None
     arch_args: shared.ArchArgs = None
     input_shape: shared.InputShape = None
+    batch_axis: shared.BatchAxis = None
     key: shared.Key = None
     allow_nonfinite: shared.AllowNonfinite = False
 
     def load_options(self) -> dict[str, Any]:
         """As :func:`compresskit.cli.inputs.load_options`."""
-        from compresskit.cli.inputs import load_options
+        from compresskit.cli.inputs import load_options, parse_axes
 
-        return load_options(self.arch, self.arch_args, self.input_shape, self.allow_nonfinite, self.key)
+        options = load_options(self.arch, self.arch_args, self.input_shape, self.allow_nonfinite, self.key)
+        return {**options, "batch_axis": parse_axes(self.batch_axis)}
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,17 @@ InputShape = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+BatchAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--batch-axis",
+        metavar="NAME=AXIS|none",
+        help="Where samples lie in an input of an ONNX file: state=1, or rate=none where all share it; repeatable. "
+        "(the first axis, or as the graph names it)",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(

@@ -20,6 +20,7 @@ def run_stage(
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
+    batch_axis: shared.BatchAxis = None,
     key: shared.Key = None,
     allow_nonfinite: shared.AllowNonfinite = False,
     data: shared.Data = None,
@@ -44,7 +45,8 @@ def run_stage(
     """Run one stage; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing, tell
     from compresskit.cli.distributed import discarded_output, is_main_process
-    from compresskit.cli.inputs import command_line, default_output, load_model, load_options
+    from compresskit.cli.inputs import command_line, default_output, load_model
+    from compresskit.cli.option_groups import Reading
     from compresskit.errors import UsageError
     from compresskit.recipe.head import CODE, PATH
     from compresskit.recipe.limits import Limits
@@ -61,7 +63,8 @@ def run_stage(
     check_html(html, inputs, target)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
-    loaded = load_model(model, load_options(arch, arch_args, input_shape, allow_nonfinite, key))
+    reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
+    loaded = load_model(model, reading.load_options())
     open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
     measuring = Measuring(
         source=open_(eval_data),

@@ -12,6 +12,7 @@ from compresskit.data.prepare import (
     HELPERS,
     Normalize,
     Plan,
+    by_sample,
     check_values,
     complete,
     make_plan,
@@ -108,6 +109,7 @@ def open_npz(name: str, path: Path, normalize: str | None, specs: tuple[InputSpe
         UsageError: ``normalize`` doesn't fit.
     """
     arrays = read_npz(path)
+    arrays, specs = by_sample(str(path), arrays, specs), tuple(spec.by_sample for spec in specs)
     label = next((n for n in _LABELS if n in arrays and all(n != s.name for s in specs)), None)
     targets = arrays.pop(label) if label else None
     chosen = _choose(path, arrays, specs)
@@ -147,8 +149,10 @@ def _choose(path: Path, arrays: dict[str, np.ndarray], specs: tuple[InputSpec, .
     chosen: dict[str, InputSpec | None] = {s.name: s for s in specs if s.name in arrays}
     wanted = primary(specs)
     missing = [s.name for s in wanted if s.name not in arrays]
-    if missing and len(wanted) == 1 and "x" in arrays and "x" not in chosen:
-        return {"x": wanted[0], **chosen}
+    others = [name for name in arrays if name not in chosen and name not in HELPERS]
+    alone = "x" if "x" in others else others[0] if len(others) == 1 else None
+    if missing and len(wanted) == 1 and alone is not None:
+        return {alone: wanted[0], **chosen}
     if missing:
         raise InputError(
             f"{path} has no array for the model's input {listing(missing)}; it has {listing(list(arrays))}",
@@ -174,4 +178,6 @@ def _check_lengths(path: Path, arrays: dict[str, np.ndarray]) -> None:
     lengths = {printable(n): len(a) for n, a in arrays.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"'{n}' {length}" for n, length in lengths.items())
-        raise InputError(f"{path}: arrays of different lengths: {found}")
+        raise InputError(
+            f"{path}: arrays of different lengths: {found}", "`batch_axis` tells where samples lie in an input"
+        )

@@ -56,7 +56,7 @@ def open_source(
     if not path.exists():
         raise PathError(f"{spec} does not exist", _FORMS)
     if path.is_dir():
-        return open_folder(spec, path, normalize, inputs)
+        return open_folder(spec, path, normalize, tuple(one.by_sample for one in inputs))
     if not path.is_file():  # opening a FIFO would wait for who writes it
         raise InputError(f"{spec} is not a regular file", _FORMS)
     suffix = path.suffix.lower()

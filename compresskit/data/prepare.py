@@ -187,6 +187,34 @@ def check_values(where: str, block: np.ndarray, dtype: str, spec: InputSpec | No
             )
 
 
+def by_sample(where: str, arrays: dict[str, np.ndarray], specs: tuple[InputSpec, ...]) -> dict[str, np.ndarray]:
+    """Arrays stored as the model takes them, as rows of a sample each.
+
+    Args:
+        where: They are from, for messages.
+        arrays: By name; those of inputs whose samples lie along another axis than the first are turned, those of inputs
+            that all samples share are seen once a sample.
+        specs: The model's inputs.
+
+    Raises:
+        InputError: Such an array has a shape that the model doesn't take.
+    """
+    other = {s.name: s for s in specs if s.batch_axis != 0 and s.name in arrays}
+    for name, spec in other.items():
+        found = arrays[name].shape
+        sizes = zip(found, spec.shape, strict=False)
+        same = [isinstance(own, str) or n == own or axis == spec.batch_axis for axis, (n, own) in enumerate(sizes)]
+        if len(found) != len(spec.shape) or not all(same):
+            raise InputError(
+                f"{where}: array '{name}' is {shape_text(found)}, the model's input takes {shape_text(spec.shape)}",
+                "store it as the model takes it; `batch_axis` tells where samples lie",
+            )
+    counts = [len(array) for name, array in arrays.items() if name not in other and array.ndim]
+    counts += [arrays[name].shape[spec.batch_axis] for name, spec in other.items() if spec.batch_axis is not None]
+    count = counts[0] if counts else 1
+    return {name: other[name].rows_of(array, count) if name in other else array for name, array in arrays.items()}
+
+
 def primary(specs: tuple[InputSpec, ...]) -> list[InputSpec]:
     """The inputs that must come from data."""
     return [s for s in specs if s.name not in HELPERS]

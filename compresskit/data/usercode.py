@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from compresskit.data.prepare import check_values, complete, fits, shape_text
+from compresskit.data.prepare import by_sample, check_values, complete, fits, shape_text
 from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, as_targets
 from compresskit.errors import CompressKitError, InputError, PathError, UsageError
@@ -89,7 +89,8 @@ class PythonSource:
     """Batches from a user's function (called for every walk) or from an object that can be iterated again."""
 
     def __init__(self, name: str, thing: Any, specs: tuple[InputSpec, ...]) -> None:
-        self.name, self._thing, self._specs = name, thing, specs
+        self.name, self._thing = name, thing
+        self._as_taken, self._specs = specs, tuple(spec.by_sample for spec in specs)
         self._length: int | None = None
         self.kind = "arrays"
         if not callable(thing) and not hasattr(thing, "__iter__"):
@@ -172,7 +173,7 @@ class PythonSource:
             inputs, targets = {"x": _single(_numpy(item[0]))}, item[1] if len(item) == 2 else None
         else:
             raise InputError(f"{self.name}: {_FORM}; found {type(item).__name__}")
-        inputs = complete(inputs, self._specs) if self._specs else inputs
+        inputs = complete(by_sample(self.name, inputs, self._as_taken), self._specs) if self._specs else inputs
         by_name = {s.name: s for s in self._specs}
         for key, array in inputs.items():
             _check(f"{self.name}: array '{key}'", array, by_name.get(key))

@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import onnx
 
+from compresskit.data.prepare import fits, shape_text
 from compresskit.errors import InputError, MachineError
 from compresskit.exporter.quiet import first_line
 from compresskit.exporter.ranges import Histogram
+from compresskit.model import InputSpec
+from compresskit.runtimes.by_sample import as_known
+from compresskit.runtimes.onnxruntime import input_spec
 from compresskit.stage import Progress, silent
 
 _AT_ONCE = 256 << 20  # bytes of activations
@@ -22,6 +26,7 @@ def collect(
     names: Iterable[str],
     batches: Iterable[dict[str, np.ndarray]],
     *,
+    inputs: tuple[InputSpec, ...] = (),
     counts: bool = True,
     threads: int = 0,
     progress: Progress = silent,
@@ -33,7 +38,8 @@ def collect(
     Args:
         path: The float model; a graph that gives its activations is written beside it.
         names: The activations; what isn't float32 is left out of the result.
-        batches: Inputs by name; walked once.
+        batches: Inputs by name, a row a sample; walked once.
+        inputs: What is known of the model's inputs: where one has its batch axis.
         counts: Keep histograms, not the extremes alone.
         threads: Of one operator; 0 is onnxruntime's choice.
         progress: Told of the batches.
@@ -46,16 +52,17 @@ def collect(
         MachineError: Memory ran out.
     """
     session, wanted = _session(path, list(names), threads)
-    known = {value.name: value for value in session.get_inputs()}
+    taken = [as_known(input_spec(value, {}), inputs) for value in session.get_inputs()]
+    known = tuple(spec.by_sample for spec in taken)
     seen = {name: Histogram() for name in wanted}
     samples, step = 0, 0
     for done, batch in enumerate(batches, 1):
         feeds = _checked(batch, known)
         size = len(next(iter(feeds.values()))) if feeds else 0
-        fixed = _fixed(known.values(), feeds)
+        fixed = _fixed(known, feeds)
         step = fixed or step or 1
         for part, rows in _parts(feeds, size, step, padded=bool(fixed)):
-            outputs = _run(session, wanted, part)
+            outputs = _run(session, wanted, {spec.name: spec.of_rows(part[spec.name]) for spec in taken})
             for name, values in outputs.items():
                 seen[name].add(values, count=counts)
             if not fixed:
@@ -86,38 +93,35 @@ def _session(path: Path, names: list[str], threads: int) -> tuple[Any, list[str]
     return session, [name for name in names if name in floats]
 
 
-def _checked(batch: dict[str, np.ndarray], known: dict[str, Any]) -> dict[str, np.ndarray]:
+def _checked(batch: dict[str, np.ndarray], inputs: tuple[InputSpec, ...]) -> dict[str, np.ndarray]:
     """The model's inputs out of a batch."""
     feeds: dict[str, np.ndarray] = {}
-    for name, value in known.items():
-        if name not in batch:
-            raise InputError(f"the calibration data lack the model's input '{name}'", "name the arrays as the inputs")
-        array = np.asarray(batch[name])
-        shape = [d if isinstance(d, int) else "any" for d in value.shape]
-        fits = len(shape) == array.ndim and all(
-            d in ("any", n) for d, n in zip(shape[1:], array.shape[1:], strict=False)
-        )
-        if not fits:
-            given = ", ".join(map(str, array.shape))
-            expected = ", ".join(str(d) for d in ["batch", *shape[1:]][: len(shape)])
+    for spec in inputs:
+        if spec.name not in batch:
             raise InputError(
-                f"the calibration data don't fit: input '{name}' is ({given}), the model takes ({expected})",
-                "prepare them as for inference",
+                f"the calibration data lack the model's input '{spec.name}'", "name the arrays as the inputs"
+            )
+        array = np.asarray(batch[spec.name])
+        if not fits(array.shape, spec.shape):
+            expected = [d if isinstance(d, int) else "any" for d in spec.shape[1:]]
+            raise InputError(
+                f"the calibration data don't fit: input '{spec.name}' is {shape_text(array.shape)}, the model takes "
+                f"{shape_text(('batch', *expected)[: len(spec.shape)])}",
+                "prepare them as for inference; `batch_axis` tells where samples lie in an input",
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(
-                f"the calibration data hold NaN or Inf in input '{name}'", "clean the data given as `data`"
+                f"the calibration data hold NaN or Inf in input '{spec.name}'", "clean the data given as `data`"
             )
-        feeds[name] = array
+        feeds[spec.name] = array
     return feeds
 
 
-def _fixed(inputs: Iterable[Any], feeds: dict[str, np.ndarray]) -> int:
+def _fixed(inputs: tuple[InputSpec, ...], feeds: dict[str, np.ndarray]) -> int:
     """The batch size that the model is built for; all that there is where inputs differ in their first axis; else 0."""
-    sizes = [value.shape[0] for value in inputs if value.shape]
-    numbers = [n for n in sizes if isinstance(n, int)]
-    if numbers:
-        return numbers[0]
+    for spec in inputs:
+        if spec.shape and isinstance(spec.shape[0], int):
+            return spec.shape[0]
     lengths = {len(a) for a in feeds.values() if a.ndim}
     return max(lengths) if len(lengths) != 1 else 0
 

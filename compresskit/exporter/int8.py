@@ -11,10 +11,8 @@ stay in float: these lose most to rounding, and gain least from integers.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +21,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compresskit.errors import InputError, MachineError
+from compresskit.errors import InputError
 from compresskit.exporter.calibrate import collect
 from compresskit.exporter.embedding import quantize_embeddings
-from compresskit.exporter.qdq import after, before, coverage
-from compresskit.exporter.quiet import first_line, quiet
+from compresskit.exporter.qdq import after, coverage
+from compresskit.exporter.quiet import quiet
 from compresskit.exporter.ranges import PERCENTILE, Histogram, Method, find_range
+from compresskit.exporter.ready import explained, prepared
 from compresskit.exporter.rounding import add_sqnr
 from compresskit.exporter.slim import DATA_ABOVE, save, slim
+from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
 
 _HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -111,6 +111,7 @@ def quantize_static_int8(
     batches: Iterable[dict[str, np.ndarray]],
     settings: Int8Settings = Int8Settings(),
     *,
+    inputs: tuple[InputSpec, ...] = (),
     data_above: int = DATA_ABOVE,
     threads: int = 0,
     progress: Progress = silent,
@@ -120,42 +121,46 @@ def quantize_static_int8(
     Args:
         fp32_onnx: The float model; not changed.
         out: The file to write.
-        batches: Calibration inputs by name; walked once, one batch in memory at a time.
+        batches: Calibration inputs by name, a row a sample; walked once, one batch in memory at a time.
         settings: Form of the codes, ranges and layers; see :class:`Int8Settings`.
+        inputs: What is known of the model's inputs: where one has its batch axis.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
         threads: Of one operator while calibrating; 0 is onnxruntime's choice.
         progress: Told of the batches and steps.
 
     Returns:
         Facts: ``layers`` (weight name to operator, bits, number of scales and SQNR in dB), ``skipped`` (weight name to
-        the reason), ``samples``, ``tensors`` (activations quantized), ``method``, ``activation``, ``weight``,
-        ``per_channel``, ``op_types``.
+        the reason), ``notes`` (what was changed of the float model), ``samples``, ``tensors`` (activations quantized),
+        ``method``, ``activation``, ``weight``, ``per_channel``, ``op_types``.
 
     Raises:
         InputError: The model can't be read or quantized, or the calibration data don't fit it or are empty.
         MachineError: Disk or memory ran out.
     """
     with quiet(), tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as work:
-        with explained(fp32_onnx, "try weight-only quantization, which needs no calibration data"):
+        with explained(fp32_onnx, "`method` int8-dynamic quantizes matrix products without calibration"):
             ready = prepared(fp32_onnx, Path(work))
-            operators = _Operators.of(ready, settings.op_types)
-            graph = named(ready)
+            operators = _Operators.of(ready.path, settings.op_types)
+            graph = ready.named()
             tensors, counts = operators.activations(graph), settings.method != "minmax"
-            seen, samples = collect(ready, tensors, batches, counts=counts, threads=threads, progress=progress)
-            left = _place_pairs(graph, seen, operators, settings, Path(work) / "int8.onnx")
+            seen, samples = collect(
+                ready.path, tensors, batches, inputs=inputs, counts=counts, threads=threads, progress=progress
+            )
+            left = _place_pairs(graph, seen, operators, settings, Path(work) / "int8.onnx", large=ready.large)
             model = ir.load(Path(work) / "int8.onnx")
         after(model)
         tables, kept = quantize_embeddings(model) if _EMBEDDING in operators.kinds else ({}, {})
         layers, skipped, activations = coverage(model, operators.kinds)
         layers, skipped = {**tables, **layers}, {**skipped, **left, **kept}
         if not layers:
-            raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8", "try weight-only quantization")
-        add_sqnr(layers, model, ready)
+            raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8: {_why(skipped)}")
+        add_sqnr(layers, model, ready.path)
         slim(model)
         save(model, out, data_above=data_above)
     return {
-        "layers": layers,
-        "skipped": skipped,
+        "layers": ready.as_came(layers),
+        "skipped": ready.as_came(skipped),
+        "notes": ready.notes,
         "samples": samples,
         "tensors": activations,
         "op_types": list(operators.kinds),
@@ -164,41 +169,6 @@ def quantize_static_int8(
         "weight": settings.weight,
         "per_channel": settings.per_channel,
     }
-
-
-@contextlib.contextmanager
-def explained(source: Path, hint: str) -> Iterator[None]:
-    """Whatever the quantizer raises as an error of ours.
-
-    Raises:
-        InputError: ``source`` can't be quantized.
-        MachineError: Disk or memory ran out.
-    """
-    try:
-        yield
-    except (InputError, MachineError):
-        raise
-    except (MemoryError, OSError) as error:
-        raise MachineError(f"int8 quantization stopped: {first_line(error)}", "free memory or disk space") from error
-    except Exception as error:
-        raise InputError(f"{source.name} can't be quantized to int8: {first_line(error)}", hint) from error
-
-
-def prepared(source: Path, work: Path) -> Path:
-    """The model with shapes inferred and batch normalization folded, as far as onnxruntime's tools manage."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    model = ir.load(source)
-    before(model)
-    plain = work / "plain.onnx"
-    big = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None) > DATA_ABOVE
-    save(model, plain)
-    ready = work / "ready.onnx"
-    # Its symbolic shape inference fails on transformers, and leaves the model in the current folder when it does.
-    with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True, save_as_external_data=big)
-        return ready
-    return plain
 
 
 def _has_attention(path: Path) -> bool:
@@ -214,18 +184,14 @@ def _multiplies(node: ir.Node, steps: int) -> bool:
     )
 
 
-def named(path: Path) -> onnx.ModelProto:
-    """The model with shapes, and a name for every node: what is to be left alone is told by name."""
-    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
-
-    model: onnx.ModelProto = load_model_with_shape_infer(path)
-    for index, node in enumerate(model.graph.node):
-        node.name = f"node{index}"
-    return model
-
-
 def _place_pairs(
-    model: onnx.ModelProto, seen: dict[str, Histogram], operators: _Operators, settings: Int8Settings, out: Path
+    model: onnx.ModelProto,
+    seen: dict[str, Histogram],
+    operators: _Operators,
+    settings: Int8Settings,
+    out: Path,
+    *,
+    large: bool,
 ) -> dict[str, str]:
     """Write the model with QuantizeLinear and DequantizeLinear; returns the weights left out, with the reason."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
@@ -261,9 +227,15 @@ def _place_pairs(
         options,
     )
     quantizer.quantize_model()
-    quantizer.model.save_model_to_file(str(out), False)
+    quantizer.model.save_model_to_file(str(out), large)
     return skipped
 
 
 def _ends(values: Histogram, settings: Int8Settings) -> tuple[np.ndarray, ...]:
     return tuple(np.array(end, np.float32) for end in find_range(values, settings.method, settings.percentile))
+
+
+def _why(skipped: dict[str, str]) -> str:
+    """The reason given most often."""
+    reasons = list(skipped.values())
+    return max(reasons, key=reasons.count) if reasons else "it has no weights"

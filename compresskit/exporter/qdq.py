@@ -173,7 +173,8 @@ def weighs(value: ir.Value) -> bool:
 def _reason(node: ir.Node, kinds: tuple[str, ...]) -> str:
     if node.op_type in kinds:
         return "onnxruntime's quantizer left it in float"
-    return f"{node.op_type} is not among the operators to quantize"
+    elsewhere = "; `method` int8-dynamic quantizes it" if node.op_type == "LSTM" else ""
+    return f"{node.op_type} is not among the operators to quantize{elsewhere}"
 
 
 def plain_name(name: str | None) -> str:

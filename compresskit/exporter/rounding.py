@@ -30,9 +30,14 @@ def add_sqnr(layers: dict[str, dict[str, Any]], model: ir.Model, floats: Path) -
         if layer is None or base is None:
             continue
         weight, found, scale = _weight(original, base), constant(codes), constant(stored.get(f"{base}{SCALE}"))
-        if weight is None or found is None or scale is None or weight.shape != found.shape:
+        if weight is None or found is None or scale is None:
             continue
-        found, zero, axis = found.astype(np.float32), constant(stored.get(f"{base}{ZERO_POINT}")), _axis(codes)
+        axis = _axis(codes)
+        if axis is None:  # an LSTM's codes are turned over
+            found = found.swapaxes(1, 2)
+        if weight.shape != found.shape:
+            continue
+        found, zero = found.astype(np.float32), constant(stored.get(f"{base}{ZERO_POINT}"))
         if zero is not None:
             found -= _along(zero.astype(np.float32), found.ndim, axis)
         found *= _along(scale, found.ndim, axis)
@@ -48,18 +53,25 @@ def _weight(original: Any, base: str) -> np.ndarray | None:
     return None if turned is None or turned.ndim != 2 else turned.T
 
 
-def _axis(codes: ir.Value) -> int:
-    """The axis that a vector of scales belongs to: DequantizeLinear tells it, an integer product has it at the end."""
+def _axis(codes: ir.Value) -> int | None:
+    """The axis that a vector of scales belongs to: DequantizeLinear tells it, an integer product has it at the end.
+
+    None for an LSTM, whose scales are ``(directions, outputs)`` or ``(directions,)``.
+    """
     for use in codes.uses():
+        if use.node.op_type == "DynamicQuantizeLSTM":
+            return None
         if use.node.op_type == "DequantizeLinear":
             return use.node.attributes["axis"].as_int() if "axis" in use.node.attributes else 1
     return -1
 
 
-def _along(values: np.ndarray, dimensions: int, axis: int) -> np.ndarray:
+def _along(values: np.ndarray, dimensions: int, axis: int | None) -> np.ndarray:
     """What has one number for all, one for each place of the axis, or all dimensions already, to be broadcast."""
     if values.ndim == dimensions or values.size == 1:
         return values
+    if axis is None:
+        return values.reshape(*values.shape, *[1] * (dimensions - values.ndim))
     shape = [1] * dimensions
     shape[axis] = -1
     return values.reshape(shape)

@@ -143,6 +143,8 @@ def _base36(number: int) -> str:
 def save(model: ir.Model, path: Path, *, data_above: int = DATA_ABOVE) -> None:
     """Write a graph; from ``data_above`` bytes of weights on, these go to ``<name>.data`` beside it.
 
+    Below that all is in the file, wherever the weights lay that it was read with.
+
     Raises:
         MachineError: The disk is full or read-only.
     """
@@ -151,4 +153,5 @@ def save(model: ir.Model, path: Path, *, data_above: int = DATA_ABOVE) -> None:
         if size >= data_above:
             ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_MIN_EXTERNAL)
         else:
+            ir.external_data.load_to_model(model)
             path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))

@@ -27,6 +27,7 @@ _DATA_INPUTS = {
     "QLinearMatMul": (0, 3),
     "MatMulInteger": (0, 1),
     "ConvInteger": (1,),
+    "DynamicQuantizeLSTM": (1, 2, 3),
     "BatchNormalization": (1, 2),
     "QuantizeLinear": (),
     "DequantizeLinear": (),
@@ -150,7 +151,10 @@ def _entry(graph: _Weights, node: Any, owners: dict[str, str]) -> dict[str, Any]
 
 
 def _as_layer(node: Any, main: str, shape: list[int]) -> dict[str, Any]:
-    """``weight``: the shape with outputs first, of operators that stand for a layer; ``groups`` of a convolution."""
+    """``weight``: the shape with outputs first, of operators that stand for a layer; ``groups`` of a convolution.
+
+    ``left`` marks a product whose weight comes first, which int8-dynamic doesn't take.
+    """
     if node.op_type == "Conv":
         return {"weight": shape, "groups": _attribute(node, "group", 1)}
     if node.op_type in ("ConvTranspose", "Gather"):
@@ -158,7 +162,7 @@ def _as_layer(node: Any, main: str, shape: list[int]) -> dict[str, Any]:
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
         left = node.input[0] == main
         as_stored = left or (node.op_type == "Gemm" and _attribute(node, "transB", 0))
-        return {"weight": shape if as_stored else shape[::-1]}
+        return {"weight": shape if as_stored else shape[::-1], **({"left": True} if left else {})}
     return {}
 
 
@@ -193,7 +197,7 @@ def _zeros(graph: _Weights, node: Any, found: dict[str, Any]) -> int | None:
     """Weights that are exactly zero; None where the layout isn't one that is known here."""
     if node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
         return _packed_zeros(graph, node)
-    if node.op_type in ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger"):
+    if node.op_type in ("QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"):
         return None
     total = 0
     for name, dequantize in found.items():

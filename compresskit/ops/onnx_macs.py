@@ -134,15 +134,22 @@ def macs_of(node: Any, shapes: dict[str, Shape], constant: Callable[[str], bool]
     if node.op_type == "MatMulNBits":
         size = next(a.i for a in node.attribute if a.name == "K")
         return math.prod(shapes[out]) * size if out in shapes else None
-    at = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3, "GRU": 1, "LSTM": 1, "RNN": 1}.get(
-        node.op_type
-    )
+    at = {
+        "Conv": 1,
+        "ConvInteger": 1,
+        "ConvTranspose": 1,
+        "QLinearConv": 3,
+        "GRU": 1,
+        "LSTM": 1,
+        "RNN": 1,
+        "DynamicQuantizeLSTM": 1,
+    }.get(node.op_type)
     if at is None:
         return _product(node, shapes, constant)
     weight, x, y = (shapes.get(name) for name in (inputs[at], inputs[0], out))
     if weight is None or x is None:
         return None
-    if node.op_type in ("GRU", "LSTM", "RNN"):
+    if node.op_type in ("GRU", "LSTM", "RNN", "DynamicQuantizeLSTM"):
         again = shapes.get(inputs[2])
         return None if again is None else math.prod(x[:2]) * (math.prod(weight) + math.prod(again))
     if node.op_type == "ConvTranspose":

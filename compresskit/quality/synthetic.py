@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,9 +61,14 @@ def synthetic_inputs(
             raise UsageError(
                 f"the largest value of the model's integer input '{spec.name}' is not known", "give samples with `data`"
             )
+    inputs = tuple(spec.by_sample for spec in inputs)
     whole = [replace(spec, shape=("batch", *spec.shape[1:])) for spec in inputs]
     values = make_feeds(whole, {"sequence": _SEQUENCE, **(sizes or {}), "batch": n}, seed)
     first = inputs[0]
     tokens = np.dtype(first.dtype).kind in "ui"
     kind = "tokens" if tokens else "images" if len(first.shape) == 4 else "arrays"
-    return SyntheticSource(values, kind, {"seed": seed, "n": n, "inputs": [asdict(s) for s in inputs]})
+    return SyntheticSource(values, kind, {"seed": seed, "n": n, "inputs": [_described(s) for s in inputs]})
+
+
+def _described(spec: InputSpec) -> dict[str, object]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": spec.shape, "high": spec.high}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -105,6 +105,10 @@ class Head(Keys):
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         BeforeValidator(_shape),
         Field(description="Of the input, batch first: [1, 3, 32, 32]."),
+    ] = None
+    batch_axis: Annotated[
+        dict[str, Annotated[int, Field(ge=0)] | Literal["none"]] | None,
+        Field(description="Where samples lie in the inputs of an ONNX file: {state: 1, rate: none}."),
     ] = None
     key: Annotated[str | None, Field(description="Which of the state dicts in the model's file: params_ema.")] = None
     allow_nonfinite: Annotated[bool, Field(description="Accept NaN and infinities among the weights.")] = False

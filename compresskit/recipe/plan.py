@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from compresskit.checkpoint.arch import portable_reference
 from compresskit.model import portable
@@ -40,6 +40,7 @@ class Recipe:
         arch: ``FILE.py:NAME`` or ``package.module:NAME``.
         arch_args: Its keyword arguments.
         input_shape: Batch first.
+        batch_axis: Where samples lie in the inputs of an ONNX file; ``none`` for what they share.
         key: Which of the state dicts in MODEL's file.
         allow_nonfinite: Accept NaN and infinities among the weights.
         data: Calibration and training data.
@@ -65,6 +66,7 @@ class Recipe:
     arch: str | None = None
     arch_args: dict[str, Any] = field(default_factory=dict)
     input_shape: tuple[int, ...] | None = None
+    batch_axis: dict[str, int | Literal["none"]] | None = None
     key: str | None = None
     allow_nonfinite: bool = False
     data: str | None = None
@@ -90,6 +92,7 @@ class Recipe:
             "arch": self.arch and portable_reference(self.arch),
             "arch-args": self.arch_args or None,
             "input-shape": list(self.input_shape) if self.input_shape else None,
+            "batch-axis": self.batch_axis,
             "key": self.key,
             "allow-nonfinite": self.allow_nonfinite or None,
             "data": _cut(self.data),

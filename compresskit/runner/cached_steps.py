@@ -30,10 +30,11 @@ def read_model(recipe: Recipe, path: Path) -> Model:
     step = (path / ABOUT).is_file()
     graph = path.is_dir() and not (path / WEIGHTS_NAME).is_file() and (path / ONNX_NAME).is_file()
     arch = None if step and graph else recipe.arch
+    axes = {name: None if axis == "none" else axis for name, axis in (recipe.batch_axis or {}).items()}
     return load(
         path, arch=arch, arch_args=recipe.arch_args if arch else None,
         input_shape=None if step else recipe.input_shape, key=None if step else recipe.key,
-        allow_nonfinite=recipe.allow_nonfinite,
+        batch_axis=None if step else axes, allow_nonfinite=recipe.allow_nonfinite,
     )  # fmt: skip
 
 

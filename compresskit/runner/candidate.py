@@ -16,6 +16,8 @@ from compresskit.model import InputSpec
 from compresskit.report import ModelEntry
 from compresskit.runtimes import get, runs_modules
 from compresskit.runtimes.base import Session
+from compresskit.runtimes.by_sample import by_sample
+from compresskit.runtimes.onnxfile import scan
 
 Int8Arithmetic = Literal["native", "clipped", "exact"]
 _CHUNK = 1 << 20
@@ -74,7 +76,7 @@ class Candidate:
         )
 
     def open(self) -> Session:
-        """Ready to run, in this process.
+        """Ready to run, in this process; its inputs have a row a sample, whatever the batch axes of the model.
 
         Raises:
             InputError: The runtime refuses the file.
@@ -85,13 +87,12 @@ class Candidate:
 
             loader = partial(load_module, **self.loader_args)
             return get(self.runtime, loader=loader, inputs=self.inputs).open(self.path, self.threads, self.device)
+        runtime = get(self.runtime)
         if self.runtime == "onnxruntime" and self.int8_arithmetic != "native":
             from compresskit.runtimes.saturating import SaturatingOnnxRuntime
 
-            return SaturatingOnnxRuntime(clips=self.int8_arithmetic == "clipped").open(
-                self.path, self.threads, self.device
-            )
-        return get(self.runtime).open(self.path, self.threads, self.device)
+            runtime = SaturatingOnnxRuntime(clips=self.int8_arithmetic == "clipped")
+        return by_sample(runtime.open(self.path, self.threads, self.device), self.inputs)
 
     def spec(self, sizes: dict[str, int]) -> Spec:
         """What the bench needs to open the model in a process of its own."""
@@ -110,6 +111,7 @@ def files_of(path: Path) -> Iterator[Path]:
     yield path
     if path.name.endswith(INDEX):
         yield from shards_of(path)
-    data = path.with_name(path.name + ".data")
-    if data.is_file():
-        yield data
+    if path.suffix.lower() == ".onnx" and path.is_file():
+        folder = path.parent.resolve()
+        beside = {(path.parent / name).resolve(): path.parent / name for name in scan(path).beside}
+        yield from sorted(own for real, own in beside.items() if real.is_relative_to(folder) and real.is_file())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +47,7 @@ def estimates(model: Model, found: Mapping[str, Any], *, seed: int = 0) -> dict[
     """
     inventory, grids, ranks, reason = _read(model, found)
     return {
-        "quantize": _forms(inventory, grids, found["totals"]["macs"], reason),
+        "quantize": _forms(inventory, grids, found["totals"]["macs"], reason, dynamic=_has_products(found["layers"])),
         "prune": _pruned(model, reason, seed),
         "factorize": {"round_to": MULTIPLE, "layers": ranks, "reason": reason},
         "kinds": shares(inventory),
@@ -146,7 +146,15 @@ def _read(
     return inventory, grids, modules.ranks_of(model.body), ""
 
 
-def _forms(inventory: Inventory, grids: Mapping[int, dict[str, Grid]], macs: int | None, reason: str) -> dict[str, Any]:
+def _has_products(layers: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a graph has something that int8-dynamic takes."""
+    kinds = ("MatMul", "Gemm", "Gather")
+    return any(layer["type"] in kinds and "weight" in layer and not layer.get("left") for layer in layers)
+
+
+def _forms(
+    inventory: Inventory, grids: Mapping[int, dict[str, Grid]], macs: int | None, reason: str, *, dynamic: bool
+) -> dict[str, Any]:
     """The sizes of what ``quantize`` could write."""
     base = inventory.as_float()
     if reason or not any(grids.values()):
@@ -154,8 +162,9 @@ def _forms(inventory: Inventory, grids: Mapping[int, dict[str, Grid]], macs: int
     made: list[tuple[str, str, Sized]] = []
     if inventory.file != "tensors":
         made.append(("8 bit", "quantize --bits 8 --data DATA", inventory.eight()))
-    if inventory.file == "written":
+    if inventory.file == "written" and dynamic:
         made.append(("8 bit products", "quantize --bits 8", inventory.eight(("linear", "embedding"))))
+    if inventory.file == "written":
         made.append(
             (f"{BITS} bit weights", f"quantize --bits {BITS}, from the checkpoint", inventory.packed(grids[BITS]))
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ def load(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    batch_axis: Mapping[str, int | None] | None = None,
     key: str | None = None,
     allow_nonfinite: bool = False,
     shipped: bool = False,
@@ -38,6 +40,7 @@ def load(
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code runs.
         arch_args: Keyword arguments of it.
         input_shape: Shape of the input; its first axis becomes the batch.
+        batch_axis: The axis that samples lie along, by the inputs of an ONNX file; None for one that all samples share.
         key: Which of the state dicts that a ``torch.save`` file holds; keys one inside another are joined by points.
         allow_nonfinite: Accept NaN and Inf among the weights.
         shipped: Take a bundle as it ships: its ONNX file, without rebuilding the module.
@@ -56,6 +59,7 @@ def load(
         arch=arch,
         arch_args=arch_args,
         input_shape=input_shape,
+        batch_axis=batch_axis,
         key=key,
         allow_nonfinite=allow_nonfinite,
         shipped=shipped,
@@ -83,6 +87,7 @@ def load_shipped(
     rebuilt = runs_modules(runtime) and kind_of(path) == "bundle"
     if several and kind_of(path) != "tensors" and not rebuilt:
         own |= {"arch": None, "arch_args": {}, "input_shape": None, "key": None}
+        own |= {"batch_axis": own.get("batch_axis") if kind_of(path) in ("onnx", "bundle") else None}
     return load(path, **own, shipped=not rebuilt)
 
 

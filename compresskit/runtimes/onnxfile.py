@@ -38,13 +38,15 @@ class Node:
 class Graph:
     """The main graph: its nodes in order, the shape of each stored tensor by name, and what goes in and comes out.
 
-    An element type that numpy doesn't have is empty. An axis of free size is a string, one of no name ``x_0``.
+    An element type that numpy doesn't have is empty. An axis of free size is a string, one of no name ``x_0``. What
+    lies beside the file is named as it says so itself, unchecked.
     """
 
     nodes: list[Node] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     inputs: list[InputSpec] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    beside: set[str] = field(default_factory=set)
 
 
 def scan(path: Path) -> Graph:
@@ -120,8 +122,9 @@ def _read_graph(data: mmap.mmap, start: int, end: int, graph: Graph) -> None:
         if number == _NODE:
             graph.nodes.append(_read_node(data, first, last))
         elif number == _INITIALIZER:
-            name, shape = _read_tensor(data, first, last)
+            name, shape, place = _read_tensor(data, first, last)
             graph.shapes[name] = shape
+            graph.beside |= {place} if place else set()
         elif number == _INPUT:
             graph.inputs.append(_read_value(data, first, last))
         elif number == _OUTPUT:
@@ -175,16 +178,20 @@ def _read_axis(data: mmap.mmap, start: int, end: int) -> int | str:
     return ""
 
 
-def _read_tensor(data: mmap.mmap, start: int, end: int) -> tuple[str, tuple[int, ...]]:
-    name, shape = "", []
+def _read_tensor(data: mmap.mmap, start: int, end: int) -> tuple[str, tuple[int, ...], str]:
+    """Name, shape, and the file that holds the values; empty where this one does."""
+    name, shape, place = "", [], ""
     for number, first, last in _fields(data, start, end):
         if number == 8:
             name = _text(data, first, last)
+        elif number == 13:
+            entry = {part: _text(data, one, two) for part, one, two in _fields(data, first, last)}
+            place = entry.get(2, "") if entry.get(1) == "location" else place
         elif number == 1:  # one varint, or several packed
             while first < last:
                 size, first = _varint(data, first)
                 shape.append(size)
-    return name, tuple(shape)
+    return name, tuple(shape), place
 
 
 def _fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int]]:

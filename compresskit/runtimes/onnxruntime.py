@@ -160,8 +160,9 @@ class OnnxSession:
         self.reopen: Callable[[dict[str, str]], OnnxSession] | None = None  # on a GPU, with more settings
         self.number = 0  # of the GPU
         self._calls: CudaCalls | None = None
-        self.inputs = tuple(_spec(value, limits) for value in engine.get_inputs())
+        self.inputs = tuple(input_spec(value, limits) for value in engine.get_inputs())
         self.outputs = tuple(value.name for value in engine.get_outputs())
+        self.output_shapes = {value.name: tuple(value.shape) for value in engine.get_outputs()}
 
     def providers(self) -> list[str]:
         """The execution providers that take part, the first choice first."""
@@ -226,7 +227,8 @@ def _providers(ort: Any, device: str) -> list[str]:
     return [_CUDA, "CPUExecutionProvider"]
 
 
-def _spec(value: Any, limits: dict[str, int]) -> InputSpec:
+def input_spec(value: Any, limits: dict[str, int]) -> InputSpec:
+    """An input as onnxruntime tells it; ``limits`` are those of indices by name."""
     dtype = str(value.type).removeprefix("tensor(").removesuffix(")")
     dtype = _DTYPES.get(dtype, dtype)
     shape = tuple(

@@ -13,8 +13,9 @@ from compresskit.stages.shared_int8 import Int8Stage
 class QuantizeInt8Dynamic(Int8Stage):
     """Matrix products in 8 bit with ranges found while the model runs: faster on CPUs, and needs no data.
 
-    For transformers and other models of Linear layers under onnxruntime. OpenVINO runs these files slowly: for it take
-    smoothquant or int8-static. Embeddings are stored in 8 bit; convolutions stay in float.
+    For transformers, LSTMs and other models of Linear layers under onnxruntime. OpenVINO runs these files slowly, and
+    none with an LSTM: for it take smoothquant or int8-static. Embeddings are stored in 8 bit; convolutions and GRUs
+    stay in float.
     """
 
     method: ClassVar[str] = "int8-dynamic"
@@ -42,4 +43,4 @@ class QuantizeInt8Dynamic(Int8Stage):
         note = (
             f"made for {target.title}: weights int8 of {width} bits, activations uint8 with a range found at run time"
         )
-        return self.finished(model, out, {**facts, "target": target.name, "notes": [note]})
+        return self.finished(model, out, {**facts, "target": target.name, "notes": [*facts["notes"], note]})

@@ -34,4 +34,4 @@ class QuantizeInt8Static(StaticStage):
         if not isinstance(model.body, Path):
             raise TypeError("the runner exports the module first")
         out = self.place(ctx)
-        return self.finished(model, out, self.quantized(model.body, out, ctx))
+        return self.finished(model, out, self.quantized(model.body, out, model.card.inputs, ctx))

@@ -64,7 +64,7 @@ class QuantizeSmoothquant(StaticStage):
         smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads, data=ctx.data)
         export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
         out = self.place(ctx)
-        facts = self.quantized(smooth_onnx, out, ctx)
+        facts = self.quantized(smooth_onnx, out, inputs, ctx)
         facts |= {"smoothed": smoothed["layers"], "difference": smoothed["difference"], "unsmoothed": left}
         facts["notes"] = [*facts["notes"], _described(smoothed)]
         return self.finished(model, out, facts)

@@ -12,7 +12,7 @@ from pydantic import Field
 from compresskit.errors import UsageError
 from compresskit.facts import Count, Facts, Flag, LayerFacts, Layers, Name, Number, Text, Whole
 from compresskit.kinds import QUANTIZE
-from compresskit.model import Model, portable
+from compresskit.model import InputSpec, Model, portable
 from compresskit.stage import Context, Stage
 from compresskit.stages.batches import calibration
 from compresskit.stages.fields import Samples, with_bits
@@ -154,13 +154,20 @@ class StaticStage(Int8Stage):
         if ctx.data is None:
             raise UsageError(f"quantize `method` {self.method} needs calibration data", "give `data` FILE")
 
-    def quantized(self, source: Path, out: Path, ctx: Context) -> dict[str, Any]:
+    def quantized(self, source: Path, out: Path, inputs: tuple[InputSpec, ...], ctx: Context) -> dict[str, Any]:
         """Write ``source`` in 8 bit to ``out``, calibrated on the context's data; returns the facts.
+
+        Args:
+            source: The float file.
+            out: The file to write.
+            inputs: The model's, as its card has them.
+            ctx: Holds the data.
 
         Raises:
             InputError: The data doesn't fit, or the graph can't be quantized.
             UsageError: There is no calibration data.
         """
+        from compresskit.data.prepare import complete
         from compresskit.exporter.int8 import Int8Settings, quantize_static_int8
 
         self.check_data(ctx)
@@ -172,13 +179,18 @@ class StaticStage(Int8Stage):
             self.per_channel, **chosen, symmetric=target.name == "gpu", method=self.calibration,
             percentile=self.percentile,
         )  # fmt: skip
-        batches = (b.inputs for b in ctx.data.batches(32, min(self.samples, len(ctx.data))))
-        facts = quantize_static_int8(source, out, batches, settings, threads=ctx.threads, progress=ctx.progress)
+        rows = tuple(spec.by_sample for spec in inputs)
+        found = (batch.inputs for batch in ctx.data.batches(32, min(self.samples, len(ctx.data))))
+        batches = (complete(batch, rows) if rows else batch for batch in found)
+        facts = quantize_static_int8(
+            source, out, batches, settings, inputs=inputs, threads=ctx.threads, progress=ctx.progress
+        )
         samples, data = facts["samples"], portable(ctx.data.name)
         weight = f"{chosen['weight']}{' of 7 bits' if chosen['reduce_range'] else ''}"
         notes = [
+            *facts["notes"],
             f"made for {target.title}: activations {chosen['activation']}, weights {weight}; ranges "
-            f"({self.calibration}) from {samples} samples of {data}"
+            f"({self.calibration}) from {samples} samples of {data}",
         ]
         if samples == 1:
             notes.append("ranges come from one sample, which others will leave: give a few dozen or more with `data`")

@@ -89,6 +89,13 @@ EVIL = {
     "shape of 10^20": tensor(size=(10**20, 4)),
     "a shape of a million axes": tensor(size=(1,) * 300_000, stride=(1,) * 300_000),
     "big product": tensor(size=((1 << 8_000_000) - 1,) * 4, stride=(0,) * 4),
+    "a tuple in a tuple as key": tensor(after=b"N\x85\x85Ns"),
+    "a wide tuple as key": tensor(after=b"(" + b"N" * 9 + b"tNs"),
+    "a tuple as key with a list": tensor(after=b"]\x85Ns"),
+    "a tuple as key with many digits": tensor(after=number(BIG) + b"\x85Ns"),
+    "long keys compared with one another": tensor(before=LONG + LONG.replace(b"q\x05", b"q\x06"),
+                                                  after=b"h\x05Ns" + b"h\x06Ns" * 300_000),
+    "long keys in tuples": tensor(before=LONG, after=b"h\x05\x85Ns" * 300_000),
     "a key of many digits": tensor(after=number(BIG) + b"Ns"),
     "shared dictionaries": b"\x80\x02" + DICTS + b".",
     "str of a long list": tensor(before=LONG, after=called(b"__builtin__\nstr", b"](" + b"h\x05" * 20_000 + b"e")),
@@ -163,12 +170,25 @@ def test_a_group_that_is_deep_here_and_shallow_there_is_found(tmp_path: Path) ->
     assert list(find_state_dict(path, saved).entries) == ["w"]
 
 
+@pytest.mark.parametrize("key", [None, ("adam", 0), (), (None, True, 1.5, -3), 1 << 40, 1.5], ids=repr)
+def test_entries_under_other_keys_than_text_are_no_hindrance(tmp_path: Path, key: object) -> None:
+    """An optimizer or a table beside the weights is keyed as its owner likes; tensors in it are told like others."""
+    weights, path = {"w": torch.ones(2)}, tmp_path / "m.pt"
+    torch.save({"state_dict": weights, "meta": {key: {"m": torch.zeros(3)}}, key: 1}, path)
+    tensors = open_tensors(path)
+    assert list(tensors) == ["w"] and torch.equal(tensors.get("w"), torch.ones(2))
+    assert any("meta" in note for note in tensors.notes)
+    saved, _ = read_torch_file(path)
+    assert saved["meta"][str(key)].keys() == {"m"}
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_plain_data_beside_the_tensors_is_read_with_every_protocol(tmp_path: Path, protocol: int) -> None:
     beside = {
         "set": {1, "a"}, "frozen": frozenset({2}), "bytes": b"raw", "array": bytearray(b"x" * 9), "none": None,
         "tuple": (1, (2, 3), (1, 2, 3, 4)), "float": 1.5, "state": 1 << 127, "negative": -(10**12), "complex": 1 + 2j,
-        7: "number", 1.5: "key", True: 1, "size": torch.Size([2, 3]), "long": "ü" * 300,
+        7: "number", 1.5: "key", True: 1, None: "none", ("adam", 0, None, 1.5): [1], (): {},
+        "size": torch.Size([2, 3]), "long": "ü" * 300,
     }  # fmt: skip
     path = tmp_path / "m.pt"
     torch.save({"w": torch.ones(2), "beside": beside}, path, pickle_protocol=protocol)

@@ -147,7 +147,7 @@ def test_stored_arrays_are_mapped_not_read(tmp_path):
         ({"x": np.array(["a", "b"])}, {}, InputError, ["'x'", "numbers"]),
         ({"x": np.array([1 + 2j])}, {}, InputError, ["'x'", "numbers"]),
         ({"x": NHWC[:, :5]}, {"inputs": IMAGE}, InputError, ["(5, 6, 3)", "(3, 8, 6)", "pixels"]),
-        ({"a": NHWC}, {"inputs": IMAGE}, InputError, ["'pixels'", "'a'"]),
+        ({"a": NHWC, "b": NHWC}, {"inputs": IMAGE}, InputError, ["'pixels'", "'a'"]),
         ({"x": np.ones((4, 9), "f4")}, {"inputs": (IDS,)}, InputError, ["integers", "input_ids", "float32"]),
         ({"input_ids": np.full((4, 9), 100)}, {"inputs": (IDS,)}, InputError, ["100", "0 to 99", "tokenizer"]),
         ({"input_ids": np.full((4, 9), -1)}, {"inputs": (IDS,)}, InputError, ["-1", "0 to 99"]),

@@ -62,13 +62,29 @@ def test_7_bits_for_processors_that_saturate(tmp_path: Path) -> None:
     assert products and all(np.abs(found[name].astype(int)).max() <= 64 for name in products)
 
 
-def test_convolutions_and_recurrent_layers_stay_and_say_why(tmp_path: Path) -> None:
-    for kind, name in (("cnn", "second.weight"), ("LSTM", "core.weight_ih_l0")):
+def test_convolutions_and_gated_units_stay_and_say_why(tmp_path: Path) -> None:
+    for kind, name in (("cnn", "second.weight"), ("GRU", "core.weight_ih_l0"), ("RNN", "core.weight_ih_l0")):
         module, inputs = make(kind)
         export_onnx(module, inputs, tmp_path / "m.onnx")
         facts = quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")
         assert "head.weight" in facts["layers"]
         assert "float" in facts["skipped"][name]
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_an_lstm_runs_on_codes(per_channel: bool, tmp_path: Path) -> None:
+    module, inputs = make("LSTM")
+    export_onnx(module, inputs, tmp_path / "m.onnx")
+    facts = quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", per_channel=per_channel)
+    names = {f"core.weight_{part}_l{layer}" for part in ("ih", "hh") for layer in (0, 1)}
+    assert facts["layers"].keys() == {"head.weight", *names} and facts["skipped"].keys() == {"embed.weight"}
+    assert all(facts["layers"][name]["kind"] == "LSTM" and facts["layers"][name]["sqnr"] > 30 for name in names)
+    assert {facts["layers"][name]["scales"] for name in names} == ({40} if per_channel else {2})
+    feeds = {"ids": np.random.default_rng(0).integers(0, 20, (3, 9))}
+    a, b = (EXACT.open(tmp_path / f).run(feeds) for f in ("m.onnx", "q.onnx"))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.linalg.norm(a[name] - b[name]) < 0.05 * np.linalg.norm(a[name])
 
 
 def test_nothing_to_quantize_is_an_error(tmp_path: Path) -> None:
@@ -80,3 +96,27 @@ def test_nothing_to_quantize_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no matrix product has a stored weight"):
         quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(("kind", "said"), [("GRU", "not among"), ("LSTM", "int8-dynamic")])
+def test_a_recurrent_layer_alone_gets_one_line(kind: str, said: str, tmp_path: Path) -> None:
+    from torch import nn
+
+    from compresskit.exporter.int8 import quantize_static_int8
+    from compresskit.model import InputSpec
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = getattr(nn, kind)(16, 16, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.core(x)[0]
+
+    export_onnx(Alone().eval(), (InputSpec("x", "float32", ("batch", 5, 16)),), tmp_path / "m.onnx")
+    batches = [{"x": np.ones((2, 5, 16), np.float32)}]
+    with pytest.raises(InputError, match=said):
+        quantize_static_int8(tmp_path / "m.onnx", tmp_path / "q.onnx", batches)
+    if kind == "GRU":
+        with pytest.raises(InputError, match="no 8-bit form"):
+            quantize_dynamic_int8(tmp_path / "m.onnx", tmp_path / "q.onnx")

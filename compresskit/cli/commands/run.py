@@ -27,6 +27,7 @@ def command(
     arch: shared.Arch = None,
     arch_args: shared.ArchArgs = None,
     input_shape: shared.InputShape = None,
+    batch_axis: shared.BatchAxis = None,
     key: shared.Key = None,
     data: shared.Data = None,
     eval_data: shared.EvalData = None,
@@ -48,7 +49,7 @@ def command(
     Everything is checked before anything runs. Finished steps are kept: a run that was stopped, by whatever, goes on
     where it was when it is started again, to the same bytes. Options given here win over the recipe's values.
     """
-    from compresskit.cli.inputs import parse_args, parse_shape
+    from compresskit.cli.inputs import parse_args, parse_axes, parse_shape
     from compresskit.cli.option_groups import Showing
     from compresskit.cli.recipes import Running, run_all, show_plan
     from compresskit.errors import UsageError
@@ -63,6 +64,7 @@ def command(
         "arch": arch,
         "arch-args": parse_args(arch_args) or None,
         "input-shape": list(shape) if shape else None,
+        "batch-axis": {n: "none" if at is None else at for n, at in parse_axes(batch_axis).items()} or None,
         "key": key,
         "data": data,
         "eval-data": eval_data,
