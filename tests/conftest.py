@@ -31,8 +31,14 @@ gc.set_threshold(10_000, 10, 10)
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = (
     "compresskit.cli.app", "compresskit.cli.main", "compresskit.cli.run_stage", "compresskit.cli.stages",
-    "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.api",
-    "compresskit.stages.quantize_rtn", "compresskit.benchmark.worker", "onnxruntime",
+    "compresskit.cli.console", "compresskit.cli.distributed", "compresskit.cli.inputs", "compresskit.cli.recipes",
+    "compresskit.cli.commands.run", "compresskit.checkpoint.huggingface", "compresskit.checkpoint.load",
+    "compresskit.ops.prune.magnitude", "compresskit.ops.quantize.calibrated", "compresskit.ops.quantize.stream",
+    "compresskit.recipe.steps", "compresskit.render.html.page", "compresskit.render.terminal",
+    "compresskit.runner.api", "compresskit.runner.weights", "compresskit.stages.factorize_linear",
+    "compresskit.stages.prune_magnitude", "compresskit.stages.quantize_auto", "compresskit.stages.quantize_gptq",
+    "compresskit.stages.quantize_int8_static", "compresskit.stages.quantize_rtn",
+    "compresskit.stages.quantize_smoothquant", "compresskit.benchmark.worker", "onnxruntime", "pydantic.dataclasses",
     "rich.table", "warm_export",
 )  # fmt: skip
 
