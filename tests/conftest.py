@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,11 +25,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from warm import Warm, workers
 
+# Tracing makes objects by the million: to look for cycles after each 700 of them is an eighth of the suite.
+gc.set_threshold(10_000, 10, 10)
+
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = (
     "compresskit.cli.app", "compresskit.cli.main", "compresskit.cli.run_stage", "compresskit.cli.stages",
-    "compresskit.ops.quantize.stream", "compresskit.render.terminal", "compresskit.runner.api",
-    "compresskit.stages.quantize_rtn", "compresskit.benchmark.worker", "onnxruntime",
+    "compresskit.cli.console", "compresskit.cli.distributed", "compresskit.cli.inputs", "compresskit.cli.recipes",
+    "compresskit.cli.commands.run", "compresskit.checkpoint.huggingface", "compresskit.checkpoint.load",
+    "compresskit.ops.prune.magnitude", "compresskit.ops.quantize.calibrated", "compresskit.ops.quantize.stream",
+    "compresskit.recipe.steps", "compresskit.render.html.page", "compresskit.render.terminal",
+    "compresskit.runner.api", "compresskit.runner.weights", "compresskit.stages.factorize_linear",
+    "compresskit.stages.prune_magnitude", "compresskit.stages.quantize_auto", "compresskit.stages.quantize_gptq",
+    "compresskit.stages.quantize_int8_static", "compresskit.stages.quantize_rtn",
+    "compresskit.stages.quantize_smoothquant", "compresskit.benchmark.worker", "onnxruntime", "pydantic.dataclasses",
     "rich.table", "warm_export",
 )  # fmt: skip
 
@@ -37,6 +47,25 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection of garbage needn't walk through all of torch each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_translations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All test processes and their forks share what torch translates; see ``translations``."""
+    base = tmp_path_factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "translations"
+    place.mkdir(exist_ok=True)
+    os.environ["KEPT_TRANSLATIONS"] = str(place)
+    if "torch" in sys.modules:
+        from translations import keep
+
+        keep()
+
+
+@pytest.fixture
+def translated_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each export is translated for real, also in forks."""
+    monkeypatch.delenv("KEPT_TRANSLATIONS")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Imported by a warm interpreter: exports a small net, so that what torch looks up for that is known to its forks."""
+"""Imported by a warm interpreter: exports a small net, so that what torch looks up for that is known to its forks.
+
+They keep their translations with those of the tests.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import threading
 from pathlib import Path
 
 import torch
+import translations
 from tqdm import tqdm
 
 from compresskit.exporter.checked import export_checked
@@ -19,4 +23,5 @@ with tempfile.TemporaryDirectory() as _folder:
     _net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)).eval()
     export_checked(_net, (InputSpec("x", "float32", ("batch", 8)),), Path(_folder) / "net.onnx")
 torch.set_num_threads(_threads)
+translations.keep()
 assert threading.active_count() == 1, threading.enumerate()

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value.encode())) + value.encode("utf-8", "surrogatepass")
 
 
+@cache
 def number(value: int) -> bytes:
     data = pickle.encode_long(value)
     return b"\x8a" + bytes([len(data)]) + data if len(data) < 256 else b"\x8b" + struct.pack("<i", len(data)) + data

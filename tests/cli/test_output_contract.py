@@ -182,6 +182,7 @@ def test_artefacts_tell_nothing_of_this_machine(cli: Cli, here: Path, typed: str
     assert not re.search(r"20\d\d-\d\d-\d\d[T ]\d\d:\d\d", said)
 
 
+@pytest.mark.usefixtures("translated_anew")
 @pytest.mark.parametrize(("method", "more"), [
     ("rtn", ("--bits", "4", "--no-bench")), ("int8-static", ("--bits", "8", "--data", "d.npz", "--no-bench")),
 ])  # fmt: skip

@@ -7,10 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_material import ARCH, SHAPE, Outcome
+from warm import Warm
 
 from compresskit.report import read_report
 
@@ -29,13 +31,35 @@ steps:
 """
 
 
+# What an environment changes while Python starts has no effect in a fork: the package is put there by hand.
+FORKED = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from compresskit.cli.main import main
+main()
+"""
+ENVIRONMENT = {"COLUMNS": "200"}
+Fork = Callable[..., Outcome]
+
+
 def compresskit(*arguments: str, plugin: Path = PLUGIN) -> Outcome:
     """The command line in an interpreter that finds the package, as an installed one."""
-    environment = os.environ | {"PYTHONPATH": str(plugin), "COLUMNS": "200"}
+    environment = os.environ | ENVIRONMENT | {"PYTHONPATH": str(plugin)}
     done = subprocess.run(
         [sys.executable, "-m", "compresskit", *arguments], capture_output=True, text=True, check=False, env=environment
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def forked(warm_torch: Warm) -> Fork:
+    """As ``compresskit``, for commands that need torch: from an interpreter that has imported it."""
+
+    def run(*arguments: str, plugin: Path = PLUGIN) -> Outcome:
+        done = warm_torch.run(("-c", FORKED, str(plugin), *arguments), env=os.environ | ENVIRONMENT)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run
 
 
 def broken(folder: Path, *changes: tuple[str, str]) -> Path:
@@ -63,16 +87,16 @@ def test_its_own_help_has_its_options() -> None:
     assert "--cap" in found.out and "Largest output of a layer." in found.out and "--max-drop" in found.out
 
 
-def test_its_command_gives_a_bundle_that_is_read_again(here: Path) -> None:
-    done = compresskit("substitute", "m.pt", *ARCH, *SHAPE, *DATA, "--cap", "0.5", "--max-drop", "100pt", "-o", "out")
+def test_its_command_gives_a_bundle_that_is_read_again(here: Path, forked: Fork) -> None:
+    done = forked("substitute", "m.pt", *ARCH, *SHAPE, *DATA, "--cap", "0.5", "--max-drop", "100pt", "-o", "out")
     assert done.code == 0, done
     report = json.loads((here / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["coverage"]["done"] == {"act": "Hardtanh from 0 to 0.5"}
     assert "1 ReLU substituted" in report["notes"] and report["history"][0]["name"] == "substitute.relu"
     original, result = report["models"]
     assert original["parameters"] == result["parameters"] and result["macs"] == original["macs"]
-    assert compresskit("inspect", "out", *ARCH, plugin=here).code == 2, "without the package it can't be rebuilt"
-    again = compresskit("quantize", "out", *ARCH, "--bits", "8", *DATA, "--max-drop", "100pt", "-o", "smaller")
+    assert forked("inspect", "out", *ARCH, plugin=here).code == 2, "without the package it can't be rebuilt"
+    again = forked("quantize", "out", *ARCH, "--bits", "8", *DATA, "--max-drop", "100pt", "-o", "smaller")
     assert again.code == 0, again
     second = read_report(here / "smaller" / "report.json")
     assert [step["name"] for step in second.history] == ["substitute.relu", "quantize.rtn"]
@@ -88,30 +112,30 @@ def test_its_output_is_named_after_the_method(here: Path) -> None:
     assert (here / "m-relu" / "model.onnx").is_file()
 
 
-def test_its_options_are_checked(here: Path) -> None:
-    compresskit("substitute", "m.pt", *ARCH, *SHAPE, "--cap", "-1").refused(2, "--cap -1", "greater than 0")
-    compresskit("substitute", "m.pt", *ARCH, *SHAPE, "--method", "gelu").refused(2, "choose relu")
-    compresskit("substitut", "m.pt").refused(2, "did you mean 'substitute'?")
+def test_its_options_are_checked(here: Path, forked: Fork) -> None:
+    forked("substitute", "m.pt", *ARCH, *SHAPE, "--cap", "-1").refused(2, "--cap -1", "greater than 0")
+    forked("substitute", "m.pt", *ARCH, *SHAPE, "--method", "gelu").refused(2, "choose relu")
+    forked("substitut", "m.pt").refused(2, "did you mean 'substitute'?")
 
 
-def test_it_is_a_step_of_recipes(here: Path) -> None:
+def test_it_is_a_step_of_recipes(here: Path, forked: Fork) -> None:
     (here / "r.yaml").write_text(RECIPE, encoding="utf-8")
-    assert compresskit("recipe", "check", "r.yaml", "--allow-code").code == 0
-    done = compresskit("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "--quiet", "-o", "out")
+    assert forked("recipe", "check", "r.yaml", "--allow-code").code == 0
+    done = forked("run", "r.yaml", *ARCH, "--no-bench", "--cache", "steps", "--quiet", "-o", "out")
     assert done.code == 0, done
     report = json.loads((here / "out" / "report.json").read_text(encoding="utf-8"))
     assert [(step["name"], step["state"]) for step in report["steps"]] == [
         ("substitute.relu", "done"), ("quantize.rtn", "done"),
     ]  # fmt: skip
-    schema = json.loads(compresskit("recipe", "schema").out)
+    schema = json.loads(forked("recipe", "schema").out)
     assert schema["$defs"]["substitute.relu"]["properties"]["cap"]["default"] == 6.0
 
 
-def test_it_has_its_place_in_the_order(here: Path) -> None:
+def test_it_has_its_place_in_the_order(here: Path, forked: Fork) -> None:
     steps = "steps:\n  - quantize.rtn: {bits: 8}\n  - substitute.relu\n"
     (here / "r.yaml").write_text(f"model: m.pt\ninput-shape: [1, 32]\n{steps}", encoding="utf-8")
-    compresskit("run", "r.yaml", *ARCH).refused(2, "substitute.relu comes after quantize")
-    compresskit("substitute", "m.onnx").refused(2, "substitute.relu can't work on an ONNX graph")
+    forked("run", "r.yaml", *ARCH).refused(2, "substitute.relu comes after quantize")
+    forked("substitute", "m.onnx").refused(2, "substitute.relu can't work on an ONNX graph")
 
 
 @pytest.mark.parametrize(

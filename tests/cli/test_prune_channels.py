@@ -117,6 +117,7 @@ def test_steps_with_training_between(conv: Path, cli: Cli) -> None:
         assert kept == sorted(set(kept)) and len(kept) == facts["layers"][name]["out"][1]
 
 
+@pytest.mark.usefixtures("translated_anew")
 def test_the_same_command_gives_the_same_bytes(conv: Path, cli: Cli) -> None:
     for name in ("a", "b"):
         arguments = ("--target-macs", "0.6", "--data", "conv.npz", "--threads", "1", "-o", name)

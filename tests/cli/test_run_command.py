@@ -97,7 +97,7 @@ def test_finished_steps_are_not_computed_again(cli: Cli, monkeypatch: pytest.Mon
     assert result() == first
 
 
-@pytest.mark.usefixtures("ran")
+@pytest.mark.usefixtures("ran", "translated_anew")
 def test_with_and_without_a_cache_the_bytes_are_the_same(cli: Cli) -> None:
     kept = result()
     assert cli("run", "r.yaml", *ARCH, "--no-bench", "--no-cache", "-o", "other").code == 0
@@ -259,7 +259,7 @@ def test_graphs_and_bare_weights_go_through_recipes(cli: Cli, here: Path, model:
     assert report().steps[0].state == "cached"
 
 
-@pytest.mark.usefixtures("ran")
+@pytest.mark.usefixtures("ran", "translated_anew")
 def test_a_repeated_run_is_the_same_or_says_what_differs(cli: Cli) -> None:
     done = cli("verify", "out", "--allow-code")
     assert done.code == 0, done

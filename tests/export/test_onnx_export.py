@@ -113,6 +113,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         export_onnx(nn.Linear(2, 2), (InputSpec("input", "float32", ("batch", 2)),), tmp_path / "no" / "m.onnx")
 
 
+@pytest.mark.usefixtures("translated_anew")
 def test_the_file_holds_no_trace_of_this_machine_and_is_the_same_every_time(tmp_path: Path) -> None:
     files = [tmp_path / "one.onnx", tmp_path / "two.onnx"]
     for file in files:

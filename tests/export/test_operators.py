@@ -16,6 +16,7 @@ from compresskit.exporter import operators
 from compresskit.exporter.onnx_export import export_onnx
 from compresskit.model import InputSpec
 
+pytestmark = pytest.mark.usefixtures("translated_anew")
 INPUTS = (InputSpec("x", "float32", ("batch", 1, 8, 8)),)
 
 
