@@ -1,0 +1,34 @@
+"""Whether what was done to a model promises that it runs faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from pydantic import ValidationError
+
+from compresskit import registry
+from compresskit.errors import CompressKitError
+from compresskit.model import Applied
+
+
+def promises_speed(history: Sequence[Applied], before: Sequence[Applied] = ()) -> bool:
+    """Whether a model should be faster than another.
+
+    Args:
+        history: What was done to it.
+        before: What was done to the other; what both have in common promises nothing.
+
+    Returns:
+        True also where nothing is known of what was done: then it has to prove itself.
+    """
+    pairs = zip_longest(history, before[: len(history)])
+    done = [applied for applied, same in pairs if applied != same]
+    return not done or any(map(_promises, done))
+
+
+def _promises(applied: Applied) -> bool:
+    try:
+        return registry.get(applied.name)(**applied.options).promises_speed
+    except (CompressKitError, ValidationError):  # an absent plugin's, or of an earlier version
+        return True
