@@ -20,9 +20,10 @@ from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
 from compresskit.runner.layers import layers_of
+from compresskit.runner.likeness import LikenessData, samples_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.prepare import Prepared
-from compresskit.runner.promises import promises_speed
+from compresskit.runner.promises import promises_speed, since
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
 from compresskit.stage import Progress, silent
 
@@ -131,15 +132,21 @@ class ReportBuilder:
         self.int8_notes: list[str] = []
         self._shorter: list[str] = []
 
-    def measure_quality(self, source: Source | None, quantized: Sequence[Candidate] | None = None) -> None:
+    def measure_quality(
+        self,
+        source: Source | None,
+        quantized: Sequence[Candidate] | None = None,
+        likeness: LikenessData | None = None,
+    ) -> None:
         """Measure the quality, and find out on which CPUs it holds.
 
         Args:
-            source: Without it, it is how closely each model follows the first on made-up inputs.
+            source: Without it, it is how closely each model follows the first.
             quantized: The models that may multiply 8-bit integers; None is all.
+            likeness: What that is measured on; None is made-up inputs.
         """
         metric, seed, progress = self.measuring.metric, self.measuring.seed, self.progress
-        self.measured = quality(self.models, source, metric, seed=seed, progress=progress)
+        self.measured = quality(self.models, source, metric, likeness=likeness, seed=seed, progress=progress)
         self.figures += self.measured.measurements
         models = self.models if quantized is None else quantized
         self.int8_notes = saturation_notes(models, self.measured, source, progress=progress)
@@ -267,7 +274,10 @@ def report_on(
     facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})
     about: list[str] = []
     if after.shipped is not None:
-        builder.measure_quality(measuring.source, [new])
+        likeness = None
+        if measuring.source is None:
+            likeness = samples_of(log.data, since(history, before.model.card.history))
+        builder.measure_quality(measuring.source, [new], likeness)
         if measuring.bench:
             builder.measure_speed([after.model.source, origin])
         about = after.shipped.notes

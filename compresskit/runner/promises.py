@@ -1,4 +1,4 @@
-"""Whether what was done to a model promises that it runs faster."""
+"""What was done to a model beyond what was done to another, and whether that promises that it runs faster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ from compresskit.errors import CompressKitError
 from compresskit.model import Applied
 
 
+def since(history: Sequence[Applied], before: Sequence[Applied]) -> list[Applied]:
+    """What was done to a model but not, in the same order, to another.
+
+    Args:
+        history: Of the model.
+        before: Of the other.
+    """
+    pairs = zip_longest(history, before[: len(history)])
+    return [applied for applied, same in pairs if applied != same]
+
+
 def promises_speed(history: Sequence[Applied], before: Sequence[Applied] = ()) -> bool:
     """Whether a model should be faster than another.
 
@@ -22,8 +33,7 @@ def promises_speed(history: Sequence[Applied], before: Sequence[Applied] = ()) -
     Returns:
         True also where nothing is known of what was done: then it has to prove itself.
     """
-    pairs = zip_longest(history, before[: len(history)])
-    done = [applied for applied, same in pairs if applied != same]
+    done = since(history, before)
     return not done or any(map(_promises, done))
 
 
