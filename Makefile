@@ -9,7 +9,8 @@ SOURCES = compresskit tests examples benchmarks docs docker
 # The pinned torch is a CPU build where the package index has one; with a GPU the user's choice of build is left alone.
 # Looked up only when something is installed.
 CONSTRAINTS = $(if $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu),,--constraint constraints.txt)
-PIP = $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --progress-bar off
+# Not quiet: some minutes without a line look like an end.
+PIP = $(BIN)/python -m pip install --no-input --disable-pip-version-check
 
 .PHONY: help install demo test lint check format docs bench clean
 .SUFFIXES:

@@ -10,6 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
+COMMANDS = (
+    "run", "verify", "cache", "export", "bench", "evaluate", "compare", "check", "report", "inspect", "recipe", "serve",
+    "demo", "doctor",
+)  # fmt: skip
+"""Commands that are no stages: a kind of such a name could never be run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,7 +32,7 @@ class Kind:
         flags: Methods that an option of their own name asks for too, as ``--qat``.
 
     Raises:
-        ValueError: The name can't be typed, the summary isn't one line, or two statements contradict.
+        ValueError: The name can't be typed or is a command's, the summary isn't one line, or two statements contradict.
     """
 
     name: str
@@ -42,6 +47,8 @@ class Kind:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"a kind is named by lower-case letters, digits and hyphens, found {self.name!r}")
+        if self.name in COMMANDS:
+            raise ValueError(f"a kind can't be called {self.name}, which is a command: give it another name")
         if not self.summary.strip() or "\n" in self.summary:
             raise ValueError(f"the summary of {self.name} is one line of help, found {self.summary!r}")
         if self.quantizes and self.before_codes:

@@ -202,6 +202,11 @@ class Stage(BaseModel, ABC):
         return False
 
     @property
+    def promises_speed(self) -> bool:
+        """Whether the result should run faster; where not, it is held to run as fast, within a margin."""
+        return True
+
+    @property
     def wanted_data(self) -> str | None:
         """Which data it can't do without: ``training``, ``calibration`` or none."""
         if self.trains or "training" in self.needs:

@@ -156,6 +156,12 @@ def change(speedup: Measurement, min_effect: float = stats.MIN_EFFECT) -> Change
     return stats.decide(Estimate(speedup.value, low, high, speedup.n), min_effect)
 
 
+def unclear(speedup: Measurement) -> bool:
+    """Whether noise hides which model is faster: the 95 % interval holds 1, and more than the same speed."""
+    low, high = speedup.low or 0.0, math.inf if speedup.high is None else speedup.high
+    return change(speedup) == "inconclusive" and low <= 1 <= high
+
+
 def measure(
     specs: Sequence[Spec],
     plan: Plan,

@@ -28,12 +28,13 @@ def _names() -> list[str]:
 
 
 def _summary(name: str) -> str:
-    if name in COMMANDS:
-        return COMMANDS[name]
+    told = COMMANDS.get(name, "")
+    if told and name not in registry.kind_names():
+        return told
     try:
         found = registry.kind(name)
     except MachineError as error:  # a broken plugin must not take the help away
-        return error.message
+        return f"{told} {error.message}".strip()
     return found.summary if found is not None else ""
 
 

@@ -157,7 +157,10 @@ MaxSize = Annotated[
 MinSpeedup = Annotated[
     float | None,
     typer.Option(
-        "--min-speedup", metavar="1.2", help="Least speed-up that passes. (not slower)", rich_help_panel=_DATA
+        "--min-speedup",
+        metavar="1.2",
+        help="Least speed-up that passes. (not slower; within 10 % where nothing promises speed)",
+        rich_help_panel=_DATA,
     ),
 ]
 Baseline = Annotated[

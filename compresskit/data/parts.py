@@ -110,6 +110,12 @@ def split(source: Source, share: float, *, seed: int = 0) -> tuple[Source, Sourc
     return cls(source, left, f"without {about}"), cls(source, out, f"only {about}")
 
 
+def rest(source: Source, skip: int) -> Source:
+    """The samples behind the first ``skip``, of which there are fewer than samples."""
+    rows = np.arange(skip, len(source))
+    return (IndexedPart if isinstance(source, Indexed) else Part)(source, rows, f"without the first {skip}")
+
+
 def _length(batch: Batch, kind: str) -> int:
     rows = len(next(iter(batch.inputs.values())))
     return rows // 2 if kind == "pairs" else rows

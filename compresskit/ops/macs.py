@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +23,8 @@ def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> d
 
     Args:
         module: Any module; its training flags are as before afterwards.
-        feeds: Tensors or arrays, by keyword of ``forward`` or in its order.
+        feeds: Tensors or arrays, by keyword of ``forward`` or in its order; in its order also where it doesn't know
+            the names, which data without a name for its one input bring.
 
     Returns:
         MACs by layer name; layers that weren't called are missing.
@@ -38,11 +40,21 @@ def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> d
                 handle = layer.register_forward_hook(_counter(counts, name), with_kwargs=True)
                 stack.callback(handle.remove)
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-        if isinstance(feeds, Mapping):
+        if isinstance(feeds, Mapping) and _takes(module, feeds):
             module(**{name: torch.as_tensor(value, device=device) for name, value in feeds.items()})
         else:
-            module(*(torch.as_tensor(value, device=device) for value in feeds))
+            values = feeds.values() if isinstance(feeds, Mapping) else feeds
+            module(*(torch.as_tensor(value, device=device) for value in values))
     return counts
+
+
+def _takes(module: nn.Module, feeds: Mapping[str, Any]) -> bool:
+    """Whether ``forward`` can be called with these keywords."""
+    try:
+        inspect.signature(module.forward).bind(**feeds)
+    except TypeError:
+        return False
+    return True
 
 
 def countable(layer: nn.Module) -> bool:

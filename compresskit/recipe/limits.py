@@ -20,7 +20,8 @@ class Limits:
     Attributes:
         max_drop: ``0.5pt`` or ``1%``. Default: 1 % of the original's figure.
         max_size: ``20MB``. Default: not larger than the original.
-        min_speedup: 1.2 is 20 % faster. Default: not slower than the original.
+        min_speedup: 1.2 is 20 % faster. Default: not slower than the original, or as fast within 10 % where
+            no method promises speed.
         may_grow: Size and speed have no default limit.
     """
 

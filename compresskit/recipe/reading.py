@@ -203,8 +203,9 @@ class _Checking:
         if recipe.metric:
             self._at("metric", "metric: needs evaluation data; give eval-data")
         for place, step in enumerate(recipe.steps):
-            if step.max_drop is not None:
-                self._step(step, place, "max-drop needs evaluation data; give eval-data")
+            if step.max_drop is not None or step.rollback:
+                key = "rollback" if step.max_drop is None else "max-drop"
+                self._step(step, place, f"{key} needs evaluation data; give eval-data")
 
     def _step(self, step: Step, place: int, text: str) -> None:
         steps = self._keys["steps"]

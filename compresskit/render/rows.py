@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ _MACHINE = ("first_call", "energy", "device_time", "device_memory", "traffic", "
 NO_QUALITY = (*_SPEED, "max_abs", *_MACHINE)
 """Figures that don't say how good a model's answers are."""
 _ALIKE = 0.95
+_TYPED = re.compile(r"(\S+) (\d+ bit.*)")
+"""What a layer is, and the bits that it got."""
+_MANY = {"matrix": "matrices", "kernel": "kernels"}
 REASONS_SHOWN = 6
 STEP_HEADER = ("step", "", "size", "quality", "cost")
 TIMING_HEADER = ("model", "p50 ms", "p95 ms", "p99 ms", "per s", "load ms", "memory", "speedup")
@@ -164,7 +168,8 @@ def headline(report: Report, output: str = "") -> str:
     names = (base.name, last.name) if same else (base.path, output or last.path)
     arrow = " → ".join(map(figures.clean, names))
     if len(report.models) > 2:
-        return arrow if output else f"{len(report.models)} models against {figures.clean(base.path)}"
+        one = base.name if any(entry.path == base.path for entry in report.models[1:]) else base.path
+        return arrow if output else f"{len(report.models) - 1} models against {figures.clean(one)}"
     facts = []
     if base.bytes and last.bytes:
         facts.append(_smaller(base, last) + ("" if last.bytes > base.bytes else " smaller"))
@@ -205,12 +210,23 @@ def _gate_value(gate: Gate) -> str:
 
 
 def done_line(report: Report) -> str:
-    """How many layers were changed, by what they got: ``20 layers changed: 19 int8, 1 int4``; empty when none."""
+    """How many layers were changed, by what they got; empty when none.
+
+    ``5 layers changed: 4 Conv2d and 1 Linear at 4 bit, group 32``.
+    """
     done = report.coverage.done
     if not done:
         return ""
-    kinds = ", ".join(f"{count} {figures.clean(kind)}" for kind, count in Counter(done.values()).most_common())
-    return f"{_layers(len(done))} changed: {kinds}"
+    parts: list[str] = []
+    typed: dict[str, list[str]] = {}
+    for text, count in Counter(done.values()).most_common():
+        if (named := _TYPED.fullmatch(text)) is None:
+            parts.append(f"{count} {figures.clean(text)}")
+        else:
+            kind, bits = named.groups()
+            typed.setdefault(bits, []).append(f"{count} {figures.clean(_MANY.get(kind, kind) if count > 1 else kind)}")
+    parts += [f"{' and '.join(kinds)} at {figures.clean(bits)}" for bits, kinds in typed.items()]
+    return f"{_layers(len(done))} changed: {', '.join(parts)}"
 
 
 def skipped_lines(report: Report) -> list[str]:
@@ -233,7 +249,7 @@ def explanation(report: Report) -> str:
             "This machine is too noisy just now to tell which model is faster: more --processes sharpen the interval."
         )
     if report.verdict is Verdict.INCONCLUSIVE:
-        return "Not every gate could be proven here: too much noise, or data is missing."
+        return "Not every gate could be proven here: too much noise, a difference too small to count, or missing data."
     if report.verdict is Verdict.UNVERIFIED and report.gates and not any(m.runtime for m in report.measurements):
         return "Nothing was run: sizes and the rounding of weights are all that is known. To run it, give --arch."
     if report.verdict is Verdict.UNVERIFIED and report.gates and _command(report) == "bench":

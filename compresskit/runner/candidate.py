@@ -42,6 +42,7 @@ class Candidate:
             machine does, clipped as on x86 without VNNI, or exactly; the last two are emulated and never timed.
         bytes: What counts as its size; None is its files'.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
+        promises_speed: It should be faster than the model that it is held against; else as fast will do.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Candidate:
     int8_arithmetic: Int8Arithmetic = "native"
     bytes: int | None = None
     loader_args: dict[str, Any] = field(default_factory=dict)
+    promises_speed: bool = True
 
     def entry(self) -> ModelEntry:
         """The model's line in the report; bytes and hash include external data."""

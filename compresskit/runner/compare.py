@@ -18,6 +18,7 @@ from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, Ready, ReportBuilder
 from compresskit.runner.layers import layers_of
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
+from compresskit.runner.promises import promises_speed
 from compresskit.runner.recommend import able, everywhere, recommendation
 from compresskit.runner.timing import Timing
 from compresskit.runtimes import runs_modules
@@ -169,6 +170,7 @@ class _Opened:
     history: Sequence[Applied] = ()
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    _first: Sequence[Applied] = ()
 
     def add_all(self, paths: Sequence[Path]) -> None:
         """Open all models under all runtimes."""
@@ -198,7 +200,10 @@ class _Opened:
         if not modules:
             shipped = to_onnx(model, file, data=self.source, seed=self.measuring.seed, progress=self.progress)
             self.notes += shipped.doubts
-        more = {"runtime": runtime, **({"loader_args": self.how.loader_args} if modules else {})}
+        more: dict[str, Any] = {"runtime": runtime, **({"loader_args": self.how.loader_args} if modules else {})}
+        if not self.models:
+            self._first = model.card.history
+        more["promises_speed"] = promises_speed(model.card.history, self._first)
         ready = Ready(model, shipped, counts, model.source)
         self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))
         self.history = model.card.history

@@ -6,15 +6,18 @@ A run and ``check`` judge through this one piece, and from the same figures: tho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from compresskit.benchmark.run import change
+from compresskit.benchmark.stats import MIN_EFFECT
 from compresskit.quality.drop import Limit, parse_drop, within
 from compresskit.recipe.limits import DEFAULT_DROP, Limits, parse_size
 from compresskit.report import Evaluation, Gate, Measurement, ModelEntry, point_name, points_of
 
 SAME = 1.001
 """Growth that nobody would call so: two constants that were equal, and shared, before."""
+AS_FAST = 0.1
+"""How much slower something may be that is held to be as fast: runtimes and machines differ more than that."""
 _NO_DATA = "no quality was measured: it takes evaluation data"
 _ALONE = "the report is of one model: it takes the original beside it"
 _NO_BENCH = "no speed-up was measured: it takes the original beside it, and the bench"
@@ -27,6 +30,7 @@ def gates(
     limits: Limits,
     *,
     broken: Mapping[str, str] = {},
+    unpromised: Collection[str] = (),
 ) -> list[Gate]:
     """One gate for each limit that was asked for, and the default ones, for each model but the first.
 
@@ -40,6 +44,7 @@ def gates(
         measurements: Scores and speed-ups are taken from them.
         limits: What the user asked for.
         broken: Models whose outputs aren't finite, with what was found.
+        unpromised: Models that nothing promises to be faster: as fast, within :data:`AS_FAST`, is enough of them.
     """
     alone = len(models) == 1
     default = not (alone or limits.may_grow)
@@ -56,7 +61,8 @@ def gates(
             asked = limits.max_size is not None
             found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))
         if default or limits.min_speedup is not None:
-            found += _speed_gates(entry, measurements, limits, prefix)
+            margin = AS_FAST if entry.name in unpromised else MIN_EFFECT
+            found += _speed_gates(entry, measurements, limits, prefix, margin)
     return found
 
 
@@ -109,39 +115,54 @@ def size_gate(name: str, entry: ModelEntry, allowed: float, shown: str, *, asked
     )
 
 
-def pace(ratio: Measurement) -> tuple[bool | None, str]:
-    """Whether something isn't slower than something else, None where noise hides it; and the interval in words."""
-    verdict = change(ratio)
-    return None if verdict == "inconclusive" else verdict != "slower", _interval(ratio, verdict == "inconclusive")
+def pace(ratio: Measurement, margin: float = MIN_EFFECT) -> tuple[bool | None, str]:
+    """Whether something isn't slower than something else, None where that isn't proven; and the interval in words.
+
+    Args:
+        ratio: How many times faster it is.
+        margin: What is nearer to 1 than this is not called slower.
+    """
+    if change(ratio, margin) == "slower":
+        return False, _interval(ratio)
+    if ratio.n > 1 and ratio.low is not None and ratio.high is not None and ratio.low > 1 / (1 + margin):
+        return True, _interval(ratio)
+    slower = ratio.high is not None and ratio.high < 1
+    why = "slower, but not surely by as much as counts" if slower else "too noisy to tell"
+    return None, _interval(ratio, why)
 
 
-def _interval(ratio: Measurement, noisy: bool) -> str:
+def _interval(ratio: Measurement, why: str = "") -> str:
+    """The interval in words, behind the reason that it proves nothing."""
     if ratio.low is None or ratio.high is None:
-        return f"{'too few processes to tell, ' if noisy else ''}no interval is known"
-    return f"{'too noisy to tell, ' if noisy else ''}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+        return f"{'too few processes to tell, ' if why else ''}no interval is known"
+    return f"{f'{why}, ' if why else ''}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
 
 
-def _speed_gates(entry: ModelEntry, measurements: Sequence[Measurement], limits: Limits, prefix: str) -> list[Gate]:
+def _speed_gates(
+    entry: ModelEntry, measurements: Sequence[Measurement], limits: Limits, prefix: str, margin: float
+) -> list[Gate]:
     """A gate for each point at which the speed-up is known; one where it should be known and isn't."""
     own = [m for m in measurements if (m.name, m.model) == ("speedup", entry.name)]
     if not own:
-        return [] if limits.min_speedup is None else [_speed_gate(None, limits, prefix)]
+        return [] if limits.min_speedup is None else [_speed_gate(None, limits, prefix, margin)]
     points = points_of(own, "speedup")
-    return [_speed_gate(m, limits, prefix, point_name(m.point, points)) for m in own]
+    return [_speed_gate(m, limits, prefix, margin, point_name(m.point, points)) for m in own]
 
 
-def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, where: str = "") -> Gate:
+def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, margin: float, where: str = "") -> Gate:
     name, asked = f"{prefix}speed{f' ({where})' if where else ''}", limits.min_speedup is not None
-    limit = f"≥ {limits.min_speedup:g}×" if limits.min_speedup is not None else "not slower"
+    limit = "not slower" if margin == MIN_EFFECT else f"as fast within {100 * margin:g} %"
+    if limits.min_speedup is not None:
+        limit = f"≥ {limits.min_speedup:g}×"
     if speedup is None:
         return Gate(name=name, limit=limit, value=None, unit="×", passed=None, asked=asked, reason=_NO_BENCH)
     low, high = speedup.low or 0.0, speedup.high if speedup.high is not None else math.inf
     passed: bool | None
     if limits.min_speedup is not None:
         passed = True if low >= limits.min_speedup else False if high < limits.min_speedup else None
-        reason = _interval(speedup, passed is None)
+        reason = _interval(speedup, "too noisy to tell" if passed is None else "")
     else:
-        passed, reason = pace(speedup)
+        passed, reason = pace(speedup, margin)
         if passed is False:
             reason += f"; to accept it: `min_speedup` {max(0.01, low * 0.9):.2g}"
     return Gate(name=name, limit=limit, value=speedup.value, unit="×", passed=passed, asked=asked, reason=reason)

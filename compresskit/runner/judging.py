@@ -9,7 +9,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compresskit.benchmark.machine import environment
-from compresskit.benchmark.run import change
+from compresskit.benchmark.run import unclear
 from compresskit.benchmark.sweep import Point
 from compresskit.data.source import notes_of
 from compresskit.kinds import Kind
@@ -20,8 +20,10 @@ from compresskit.runner.candidate import Candidate
 from compresskit.runner.gates import gates
 from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
 from compresskit.runner.layers import layers_of
+from compresskit.runner.likeness import LikenessData, samples_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.prepare import Prepared
+from compresskit.runner.promises import promises_speed, since
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
 from compresskit.stage import Progress, silent
 
@@ -130,15 +132,21 @@ class ReportBuilder:
         self.int8_notes: list[str] = []
         self._shorter: list[str] = []
 
-    def measure_quality(self, source: Source | None, quantized: Sequence[Candidate] | None = None) -> None:
+    def measure_quality(
+        self,
+        source: Source | None,
+        quantized: Sequence[Candidate] | None = None,
+        likeness: LikenessData | None = None,
+    ) -> None:
         """Measure the quality, and find out on which CPUs it holds.
 
         Args:
-            source: Without it, it is how closely each model follows the first on made-up inputs.
+            source: Without it, it is how closely each model follows the first.
             quantized: The models that may multiply 8-bit integers; None is all.
+            likeness: What that is measured on; None is made-up inputs.
         """
         metric, seed, progress = self.measuring.metric, self.measuring.seed, self.progress
-        self.measured = quality(self.models, source, metric, seed=seed, progress=progress)
+        self.measured = quality(self.models, source, metric, likeness=likeness, seed=seed, progress=progress)
         self.figures += self.measured.measurements
         models = self.models if quantized is None else quantized
         self.int8_notes = saturation_notes(models, self.measured, source, progress=progress)
@@ -163,7 +171,10 @@ class ReportBuilder:
     def gates(self) -> list[Gate]:
         """The limits of ``measuring``, and what the figures say of them."""
         broken = self.measured.broken if self.measured else {}
-        return gates(self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken)
+        unpromised = {model.name for model in self.models if not model.promises_speed}
+        return gates(
+            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, unpromised=unpromised
+        )
 
     def report(
         self,
@@ -186,7 +197,7 @@ class ReportBuilder:
         evaluation = self.evaluation
         verified = evaluation is not None
         return Report(
-            verdict=_unjudged(self.timed.measurements) if judged is None else judge(list(judged), verified=verified),
+            verdict=unjudged(self.timed.measurements) if judged is None else judge(list(judged), verified=verified),
             models=self.entries,
             measurements=self.figures,
             latencies=self.timed.latencies,
@@ -207,10 +218,10 @@ class ReportBuilder:
         )
 
 
-def _unjudged(timed: Sequence[Measurement]) -> Verdict:
+def unjudged(timed: Sequence[Measurement]) -> Verdict:
     """Figures that are held to no limit prove nothing; noise that hides which model is faster is told all the same."""
-    unclear = any(m.name == "speedup" and change(m) == "inconclusive" for m in timed)
-    return Verdict.INCONCLUSIVE if unclear else Verdict.UNVERIFIED
+    noisy = any(m.name == "speedup" and unclear(m) for m in timed)
+    return Verdict.INCONCLUSIVE if noisy else Verdict.UNVERIFIED
 
 
 @dataclass(frozen=True)
@@ -254,13 +265,19 @@ def report_on(
     origin = before.model.source
     baseline = before.candidate(origin.name or str(origin), portable(origin), measuring)
     shown = portable(output / (after.shipped.path if after.shipped else after.place).name)
-    new = after.candidate(output.name if output.name != baseline.name else shown, shown, measuring)
-    builder = ReportBuilder([baseline, new], measuring, progress)
     history = after.model.card.history
+    new = after.candidate(
+        output.name if output.name != baseline.name else shown, shown, measuring,
+        promises_speed=promises_speed(history, before.model.card.history),
+    )  # fmt: skip
+    builder = ReportBuilder([baseline, new], measuring, progress)
     facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})
     about: list[str] = []
     if after.shipped is not None:
-        builder.measure_quality(measuring.source, [new])
+        likeness = None
+        if measuring.source is None:
+            likeness = samples_of(log.data, since(history, before.model.card.history))
+        builder.measure_quality(measuring.source, [new], likeness)
         if measuring.bench:
             builder.measure_speed([after.model.source, origin])
         about = after.shipped.notes
@@ -343,6 +360,6 @@ def coverage(facts: dict[str, Any], skipped: dict[str, str]) -> Coverage:
 def _described(layer: dict[str, Any]) -> str:
     group = layer.get("group_size")
     scope = f"group {group}" if group else "per tensor" if layer.get("scales") == 1 else "per channel"
-    kind = f"{layer['kind']} " if layer.get("kind") else ""
+    kind = layer.get("kind") or {0: "layer", 2: "matrix"}.get(len(layer.get("shape", ())), "kernel")
     repair = f", repair {layer['repair']}" if layer.get("repair") else ""
-    return f"{kind}{layer['bits']} bit, {scope}{repair}" if "bits" in layer else str(layer.get("about", layer))
+    return f"{kind} {layer['bits']} bit, {scope}{repair}" if "bits" in layer else str(layer.get("about", layer))

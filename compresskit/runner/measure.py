@@ -7,19 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compresskit.data.source import Source, notes_of
-from compresskit.model import portable
 from compresskit.quality.evaluate import Difference, Score, evaluate_all, paired
 from compresskit.quality.fidelity import compare_outputs
 from compresskit.quality.forward import NonFiniteOutput, forward
 from compresskit.quality.metrics import Metric, open_metric, pick
-from compresskit.quality.synthetic import synthetic_inputs
 from compresskit.report import Evaluation, Measurement
 from compresskit.runner.candidate import Candidate
+from compresskit.runner.likeness import MOST, LikenessData, evaluation_samples, made_up_samples
 from compresskit.runtimes.base import Session
 from compresskit.stage import Progress, silent
-
-_SYNTHETIC = 64
-_FIDELITY = 256
 
 
 @dataclass
@@ -60,6 +56,7 @@ def quality(
     source: Source | None,
     metric: str | None,
     *,
+    likeness: LikenessData | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Quality:
@@ -67,8 +64,9 @@ def quality(
 
     Args:
         models: The baseline first.
-        source: Evaluation data; without it, fidelity is measured on made-up inputs.
+        source: Evaluation data; without it there is fidelity alone.
         metric: Name or ``FILE.py:NAME``; None picks what data and task call for.
+        likeness: What fidelity is measured on without evaluation data; None is made-up inputs.
         seed: Of made-up inputs.
         progress: Called after each batch.
 
@@ -81,25 +79,26 @@ def quality(
     original = models[0].open()
     if source is not None:
         found.metric = open_metric(metric) if metric else pick(source, original.outputs, models[0].task)
+    if source is not None:
+        likeness = evaluation_samples(source)
+    elif likeness is None and len(models) > 1:
+        likeness = made_up_samples(models[0], original, seed)
     for model in models:
         # One session at a time beside the original's: memory of two models, whatever their number.
         session = original if model is models[0] else model.open()
         found.notes += [note for note in getattr(session, "notes", ()) if note not in found.notes]
         try:
             _measure(found, session, model, models[0], source, progress)
-            if session is not original:
-                found.measurements += _fidelity(original, session, models[0], model, source, seed, progress)
+            if session is not original and likeness is not None:
+                found.measurements += _fidelity(original, session, models[0], model, likeness.source, progress)
         except NonFiniteOutput as error:
             if session is original:
                 raise
             found.broken[model.name] = error.message
     if source is not None and found.metric is not None:
         found.data = source.fingerprint()
-    if len(models) > 1:
-        what = f"{_SYNTHETIC} made-up inputs"
-        if source is not None:
-            what = f"the first {_FIDELITY} samples of {portable(source.name)}"
-        found.notes.append(f"cosine, SQNR and agreement are of the outputs against the original's on {what}")
+    if len(models) > 1 and likeness is not None:
+        found.notes.append(f"cosine, SQNR and agreement are of the outputs against the original's on {likeness.about}")
     return found
 
 
@@ -153,11 +152,8 @@ def _fidelity(
     new: Session,
     baseline: Candidate,
     model: Candidate,
-    source: Source | None,
-    seed: int,
+    source: Source,
     progress: Progress,
 ) -> list[Measurement]:
-    if source is None:
-        source = synthetic_inputs(baseline.inputs or original.inputs, _SYNTHETIC, seed=seed)
-    compared = compare_outputs(original, new, source, task=baseline.task, limit=_FIDELITY, progress=progress)
+    compared = compare_outputs(original, new, source, task=baseline.task, limit=MOST, progress=progress)
     return [score.measurement(model.name, model.runtime) for score in compared.scores()]

@@ -15,6 +15,8 @@ from compresskit.runner.keys import code_of, digest
 from compresskit.runner.measure import score
 from compresskit.runner.steps import Job
 
+_UNMEASURED = "what it costs is not known: no metric was measured, which takes evaluation data"
+
 
 class StepCosts:
     """Judges the steps of a run.
@@ -46,11 +48,14 @@ class StepCosts:
         named = ", ".join(n for n in at.stages if n != name)
         state = "cached" if at.known else "done"
         entry = entry.model_copy(update={"name": f"{name} ({named})" if named else name, "state": state})
-        undone = not passed and step.rollback
+        undone = passed is False and step.rollback
+        if passed is None and (step.rollback or step.max_drop is not None):
+            entry = entry.model_copy(update={"reason": _UNMEASURED})
+            self._job.tell(f"step {place + 1}: stays, {entry.reason}")
         if undone:
             entry = entry.model_copy(update={"state": "undone"})
             self._job.tell(f"step {place + 1}: undone, {entry.reason}")
-        elif passed is not None and step.max_drop is not None:
+        elif step.max_drop is not None:
             self.gates.append(_gate(place, entry, step.max_drop, passed))
         self.entries.append(entry)
         return not undone
@@ -92,8 +97,8 @@ class StepCosts:
         return known or None
 
 
-def _gate(place: int, entry: StepEntry, limit: str, passed: bool) -> Gate:
-    name = f"step {place + 1}, {entry.name}: {entry.metric} drop"
+def _gate(place: int, entry: StepEntry, limit: str, passed: bool | None) -> Gate:
+    name = f"step {place + 1}, {entry.name}: {entry.metric or 'quality'} drop"
     return Gate(
         name=name, limit=f"≤ {parse_drop(limit)}", value=entry.drop, unit="pt", passed=passed, asked=True,
         reason=entry.reason,

@@ -83,8 +83,12 @@ class PruneStructured(Recovery):
         int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of `epochs` after each.")
     ] = 1
     time_limit: Annotated[
-        float, Field(gt=0, description="Seconds in which to find out which channels hang together.")
-    ] = 120.0
+        float | None,
+        Field(
+            gt=0,
+            description="Seconds after which to give up finding out which channels hang together. (a count of steps)",
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _one_target(self) -> PruneStructured:

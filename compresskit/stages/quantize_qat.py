@@ -72,6 +72,11 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         """The target, where one was named."""
         return self.target
 
+    @property
+    def promises_speed(self) -> bool:
+        """Products of integers do, codes of weights alone don't."""
+        return self.activations == 8
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Train and quantize a module in place.
 

@@ -29,6 +29,11 @@ class BnbStage(Stage):
     include: Include = ()
     exclude: Exclude = ()
 
+    @property
+    def promises_speed(self) -> bool:
+        """A smaller file alone, as other weights of few bits."""
+        return False
+
     def rounded(self, model: Model, ctx: Context, grid: Grid, algorithm: Callable[[Tensor, Grid], Packed]) -> Model:
         """Quantize the linear layers of a module in place."""
         from compresskit.ops.quantize.bnb import readable

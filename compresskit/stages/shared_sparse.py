@@ -48,6 +48,11 @@ class Sparse(Recovery):
     include: Include = ()
     exclude: Exclude = ()
 
+    @property
+    def promises_speed(self) -> bool:
+        """Kernels compute zeros as other numbers."""
+        return False
+
     @field_validator("pattern")
     @classmethod
     def _groups(cls, value: str | None, info: ValidationInfo) -> str | None:

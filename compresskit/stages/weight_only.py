@@ -62,6 +62,11 @@ class WeightOnly(Stage):
         """The method with its bits, unless its name says them."""
         return with_bits(self.method, self.bits)
 
+    @property
+    def promises_speed(self) -> bool:
+        """A smaller file alone: what runs faster on these codes depends on runtime, shapes and machine."""
+        return False
+
     def selection(self) -> Selection:
         """The options as the algorithm takes them."""
         from compresskit.ops.quantize.select import Selection

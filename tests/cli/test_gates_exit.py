@@ -71,18 +71,32 @@ def test_an_unproven_limit_fails_only_when_it_was_asked_for(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], code: int
 ) -> None:
     """A machine too noisy to tell, made up: the interval of the ratio holds 1."""
+    _timed(monkeypatch, 1.0, 0.5, 2.0)
+    found = cli("compare", "m.onnx", "bundle", "--data", "d.npz", *asked, "--json", "-")
+    report = Report.model_validate_json(found.out)
+    assert (found.code, report.verdict) == (code, Verdict.INCONCLUSIVE)
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_of_few_bits_need_only_be_as_fast(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    _timed(monkeypatch, 0.96, 0.93, 0.98)
+    found = cli("compare", "m.onnx", "bundle", "--data", "d.npz", "--json", "-")
+    report = Report.model_validate_json(found.out)
+    speed = next(gate for gate in report.gates if gate.name == "speed")
+    assert (found.code, report.verdict) == (0, Verdict.PASS) and speed.limit == "as fast within 10 %"
+    found = cli("compare", "bundle", "bundle", "--data", "d.npz", "--json", "-")
+    assert all(gate.limit != speed.limit for gate in Report.model_validate_json(found.out).gates)
+
+
+def _timed(monkeypatch: pytest.MonkeyPatch, value: float, low: float, high: float) -> None:
+    """Any bench gives this ratio."""
     from compresskit.report import Measurement
     from compresskit.runner import judging
     from compresskit.runner.timing import Speed
 
-    def noisy(*_: object, **__: object) -> Speed:
-        ratio = Measurement(model="bundle", name="speedup", value=1.0, unit="×", n=7, low=0.5, high=2.0)
-        return Speed([ratio.model_copy(update={"runtime": "onnxruntime", "batch": 1})])
-
-    monkeypatch.setattr(judging, "speed", noisy)
-    found = cli("compare", "m.onnx", "bundle", "--data", "d.npz", *asked, "--json", "-")
-    report = Report.model_validate_json(found.out)
-    assert (found.code, report.verdict) == (code, Verdict.INCONCLUSIVE)
+    ratio = Measurement(model="bundle", name="speedup", value=value, unit="×", n=7, low=low, high=high)
+    ratio = ratio.model_copy(update={"runtime": "onnxruntime", "batch": 1})
+    monkeypatch.setattr(judging, "speed", lambda *_, **__: Speed([ratio]))
 
 
 @pytest.mark.usefixtures("untouched")

@@ -14,6 +14,8 @@ import pytest
 from cli_material import ARCH, SHAPE, Outcome
 from warm import Warm
 
+from compresskit import kinds
+from compresskit.cli.commands import COMMANDS
 from compresskit.report import read_report
 
 PLUGIN = Path(__file__).parent / "plugin_relu"
@@ -79,6 +81,23 @@ def test_the_top_help_has_its_line_among_the_stages() -> None:
     names = [line.split()[0] for line in lines if line]
     assert any(line.startswith("substitute") and line.endswith(SUMMARY) for line in lines)
     assert names.index("lora") < names.index("substitute") < names.index("run")
+
+
+def test_a_kind_named_like_a_command_is_refused_and_the_command_stays(here: Path, tmp_path: Path) -> None:
+    place = broken(tmp_path, ('name="substitute"', 'name="bench"'))
+    (entries,) = place.glob("*.dist-info/entry_points.txt")
+    entries.write_text(entries.read_text(encoding="utf-8").replace("substitute.relu", "bench.relu"), encoding="utf-8")
+    said = "the plugin bench.relu (substitute_relu:SubstituteRelu) can't be used"
+    shown = " ".join(compresskit("--help", plugin=place).out.replace("│", " ").split())
+    assert COMMANDS["bench"] in shown and said in shown and "can't be called bench, which is a command" in shown
+    assert compresskit("bench", "--help", plugin=place).out.split("Usage: ")[1].startswith("compresskit bench")
+    Path("r.yaml").write_text("model: m.pt\nsteps:\n  - bench.relu: {cap: 40}\n", encoding="utf-8")
+    found = compresskit("recipe", "check", "r.yaml", plugin=place)
+    assert found.code == 2 and "which is a command" in found.err
+
+
+def test_the_names_that_a_kind_cannot_have_are_those_of_the_commands() -> None:
+    assert set(kinds.COMMANDS) == set(COMMANDS)
 
 
 def test_its_own_help_has_its_options() -> None:

@@ -213,6 +213,23 @@ def test_where_every_step_is_undone_nothing_is_written(cli: Cli, recipe: Path) -
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(("limit", "code"), [("", 0), ("    max-drop: 1pt\n", 1)])
+def test_a_step_whose_cost_is_not_known_stays_and_says_so(cli: Cli, recipe: Path, limit: str, code: int) -> None:
+    """Without labels there is no metric: nothing proves that the step costs too much, or that it doesn't."""
+    with np.load("d.npz") as kept:
+        np.savez("unlabelled.npz", x=kept["x"])
+    text = f"  - prune.magnitude: {{sparsity: 0.1}}\n    rollback: true\n{limit}"
+    head = RECIPE.partition("steps:\n")[0]
+    recipe.write_text(f"{head}steps:\n{text}", encoding="utf-8")
+    done = cli(*RUN, "--eval-data", "unlabelled.npz")
+    assert done.code == code, done
+    (step,) = report().steps
+    assert step.state == "done" and "no metric was measured" in step.reason
+    assert f"step 1: stays, {step.reason}" in done.err
+    gates = {gate.name: gate.passed for gate in report().gates if gate.asked}
+    assert gates == ({"step 1, prune.magnitude: quality drop": None} if limit else {})
+
+
 def test_a_matrix_gives_a_folder_for_each_point(cli: Cli, recipe: Path) -> None:
     recipe.write_text(RECIPE + "matrix: {steps.2.bits: [4, 8]}\n", encoding="utf-8")
     done = cli(*RUN)

@@ -144,3 +144,13 @@ def test_a_graph_that_is_not_found_in_time_is_an_error(monkeypatch: pytest.Monke
     monkeypatch.setattr(graph, "_graph", endless)
     with pytest.raises(InputError, match=r"within 0.2 s"):
         find_groups(made(Mlp), run, limit_s=0.2)
+
+
+def test_a_layer_that_takes_too_many_steps_is_left_alone_and_others_are_not() -> None:
+    net = made(Residual)
+    whole, _ = find_groups(net, run)
+    found, skipped = find_groups(net, run, effort=1200)
+    assert 0 < len(found) < len(whole) and set(map(repr, found)) < set(map(repr, whole))
+    assert "torch-pruning took too many steps to find out what hangs together with it" in skipped.values()
+    with pytest.raises(InputError, match="in as many steps as it may take"):
+        find_groups(net, run, effort=8)

@@ -87,6 +87,8 @@ BAD: dict[str, tuple[str, int, str]] = {
     "drop without data": (f"model: hf\n{S}checks: {{max-drop: 1%}}", 3, "max-drop needs evaluation data"),
     "drop of a step without data": (
         "model: hf\nsteps:\n- quantize.rtn:\n  max-drop: 1%", 3, "max-drop needs evaluation data"),
+    "rollback without data": (
+        "model: hf\nsteps:\n- quantize.rtn:\n  rollback: true", 3, "rollback needs evaluation data; give eval-data"),
     "speed of nothing that runs": (
         f"model: m.pt\n{S}checks: {{min-speedup: 2}}", 3, "checks: min-speedup needs a model that runs"),
     "metric without data": (f"model: hf\n{S}metric: accuracy", 3, "metric: needs evaluation data"),

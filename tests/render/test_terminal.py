@@ -158,6 +158,26 @@ def test_skipped_layers_are_counted_by_reason(report: Report) -> None:
     assert "1 layer left alone (excluded by a pattern): 'head'" in text
 
 
+def test_layers_are_counted_by_type_and_bits(report: Report) -> None:
+    done = {
+        **{f"c{i}": "Conv2d 4 bit, group 32" for i in range(3)},
+        "fc": "Linear 4 bit, group 32",
+        "e": "Embedding, half",
+    }
+    text = draw(report.model_copy(update={"coverage": Coverage(done=done)}))
+    assert "5 layers changed: 1 Embedding, half, 3 Conv2d and 1 Linear at 4 bit, group 32" in text
+    done = {"a": "matrix 4 bit, group 32", "b": "matrix 4 bit, group 32", "c": "kernel 8 bit"}
+    text = draw(report.model_copy(update={"coverage": Coverage(done=done)}))
+    assert "3 layers changed: 2 matrices at 4 bit, group 32, 1 kernel at 8 bit" in text
+
+
+def test_the_model_that_others_are_held_against_is_not_counted(report: Report) -> None:
+    models = [ModelEntry(name=name, path=name, bytes=1, sha256="0") for name in ("digits.pt", "int8", "int4")]
+    assert "2 models against digits.pt" in draw(report.model_copy(update={"models": models}))
+    models = [ModelEntry(name=f"m ({name})", path="m", bytes=1, sha256="0") for name in ("ort", "torch", "openvino")]
+    assert "2 models against m (ort)" in draw(report.model_copy(update={"models": models}))
+
+
 def test_many_reasons_are_counted_not_dropped(report: Report) -> None:
     skipped = {f"layer{i}": f"reason {i}" for i in range(30)}
     text = draw(report.model_copy(update={"coverage": Coverage(skipped=skipped)}))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from compresskit.errors import ExitCode, UsageError
+from compresskit.model import Applied
 from compresskit.recipe.limits import Limits, parse_size
 from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, judge
 from compresskit.runner.gates import gates
+from compresskit.runner.judging import unjudged
+from compresskit.runner.promises import promises_speed
 
 
 @pytest.mark.parametrize(
@@ -64,6 +67,68 @@ def test_the_size_gate(size: int, limit: str | None, passed: bool) -> None:
 def test_the_speed_gate(measured: tuple[float, float, float], limit: float | None, passed: bool | None) -> None:
     found = gates([entry("a", 100), entry("b", 50)], None, [speedup(*measured)], Limits(min_speedup=limit))
     assert only(found, "speed").passed is passed
+
+
+@pytest.mark.parametrize(
+    ("measured", "promised", "unpromised"),
+    [
+        ((1.02, 1.01, 1.07), (True, "interval"), (True, "interval")),
+        ((0.99, 0.96, 1.08), (True, "interval"), (True, "interval")),
+        ((0.97, 0.94, 0.99), (None, "slower, but not surely by as much as counts, 95 %"), (True, "interval")),
+        ((0.97, 0.92, 1.02), (None, "too noisy to tell, 95 %"), (True, "interval")),
+        ((0.93, 0.92, 0.94), (False, "interval"), (True, "interval")),
+        ((0.95, 0.85, 1.05), (None, "too noisy to tell"), (None, "too noisy to tell")),
+        ((0.8, 0.78, 0.82), (False, "interval"), (False, "interval")),
+    ],
+)
+def test_what_promises_no_speed_is_held_to_a_margin(
+    measured: tuple[float, float, float], promised: tuple[bool | None, str], unpromised: tuple[bool | None, str]
+) -> None:
+    for names, (passed, said), limit in (((), promised, "not slower"), (("b",), unpromised, "as fast within 10 %")):
+        found = gates([entry("a", 100), entry("b", 50)], None, [speedup(*measured)], Limits(), unpromised=names)
+        gate = only(found, "speed")
+        assert (gate.passed, gate.limit) == (passed, limit) and said in gate.reason
+        assert ("too noisy" in gate.reason) == ("too noisy" in said)
+
+
+RTN = Applied("quantize.rtn", {"bits": 4}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("history", "before", "promised"),
+    [
+        ((), (), True),
+        ((RTN,), (), False),
+        ((RTN,), (RTN,), True),
+        ((Applied("prune.structured", {"ratio": 0.5}, {}, {}), RTN), (), True),
+        (
+            (Applied("prune.structured", {"ratio": 0.5}, {}, {}), RTN),
+            (Applied("prune.structured", {"ratio": 0.5}, {}, {}),),
+            False,
+        ),
+        ((Applied("prune.wanda", {}, {}, {}),), (), False),
+        ((Applied("quantize.nf4", {}, {}, {}),), (), False),
+        ((Applied("quantize.qat", {"bits": 8, "activations": 8}, {}, {}),), (), True),
+        ((Applied("quantize.qat", {}, {}, {}),), (), False),
+        ((Applied("quantize.int8-static", {}, {}, {}),), (), True),
+        ((Applied("made.up", {}, {}, {}),), (), True),
+    ],
+)
+def test_which_methods_promise_speed(history: tuple[Applied, ...], before: tuple[Applied, ...], promised: bool) -> None:
+    assert promises_speed(history, before) is promised
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ([(1.02, 1.01, 1.04), (0.96, 0.93, 0.98)], Verdict.UNVERIFIED),
+        ([(1.02, 1.01, 1.04), (0.97, 0.9, 1.04)], Verdict.INCONCLUSIVE),
+    ],
+)
+def test_figures_are_unclear_only_where_an_interval_holds_1(
+    ratios: list[tuple[float, float, float]], verdict: Verdict
+) -> None:
+    assert unjudged([speedup(*ratio) for ratio in ratios]) is verdict
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,16 @@ def pruned(made: Path, name: str, *, data: str | None = None, export: bool = Fal
     source = open_source(str(made / data)) if data else None
     stage = method(f"prune.{name}", **options)
     return run(model, [stage], made / "out", data=source, export=export, bench=False, force=True)
+
+
+def test_a_clock_that_jumps_changes_no_byte(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pruned(made, "structured", data="data.npz", target_macs=0.6)
+    weights = (made / "out" / "model.safetensors").read_bytes()
+    hours = itertools.count(0.0, 3600.0)
+    for clock in ("monotonic", "perf_counter", "process_time", "time"):
+        monkeypatch.setattr(time, clock, lambda: next(hours))
+    pruned(made, "structured", data="data.npz", target_macs=0.6)
+    assert (made / "out" / "model.safetensors").read_bytes() == weights
 
 
 def again(made: Path) -> Any:

@@ -11,13 +11,14 @@ from torch import nn
 from compresskit.errors import CompressKitError
 from compresskit.ops.macs import count_macs
 from compresskit.ops.prune.cost import Cost
+from compresskit.ops.prune.counted_graph import EFFORT
 from compresskit.ops.prune.rewrite import conv1d_to_linear, rewrite_shortcuts
 from compresskit.ops.prune.structured import PrunePlan, PruneSettings, plan
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.stage import silent
 
-LIMIT_S = 20.0
-"""Longest time to find the groups, seconds."""
+_EFFORT = EFFORT // 6
+"""Most comparisons to find the groups: about twenty seconds."""
 _LARGEST = 500_000_000
 """Parameters above which nothing is tried: the trial needs copies."""
 
@@ -57,13 +58,12 @@ class Prunable:
         }
 
 
-def prunable(module: nn.Module, data: CalibrationData, *, limit_s: float = LIMIT_S) -> Prunable | str:
+def prunable(module: nn.Module, data: CalibrationData) -> Prunable | str:
     """What structured pruning could touch, or why that isn't known.
 
     Args:
         module: In eval mode; a copy of it is tried.
         data: With an example to run it on; no data are needed.
-        limit_s: Longest time to find out which channels hang together, seconds.
     """
     if sum(p.numel() for p in module.parameters()) > _LARGEST:
         return "too large to try it on a copy"
@@ -71,7 +71,7 @@ def prunable(module: nn.Module, data: CalibrationData, *, limit_s: float = LIMIT
         work = copy.deepcopy(module).eval()
         conv1d_to_linear(work)
         rewrite_shortcuts(work, data.run)
-        found = plan(work, data, PruneSettings("l2", "isomorphic", limit_s=limit_s), silent)
+        found = plan(work, data, PruneSettings("l2", "isomorphic", effort=_EFFORT), silent)
         return _shares(work, found, data)
     except CompressKitError as error:
         return error.message

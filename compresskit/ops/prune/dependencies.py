@@ -6,10 +6,9 @@ What it finds is taken over as plain data, and believed only after a cut has bee
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -20,43 +19,54 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from compresskit.errors import InputError
 from compresskit.ops.calibration.trace import tensors_in
+from compresskit.ops.prune.counted_graph import EFFORT, Effort, OutOfSteps, counted_graph
 from compresskit.ops.prune.graph import Axis, Group, Member, axis_size
 from compresskit.ops.prune.limit import OutOfTime, time_limit
 
 _OUTPUT = "it gives the model's output"
 _MIXED = "its channels are mixed by the normalization '{}'"
 _HEADS = "its channels belong to heads of attention: `method` width prunes heads"
+_LATE = "torch-pruning did not find out which channels hang together"
 _ELSEWHERE = "prune whole blocks (`method` depth), or single weights (`method` magnitude)"
-_ONE = 8
-"""A single layer may take this part of the time."""
 
 
 def find_groups(
-    module: nn.Module, run: Callable[[nn.Module], Any], *, limit_s: float = 120.0
+    module: nn.Module, run: Callable[[nn.Module], Any], *, limit_s: float | None = None, effort: int = EFFORT
 ) -> tuple[list[Group], dict[str, str]]:
     """The groups of a module, and the layers whose outputs can't be cut with the reason.
 
     Args:
         module: In eval mode; not changed.
         run: Calls the module with an example input.
-        limit_s: Longest time, seconds.
+        limit_s: Longest time, seconds; None is none. It decides whether there is an answer, never which.
+        effort: Most comparisons of torch-pruning; a layer that takes more than an eighth of them is left alone.
 
     Returns:
         Groups in the order of the model's layers. A layer's outputs are in one group at most.
 
     Raises:
-        InputError: The graph can't be found, or not in time.
+        InputError: The graph can't be found, or not with that effort, or not in time.
     """
+    try:
+        with nullcontext() if limit_s is None else time_limit(limit_s):
+            return _find_groups(module, run, Effort(effort))
+    except OutOfTime:
+        raise InputError(f"{_LATE} within {limit_s:g} s", f"give `time_limit` more, or {_ELSEWHERE}") from None
+
+
+def _find_groups(
+    module: nn.Module, run: Callable[[nn.Module], Any], effort: Effort
+) -> tuple[list[Group], dict[str, str]]:
     flags = [p.requires_grad for p in module.parameters()]
     try:
-        with time_limit(limit_s), torch.enable_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for parameter in module.parameters():
                 parameter.requires_grad_(parameter.is_floating_point())
-            graph, ends = _graph(module, run)
-    except OutOfTime:
-        raise _late(limit_s) from None
-    except InputError:
+            graph, ends = _graph(module, run, effort)
+    except OutOfSteps:
+        raise _too_much() from None
+    except (InputError, OutOfTime):
         raise
     except Exception as error:  # a library on a user's model: anything may be raised
         text = str(error).partition("\n")[0] or type(error).__name__
@@ -65,22 +75,19 @@ def find_groups(
     finally:
         for parameter, flag in zip(module.parameters(), flags, strict=True):
             parameter.requires_grad_(flag)
-    return _converted(module, graph, ends, limit_s)
+    return _converted(module, graph, ends, effort)
 
 
-def _late(limit_s: float) -> InputError:
-    what = "torch-pruning did not find out which channels hang together"
-    return InputError(f"{what} within {limit_s:g} s", f"give `time_limit` more, or {_ELSEWHERE}")
+def _too_much() -> InputError:
+    return InputError(f"{_LATE} in as many steps as it may take", _ELSEWHERE)
 
 
-def _graph(module: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Any, dict[Any, str]]:
+def _graph(module: nn.Module, run: Callable[[nn.Module], Any], effort: Effort) -> tuple[Any, dict[Any, str]]:
     """torch-pruning's graph, and for its ends what stands there.
 
     The graph ends at normalizations that mix channels, and at the projections of attention: what they read or give
     can't be cut anyway, and to follow a transformer's branches through them can take torch-pruning forever.
     """
-    import torch_pruning as tp
-
     ends: list[tuple[str, Tensor]] = []
     known: dict[Any, str] = {}
 
@@ -109,7 +116,7 @@ def _graph(module: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Any, dic
         known.update((t.grad_fn, why) for why, t in found)
         return [t for _, t in found]
 
-    graph = tp.DependencyGraph()
+    graph = counted_graph(effort)
     graph.build_dependency(module, None, forward_fn=forward, verbose=False)
     return graph, known
 
@@ -126,25 +133,26 @@ def _of_attention(module: nn.Module) -> set[nn.Module]:
     return {layer for holder in holders for layer in holder.children() if isinstance(layer, nn.Linear)}
 
 
-def _found(graph: Any, names: Mapping[nn.Module, str], limit_s: float) -> Iterator[tuple[str, Any]]:
+def _found(graph: Any, names: Mapping[nn.Module, str], effort: Effort) -> Iterator[tuple[str, Any]]:
     """The first layer of each of torch-pruning's groups, and the group; where it finds none, the reason.
 
     Raises:
-        InputError: All the time is up.
+        InputError: All the effort is spent.
     """
-    end = time.monotonic() + limit_s
     seen: set[nn.Module] = set()
     for layer in list(graph.module2node):
         if layer in seen or not isinstance(layer, (_ConvNd, nn.Linear)):
             continue
-        if time.monotonic() > end:
-            raise _late(limit_s)
+        effort.next_layer()
         pruner = graph.get_pruner_of_module(layer)
         try:
-            with time_limit(limit_s / _ONE):
-                found = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(axis_size(layer, "out"))))
+            found = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(axis_size(layer, "out"))))
+        except OutOfSteps:
+            if effort.left < 0:
+                raise _too_much() from None
+            found = "torch-pruning took too many steps to find out what hangs together with it"
         except OutOfTime:
-            found = f"torch-pruning did not find out within {limit_s / _ONE:g} s what hangs together with it"
+            raise
         except Exception as error:  # its own, of any kind
             found = f"torch-pruning can't tell what hangs together with it ({type(error).__name__})"
         seen.add(layer)
@@ -154,13 +162,13 @@ def _found(graph: Any, names: Mapping[nn.Module, str], limit_s: float) -> Iterat
 
 
 def _converted(
-    module: nn.Module, graph: Any, ends: Mapping[Any, str], limit_s: float
+    module: nn.Module, graph: Any, ends: Mapping[Any, str], effort: Effort
 ) -> tuple[list[Group], dict[str, str]]:
     names = {layer: name for name, layer in module.named_modules()}
     tied = _tied(module)
     groups: list[Group] = []
     skipped: dict[str, str] = {}
-    for root, found in _found(graph, names, limit_s):
+    for root, found in _found(graph, names, effort):
         members, reason = ([], found) if isinstance(found, str) else _members(found, graph, names, ends)
         group = reason or _group(module, members, tied)
         if isinstance(group, Group):

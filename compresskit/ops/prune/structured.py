@@ -22,6 +22,7 @@ from compresskit.ops.macs import count_macs, countable
 from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.prune.allocate import Ranked, by_loss, by_share, isomorphic, narrowest_share, taken_back, widths_of
 from compresskit.ops.prune.cost import Channels, Cost
+from compresskit.ops.prune.counted_graph import EFFORT
 from compresskit.ops.prune.cut import cut, places
 from compresskit.ops.prune.dependencies import find_groups
 from compresskit.ops.prune.elimination import refitted
@@ -43,12 +44,14 @@ class PruneSettings(ShrinkSettings):
     Attributes:
         criterion: What a channel is worth.
         ranking: How groups are held against each other.
-        limit_s: Longest time that torch-pruning may take, seconds.
+        limit_s: Longest time that torch-pruning may take, seconds; None is none.
+        effort: Most comparisons that it may take.
     """
 
     criterion: Criterion = "reconstruction"
     ranking: Ranking = "measured"
-    limit_s: float = 120.0
+    limit_s: float | None = None
+    effort: int = EFFORT
 
 
 def amounts(module: nn.Module, data: CalibrationData) -> dict[str, float]:
@@ -156,7 +159,7 @@ def plan(module: nn.Module, data: CalibrationData, settings: PruneSettings, prog
 
 def _cuttable(module: nn.Module, data: CalibrationData, settings: PruneSettings) -> tuple[list[Group], dict[str, str]]:
     """The groups that may be cut and were proven by a trial, and why the other layers can't be."""
-    found, skipped = find_groups(module, data.run, limit_s=settings.limit_s)
+    found, skipped = find_groups(module, data.run, limit_s=settings.limit_s, effort=settings.effort)
     wanted, left = _wanted(module, found, settings)
     groups, bad = proven(module, data.run, wanted, settings.seed)
     for group in groups:

@@ -78,10 +78,10 @@ def limit_on(
     Raises:
         InputError: Data and model don't fit.
     """
-    rest = Rest(source, skip)
-    session = TorchSession(module, "the model", inputs)
-    if len(rest) < LEAST:
+    if len(source) - skip < LEAST:
         return None
+    rest = behind(source, skip)
+    session = TorchSession(module, "the model", inputs)
     forward(session, _first(rest), 1)
     metric = pick(rest, session.outputs, task)
     if metric is None:
@@ -100,5 +100,5 @@ def limit_on(
     return keeps
 
 
-def _first(source: Rest) -> dict[str, np.ndarray]:
+def _first(source: Source) -> dict[str, np.ndarray]:
     return next(iter(source.batches(1, 1))).inputs

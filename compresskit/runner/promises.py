@@ -1,0 +1,44 @@
+"""What was done to a model beyond what was done to another, and whether that promises that it runs faster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from pydantic import ValidationError
+
+from compresskit import registry
+from compresskit.errors import CompressKitError
+from compresskit.model import Applied
+
+
+def since(history: Sequence[Applied], before: Sequence[Applied]) -> list[Applied]:
+    """What was done to a model but not, in the same order, to another.
+
+    Args:
+        history: Of the model.
+        before: Of the other.
+    """
+    pairs = zip_longest(history, before[: len(history)])
+    return [applied for applied, same in pairs if applied != same]
+
+
+def promises_speed(history: Sequence[Applied], before: Sequence[Applied] = ()) -> bool:
+    """Whether a model should be faster than another.
+
+    Args:
+        history: What was done to it.
+        before: What was done to the other; what both have in common promises nothing.
+
+    Returns:
+        True also where nothing is known of what was done: then it has to prove itself.
+    """
+    done = since(history, before)
+    return not done or any(map(_promises, done))
+
+
+def _promises(applied: Applied) -> bool:
+    try:
+        return registry.get(applied.name)(**applied.options).promises_speed
+    except (CompressKitError, ValidationError):  # an absent plugin's, or of an earlier version
+        return True
