@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
 import numpy as np
 from torch import nn
 
-from compresskit.data.source import Batch, Source
+from compresskit.data.parts import rest as behind
+from compresskit.data.source import Source
 from compresskit.model import InputSpec
 from compresskit.quality.drop import parse_drop, within
 from compresskit.quality.evaluate import evaluate
@@ -18,37 +18,6 @@ from compresskit.runtimes.torch import TorchSession
 
 LEAST = 64
 """Samples below which a figure says too little to choose by."""
-
-
-@dataclass
-class Rest:
-    """A source without its first samples; pairs count as one sample."""
-
-    source: Source
-    skip: int
-
-    def __post_init__(self) -> None:
-        self.name, self.kind, self.labelled = self.source.name, self.source.kind, self.source.labelled
-
-    def __len__(self) -> int:
-        return max(0, len(self.source) - self.skip)
-
-    def batches(self, size: int, limit: int | None = None) -> Iterator[Batch]:
-        """Batches of at most ``size`` samples, of the first ``limit`` after those left out."""
-        rows, skip = (2 if self.kind == "pairs" else 1), self.skip
-        for batch in self.source.batches(size, None if limit is None else self.skip + limit):
-            count = len(next(iter(batch.inputs.values()))) // rows
-            cut, skip = min(skip, count), max(0, skip - count)
-            if cut < count:
-                yield replace(
-                    batch,
-                    inputs={name: value[cut * rows :] for name, value in batch.inputs.items()},
-                    targets=None if batch.targets is None else batch.targets[cut:],
-                )
-
-    def fingerprint(self) -> str:
-        """That of the whole source: this one is never on record."""
-        return self.source.fingerprint()
 
 
 def limit_on(
