@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _COMMAND = "compresskit demo"
 _EPOCHS = 4
 _TRAIN = 1300
+_SEARCH_S = 40.0
+"""Seconds for search and verdict."""
 _SHAPE = (1, 1, 8, 8)
 
 
@@ -92,12 +96,37 @@ def _results(say: Callable[[str], None], seed: int, progress: Progress) -> Repor
         measuring = Measuring(source=test, bench=False, seed=seed)
         job = Job.of([method], Path(name), _open("train.npz"), measuring, progress=progress)
         run(read(Path("digits.pt")), job)
-    say("compresskit compare digits.pt int8 int4 --arch net.py:Net --data test.npz")
-    paths = [Path("digits.pt"), Path("int8"), Path("int4")]
+    found = ["best"] if _searched(say, seed, progress) else []
+    say(f"compresskit compare digits.pt {' '.join([*steps, *found])} --arch net.py:Net --data test.npz")
+    paths = [Path("digits.pt"), *map(Path, [*steps, *found])]
     how = Comparison(judged=True)
     report = compare(paths, read, lambda _: test, Measuring(seed=seed), how, command=_COMMAND, progress=progress)
     Path("report.json").write_text(report.to_json(), encoding="utf-8")
     return report
+
+
+def _searched(say: Callable[[str], None], seed: int, progress: Progress) -> bool:
+    """Search for a recipe; False, and a line that says so, where Optuna isn't installed."""
+    from compresskit.recipe.plan import Recipe
+    from compresskit.runner.cache import Cache
+    from compresskit.search.compress import Showing, compress
+    from compresskit.search.request import HOLD_OUT, Request
+
+    if find_spec("optuna") is None:
+        say("no search: it needs the extra search (pip install 'compresskit[search]')")
+        return False
+    say(
+        "compresskit compress digits.pt --arch net.py:Net --data train.npz --eval-data test.npz --max-drop 1pt "
+        f"--time {_SEARCH_S:.0f}s -o best"
+    )
+    recipe = Recipe(
+        "compress", (), model="digits.pt", arch="net.py:Net", data="train.npz", eval_data="test.npz",
+        hold_out=HOLD_OUT, max_drop="1pt", seed=seed,
+    )  # fmt: skip
+    request = Request(recipe, Path("best"), "best.study", seconds=_SEARCH_S)
+    with tempfile.TemporaryDirectory(prefix="compresskit-") as kept:
+        compress(request, Cache(Path(kept)), Showing(progress, lambda line: say(f"  {line}")))
+    return True
 
 
 def _open(path: str) -> Any:

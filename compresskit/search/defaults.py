@@ -73,7 +73,7 @@ def _choice(stage: type[Stage], model: Model) -> Choice | None:
         return replace(choice, ranges={"student_depth": depth, "epochs": choice.ranges["epochs"]})
     if stage.name() == "prune.depth":
         blocks = _residual_blocks(model)
-        return replace(choice, ranges={"drop": Tunable(1, min(4, blocks - 1))}) if blocks > 1 else None
+        return replace(choice, ranges={"drop": Tunable(1, min(3, blocks - 1))}) if blocks > 1 else None
     if stage.name() == "distill.kd":
         return replace(choice, ranges={"epochs": choice.ranges["epochs"]})
     return choice

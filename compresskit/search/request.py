@@ -116,7 +116,7 @@ def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> 
             fits = epochs_that_fit(request.seconds, trying.seconds_a_pass())
             space = space.at_most(fits)
             if fits < 1:
-                notes.append("nothing was trained: an epoch takes more than a quarter of `time`")
+                notes.append("nothing was trained: an epoch takes more than a third of `time`")
     if request.kinds:
         space = space.only(request.kinds)
     if not space.slots:

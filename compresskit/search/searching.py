@@ -251,5 +251,5 @@ def line(tried: Tried, left: float) -> str:
 
 
 def epochs_that_fit(seconds: float, a_pass: float) -> float:
-    """How many epochs a candidate may train: a quarter of the time that is left."""
-    return math.inf if a_pass <= 0 else seconds / 4 / a_pass
+    """How many epochs a candidate may train: a third of all time."""
+    return math.inf if a_pass <= 0 else seconds / 3 / a_pass

@@ -316,26 +316,26 @@ def _words(names: set[str]) -> str:
 
 
 def assignments(space: Space) -> Iterator[dict[str, Any]]:
-    """The candidates that are tried first, cheap ones before dear ones: each final step alone, then each cut before it.
+    """The candidates that are tried first: each final step alone, then each cut before each of them.
 
-    Ranges are at their middle; what recovers is left away.
+    Ranges are at their middle, of the final steps alone at their ends too. What recovers goes with a cut: without it
+    the first look at the candidate is the candidate without training.
     """
     names = space.names()
     last = len(space.slots) - 1
     finals = [choice for choice in space.slots[last].choices if choice is not None]
+    before = list(zip(names, space.slots, strict=True))[:last]
+    recovery = {name: c.method for name, slot in before for c in slot.choices if c is not None and c.recovers}
     for share in (0.5, 0.0, 1.0):
         for choice in finals:
             if share == 0.5 or choice.ranges:
-                yield _assigned(space, {names[last]: choice.method}, share)
-    for name, slot in list(zip(names, space.slots, strict=True))[:last]:
+                yield space.pick(_Fixed({names[last]: choice.method}, share))
+    for name, slot in before:
         for cut in slot.choices:
             if cut is not None and not cut.recovers:
                 for choice in finals:
-                    yield _assigned(space, {name: cut.method, names[last]: choice.method}, 0.5)
-
-
-def _assigned(space: Space, chosen: dict[str, str], share: float) -> dict[str, Any]:
-    return space.pick(_Fixed(chosen, share))
+                    chosen = {**recovery, name: cut.method, names[last]: choice.method}
+                    yield space.pick(_Fixed(chosen, 0.5))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class PruneDepth(Recovery):
     facts: ClassVar = DepthFacts
     searched: ClassVar = Searched(("cnn",), {"samples": 256})
 
-    drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop."), Tunable(1, 4)] = None
+    drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop."), Tunable(1, 3)] = None
     blocks: Annotated[
         tuple[str, ...],
         Field(description="Drop the blocks whose name matches this glob, rather than those found by data; repeatable."),

@@ -52,7 +52,7 @@ def test_the_whole_tour(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     found = cli("demo", "--json", "-")
     report = Report.model_validate_json(found.out)
-    assert found.code in (0, 1) and [m.name for m in report.models] == ["digits.pt", "int8", "int4"]
+    assert found.code in (0, 1) and [m.name for m in report.models] == ["digits.pt", "int8", "int4", "best"]
     assert report.values("accuracy")["int8"].value > 95
     written = {p.name for p in Path("compresskit-demo").iterdir()}
-    assert written >= {"net.py", "digits.pt", "int8", "int4", "report.json"}
+    assert written >= {"net.py", "digits.pt", "int8", "int4", "best", "report.json"}

@@ -131,4 +131,7 @@ def test_a_space_that_says_nothing_is_refused(text: str, said: str, tmp_path: Pa
 def test_cheap_candidates_come_first() -> None:
     steps = [whole().steps(values) for values in assignments(whole())]
     assert [len(found) for found in steps] == sorted(len(found) for found in steps)
+    # A cut is queued with what recovers: its first look is the cut alone.
+    cut = next(found for found in steps if "prune.structured" in found[0])
+    assert [next(iter(step)) for step in cut] == ["prune.structured", "distill.kd", "quantize.int8-static"]
     assert [next(iter(found[0])) for found in steps[:2]] == ["quantize.int8-static", "quantize.auto"]

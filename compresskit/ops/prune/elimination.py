@@ -72,12 +72,16 @@ class _Reader:
 
     def costs(self, units: list[int]) -> Tensor:
         """What the loss of each unit alone adds to the error."""
-        found = []
-        for unit in units:
-            at = self._columns[unit]
-            block, part = self._inverse[:, at][:, :, at], self._weight[:, :, at]
-            found.append((torch.linalg.solve(block, part.mT) * part.mT).sum())
-        return torch.stack(found) / self._energy
+        found = torch.zeros(len(units), dtype=torch.float64)
+        widths = [len(self._columns[unit]) for unit in units]
+        # Units with the same number of columns are solved at once: single calls would cost more than the arithmetic.
+        for width in set(widths):
+            rows = [row for row, own in enumerate(widths) if own == width]
+            at = torch.stack([self._columns[units[row]] for row in rows])
+            block = self._inverse[:, at[:, :, None], at[:, None, :]]
+            part = self._weight[:, :, at].permute(0, 2, 3, 1)
+            found[rows] = (torch.linalg.solve(block, part) * part).sum((0, 2, 3))
+        return found / self._energy
 
     def remove(self, unit: int) -> None:
         """Take a unit out, and refit the weight of the others."""
