@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,6 +13,10 @@ from compresskit.errors import UsageError
 
 if TYPE_CHECKING:
     from compresskit.model import Model
+
+
+_PASSWORD = re.compile(r"(://)[^/@\s]*:[^/@\s]*@")
+"""Of an address as ``postgresql://user:password@host``."""
 
 
 def parse_shape(text: str | None) -> tuple[int, ...] | None:
@@ -110,8 +115,9 @@ def load_model(path: Path, options: dict[str, Any]) -> Model:
 
 
 def command_line() -> str:
-    """How this program was called; absolute paths are cut to their last part, so that a report fits any machine."""
-    words = [Path(a).name if Path(a).is_absolute() and Path(a).name else a for a in sys.argv[1:]]
+    """How this program was called, as any machine may read it: absolute paths are cut, passwords left out."""
+    words = [_PASSWORD.sub(r"\1…@", a) for a in sys.argv[1:]]
+    words = [Path(a).name if Path(a).is_absolute() and Path(a).name else a for a in words]
     return shlex.join(["compresskit", *words])
 
 

@@ -162,7 +162,7 @@ def _announce(request: Request, found: Found, known: Sequence[Tried], showing: S
     for note in found.notes:
         showing.tell(note)
     if known:
-        showing.tell(f"going on with {len(known)} candidates of {request.study}")
+        showing.tell(f"going on with {len(known)} candidates of {shown(request.study)}")
 
 
 def _finish(request: Request, found: Found, study: SearchStudy, cache: Cache, showing: Showing, ended: str) -> Report:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +251,7 @@ def _storage(place: str, *, create: bool) -> BaseStorage:
         try:
             if place.startswith("redis"):
                 return JournalStorage(JournalRedisBackend(place))
-            return RDBStorage(place)
+            return RDBStorage(_with_driver(place))
         except ImportError as error:
             raise MachineError(
                 f"{shown(place)}: {error}", "install the database's driver: psycopg for postgresql, redis for redis"
@@ -271,6 +272,13 @@ def _storage(place: str, *, create: bool) -> BaseStorage:
     # The other kind of lock is a symbolic link, which Windows doesn't let everybody make.
     lock = JournalFileOpenLock(str(path))
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _with_driver(address: str) -> str:
+    """``postgresql://`` means another driver to SQLAlchemy than the one that is maintained."""
+    if address.startswith("postgresql://") and find_spec("psycopg2") is None:
+        return address.replace("postgresql://", "postgresql+psycopg://", 1)
+    return address
 
 
 def shown(place: str) -> str:

@@ -1,0 +1,223 @@
+"""What `compress` finds: ResNet-20 under tight bars, digits against random search, searches that are killed.
+
+The searches run as a user would run them, within the time that is given; their results are measured on test images that
+the search never chose by.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from unittest.mock import patch
+
+from cifar import NORMALIZE
+from harness import ROOT, Bench, cli, command, figure
+
+from compresskit.report import Report, read_report
+from compresskit.searched import Search
+
+_DIGITS = ("--arch", "net.py:Net", "--data", "train.npz", "--eval-data", "test.npz", "--no-html")
+_SEEDS = 5
+_DIGITS_S = 40.0
+_KILLS = 10
+
+
+def main() -> None:
+    bench = Bench("search", __doc__ or "", data=True)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        os.environ["COMPRESSKIT_CACHE"] = str(place / "steps")
+        for drop, minutes in ((0.3, 30), (1.0, 60)):
+            if bench.wants(f"ResNet-20 at {drop} pt"):
+                resnet(bench, place, drop, minutes)
+        if bench.wants("digits") or bench.wants("killed") or bench.wants("1 kB"):
+            cli("demo", "-o", place / "digits", "--quiet")
+        if bench.wants("digits against random search"):
+            against_random(bench, place / "digits")
+        if bench.wants("digits, killed"):
+            killed(bench, place / "digits")
+        if bench.wants("digits, 1 kB"):
+            hopeless(bench, place / "digits")
+    bench.end()
+
+
+def resnet(bench: Bench, place: Path, drop: float, minutes: int) -> None:
+    """One search, and all models of its front that were measured on the test images."""
+    name, out = f"ResNet-20 at {drop} pt", place / f"resnet-{drop}"
+    start = time.monotonic()
+    report = cli(
+        "compress", bench.data("models", "resnet20.th"), "--arch", "examples/cifar_resnet.py:resnet20",
+        "--input-shape", "1,3,32,32", "--data", bench.data("cifar10", "train.npz"), "--eval-data",
+        bench.data("cifar10", "test.npz"), "--normalize", NORMALIZE, "--max-drop", f"{drop}pt", "--time",
+        f"{minutes}m", "-o", out,
+    )  # fmt: skip
+    took = (time.monotonic() - start) / 60
+    search = report.search
+    assert search is not None
+    passing = [one for one in search.judged if one.passed]
+    tried = {one.number: one for one in search.tried}
+    smallest = max((tried[one.number].smaller or 0 for one in passing), default=0.0)
+    fastest = max((one.speedup or 0 for one in passing), default=0.0)
+    about = f"{len(search.tried)} candidates, {took:.0f} min"
+    wanted = (9.0, 3.0) if drop < 1 else (8.0, 3.3)
+    bench.row(f"{name}, smallest that passes", f"≥ {wanted[0]}×", f"{smallest:.1f}×", 1, about, smallest >= wanted[0])
+    bench.row(f"{name}, fastest that passes", f"≥ {wanted[1]}×", f"{fastest:.2f}×", 1, about, fastest >= wanted[1])
+    lost = report.evaluation.drops if report.evaluation else {}
+    found = figure(report, "accuracy")
+    ratio = report.models[0].bytes / report.models[1].bytes
+    low, high = next(iter(lost.values()), (math.nan, math.nan))
+    told = f"{ratio:.1f}× smaller, {figure(report, 'speedup').value:.2f}× as fast"
+    bench.row(
+        f"{name}, the result",
+        "",
+        f"{found.value:.2f} %",
+        found.n,
+        f"{told}; 95 % of the drop {low:+.2f} to {high:+.2f}",
+    )
+
+
+def against_random(bench: Bench, place: Path) -> None:
+    """The area that passing candidates dominate, over that of random search in the same time."""
+    ratios = []
+    for seed in range(1 if bench.quick else _SEEDS):
+        areas = []
+        for blind in (False, True):
+            areas.append(area(searched(place, seed, blind)))
+        ratios.append(areas[0] / max(areas[1], 1e-9))
+        print(f"  seed {seed}: {areas[0]:.3f} against {areas[1]:.3f}", flush=True)
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = sum(logs) / len(logs)
+    spread = math.sqrt(sum((log - middle) ** 2 for log in logs) / max(1, len(logs) - 1))
+    half = 2.776 * spread / math.sqrt(len(logs))  # Student, 4 degrees of freedom
+    low, high, value = math.exp(middle - half), math.exp(middle + half), math.exp(middle)
+    bench.row(
+        "digits against random search, area of the front", "≥ 1.1×, low above 1", f"{value:.2f}×", len(ratios),
+        f"95 %: {low:.2f} to {high:.2f}; {_DIGITS_S:.0f} s each", value >= 1.1 and low > 1,
+    )  # fmt: skip
+
+
+def searched(place: Path, seed: int, blind: bool) -> Search:
+    """One search on the digits; blind: at random, each candidate followed to its end."""
+    import optuna
+
+    from compresskit import compress
+    from compresskit.search import searching
+
+    out = place / "random"
+    for folder in (out, Path(f"{out}.study"), place / "steps"):
+        shutil.rmtree(folder, ignore_errors=True)
+    patches = []
+    if blind:
+        patches = [
+            patch.object(searching, "assignments", lambda _: ()),
+            patch.object(searching.Searching, "_given_up", lambda *_: ""),
+            patch.object(optuna.samplers, "TPESampler", lambda **_: optuna.samplers.RandomSampler(seed=seed)),
+        ]
+    for one in patches:
+        one.start()
+    try:
+        report = compress(
+            place / "digits.pt", out, arch=f"{place}/net.py:Net", input_shape=(1, 1, 8, 8), data=place / "train.npz",
+            eval_data=place / "test.npz", max_drop="1pt", seconds=_DIGITS_S, seed=seed, cache=place / "steps",
+        )  # fmt: skip
+    finally:
+        for one in patches:
+            one.stop()
+    assert report.search is not None
+    return report.search
+
+
+def area(search: Search) -> float:
+    """What passing candidates dominate, in logarithms of size and time of a call, from the original on."""
+    points = sorted(
+        ((math.log(one.smaller or 1), math.log(one.faster or 1)) for one in search.tried if one.state == "kept"),
+        reverse=True,
+    )
+    found, top = 0.0, 0.0
+    for size, speed in points:
+        if speed > top and size > 0:
+            found += size * (speed - top)
+            top = speed
+    return found
+
+
+def killed(bench: Bench, place: Path) -> None:
+    """A search that is killed at random times, again and again, keeps what it finished, and its recipe is sound."""
+    out, study = place / "killed", place / "killed.study"
+    words = command(
+        "compress", "digits.pt", *_DIGITS, "--max-drop", "1pt", "--time", "60s", "--cache", "kept", "-o", "killed"
+    )
+    rng, known, kept = random.Random(0), {}, 0
+    for _ in range(1 if bench.quick else _KILLS):
+        with subprocess.Popen(words, cwd=place, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(6, 14))
+            process.kill()
+        now = finished(study)
+        kept += all(now.get(number) == text for number, text in known.items())
+        known = now
+    assert not out.exists()
+    subprocess.run([*words, "--trials", str(len(known) + 1)], cwd=place, check=False, capture_output=True)
+    report = read_report(out)
+    again = command("run", "killed/recipe.yaml", "digits.pt", *_DIGITS, "--no-bench", "--no-cache", "-o", "again")
+    rerun = subprocess.run(again, cwd=place, check=False, capture_output=True)
+    same = rerun.returncode == 0 and all(
+        (place / "again" / name).read_bytes() == (out / name).read_bytes()
+        for name in ("model.onnx", "model.safetensors")
+    )
+    count = _count(report)
+    bench.row(
+        "digits, killed at random times: finished candidates kept", "all", f"{kept} of {_KILLS}", _KILLS,
+        f"{count} candidates in all", kept == _KILLS,
+    )  # fmt: skip
+    bench.row(
+        "digits, killed at random times: the recipe gives the result's bytes",
+        "equal",
+        "equal" if same else "other",
+        1,
+        "",
+        same,
+    )
+
+
+def finished(study: Path) -> dict[int, str]:
+    """The records of finished candidates in a study's journal."""
+    from compresskit.search.study import SearchStudy
+
+    if not study.is_dir():
+        return {}
+    found = SearchStudy.open(str(study), goals=2, seed=0, create=False)
+    return {one.number: one.model_dump_json() for one in found.tried()}
+
+
+def _count(report: Report) -> int:
+    return len(report.search.tried) if report.search is not None else 0
+
+
+def hopeless(bench: Bench, place: Path) -> None:
+    """A size that nothing reaches."""
+    start = time.monotonic()
+    words = command("compress", "digits.pt", *_DIGITS, "--max-size", "1kB", "--time", "30m", "-o", "hopeless")
+    done = subprocess.run(words, cwd=place, check=False, capture_output=True, text=True)
+    took = time.monotonic() - start
+    found = json.loads((place / "hopeless" / "report.json").read_bytes())
+    told = any("would keep" in note for note in found["notes"])
+    bench.row(
+        "digits, 1 kB: exit 1 with the nearest",
+        "≤ 120 s",
+        f"{took:.0f} s",
+        1,
+        "",
+        done.returncode == 1 and told and took <= 120,
+    )
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    main()
