@@ -323,7 +323,8 @@ def assignments(space: Space) -> Iterator[dict[str, Any]]:
     """
     names = space.names()
     last = len(space.slots) - 1
-    finals = [choice for choice in space.slots[last].choices if choice is not None]
+    # What has no cheap form of its own is quick already.
+    finals = sorted((c for c in space.slots[last].choices if c is not None), key=lambda choice: bool(choice.preview))
     before = list(zip(names, space.slots, strict=True))[:last]
     recovery = {name: c.method for name, slot in before for c in slot.choices if c is not None and c.recovers}
     for share in (0.5, 0.0, 1.0):
