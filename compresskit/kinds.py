@@ -69,6 +69,7 @@ PRUNE = Kind(
         "magnitude": "compresskit.stages.prune_magnitude:PruneMagnitude",
         "wanda": "compresskit.stages.prune_wanda:PruneWanda",
         "sparsegpt": "compresskit.stages.prune_sparsegpt:PruneSparsegpt",
+        "subnet": "compresskit.stages.prune_subnet:PruneSubnet",
     },
 )
 FACTORIZE = Kind(
@@ -125,6 +126,7 @@ DISTILL = Kind(
         "features": "compresskit.stages.distill_features:DistillFeatures",
         "layers": "compresskit.stages.distill_features:DistillLayers",
         "gkd": "compresskit.stages.distill_gkd:DistillGkd",
+        "supernet": "compresskit.stages.distill_supernet:DistillSupernet",
     },
 )
 LORA = Kind(

@@ -103,6 +103,7 @@ def steps_text(steps: Sequence[dict[str, Any]]) -> str:
 
 
 _TELLING = (
+    "width",
     "drop",
     "target-macs",
     "target-params",

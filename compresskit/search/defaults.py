@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compresskit import registry
-from compresskit.errors import InputError
+from compresskit.errors import InputError, UsageError
+from compresskit.facts.supernet import ElasticFacts
 from compresskit.model import Model
 from compresskit.ops.globs import escaped
 from compresskit.runner.stage_runner import form
 from compresskit.search.space import Choice, Slot, Space
 from compresskit.stage import Stage, Tunable
+from compresskit.stages.prune_subnet import elastic_of
 
 _LARGE = 0.15
 """Share of a model's bytes from which on its embedding gets a step of its own."""
 _ORDER = ("prune.depth", "prune.structured")
 """Blocks go before channels: what is left is narrower where it counts."""
+_SUBNET = "prune.subnet"
+_STEP = 0.05
+"""Between two widths of a supernet that are tried."""
 
 
 def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
@@ -31,10 +37,13 @@ def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
     """
     cuts: list[Slot] = []
     finals: list[Choice | None] = []
+    trained = _parts(model)
     for name in sorted(registry.rows(), key=_place):
         stage = registry.get(name)
         if stage.searched is None or not {kind, "*"} & set(stage.searched.models) or not _fits(stage, model):
             continue
+        if trained is not None and not stage.kind.quantizes and name != _SUBNET:
+            continue  # its parts need no other cut, and no training
         choice = _choice(stage, model)
         if choice is None:
             continue
@@ -71,12 +80,30 @@ def _choice(stage: type[Stage], model: Model) -> Choice | None:
             return None
         depth = Tunable(max(1, blocks // 3), blocks - 1)
         return replace(choice, ranges={"student_depth": depth, "epochs": choice.ranges["epochs"]})
+    if stage.name() == _SUBNET:
+        parts = _parts(model)
+        return None if parts is None else replace(choice, ranges=_of_parts(parts))
     if stage.name() == "prune.depth":
         blocks = _residual_blocks(model)
         return replace(choice, ranges={"drop": Tunable(1, min(3, blocks - 1))}) if blocks > 1 else None
     if stage.name() == "distill.kd":
         return replace(choice, ranges={"epochs": choice.ranges["epochs"]})
     return choice
+
+
+def _parts(model: Model) -> ElasticFacts | None:
+    """What may be left out of a supernet; None for another model, or one that was changed since."""
+    try:
+        return elastic_of(model.card)
+    except UsageError:
+        return None
+
+
+def _of_parts(parts: ElasticFacts) -> dict[str, Tunable]:
+    """The widths and depths that were trained."""
+    least = round(_STEP * math.ceil(parts.least / _STEP - 1e-9), 6)
+    width = {"width": Tunable(least, 1.0, step=_STEP)} if parts.order else {}
+    return width | ({"drop": Tunable(0, len(parts.blocks))} if parts.blocks else {})
 
 
 def _blocks(model: Model) -> int:

@@ -16,7 +16,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.facts import Facts, Text
 from compresskit.kinds import DISTILL
 from compresskit.model import Model, portable
-from compresskit.stage import Chosen, Context, Form, TeacherRef, Tunable
+from compresskit.stage import Chosen, Context, Form, Progress, TeacherRef, Tunable, silent
 from compresskit.stages.distill_student import kept_blocks, narrower, shallower
 from compresskit.stages.training import TrainingOptions
 
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compresskit.ops.distill.teacher import Stand
+    from compresskit.ops.shrinking import CalibrationData
     from compresskit.train.task import Loss, Task
 
 _WEIGHTS = (".safetensors", ".bin", ".onnx")
 _LOOK = 2
 """Samples that student and teacher are first tried on."""
+_BATCH = 64
+"""Samples at once, where a lesson is planned on some."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Lesson:
         loss: Makes the loss from the task.
         facts: What was decided, as JSON.
         notes: The same for people.
+        settle: Called once the student is trained: puts back what was changed for the lesson alone.
     """
 
     student: nn.Module
@@ -48,6 +52,7 @@ class Lesson:
     loss: Callable[[Task], Loss]
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    settle: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,9 @@ class Pupil:
         run: Calls a module on some samples as the student is called.
         output: What the student says of them.
         changing: The same sample is another one in each epoch.
+        data: Takes so many samples of the data that it is to be trained on.
+        transformer: A config of transformers tells its sizes.
+        progress: Shows how far a long plan of the lesson is.
         origins: Its blocks, each with the name of the teacher's that it was made from; empty for another student.
     """
 
@@ -69,6 +77,9 @@ class Pupil:
     inputs: tuple[str, ...]
     run: Callable[[nn.Module], Any]
     output: Tensor
+    data: Callable[[int], CalibrationData]
+    transformer: bool = False
+    progress: Progress = field(default=silent)
     changing: bool = False
     origins: dict[str, str] = field(default_factory=dict)
 
@@ -111,7 +122,7 @@ class Distill(TrainingOptions):
     kind: ClassVar = DISTILL
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
     gives: ClassVar = "same"
-    facts: ClassVar = DistillFacts
+    facts: ClassVar[type[DistillFacts]] = DistillFacts
     needs_no_replay: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("training", "teacher")
     rates: ClassVar[dict[str, float]] = {"sgd": 5e-2, "adamw": 3e-4, "muon": 2e-2}
@@ -212,6 +223,7 @@ class Distill(TrainingOptions):
         torch.manual_seed(ctx.seed)  # a method may make layers that are trained beside the student
         lesson = self.lesson(replace(pupil, origins=origins), stand)
         facts = self.train(lesson.student, model.card, ctx, teacher=lesson.teacher, loss=lesson.loss)
+        lesson.settle()
         facts |= lesson.facts | {"teacher": _about(teacher), "notes": made + facts["notes"] + lesson.notes}
         return self.recorded(model, facts)
 
@@ -278,7 +290,9 @@ class Distill(TrainingOptions):
         changing = self._augment(ctx, next(iter(inputs.values()))) is not None
         targets = next(ctx.data.batches(_LOOK, _LOOK)).targets
         scored = model.card.task == "unknown" and targets is not None and targets.dtype.kind == "f"
-        return Pupil(model.body, "values" if scored else model.card.task, tuple(inputs), run, found, changing), stand
+        task = "values" if scored else model.card.task
+        data, known = partial(_seen, model, ctx), model.card.arch.kind == "transformers"
+        return Pupil(model.body, task, tuple(inputs), run, found, data, known, ctx.progress, changing), stand
 
     def _asked_once(self, pupil: Pupil, teacher: Stand) -> nn.Module:
         """The teacher, remembering what it said where the same samples come again.
@@ -313,6 +327,12 @@ def _called(
     forward: Callable[[nn.Module, dict[str, Tensor]], Any], inputs: dict[str, Tensor], module: nn.Module
 ) -> Any:
     return forward(module, inputs)
+
+
+def _seen(model: Model, ctx: Context, samples: int) -> CalibrationData:
+    from compresskit.stages.batches import calibration_data
+
+    return calibration_data(model, ctx, samples=samples, size=_BATCH, rows=_LOOK, by_length=False)
 
 
 def _about(teacher: Model) -> dict[str, Any]:

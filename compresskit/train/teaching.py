@@ -71,12 +71,22 @@ def taught(task: Task, teacher: nn.Module, distance: Distance) -> Loss:
     """
 
     def loss(module: nn.Module, part: Sequence[Tensor]) -> Tensor:
-        found = task.output(module, part)
-        if task.labels and not task.share:
-            return task.against_labels(found, part)
-        return _with_labels(task, distance(task, found, task.wanted(teacher, part), part), found, part)
+        wanted = task.wanted(teacher, part) if asks(task) else None
+        return against(task, task.output(module, part), wanted, distance, part)
 
     return loss
+
+
+def asks(task: Task) -> bool:
+    """Whether what the teacher says counts."""
+    return not task.labels or task.share > 0
+
+
+def against(task: Task, found: Tensor, wanted: Tensor | None, distance: Distance, part: Sequence[Tensor]) -> Tensor:
+    """The loss of outputs against the teacher's, and labels where there are any; None for a teacher not asked."""
+    if wanted is None:
+        return task.against_labels(found, part)
+    return _with_labels(task, distance(task, found, wanted, part), found, part)
 
 
 def guided(task: Task, teacher: nn.Module, distance: Distance, weight: float) -> Loss:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compresskit.errors import InputError
 from compresskit.facts import read_facts
 from compresskit.facts.prune import DepthFacts
-from compresskit.ops.prune.depth import blocks_of, distances, drop, drop_proven, influences, replay, skipping
+from compresskit.ops.prune.depth import blocks_of, distances, drop, drop_proven, influences, moved, replay, skipping
 
 
 class Residual(nn.Module):
@@ -166,3 +166,11 @@ def test_a_folder_of_transformers_stays_one(name: str, tmp_path: Path) -> None:
         assert torch.equal(cached, plain)
     run(load(tmp_path / "out"), [stage], tmp_path / "twice", export=False)
     assert load(tmp_path / "twice").body.config.num_hidden_layers == 2
+
+
+def test_layers_behind_a_dropped_block_have_new_names() -> None:
+    stacks = {"": {"of": 4, "kept": ["0", "2", "head"]}, "2": {"of": 3, "kept": ["1", "2"]}}
+    names = ["0.conv", "1.0.conv", "2.0.conv", "2.1.conv", "2.2", "head.weight"]
+    assert [moved(name, stacks) for name in names] == ["0.conv", None, None, "1.0.conv", "1.1", "head.weight"]
+    assert moved("layer1.10.conv", {"layer1": {"of": 11, "kept": ["0", "10"]}}) == "layer1.1.conv"
+    assert moved("layer10.0", {"layer1": {"of": 2, "kept": ["1"]}}) == "layer10.0"

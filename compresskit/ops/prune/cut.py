@@ -1,8 +1,9 @@
-"""Channels cut out of layers, and the same channels silenced: two ways to one function."""
+"""Channels cut out of layers, left out for a while, or silenced: three ways to one function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,33 +76,87 @@ def shrink(layer: nn.Module, stay: Places) -> None:
         layer: Linear, a convolution, batch or instance normalization, or PReLU.
         stay: Its channels, inside of the layer's range.
     """
-    if isinstance(layer, _ConvNd) and depthwise(layer):
-        _index(layer, "weight", stay.out, 0)
-        _index(layer, "bias", stay.out, 0)
+    for leaf, index, axis in _slices(layer, stay):
+        tensor = getattr(layer, leaf, None)
+        if index is None or not isinstance(tensor, Tensor):
+            continue
+        part = tensor.detach().index_select(axis, index.to(tensor.device))
+        if isinstance(tensor, nn.Parameter):
+            setattr(layer, leaf, nn.Parameter(part, requires_grad=tensor.requires_grad))
+        else:
+            setattr(layer, leaf, part)
+    _resize(layer, stay)
+
+
+@contextmanager
+def narrowed(module: nn.Module, stay: Mapping[str, Places]) -> Iterator[None]:
+    """The module with narrower layers for a while, through which gradients reach the whole layers' parameters.
+
+    Args:
+        module: Is as before afterwards: what batch normalizations note of narrower passes is forgotten too.
+        stay: What stays of each layer; see :func:`places`.
+    """
+    names = dict.fromkeys((*stay, *(n for n, m in module.named_modules() if isinstance(m, _BatchNorm))))
+    layers = {name: module.get_submodule(name) for name in names}
+    saved = [(layer, dict(layer._parameters), dict(layer._buffers), _sizes(layer)) for layer in layers.values()]
+    try:
+        for name, layer in layers.items():
+            for leaf, buffer in layer._buffers.items():
+                layer._buffers[leaf] = None if buffer is None else buffer.clone()
+            if name in stay:
+                _lend(layer, stay[name])
+        yield
+    finally:
+        for layer, parameters, buffers, sizes in saved:
+            layer._parameters.update(parameters)
+            layer._buffers.update(buffers)
+            layer.__dict__.update(sizes)
+
+
+def _lend(layer: nn.Module, stay: Places) -> None:
+    """Put parts of a layer's tensors in their place, with their gradient."""
+    for leaf, index, axis in _slices(layer, stay):
+        held: dict[str, Any] = layer._parameters if leaf in layer._parameters else layer._buffers
+        if index is not None and held.get(leaf) is not None:
+            held[leaf] = held[leaf].index_select(axis, index.to(held[leaf].device))
+    _resize(layer, stay)
+
+
+def _slices(layer: nn.Module, stay: Places) -> list[tuple[str, Tensor | None, int]]:
+    """The tensors of a layer with the places that stay along an axis; None for all, and tensors that it may lack."""
+    if depthwise(layer):
+        return [("weight", stay.out, 0), ("bias", stay.out, 0)]
+    if not isinstance(layer, (nn.Linear, _ConvNd)):
+        return [(leaf, stay.out, 0) for leaf in ("weight", "bias", "running_mean", "running_var")]
+    turned = isinstance(layer, _ConvTransposeNd)
+    out = ("weight", _in_group(layer, stay.out) if turned else stay.out, 1 if turned else 0)
+    into = ("weight", _in_all(layer, stay.into) if turned else stay.into, 0 if turned else 1)
+    return [out, into, ("bias", stay.out, 0)]
+
+
+_SIZES = ("groups", "in_channels", "out_channels", "in_features", "out_features", "num_features", "num_parameters")
+
+
+def _sizes(layer: nn.Module) -> dict[str, Any]:
+    return {name: vars(layer)[name] for name in _SIZES if name in vars(layer)}
+
+
+def _resize(layer: Any, stay: Places) -> None:
+    """Let a layer say how wide its tensors are by now."""
+    if depthwise(layer):
         layer.groups = layer.in_channels = layer.out_channels = int(layer.weight.shape[0])
-        return
-    if isinstance(layer, (nn.Linear, _ConvNd)):
-        _shrink_product(layer, stay)
-        return
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        _index(layer, leaf, stay.out, 0)
-    if stay.out is not None and isinstance(layer, (_BatchNorm, _InstanceNorm)):
+    elif isinstance(layer, (nn.Linear, _ConvNd)):
+        first, second = int(layer.weight.shape[0]), int(layer.weight.shape[1])
+        if isinstance(layer, nn.Linear):
+            layer.out_features, layer.in_features = first, second
+        else:
+            second *= layer.groups
+            turned = isinstance(layer, _ConvTransposeNd)
+            layer.out_channels, layer.in_channels = (second, first) if turned else (first, second)
+    elif stay.out is not None and isinstance(layer, (_BatchNorm, _InstanceNorm)):
         layer.num_features = len(stay.out)
     elif stay.out is not None and isinstance(layer, nn.PReLU):
         layer.num_parameters = len(stay.out)
-
-
-def _shrink_product(layer: nn.Linear | _ConvNd, stay: Places) -> None:
-    turned = isinstance(layer, _ConvTransposeNd)
-    _index(layer, "weight", _in_group(layer, stay.out) if turned else stay.out, 1 if turned else 0)
-    _index(layer, "weight", _in_all(layer, stay.into) if turned else stay.into, 0 if turned else 1)
-    _index(layer, "bias", stay.out, 0)
-    first, second = int(layer.weight.shape[0]), int(layer.weight.shape[1])
-    if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = first, second
-    else:
-        second *= layer.groups
-        layer.out_channels, layer.in_channels = (second, first) if turned else (first, second)
 
 
 def _in_group(layer: Any, channels: Tensor | None) -> Tensor | None:
@@ -113,17 +168,6 @@ def _in_all(layer: Any, local: Tensor | None) -> Tensor | None:
     """Input channels of the first group as those of all groups."""
     size = layer.in_channels // layer.groups
     return None if local is None else torch.cat([local + size * g for g in range(layer.groups)])
-
-
-def _index(layer: nn.Module, leaf: str, index: Tensor | None, axis: int) -> None:
-    tensor = getattr(layer, leaf, None)
-    if index is None or not isinstance(tensor, Tensor):
-        return
-    part = tensor.detach().index_select(axis, index.to(tensor.device))
-    if isinstance(tensor, nn.Parameter):
-        setattr(layer, leaf, nn.Parameter(part, requires_grad=tensor.requires_grad))
-    else:
-        setattr(layer, leaf, part)
 
 
 @torch.no_grad()

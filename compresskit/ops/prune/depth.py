@@ -7,7 +7,7 @@ time, looks at the model's output, and begins again after each that is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -203,6 +203,25 @@ def keep(module: nn.Module, holder: str, kept: Sequence[str]) -> None:
         modules[str(index) if leaf.isdigit() else leaf] = child
         if child is not None and leaf.isdigit():
             _renumber(child, int(leaf), index)
+
+
+def moved(name: str, stacks: Mapping[str, Any]) -> str | None:
+    """The name that a layer has once blocks are dropped; None where it went with one.
+
+    Args:
+        name: Before.
+        stacks: From :func:`drop`.
+    """
+    for holder in sorted(stacks, key=len, reverse=True):
+        above = f"{holder}." if holder else ""
+        leaf, dot, rest = name.removeprefix(above).partition(".")
+        if not name.startswith(above):
+            continue
+        kept = stacks[holder]["kept"]
+        if leaf not in kept:
+            return None
+        name = f"{above}{kept.index(leaf) if leaf.isdigit() else leaf}{dot}{rest}"
+    return name
 
 
 def replay(module: nn.Module, facts: DepthFacts) -> None:

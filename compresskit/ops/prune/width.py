@@ -27,6 +27,13 @@ from compresskit.ops.quantize.weights import named
 
 _WIDTHS = ("intermediate_size", "ffn_dim", "hidden_dim", "n_inner")
 _QUERY, _KEYS = "q_proj", ("k_proj", "v_proj")
+_PROJECTIONS = (
+    (_QUERY, *_KEYS, "o_proj"),
+    (_QUERY, *_KEYS, "out_proj"),
+    ("q_lin", "k_lin", "v_lin", "out_lin"),
+    ("self.query", "self.key", "self.value", "output.dense"),
+)
+"""Queries, keys, values and what reads the heads, below the module of a block's attention."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -96,6 +103,33 @@ def heads(module: nn.Module, batch: Batch, forward: Forward) -> list[Part]:
             f"the config of {type(module).__name__} can't tell of fewer heads: their width isn't in it",
             "leave `heads` out; prune `method` structured cuts heads of models given by `arch`",
         )
+    return found
+
+
+def any_heads(module: nn.Module, batch: Batch, forward: Forward) -> list[Part]:
+    """The attention heads of a transformers model, also of one whose config can't tell of fewer.
+
+    Returns:
+        One part a block; none where blocks have other attention than four Linear layers, or several.
+    """
+    config: Any = module.config
+    queries = getattr(config, "num_attention_heads", 0)
+    keys = getattr(config, "num_key_value_heads", None) or queries
+    found = []
+    for block in _blocks(module, batch, forward):
+        linear = {f"{block}.{n}": m for n, m in module.get_submodule(block).named_modules() if isinstance(m, nn.Linear)}
+        sets = [
+            tuple(name.removesuffix(kind[0]) + leaf for leaf in kind)
+            for kind in _PROJECTIONS
+            for name in linear
+            if name.endswith(f".{kind[0]}")
+        ]
+        whole = [names for names in sets if set(names) <= set(linear)]
+        if len(whole) != 1 or not keys or linear[whole[0][1]].out_features % keys:
+            return []
+        query, key, value, reader = whole[0]
+        size, shared = linear[key].out_features // keys, linear[query].out_features // keys
+        found.append(Part(reader, {query: shared, key: size, value: size}, shared, keys))
     return found
 
 

@@ -1,0 +1,48 @@
+"""The space of a model where the user names none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from compresskit.model import Applied, Card, InputSpec, Model
+from compresskit.search.defaults import default_space
+
+FOUND: dict[str, Any] = {"totals": {"bytes": 1000}, "layers": []}
+INPUTS = (InputSpec("x", "float32", ("batch", 3, 8, 8)),)
+
+
+def model(*history: Applied) -> Model:
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 4))
+    return Model(module, Card("torch", inputs=INPUTS, task="classification", history=history), Path("net.pt"))
+
+
+def supernet(order: dict[str, list[int]], blocks: list[str], least: float) -> Applied:
+    facts = {"order": order, "blocks": blocks, "least": least, "multiple": 8}
+    return Applied("distill.supernet", {}, {"elastic": facts})
+
+
+@pytest.mark.parametrize(
+    ("order", "blocks", "least", "ranges"),
+    [
+        ({"0": [1, 0]}, ["a", "b"], 0.25, {"width": (0.25, 1.0), "drop": (0, 2)}),
+        ({"0": [1, 0]}, [], 0.33, {"width": (0.35, 1.0)}),
+        ({}, ["a"], 0.5, {"drop": (0, 1)}),
+    ],
+)
+def test_of_a_supernet_its_trained_parts_are_tried_and_nothing_else_is_cut(
+    order: dict[str, list[int]], blocks: list[str], least: float, ranges: dict[str, tuple[float, float]]
+) -> None:
+    space = default_space(model(supernet(order, blocks, least)), FOUND, "cnn")
+    assert space.names() == ["prune.subnet", "quantize"] and not space.trains()
+    subnet = space.slots[0].choices[1]
+    assert subnet is not None
+    assert {name: (found.low, found.high) for name, found in subnet.ranges.items()} == ranges
+
+
+@pytest.mark.parametrize("history", [(), (supernet({"0": [1, 0]}, [], 0.5), Applied("prune.subnet", {}))])
+def test_only_a_supernet_has_parts(history: tuple[Applied, ...]) -> None:
+    assert "prune.subnet" not in default_space(model(*history), FOUND, "cnn").names()
