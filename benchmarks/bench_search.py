@@ -59,14 +59,26 @@ def resnet(bench: Bench, place: Path, drop: float, minutes: int) -> None:
         f"{minutes}m", "-o", out,
     )  # fmt: skip
     took = (time.monotonic() - start) / 60
+    resnet_rows(bench, name, report, (9.0, 3.0) if drop < 1 else (8.0, 3.3), f"{took:.0f} min")
+
+
+def resnet_rows(bench: Bench, name: str, report: Report, wanted: tuple[float, float], how: str) -> None:
+    """What one search found.
+
+    Args:
+        bench: Where it is recorded.
+        name: Of the rows.
+        report: Of the search.
+        wanted: Times smaller and times as fast that a model of the front should be.
+        how: Time that it took, and by how many workers.
+    """
     search = report.search
     assert search is not None
     passing = [one for one in search.judged if one.passed]
     tried = {one.number: one for one in search.tried}
     smallest = max((tried[one.number].smaller or 0 for one in passing), default=0.0)
     fastest = max((one.speedup or 0 for one in passing), default=0.0)
-    about = f"{len(search.tried)} candidates, {took:.0f} min"
-    wanted = (9.0, 3.0) if drop < 1 else (8.0, 3.3)
+    about = f"{len(search.tried)} candidates, {how}"
     bench.row(f"{name}, smallest that passes", f"≥ {wanted[0]}×", f"{smallest:.1f}×", 1, about, smallest >= wanted[0])
     bench.row(f"{name}, fastest that passes", f"≥ {wanted[1]}×", f"{fastest:.2f}×", 1, about, fastest >= wanted[1])
     lost = report.evaluation.drops if report.evaluation else {}
