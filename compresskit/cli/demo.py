@@ -110,7 +110,7 @@ def _searched(say: Callable[[str], None], seed: int, progress: Progress) -> bool
     from compresskit.recipe.plan import Recipe
     from compresskit.runner.cache import Cache
     from compresskit.search.compress import Showing, compress
-    from compresskit.search.request import HOLD_OUT, Request
+    from compresskit.search.request import Request
 
     if find_spec("optuna") is None:
         say("no search: it needs the extra search (pip install 'compresskit[search]')")
@@ -121,9 +121,9 @@ def _searched(say: Callable[[str], None], seed: int, progress: Progress) -> bool
     )
     recipe = Recipe(
         "compress", (), model="digits.pt", arch="net.py:Net", data="train.npz", eval_data="test.npz",
-        hold_out=HOLD_OUT, max_drop="1pt", seed=seed,
+        max_drop="1pt", seed=seed,
     )  # fmt: skip
-    request = Request(recipe, Path("best"), "best.study", seconds=_SEARCH_S)
+    request = Request.of(recipe, Path("best"), None, None, seconds=_SEARCH_S)
     with tempfile.TemporaryDirectory(prefix="compresskit-") as kept:
         compress(request, Cache(Path(kept)), Showing(progress, lambda line: say(f"  {line}")))
     return True

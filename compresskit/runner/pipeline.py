@@ -27,7 +27,7 @@ from compresskit.runner.keys import surroundings
 from compresskit.runner.preconditions import check, check_output
 from compresskit.runner.prepare import with_inputs
 from compresskit.runner.provenance import provenance
-from compresskit.runner.sources import kept_of, opener
+from compresskit.runner.sources import opener, parted
 from compresskit.runner.stage_runner import aimed_at, form, workplace
 from compresskit.runner.steps import InMemory, Job, Steps, T
 from compresskit.stage import Progress, say_nothing, silent
@@ -107,7 +107,7 @@ def run_recipe(
             bench=bench, sequence=recipe.sequence, threads=recipe.threads, device=recipe.device, seed=recipe.seed,
         )  # fmt: skip
         return model, Job(
-            recipe.steps, output, kept_of(open_(recipe.data), recipe), measuring, force, command, progress, tell,
+            recipe.steps, output, parted(open_(recipe.data), recipe)[0], measuring, force, command, progress, tell,
             recipe, draw, complete,
         )  # fmt: skip
 

@@ -24,17 +24,17 @@ def source_for(model: Model, path: str, normalize: str | None, sequence: int) ->
     )  # fmt: skip
 
 
-def kept_of(data: Source | None, recipe: Recipe) -> Source | None:
-    """The samples that the steps of a recipe get: all but those that it holds out.
+def parted(data: Source | None, recipe: Recipe) -> tuple[Source | None, Source | None]:
+    """(the samples that the steps of a recipe get, those that it holds out from them).
 
     Raises:
         UsageError: There are too few for that.
     """
     if data is None or recipe.hold_out is None:
-        return data
+        return data, None
     from compresskit.data.parts import split
 
-    return split(data, recipe.hold_out, seed=recipe.seed)[0]
+    return split(data, recipe.hold_out, seed=recipe.seed)
 
 
 def opener(

@@ -12,7 +12,7 @@ from compresskit.runner.cache import Cache
 from compresskit.runner.timing import SEQUENCE
 from compresskit.search.compress import Showing
 from compresskit.search.compress import compress as search
-from compresskit.search.request import HOLD_OUT, Request
+from compresskit.search.request import Request
 from compresskit.search.space import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import Progress, silent
@@ -95,13 +95,13 @@ def compress(
              {"data": data, "eval_data": eval_data, "select_data": select_data}.items()}  # fmt: skip
     recipe = Recipe(
         "compress", (), model=str(model), arch=arch, arch_args=arch_args or {}, input_shape=input_shape, key=key,
-        data=named["data"], hold_out=HOLD_OUT if select_data is None else None, eval_data=named["eval_data"],
+        data=named["data"], eval_data=named["eval_data"],
         normalize=normalize, sequence=sequence, metric=metric, max_drop=max_drop, max_size=max_size,
         min_speedup=min_speedup, threads=threads, seed=seed,
     )  # fmt: skip
-    request = Request(
-        recipe, Path(output), study or f"{output}.study", named["select_data"], tuple(minimize), pick, seconds, trials,
-        tuple(steps), None if space is None else read_space(Path(space)), bench,
+    request = Request.of(
+        recipe, Path(output), study, named["select_data"], goals=tuple(minimize), pick=pick, seconds=seconds,
+        most=trials, kinds=tuple(steps), space=None if space is None else read_space(Path(space)), bench=bench,
     )  # fmt: skip
     request.limits.check(evaluated=eval_data is not None, benched=bench)
     kept = Cache.default() if cache is None else Cache(Path(cache))

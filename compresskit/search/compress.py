@@ -26,7 +26,7 @@ from compresskit.search.searching import Bars, Searching
 from compresskit.search.space import space_of
 from compresskit.search.study import SearchStudy, shown
 from compresskit.search.tried import front, ranked
-from compresskit.search.trying import Trying, until
+from compresskit.search.trying import Figures, Trying, until
 from compresskit.searched import Judged, Search, Tried, steps_text
 from compresskit.stage import Progress, say_nothing, silent
 
@@ -105,7 +105,7 @@ def compress(request: Request, cache: Cache, showing: Showing) -> Report:
         seconds = (study.attribute("seconds") or 0.0) + time.monotonic() - start
         study.note("seconds", round(seconds, 1))
         study.note("until", 0.0)  # other workers needn't begin another candidate
-        report = _finish(request, found, study, cache, showing, searching.stopped)
+        report = _finish(request, found, searching, cache, showing)
     if stopped:
         raise Stopped(report, stopped)
     return report
@@ -165,22 +165,22 @@ def _announce(request: Request, found: Found, known: Sequence[Tried], showing: S
         showing.tell(f"going on with {len(known)} candidates of {shown(request.study)}")
 
 
-def _finish(request: Request, found: Found, study: SearchStudy, cache: Cache, showing: Showing, ended: str) -> Report:
+def _finish(request: Request, found: Found, searching: Searching, cache: Cache, showing: Showing) -> Report:
     """Judge the best candidates, write the one that is wanted, and tell how it was found."""
+    study = searching.study
     tried = study.tried()
-    trying = found.trying
-    bars = Bars(request.limits, trying.allowed())
+    trying, bars = found.trying, searching.bars
     trying.patient(showing.progress)
     best = front(tried, request.goals)
     wanted = ranked(best, request.pick)[:_JUDGED]
     if not wanted:
-        wanted = _nearest(tried, bars)
-        if not wanted:
+        if (nearest := _nearest(tried, bars)) is None:
             reasons = list(dict.fromkeys(one.reason for one in tried if one.reason))
             raise UsageError(
                 f"no candidate of {len(tried)} could be measured" + (f": {reasons[0]}" if reasons else ""),
                 "give more `time`, or say what to try with `space`",
             )
+        wanted = [nearest]
     judged = judge(request, trying, wanted, showing.progress)
     winner = next((one for one, seen in zip(wanted, judged, strict=True) if seen.passed), wanted[0])
     chosen_by = f"{trying.samples} samples of {portable(trying.select.name)}"
@@ -195,7 +195,7 @@ def _finish(request: Request, found: Found, study: SearchStudy, cache: Cache, sh
         chosen_by=chosen_by,
         metric=trying.metric.name if trying.metric is not None else "likeness",
         seconds=float(study.attribute("seconds") or 0.0),
-        notes=[*found.notes, *_notes(wanted[0], best, judged, ended, bars)],
+        notes=[*found.notes, *_notes(wanted[0], best, judged, searching.stopped, bars)],
     )
     recipe = replace(
         trying.recipe(winner.steps), name="compress", description=f"Found by compress: {steps_text(winner.steps)}.",
@@ -262,16 +262,15 @@ def widened(middle: float, interval: tuple[float, float], count: int) -> tuple[f
     return middle + factor * (interval[0] - middle), middle + factor * (interval[1] - middle)
 
 
-def _nearest(tried: Sequence[Tried], bars: Bars) -> list[Tried]:
-    """Where no candidate keeps the bars: the one that misses them by the least."""
-    from compresskit.search.trying import Figures
+def _nearest(tried: Sequence[Tried], bars: Bars) -> Tried | None:
+    """Where no candidate keeps the bars: the one that misses them by the least; None where none was measured."""
 
     def missed(one: Tried) -> float:
         figures = Figures(one.bytes or 0, one.faster, one.value or 0.0, one.drop or 0.0, one.interval)
         return max(bars.missed(figures).values(), default=0.0)
 
     known = [one for one in tried if one.bytes is not None]
-    return sorted(known, key=lambda one: (missed(one), one.number))[:1]
+    return min(known, key=lambda one: (missed(one), one.number), default=None)
 
 
 def _notes(first: Tried, best: Sequence[Tried], judged: Sequence[Judged], ended: str, bars: Bars) -> list[str]:

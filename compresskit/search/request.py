@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,20 @@ class Request:
     kinds: tuple[str, ...] = ()
     space: Space | None = None
     bench: bool = True
+
+    @classmethod
+    def of(cls, recipe: Recipe, output: Path, study: str | None, select_data: str | None, **more: Any) -> Request:
+        """A request by which samples are held out where none to choose by are given, and kept beside the output.
+
+        Args:
+            recipe: Says nothing of samples that are held out.
+            output: The folder to write.
+            study: None is a folder beside it.
+            select_data: None holds some of the data out.
+            more: Other attributes.
+        """
+        held = replace(recipe, hold_out=HOLD_OUT if select_data is None else None)
+        return cls(held, output, study or f"{output}.study", select_data, **more)
 
     @property
     def limits(self) -> Limits:

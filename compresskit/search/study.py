@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, MachineError, UsageError, missing_extra
+from compresskit.exporter.quiet import first_line
 from compresskit.searched import Tried
 
 if TYPE_CHECKING:
@@ -285,11 +286,6 @@ def shown(place: str) -> str:
     """An address without its password."""
     head, at, tail = place.rpartition("@")
     return f"{head.partition('://')[0]}://…@{tail}" if at and "://" in head else place
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _other(part: str) -> str:

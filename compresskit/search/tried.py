@@ -40,14 +40,3 @@ def ranked(found: Sequence[Tried], pick: Pick) -> list[Tried]:
         return by[pick]
 
     return sorted(found, key=lambda one: (-merit(one), one.drop or 0.0, one.number))
-
-
-def nearest(tried: Iterable[Tried], misses: dict[int, float]) -> Tried | None:
-    """Of the candidates that were measured the one that misses the bars by the least.
-
-    Args:
-        tried: All of them.
-        misses: By number, by how much: 0 is within all bars.
-    """
-    known = [one for one in tried if one.number in misses]
-    return min(known, key=lambda one: (misses[one.number], one.number), default=None)

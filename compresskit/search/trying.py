@@ -25,7 +25,7 @@ from compresskit.runner.entries import At, bytes_of
 from compresskit.runner.judging import Measuring
 from compresskit.runner.measure import score
 from compresskit.runner.prepare import with_inputs
-from compresskit.runner.sources import opener
+from compresskit.runner.sources import opener, parted
 from compresskit.runner.steps import Job
 from compresskit.stage import Progress
 
@@ -105,7 +105,7 @@ class Trying:
         open_ = opener(
             model, recipe.normalize, recipe.sequence, paths=[recipe.data, look.select_data, recipe.eval_data]
         )
-        self.data, held = _parts(open_(recipe.data), recipe)
+        self.data, held = parted(open_(recipe.data), recipe)
         chosen_by = open_(look.select_data) or held
         if chosen_by is None:
             raise UsageError("there is no sample to choose by", "give `data`, or `select_data`")
@@ -221,14 +221,6 @@ class Trying:
 
     def _faster(self, session: Session) -> float | None:
         return faster(self._session, session, self._feeds) if self._look.timing else None
-
-
-def _parts(data: Source | None, recipe: Recipe) -> tuple[Source | None, Source | None]:
-    from compresskit.data.parts import split
-
-    if data is None or recipe.hold_out is None:
-        return data, None
-    return split(data, recipe.hold_out, seed=recipe.seed)
 
 
 def faster(original: Session, new: Session, feeds: dict[str, Any], rounds: int = _ROUNDS) -> float:

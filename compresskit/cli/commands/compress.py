@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.cli.option_groups import Bounds, Showing, grouped
 
 _SEARCH = "Search"
 ModelArg = Annotated[
@@ -77,55 +79,52 @@ Join = Annotated[
 ]
 
 
-def command(
-    model: ModelArg = None,
-    data: shared.Data = None,
-    eval_data: shared.EvalData = None,
-    select_data: SelectData = None,
-    max_drop: shared.MaxDrop = None,
-    max_size: shared.MaxSize = None,
-    min_speedup: shared.MinSpeedup = None,
-    metric: shared.MetricName = None,
-    normalize: shared.Normalize = None,
-    sequence: shared.Sequence = 128,
-    time: Time = "10m",
-    minimize: Minimize = "size,latency",
-    pick: PickOne = "",
-    trials: Trials = None,
-    steps: Steps = None,
-    space: SpaceFile = None,
-    study: StudyPlace = None,
-    join: Join = None,
-    cache: shared.CacheFolder = None,
-    dry_run: shared.DryRun = False,
-    arch: shared.Arch = None,
-    arch_args: shared.ArchArgs = None,
-    input_shape: shared.InputShape = None,
-    key: shared.Key = None,
-    no_bench: shared.NoBench = False,
-    threads: shared.Threads = 0,
-    seed: shared.Seed = 0,
-    output: shared.Output = None,
-    json: shared.Json = None,
-    html: shared.Html = None,
-    no_html: shared.NoHtml = False,
-    markdown: shared.Markdown = False,
-    quiet: shared.Quiet = False,
-    force: shared.Force = False,
-) -> None:
+@dataclass(frozen=True)
+class Samples:
+    """What candidates are made with, chosen by and judged on."""
+
+    data: shared.Data = None
+    eval_data: shared.EvalData = None
+    select_data: SelectData = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The other options of a search."""
+
+    metric: shared.MetricName = None
+    normalize: shared.Normalize = None
+    sequence: shared.Sequence = 128
+    time: Time = "10m"
+    minimize: Minimize = "size,latency"
+    pick: PickOne = ""
+    trials: Trials = None
+    steps: Steps = None
+    space: SpaceFile = None
+    study: StudyPlace = None
+    join: Join = None
+    cache: shared.CacheFolder = None
+    dry_run: shared.DryRun = False
+    arch: shared.Arch = None
+    arch_args: shared.ArchArgs = None
+    input_shape: shared.InputShape = None
+    key: shared.Key = None
+    no_bench: shared.NoBench = False
+    threads: shared.Threads = 0
+    seed: shared.Seed = 0
+    output: shared.Output = None
+    no_html: shared.NoHtml = False
+    force: shared.Force = False
+
+
+@grouped
+def command(model: ModelArg = None, *, samples: Samples, bounds: Bounds, asked: Asked, showing: Showing) -> None:
     """Find the smallest and fastest model that keeps your bars.
 
     Tries recipes of pruning, factorizing, distilling and quantizing within --time, chooses by samples that no step has
     seen, judges the best on --eval-data, and writes the result with the recipe that makes it. Stopped by Ctrl-C it
     judges the best so far; the same command goes on where the search was.
     """
-    from compresskit.cli.compressing import Asked, search
+    from compresskit.cli.compressing import search
 
-    asked = Asked(
-        model=model, data=data, eval_data=eval_data, select_data=select_data, max_drop=max_drop, max_size=max_size,
-        min_speedup=min_speedup, metric=metric, normalize=normalize, sequence=sequence, time=time, minimize=minimize,
-        pick=pick, trials=trials, steps=steps, space=space, study=study, join=join, cache=cache, dry_run=dry_run,
-        arch=arch, arch_args=arch_args, input_shape=input_shape, key=key, bench=not no_bench, threads=threads,
-        seed=seed, output=output, json=json, html=html, pages=not no_html, markdown=markdown, quiet=quiet, force=force,
-    )  # fmt: skip
-    raise typer.Exit(search(asked))
+    raise typer.Exit(search(model, samples, bounds, asked, showing))
