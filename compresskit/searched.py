@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+STATES = {"kept": "passes", "missed": "misses", "dropped": "dropped", "failed": "failed"}
+"""What became of a candidate, in words."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

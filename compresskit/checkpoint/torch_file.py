@@ -144,7 +144,7 @@ def _place(path: Path, saved: Any, spans: _SPAN) -> Any:
 
 
 def _aside(item: Any, seen: set[int]) -> Aside | None:
-    """What is told of an entry that is left out; ``seen`` are lists that were looked at, as they may be shared."""
+    """A description of an entry that is left out. ``seen`` holds the lists visited so far, as lists may be shared."""
     if isinstance(item, Leftover):
         return Aside("an array or another object")
     if isinstance(item, (list, tuple)) and any(True for _ in _tensors(item, seen)):

@@ -59,7 +59,7 @@ def export_checked(
         module: Any module, with or without packed layers; stays as it is.
         inputs: What it takes.
         path: The final name; replaced if it exists.
-        check: What the file is held against the module with.
+        check: Compares the file with the module.
         accuracy_level: What the shipped file's 4- and 8-bit matrix products use: 0 is float32, 4 is int8 activations.
         data_above: Bytes of weights from which on they go to ``<name>.data``.
         progress: Told of the steps.

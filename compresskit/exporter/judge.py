@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compresskit.exporter.call import Flat, call, device_of, to_array
 from compresskit.exporter.precision import OtherKernels, float64, float64_copy
+from compresskit.exporter.quiet import first_line
 from compresskit.model import InputSpec
 
 _SEEDS = 3
@@ -77,7 +78,7 @@ class Judge:
             self._wide = self._wide or Flat(float64_copy(self._module), self._inputs)
             return self._run(self._wide, feeds, float64)
         except Exception as error:  # whatever the module's code raises
-            self.excuse = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.excuse = first_line(error)
             return None
 
     def _otherwise(self, feeds: dict[str, np.ndarray], wide: bool) -> Iterator[tuple[np.ndarray, ...]]:

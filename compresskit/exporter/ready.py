@@ -54,7 +54,7 @@ class Ready:
         return {self.renamed.get(name, name): fact for name, fact in facts.items()}
 
     def named(self) -> onnx.ModelProto:
-        """The model with shapes, and a name for every node: what is to be left alone is told by name."""
+        """The model with inferred shapes and a name for every node: nodes to exclude are given by name."""
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
         model: onnx.ModelProto = load_model_with_shape_infer(self.path)

@@ -14,7 +14,7 @@ from compresskit.search.space import Space, assignments
 from compresskit.search.study import Outcome, SearchStudy
 from compresskit.search.tried import Goal, costs, dominates, front
 from compresskit.search.trying import Figures, OutOfTime, Trying
-from compresskit.searched import Tried, steps_text
+from compresskit.searched import STATES, Tried, steps_text
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -243,11 +243,10 @@ def line(tried: Tried, left: float) -> str:
         figures.append(f"about {tried.faster:.1f}× as fast")
     if tried.drop is not None:
         figures.append(f"{-tried.drop:+.2f} pt")
-    state = {"kept": "passes", "missed": "misses", "dropped": "dropped", "failed": "failed"}[tried.state]
     why = f" ({tried.reason})" if tried.reason and tried.state in ("dropped", "failed") else ""
     minutes = f"{max(0, int(left)) // 60}:{max(0, int(left)) % 60:02d} left"
     measured = ", ".join(figures) or "nothing measured"
-    return f"candidate {tried.number}: {steps_text(tried.steps)}: {measured}; {state}{why}; {minutes}"
+    return f"candidate {tried.number}: {steps_text(tried.steps)}: {measured}; {STATES[tried.state]}{why}; {minutes}"
 
 
 def epochs_that_fit(seconds: float, a_pass: float) -> float:

@@ -9,7 +9,7 @@ from compresskit.errors import as_flags
 from compresskit.render import figures
 from compresskit.render.html.compared import MARGIN, height, log_range
 from compresskit.render.html.markup import Chart, label
-from compresskit.searched import Search, Tried, steps_text
+from compresskit.searched import STATES, Search, Tried, steps_text
 
 _LOOKS = {
     "kept": ("passes", "#2f9e57", "circle"),
@@ -44,7 +44,7 @@ def _line(one: Tried, search: Search) -> tuple[str, ...]:
     mark = "→" if one.number == search.winner else "•" if one.number in search.front else ""
     ratios = ["–" if value is None else f"{value:.2f}×" for value in (one.smaller, one.faster)]
     change = "–" if one.drop is None else f"{-one.drop:+.2f} pt"
-    became = {"kept": "passes", "missed": "misses", "dropped": "dropped", "failed": "failed"}[one.state]
+    became = STATES[one.state]
     why = f"{became}: {as_flags(one.reason)}" if one.reason else became
     return mark, str(one.number), steps_text(one.steps), *ratios, change, why, f"{one.seconds:.0f}"
 
