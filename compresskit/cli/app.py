@@ -100,7 +100,7 @@ Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="For logs: no colour, no line wrapped, progress as lines.",
+        help="Plain output for logs: no colour, no wrapping, one line per progress step.",
         rich_help_panel="Output",
         callback=set_plain,
         is_eager=True,
@@ -139,10 +139,11 @@ def app() -> Any:
     @top.callback()
     def compresskit(
         version: Annotated[
-            bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_version)
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
         ] = False,
         debug: Annotated[
-            bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
+            bool,
+            typer.Option("--debug", help="Show the traceback of an error. May be given anywhere on the command line."),
         ] = False,
     ) -> None:
         """Make a trained PyTorch model smaller and faster, with a verdict that can be trusted.

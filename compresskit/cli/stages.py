@@ -112,7 +112,7 @@ def _help(cls: type[Stage]) -> str:
 
 
 def _method_option(stage: str, method: str) -> inspect.Parameter:
-    text = f"Algorithm. Options below are those of {method}."
+    text = f"Algorithm. The options below belong to {method}."
     option = typer.Option(
         "--method", metavar="|".join(registry.methods(stage)), help=text, rich_help_panel=_PANEL, show_default=False
     )

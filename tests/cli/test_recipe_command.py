@@ -76,7 +76,7 @@ def test_check_of_a_good_recipe(cli: Cli, empty: Path) -> None:
     found = cli("recipe", "check", "r.yaml")
     assert found.code == 0 and found.err == ""
     assert found.out.startswith("good: r.yaml, 1 step, 2 points")
-    assert "left to the command line: model, data, eval-data" in found.out
+    assert "to be given on the command line: model, data, eval-data" in found.out
     assert cli("recipe", "check", "r.yaml", "--quiet").out == ""
 
 

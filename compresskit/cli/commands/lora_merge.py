@@ -16,7 +16,7 @@ _Adapter = Annotated[
     Path | None,
     typer.Argument(
         metavar="[ADAPTER]",
-        help="Folder of an adapter in PEFT's format. (what MODEL has beside it)",
+        help="Folder of an adapter in PEFT's format. (the adapter stored with MODEL)",
         show_default=False,
     ),
 ]

@@ -15,7 +15,7 @@ Page = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="File to write; replaces an earlier page. (report.html beside the report)",
+        help="Output file; an earlier page is overwritten. (report.html next to the report)",
         rich_help_panel="Output",
         show_default=False,
     ),
@@ -23,9 +23,9 @@ Page = Annotated[
 
 
 def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
-    """Draw a report as one HTML page with pictures, which needs no network.
+    """Write a report as one self-contained HTML page.
 
-    Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.
+    Nothing is measured: the page shows the content of the report. The exit code is 0 for every verdict.
     """
     from compresskit.cli.console import check_html, write_out, write_page
     from compresskit.errors import printable
