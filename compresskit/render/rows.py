@@ -100,7 +100,7 @@ def _smaller(base: ModelEntry, entry: ModelEntry) -> str:
     if not base.bytes or not entry.bytes:
         return figures.DASH
     ratio = base.bytes / entry.bytes
-    return figures.times(ratio) if ratio >= 1 else f"{figures.times(1 / ratio)} larger"
+    return figures.times(ratio) if ratio >= 1 else f"{figures.times(1 / ratio)} bigger"
 
 
 def quality(report: Report, entry: ModelEntry) -> tuple[str, ...]:

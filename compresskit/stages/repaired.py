@@ -36,7 +36,7 @@ class Repaired(TrainingOptions, WeightOnly):
             ge=0,
             le=256,
             description="Rank of a float16 correction beside each Linear layer that compensates rounding; best with "
-            "`data`. (with `epochs`: {_TRAINED_RANK}, else 0)",
+            f"`data`. (with `epochs`: {_TRAINED_RANK}, else 0)",
         ),
     ] = 0
     optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Optimizer. (adamw)")] = None

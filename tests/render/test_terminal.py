@@ -187,7 +187,7 @@ def test_many_reasons_are_counted_not_dropped(report: Report) -> None:
 def test_unverified_says_what_would_prove_it(report: Report) -> None:
     unverified = report.model_copy(update={"verdict": Verdict.UNVERIFIED})
     assert "--eval-data" in draw(unverified)
-    assert "with --data" in draw(unverified.model_copy(update={"command": "compare"}))
+    assert "give --data with labels" in draw(unverified.model_copy(update={"command": "compare"}))
 
 
 def test_slower_and_bigger_are_said_so() -> None:
