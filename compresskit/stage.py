@@ -85,11 +85,13 @@ class TeacherRef:
         model: Any MODEL.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds it.
         arch_args: Its keyword arguments.
+        key: Which of the state dicts in its file.
     """
 
     model: str
     arch: str | None = None
     arch_args: dict[str, Any] | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)

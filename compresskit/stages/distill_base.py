@@ -143,6 +143,9 @@ class Distill(TrainingOptions):
         ),
     ] = None
     teacher_arch_args: Annotated[str | None, Field(description="Its keyword arguments, as JSON.")] = None
+    teacher_key: Annotated[
+        str | None, Field(description="Which of the state dicts in the teacher's file: params_ema, or ema.model.")
+    ] = None
     student_depth: Annotated[
         int | None,
         Field(ge=1, description="Make the student from MODEL first: so many of its blocks, those that matter most."),
@@ -181,7 +184,7 @@ class Distill(TrainingOptions):
         if self.teacher is None:
             return None
         args = json.loads(self.teacher_arch_args) if self.teacher_arch_args else None
-        return TeacherRef(self.teacher, self.teacher_arch, args)
+        return TeacherRef(self.teacher, self.teacher_arch, args, self.teacher_key)
 
     def options(self) -> dict[str, Any]:
         """The options as JSON; paths as an artefact may hold them."""
