@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",
+    "mcp": "Let an assistant use these commands, by the Model Context Protocol over standard input and output.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",
     "doctor": "Show what is installed here, what is missing and how to get it.",
 }
