@@ -10,7 +10,7 @@ COMMANDS = {
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
     "check": "Gate a build: hold a report to limits, and to the report of an earlier run.",
-    "report": "Draw a report as one HTML page with pictures, which needs no network.",
+    "report": "Draw a report as one HTML page with pictures, which needs no network, or log its figures.",
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",

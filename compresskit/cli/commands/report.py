@@ -20,10 +20,20 @@ Page = Annotated[
         show_default=False,
     ),
 ]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        metavar="mlflow|FILE.jsonl",
+        help="Log its figures to MLflow, or append them to a file as JSON lines; no page is written.",
+        rich_help_panel="Output",
+        show_default=False,
+    ),
+]
 
 
-def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
-    """Draw a report as one HTML page with pictures, which needs no network.
+def command(report: shared.ReportArg, output: Page = None, log: Log = None, quiet: shared.Quiet = False) -> None:
+    """Draw a report as one HTML page with pictures, which needs no network, or log its figures.
 
     Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.
     """
@@ -31,6 +41,11 @@ def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet =
     from compresskit.errors import printable
     from compresskit.report import PAGE, read_report
 
+    if log is not None:
+        from compresskit.cli.tracking import log as log_to
+
+        log_to(read_report(report), log)
+        return
     folder = Path() if str(report) == "-" else report if report.is_dir() else report.parent
     target = output or folder / PAGE
     check_html(target, [] if report.is_dir() else [report], option="--output")
