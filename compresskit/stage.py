@@ -84,12 +84,14 @@ class TeacherRef:
     Attributes:
         model: Any MODEL.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds it.
-        arch_args: Keyword arguments of --arch as JSON.
+        arch_args: Keyword arguments of ``arch``.
+        key: Which state dict of its file to read.
     """
 
     model: str
     arch: str | None = None
     arch_args: dict[str, Any] | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError, as_flags, missing_package, printable
+from compresskit.errors import CompressKitError, UsageError, as_flags, missing_package, printable
 from compresskit.render.plain import is_plain
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
@@ -245,7 +245,7 @@ def write_json(text: str, target: str | None) -> None:
 def finish(
     report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None, output: str = ""
 ) -> int:
-    """Show a report; returns the exit code that follows from it."""
+    """Show a report, and log it where the environment says; returns the exit code that follows from it."""
     with listening():
         write_json(report.to_json(), json)
         write_page(report, html, output)
@@ -258,4 +258,11 @@ def finish(
                 from compresskit.render.terminal import print_report
 
                 print_report(report, output=output)
+    if where := os.environ.get("COMPRESSKIT_LOG"):
+        from compresskit.cli.tracking import log
+
+        try:
+            log(report, where)
+        except CompressKitError as error:  # what was measured isn't lost for that
+            tell(f"the report was not logged to {where}: {error.message}")
     return int(report.exit_code())

@@ -38,7 +38,7 @@ class Recipe:
         description: One line for ``recipe ls``.
         model: MODEL; None must be given when it is run.
         arch: ``FILE.py:NAME`` or ``package.module:NAME``.
-        arch_args: Keyword arguments of --arch as JSON.
+        arch_args: Keyword arguments of ``arch``.
         input_shape: Shape of the model's input; the first axis is the batch axis.
         batch_axis: Where samples lie in the inputs of an ONNX file; ``none`` for what they share.
         key: Which of the state dicts in MODEL's file.

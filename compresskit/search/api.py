@@ -58,7 +58,7 @@ def compress(
         eval_data: Evaluation data for the verdict; never used to choose a candidate.
         select_data: Samples for choosing between candidates.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
-        arch_args: Keyword arguments of --arch as JSON.
+        arch_args: Keyword arguments of ``arch``.
         input_shape: Shape of the model's input; the first axis is the batch axis.
         key: Which state dict of the file to read.
         normalize: For images: ``MEAN/STD`` a channel, or ``imagenet``.

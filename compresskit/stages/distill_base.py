@@ -145,6 +145,10 @@ class Distill(TrainingOptions):
         ),
     ] = None
     teacher_arch_args: Annotated[str | None, Field(description="Keyword arguments of `teacher_arch` as JSON.")] = None
+    teacher_key: Annotated[
+        str | None,
+        Field(description="Which state dict of the teacher's file to read, for example params_ema or ema.model."),
+    ] = None
     student_depth: Annotated[
         int | None,
         Field(ge=1, description="Make the student from MODEL: keep this many of its most important blocks."),
@@ -186,7 +190,7 @@ class Distill(TrainingOptions):
         if self.teacher is None:
             return None
         args = json.loads(self.teacher_arch_args) if self.teacher_arch_args else None
-        return TeacherRef(self.teacher, self.teacher_arch, args)
+        return TeacherRef(self.teacher, self.teacher_arch, args, self.teacher_key)
 
     def options(self) -> dict[str, Any]:
         """The options as JSON; paths as an artefact may hold them."""

@@ -10,10 +10,11 @@ COMMANDS = {
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Compare models with the first one: quality, size, speed, and a verdict.",
     "check": "Check a report against limits and against an earlier report.",
-    "report": "Write a report as one self-contained HTML page.",
+    "report": "Write a report as one self-contained HTML page, or log its figures.",
     "inspect": "Show the layers of a model and estimate what each compression method could save.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "serve": "Serve a model over HTTP with the Open Inference Protocol (KServe v2).",
+    "mcp": "Let an assistant use the commands, with the Model Context Protocol over standard input and output.",
     "demo": "Train, quantize, export and measure a small model as a demo.",
     "doctor": "Show which engines and extras are installed, and how to install the missing ones.",
 }
