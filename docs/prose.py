@@ -42,6 +42,7 @@ PRIVATE = {
     r"\bmakes? up for\b|\bmade up for\b": "compensates",
     r"\bsettled?\b": "decided",
     r"\blet be\b": "ignored",
+    r"\bonly what is\b|\bat the narrowest\b": "say the condition",
 }
 
 
