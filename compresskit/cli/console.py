@@ -128,7 +128,7 @@ def check_json(
     except UsageError as error:
         raise UsageError(f"{option} {target}: {error.message}", "give another file") from error
     if output is not None and output.resolve() in (path.resolve(), *path.resolve().parents):
-        raise UsageError(f"{option} {target} is in the output {output}", "a report is written there anyway")
+        raise UsageError(f"{option} {target} is in the output {output}", "a report is always written there")
 
 
 def check_html(

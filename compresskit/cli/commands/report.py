@@ -15,7 +15,7 @@ Page = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="File to write; replaces an earlier page. (report.html beside the report)",
+        help="Output file; an earlier page is overwritten. (report.html next to the report)",
         rich_help_panel="Output",
         show_default=False,
     ),
@@ -25,7 +25,7 @@ Log = Annotated[
     typer.Option(
         "--log",
         metavar="mlflow|FILE.jsonl",
-        help="Log its figures to MLflow, or append them to a file as JSON lines; no page is written.",
+        help="Log the figures to MLflow, or append them to a JSON Lines file. No page is written.",
         rich_help_panel="Output",
         show_default=False,
     ),
@@ -33,9 +33,9 @@ Log = Annotated[
 
 
 def command(report: shared.ReportArg, output: Page = None, log: Log = None, quiet: shared.Quiet = False) -> None:
-    """Draw a report as one HTML page with pictures, which needs no network, or log its figures.
+    """Write a report as one self-contained HTML page, or log its figures.
 
-    Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.
+    Nothing is measured: the page shows the content of the report. The exit code is 0 for every verdict.
     """
     from compresskit.cli.console import check_html, write_out, write_page
     from compresskit.errors import printable
