@@ -60,7 +60,7 @@ GUIDES = {
         ),
     ),
     "run": Guide(
-        ("data", "eval_data", "arch", "sets", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
+        ("data", "eval_data", "arch", "set_", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
         (f"run edge-int8 {_CNN} -o int8", "run mine.yaml --set steps.0.target-macs=0.6 -o out"),
     ),
     "bench": Guide(
