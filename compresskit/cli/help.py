@@ -52,11 +52,11 @@ class HelpCommand(TyperCommand):
         formatter.write("".join(f"{line}\n" for line in self._lines(ctx, terminal_width(), whole)))
 
     def _lines(self, ctx: Any, width: int, whole: bool) -> Iterator[str]:
-        arguments = [p for p in self.params if p.param_type_name == "argument"]
+        arguments: list[Any] = [p for p in self.params if p.param_type_name == "argument"]
         yield from introduction(f"{ctx.command_path} [OPTIONS] {' '.join(map(_metavar, arguments))}", self.help, width)
         if arguments:
             yield from section("Arguments", ((_metavar(p), p.help or "") for p in arguments), width)
-        options = [p for p in self.params if p.param_type_name == "option"]
+        options: list[Any] = [p for p in self.params if p.param_type_name == "option"]
         if whole:
             yield from self._groups(options, width)
         else:

@@ -17,6 +17,7 @@ Target = Annotated[
     ),
 ]
 
+
 @grouped
 def command(
     model: shared.ModelArg,
