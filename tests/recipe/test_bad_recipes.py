@@ -38,7 +38,9 @@ BAD: dict[str, tuple[str, int, str]] = {
     "two methods": (
         "steps:\n  - prune.magnitude: {sparsity: 0.5}\n    quantize.rtn: {}", 3, "begin the second with a '-'"),
     "unknown option": (
-        "steps:\n  - quantize.gptq: {bit: 4}", 2, "steps[0].quantize.gptq: 'bit' is not an option; did you mean 'bits'?"),
+        "steps:\n  - quantize.gptq: {bit: 4}", 2,
+        "steps[0].quantize.gptq: 'bit' is not an option; did you mean 'bits'?",
+    ),
     "option beside its method": (
         "steps:\n  - quantize.gptq:\n    bits: 4", 3, "'bits' is an option of quantize.gptq: indent it further"),
     "unknown key of a step": ("steps:\n  - quantize.rtn:\n    rolback: true", 3, "did you mean 'rollback'?"),
@@ -111,8 +113,10 @@ BAD: dict[str, tuple[str, int, str]] = {
     # matrix
     "matrix nowhere": (f"{S}matrix:\n  steps.3.bits: [4]", 3, "addresses nothing; the recipe has steps.0"),
     "matrix of a whole step": (f"{S}matrix:\n  steps.0: [4]", 3, "'steps.0' addresses nothing"),
-    "matrix of an unknown option": (f"{S}matrix:\n  steps.0.bit: [4]", 3, "'bit' is not an option; did you mean 'bits'?"),
-    "matrix of an unknown key": (f"{S}matrix:\n  sead: [4]", 3, "'sead' is not a key of a recipe; did you mean 'seed'?"),
+    "matrix of an unknown option": (
+        f"{S}matrix:\n  steps.0.bit: [4]", 3, "'bit' is not an option; did you mean 'bits'?"),
+    "matrix of an unknown key": (
+        f"{S}matrix:\n  sead: [4]", 3, "'sead' is not a key of a recipe; did you mean 'seed'?"),
     "matrix without a list": (f"{S}matrix:\n  seed: 4", 3, "matrix: seed: expected a list of values"),
     "matrix with an empty list": (f"{S}matrix:\n  seed: []", 3, "matrix: seed: expected a list of values"),
     "matrix no mapping": (f"{S}matrix: [1]", 2, "matrix: expected a mapping"),
