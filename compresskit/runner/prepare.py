@@ -107,7 +107,7 @@ def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
     from compresskit.exporter.parity import FACTOR, RELATIVE
 
-    inputs = f"{parity.n} inputs, {parity.given} of them given" if parity.given else f"{parity.n} seeded inputs"
+    inputs = f"{parity.n} inputs, {parity.given} from the data" if parity.given else f"{parity.n} seeded inputs"
     limit, reason = f"≤ {RELATIVE:g} relative", f"largest difference {parity.max_abs:.2g} on {inputs}"
     if parity.ratio is not None:
         limit += f", or {FACTOR:g} × the model's own float32 error"
