@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+SCORES_ONLY = "scores only, can't generate"
+"""Of the ONNX file of a language model: it has no cache of keys and values."""
+ONNX_SAYS = "onnx"
+"""Where a bundle's card says so; told, not read."""
 CARD_VERSION = 2
 _DEEPEST = 64
 _LARGEST_INPUT = 1 << 30
@@ -189,7 +193,7 @@ class Card:
             )
         if not _shallow(data):
             raise InputError(f"not a card that this program wrote: it is nested more than {_DEEPEST} deep")
-        rest = {key: value for key, value in data.items() if key not in ("version", "files")}
+        rest = {key: value for key, value in data.items() if key not in ("version", "files", ONNX_SAYS)}
         card = read_facts(cls, rest, "not a card that this program wrote")
         return card if version > 1 else replace(card, history=tuple(map(_of_version_1, card.history)))
 

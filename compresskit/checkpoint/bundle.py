@@ -13,7 +13,7 @@ from compresskit.checkpoint.atomic import CARD_NAME, writing
 from compresskit.checkpoint.files import contained, read_json, unreadable
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import InputError
-from compresskit.model import Card
+from compresskit.model import ONNX_SAYS, SCORES_ONLY, Card
 from compresskit.report import NAME, PAGE
 
 WEIGHTS_NAME = "model.safetensors"
@@ -103,7 +103,8 @@ def seal(folder: Path | str, card: Card) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.relative_to(folder).as_posix() not in aside
     }
-    text = json.dumps({**card.to_json(), "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    told = {ONNX_SAYS: SCORES_ONLY} if card.task == "causal-lm" and ONNX_NAME in files else {}
+    text = json.dumps({**card.to_json(), **told, "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with writing(folder / CARD_NAME):
         (folder / CARD_NAME).write_bytes(text.encode("utf-8", "backslashreplace"))
 

@@ -103,6 +103,10 @@ GUIDES = {
             "check int8 --baseline release/report.json --format github",
         ),
     ),
+    "generate": Guide(
+        ("tokens", "temperature", "engine", "chat", "threads"),
+        ('generate out "Once upon a time" --tokens 64', 'generate out.gguf "Once upon a time"'),
+    ),
     "serve": Guide(
         ("name", "host", "port", "runtime", "threads", "workers", "queue", "max_batch", "timeout"),
         ("serve int8 --name digits --port 8080",),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, UsageError
-from compresskit.model import Model
+from compresskit.model import SCORES_ONLY, Model
 from compresskit.report import Gate
 from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, silent
@@ -95,6 +95,8 @@ def to_onnx(
     check = ParityCheck(seed=seed, data=data)
     result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
     notes = list(result.notes)
+    if model.card.task == "causal-lm":
+        notes.append(f"this ONNX file {SCORES_ONLY}: it has no KV cache; `to` gguf gives a file that generates")
     if result.distance_level4 is not None:
         distance = result.distance_level4.rel_l2
         notes.append(
