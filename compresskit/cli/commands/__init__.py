@@ -13,6 +13,7 @@ COMMANDS = {
     "report": "Draw a report as one HTML page with pictures, which needs no network.",
     "inspect": "Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
+    "predict": "Ask a model: classes of images and texts, embeddings of texts, outputs of arrays.",
     "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",
     "demo": "Train, quantize, export and measure a small model, as a tour.",
     "doctor": "Show what is installed here, what is missing and how to get it.",
