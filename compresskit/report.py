@@ -34,7 +34,7 @@ Point = tuple[int | None, int | None, int | None]
 
 
 class Verdict(str, Enum):
-    """PASS and FAIL are proven; INCONCLUSIVE: too noisy to tell; UNVERIFIED: no evaluation data was given."""
+    """PASS, FAIL: all gates were decided; INCONCLUSIVE: too noisy to decide; UNVERIFIED: without evaluation data."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -145,7 +145,7 @@ class NodeTime(_Part):
 
 
 class Evaluation(_Part):
-    """What the quality was measured with, so that it can be judged again and held against another report's.
+    """What the quality was measured with, so that it can be judged again and compared with another report's.
 
     ``data`` is the fingerprint of the samples as they were prepared. ``drops`` has, by model, the 95 % interval of how
     much worse it is than the baseline in the metric's points, where that is known.

@@ -38,7 +38,7 @@ def read_recipe(
     """Read a recipe with all that it includes, and check what can be known before anything runs.
 
     Args:
-        where: A file, or the name of a recipe that ships: ``edge-int8``.
+        where: A file, or the name of a built-in recipe: ``edge-int8``.
         sets: ``KEY=VALUE`` each, as ``steps.0.bits=8``; paths in them start from the current folder.
         overrides: Values of the command line by the recipe's keys, which win: ``model``, ``eval-data``,
             ``checks.max-drop``; None is not given. Code that ``sets`` and ``overrides`` name was typed, so it may run.

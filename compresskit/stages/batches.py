@@ -168,7 +168,7 @@ def calibration_data(
 
 
 def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: int = 64) -> dict[str, Tensor]:
-    """One batch of made-up samples, for what has to be measured without data; ``sequence`` is the length of text."""
+    """One batch of random samples, for what has to be measured without data; ``sequence`` is the length of text."""
     import torch
 
     from compresskit.benchmark.feeds import make_feeds

@@ -114,9 +114,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
     other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if other is not None:
-        raise InputError(
-            f"the module's '{other}' is no tensor, so its training can't be kept", "leave `checkpoint` away"
-        )
+        raise InputError(f"the module's '{other}' is no tensor, so its training can't be kept", "remove `checkpoint`")
     return state
 
 

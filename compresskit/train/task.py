@@ -33,7 +33,7 @@ class Task:
             float32 ``(n,)``: what the cosine of two texts' embeddings should be, as ``reach`` says; None is none.
         classes: Outputs are logits along the last axis; else the distance to the teacher is squared.
         share: Of the loss that comes from the teacher where there are labels and a teacher, 0 to 1.
-        temperature: Of the teacher's logits.
+        temperature: Temperature of the teacher's logits.
         reach: The scores that stand for a cosine of 0 and of 1.
     """
 

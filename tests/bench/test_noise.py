@@ -25,7 +25,7 @@ def test_a_quiet_machine_has_no_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"busy": 60.0 + 10 * (os.cpu_count() or 1)}, "other programs kept"),
+        ({"busy": 60.0 + 10 * (os.cpu_count() or 1)}, "other programs used"),
         ({"stolen": 1.0 + 10 * (os.cpu_count() or 1)}, "to other machines"),
         ({"hot": 5}, "for heat 2 times"),
         ({"held": 9}, "quota stopped this program 7 times"),

@@ -75,8 +75,8 @@ def test_check_of_a_good_recipe(cli: Cli, empty: Path) -> None:
     (empty / "r.yaml").write_text("steps:\n- quantize.gptq: {bits: 4}\nmatrix: {steps.0.bits: [3, 4]}\n")
     found = cli("recipe", "check", "r.yaml")
     assert found.code == 0 and found.err == ""
-    assert found.out.startswith("good: r.yaml, 1 step, 2 points")
-    assert "left to the command line: model, data, eval-data" in found.out
+    assert found.out.startswith("valid: r.yaml, 1 step, 2 points")
+    assert "to be given on the command line: model, data, eval-data" in found.out
     assert cli("recipe", "check", "r.yaml", "--quiet").out == ""
 
 

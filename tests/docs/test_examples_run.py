@@ -71,7 +71,7 @@ def test_a_replay_runs_checks_and_fills_in(tmp_path: Path) -> None:
         f"```yaml file=r.yaml\n{recipe}```\n```text run lines=1\n{command}\nold\n```\n```text\n$ compresskit no\n```\n"
     )
     made = module.Replay(tmp_path).page(page)
-    assert f"{command}\ngood: r.yaml, 1 step\n…\n```" in made
+    assert f"{command}\nvalid: r.yaml, 1 step\n…\n```" in made
     assert "old" not in made and "$ compresskit no" in made
     with pytest.raises(module.Failed, match="expected 0"):
         module.Replay(tmp_path).page(page.replace("bits: 8", "bits: 9"))

@@ -74,10 +74,10 @@ def test_the_speed_gate(measured: tuple[float, float, float], limit: float | Non
     [
         ((1.02, 1.01, 1.07), (True, "interval"), (True, "interval")),
         ((0.99, 0.96, 1.08), (True, "interval"), (True, "interval")),
-        ((0.97, 0.94, 0.99), (None, "slower, but not surely by as much as counts, 95 %"), (True, "interval")),
-        ((0.97, 0.92, 1.02), (None, "too noisy to tell, 95 %"), (True, "interval")),
+        ((0.97, 0.94, 0.99), (None, "slower by an uncertain amount, 95 %"), (True, "interval")),
+        ((0.97, 0.92, 1.02), (None, "too noisy to decide, 95 %"), (True, "interval")),
         ((0.93, 0.92, 0.94), (False, "interval"), (True, "interval")),
-        ((0.95, 0.85, 1.05), (None, "too noisy to tell"), (None, "too noisy to tell")),
+        ((0.95, 0.85, 1.05), (None, "too noisy to decide"), (None, "too noisy to decide")),
         ((0.8, 0.78, 0.82), (False, "interval"), (False, "interval")),
     ],
 )

@@ -13,7 +13,7 @@ from compresskit.cli.option_groups import Reading, grouped
 Target = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", help="File to write. (MODEL's name with .onnx)", rich_help_panel="Output", show_default=False
+        "-o", "--output", help="Output file. (name of MODEL with .onnx)", rich_help_panel="Output", show_default=False
     ),
 ]
 
@@ -31,11 +31,11 @@ def command(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Write a model as ONNX, proven equal to the original.
+    """Export a model to ONNX and verify it against the original.
 
-    The file is written only if it computes what the model computes: on samples of --data where given, and on 32 seeded
-    inputs and more, zeros and extremes among them, in several batch sizes. Batch and sequence axes may vary. Exit code
-    1 when it doesn't.
+    The file is written only if its outputs match the model's: on samples of --data if given, and on at least 32 seeded
+    inputs with zeros, extremes and several batch sizes. Batch and sequence axes are dynamic. Exit code 1: the outputs
+    differ.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model

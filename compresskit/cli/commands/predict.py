@@ -48,10 +48,10 @@ def command(
     json: Json = None,
     quiet: shared.Quiet = False,
 ) -> None:
-    """Ask a model: classes of images and texts, embeddings of texts, outputs of arrays.
+    """Run a model on texts, images, rows of numbers or arrays.
 
-    Texts are tokenized, images scaled and normalized, and outputs read as the bundle says: it holds the tokenizer, the
-    names of the classes, and the --normalize that it was made with. Needs no torch.
+    Texts are tokenized, images resized and normalized as the bundle says: it holds the tokenizer, the labels, and the
+    --normalize of the command that wrote it. Prints labels with scores, embeddings, or the outputs. Needs no torch.
     """
     from compresskit.cli.console import check_json, listening, write_json
     from compresskit.data.tables import read_text

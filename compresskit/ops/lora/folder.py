@@ -2,7 +2,7 @@
 
 Files are read as data: the config's values are checked one by one, tensors come through this project's own reader, and
 neither PEFT nor pickle is needed. What a config asks for beyond the adapters known here is refused, not dropped. The
-hash of the base that an adapter was trained on stands in the metadata of its tensors, where PEFT doesn't mind it.
+hash of the base that an adapter was trained on stands in the metadata of its tensors, where PEFT ignores it.
 """
 
 from __future__ import annotations
