@@ -104,7 +104,7 @@ GUIDES = {
     ),
     "predict": Guide(
         (),
-        ('predict minilm8 "A cat sits on the mat."', "predict int8 a.jpg b.jpg --top 3", "predict int8 test.npz --json -"),
+        ('predict minilm8 "A cat sits on the mat."', "predict int8 a.jpg b.jpg --top 3", "predict int8 x.npz --json -"),
     ),
     "serve": Guide(
         ("name", "host", "port", "runtime", "threads", "workers", "queue", "max_batch", "timeout"),
