@@ -7,17 +7,19 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from compresskit import __version__
 from compresskit.checkpoint.bundle import ONNX_NAME, README_NAME
 from compresskit.errors import printable
 from compresskit.model import Card
 from compresskit.report import Measurement, ModelEntry, Report, Verdict
 from compresskit.runner.run_lines import alone, kind_of_samples, with_compresskit, without_onnx
+from compresskit.runner.run_lines import transformers_reads as reads
 
 _QUALITY = ("top5", "perplexity", "spearman", "accuracy", "cosine", "sqnr", "agreement", "weight_sqnr")
 _NAMES = {"sqnr": "SQNR", "weight_sqnr": "SQNR of weights", "top5": "top-5 accuracy"}
 _KEPT = ("license", "license_name", "license_link", "language")
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.S)
-_LINE = re.compile(r"([a-z_]+):[ \t]*([\w.:/+ -]{1,120}?)[ \t]*$", re.M)
+_LINE = re.compile(r"^([a-z_]+):[ \t]*[\"']?([\w.:/+ -]{1,120}?)[\"']?[ \t]*$", re.M)
 _HUB = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _VERDICTS = {
     Verdict.PASS: "every limit was met",
@@ -38,15 +40,17 @@ def readme(report: Report, card: Card, source: Path, folder: Path) -> str:
     """
     kind = kind_of_samples(folder, card)
     parts = [
-        _front(card, source),
+        _front(card, source, folder),
         f"# {_text(report.models[-1].name)}",
-        f"{_text(report.models[0].name)}, made smaller with CompressKit: {_steps(card)}.",
+        f"Made of {_text(report.models[0].name)} with CompressKit {__version__}: {_steps(card)}.",
         _table(report),
         f"Verdict: **{report.verdict.value}**, {_VERDICTS[report.verdict]}. `report.json` has all figures and limits, "
         f"and the machine.",
         "## Run it",
     ]
     if kind is None:
+        if card.arch.kind == "python":
+            parts.append(f"The class `{_text(card.arch.reference)}` is not in this folder: it is needed beside it.")
         parts.append(_block(without_onnx(folder, card)))
     else:
         parts += [_about_samples(kind), _block(with_compresskit(card, kind)), "Without CompressKit:"]
@@ -65,21 +69,22 @@ def write_readme(report: Report, card: Card, source: Path, folder: Path) -> None
     (folder / README_NAME).write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def _front(card: Card, source: Path) -> str:
+def _front(card: Card, source: Path, folder: Path) -> str:
     """What hubs read: licence and language of the original where they are known, the base model, library and task."""
     told = _told(source)
     hub = _HUB.search(str(source.resolve()))
     if hub and "base_model" not in told:
         told["base_model"] = f"{hub[1]}/{hub[2]}"
-    sentences = bool(card.usage.pooling)
-    library = "sentence-transformers" if sentences else "transformers" if card.arch.kind == "transformers" else "onnx"
+    runs = (folder / ONNX_NAME).is_file()
+    library = "sentence-transformers" if card.usage.pooling else "transformers" if reads(folder, card) else ""
     lines = [f"{name}: {json.dumps(value)}" for name, value in told.items()]
     if "base_model" in told and any(step.name.startswith("quantize.") for step in card.history):
         lines.append("base_model_relation: quantized")
-    lines.append(f"library_name: {library}")
+    if library or runs:
+        lines.append(f"library_name: {library or 'onnx'}")
     if task := _task(card):
         lines.append(f"pipeline_tag: {task}")
-    tags = ["compresskit", "onnx", *dict.fromkeys(step.name for step in card.history)]
+    tags = ["compresskit", *(["onnx"] if runs else []), *dict.fromkeys(step.name for step in card.history)]
     return "\n".join(["---", *lines, "tags:", *(f"- {json.dumps(tag)}" for tag in tags), "---"])
 
 

@@ -78,7 +78,7 @@ def alone(folder: Path, card: Card, kind: str, outputs: Sequence[str]) -> str:
 
 def without_onnx(folder: Path, card: Card) -> str:
     """Lines for a bundle that holds no ONNX file: with the transformers library where it reads the folder."""
-    if _transformers_reads(folder, card):
+    if transformers_reads(folder, card):
         return f'import transformers\n\nmodel = transformers.{card.arch.reference}.from_pretrained(".")'
     if card.arch.kind == "python":
         return f'import compresskit\n\nmodel = compresskit.load(".", arch="{card.arch.reference}").module'
@@ -87,7 +87,7 @@ def without_onnx(folder: Path, card: Card) -> str:
     return f'from safetensors.numpy import load_file\n\ntensors = load_file("{WEIGHTS_NAME}")'
 
 
-def _transformers_reads(folder: Path, card: Card) -> bool:
+def transformers_reads(folder: Path, card: Card) -> bool:
     """Whether the weights are in a format that transformers knows: ours have a config without a method."""
     try:
         told = read_json(folder / "config.json", 1 << 24).get("quantization_config")

@@ -155,6 +155,22 @@ def test_the_lines_of_the_readme_run_as_they_stand(
         assert shown[1].strip() == "(2, 16)"
 
 
+def test_without_an_onnx_file_the_lines_load_the_folder(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is made of a bundle keeps the licence of the first original."""
+    step = [compresskit.method("prune.magnitude", sparsity=0.1)]
+    compresskit.run(made / "st", step, tmp_path / "one", export=False)
+    compresskit.run(tmp_path / "one", step, tmp_path / "two", export=False)
+    text = (tmp_path / "two" / "README.md").read_text(encoding="utf-8")
+    assert 'license: "apache-2.0"\nlanguage: "en"\n' in text
+    (block,) = BLOCK.findall(text)
+    monkeypatch.chdir(tmp_path / "two")
+    names: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert type(names["model"]).__name__ == "BertModel"
+
+
 @pytest.mark.parametrize(
     ("name", "sample"), [("sentences", "A text."), ("classes", "A text."), ("pictures8", "picture.jpg")]
 )
