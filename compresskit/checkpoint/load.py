@@ -104,7 +104,7 @@ def load(
         model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
     elif arch is not None:
         what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
-        raise UsageError(f"`arch` does not go with {what}: {path} says itself what it is", "remove `arch`")
+        raise UsageError(f"`arch` does not go with {what}: it describes its own architecture", "remove `arch`")
     elif kind == "huggingface":
         model = load_huggingface(path, allow_nonfinite=allow_nonfinite)
         model = replace(model, card=replace(model.card, usage=usage_of(path)))
@@ -223,7 +223,7 @@ def _load_bundle(
     card = _card_of(path)
     original = card.arch
     if arch is not None and original.kind == "transformers":
-        raise UsageError(f"`arch` does not go with {path}: its config.json says what it is", "remove `arch`")
+        raise UsageError(f"`arch` does not go with {path}: its config.json describes the architecture", "remove `arch`")
     rebuild = arch is not None or (original.kind == "transformers" and (replay is not None or not card.history))
     if rebuild and (path / WEIGHTS_NAME).is_file():
         return _rebuild(path, card, arch, args, allow_nonfinite, replay)

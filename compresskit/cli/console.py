@@ -154,7 +154,7 @@ def check_html(
         from compresskit.render.html.page import is_page
 
         if not is_page(target):
-            raise UsageError(f"{option} {target} exists already, and is no page of compresskit", "give another file")
+            raise UsageError(f"{option} {target} exists already, and is not a page of compresskit", "give another file")
 
 
 def drawing() -> Callable[[Report], str] | None:

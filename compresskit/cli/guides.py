@@ -60,7 +60,7 @@ GUIDES = {
         ),
     ),
     "run": Guide(
-        ("data", "eval_data", "arch", "sets", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
+        ("data", "eval_data", "arch", "set_", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
         (f"run edge-int8 {_CNN} -o int8", "run mine.yaml --set steps.0.target-macs=0.6 -o out"),
     ),
     "bench": Guide(
@@ -80,10 +80,11 @@ GUIDES = {
         ("evaluate int8 --data test.npz", "evaluate int8 --data test.npz --target x86-avx2"),
     ),
     "export": Guide(
-        ("output", "arch", "arch_args", "input_shape", "data", "force"),
+        ("output", "to", "arch", "arch_args", "input_shape", "data", "force"),
         (
             "export digits.pt --arch net.py:Net --input-shape 1,1,8,8 -o digits.onnx",
             "export all-MiniLM-L6-v2 -o minilm.onnx",
+            "export out --to gguf -o out.gguf",
         ),
     ),
     "inspect": Guide(

@@ -5,7 +5,7 @@ COMMANDS = {
     "run": "Run the steps of a recipe in order and judge the result.",
     "verify": "Repeat the run that made a bundle, and compare the bytes.",
     "cache": "List or clear the cache of finished recipe steps.",
-    "export": "Export a model to ONNX and verify it against the original.",
+    "export": "Export a model to ONNX or another format, and verify it against the original.",
     "bench": "Compare latency, throughput and memory of models.",
     "evaluate": "Measure the quality of a model on data.",
     "compare": "Compare models with the first one: quality, size, speed, and a verdict.",
