@@ -14,7 +14,7 @@ import pytest
 import compresskit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "predict"))
-from predict_material import bert, pictures, sentences
+from predict_material import classifier, pictures, sentences
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "use.md"
 BLOCK = re.compile(r"^```python(?: needs=(\w+))?\n(.*?)^```$", re.M | re.S)
@@ -24,9 +24,8 @@ BLOCK = re.compile(r"^```python(?: needs=(\w+))?\n(.*?)^```$", re.M | re.S)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundles that the page names; of small models, so that they take no time."""
     folder = tmp_path_factory.mktemp("use")
-    sentences(folder / "st", layers=2)
-    labels = {0: "negative", 1: "positive"}
-    bert(folder / "classifier", "BertForSequenceClassification", num_labels=2, id2label=labels)
+    sentences(folder / "st")
+    classifier(folder / "classifier")
     pictures(folder)
     (folder / "cat.png").write_bytes((folder / "pictures" / "cat" / "0.png").read_bytes())
     eight = [compresskit.method("quantize.rtn", bits=8, group_size=16)]

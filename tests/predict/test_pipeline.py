@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import transformers
-from predict_material import TEXTS, bert, pictures, sentences
+from predict_material import TEXTS, classifier, pictures, sentences
 
 import compresskit
 from compresskit.checkpoint.bundle import read_card
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three bundles: ``sentences``, ``classes`` (of texts) and ``pictures``, with what each was made from."""
     place = tmp_path_factory.mktemp("made")
     sentences(place / "st")
-    bert(place / "cls", "BertForSequenceClassification", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
+    classifier(place / "cls")
     pictures(place)
     eight = [compresskit.method("quantize.rtn", bits=8, group_size=16)]
     for source, name in (("st", "sentences"), ("cls", "classes")):
