@@ -51,6 +51,10 @@ Html = Annotated[
         show_default=False,
     ),
 ]
+Interactive = Annotated[
+    bool,
+    typer.Option("--interactive", help="Page with interactive charts by plotly; 5 MB.", rich_help_panel=_OUT),
+]
 NoHtml = Annotated[
     bool, typer.Option("--no-html", help="Write no report.html beside the report.json.", rich_help_panel=_OUT)
 ]

@@ -38,6 +38,7 @@ def run_stage(
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
@@ -60,7 +61,7 @@ def run_stage(
     inputs = (model, data, eval_data, arch, metric, *named_by(stage, PATH, CODE))
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
-    check_html(html, inputs, target)
+    check_html(html, inputs, target, interactive=interactive)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
@@ -87,5 +88,7 @@ def run_stage(
             [stage], place, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told
         )  # fmt: skip
         report = run(loaded, job)
-    code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
+    code = finish(
+        report, json=json, html=html, interactive=interactive, quiet=quiet, markdown=markdown, output=str(target)
+    )
     raise typer.Exit(code if first else 0)

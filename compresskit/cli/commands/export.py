@@ -28,6 +28,7 @@ def command(
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
@@ -49,9 +50,9 @@ def command(
         raise UsageError(f"--output {target}: expected a file that ends in .onnx")
     check_output(target, inputs, force=force)
     check_json(json, inputs, target)
-    check_html(html, inputs, target)
+    check_html(html, inputs, target, interactive=interactive)
     loaded = load_model(model, reading.load_options())
     source = opener(loaded, None, 128, paths=[data])(data)
     with progressing(quiet) as progress:
         report = export(loaded, target, data=source, seed=seed, force=force, command=command_line(), progress=progress)
-    raise typer.Exit(finish(report, json=json, html=html, quiet=quiet, output=str(target)))
+    raise typer.Exit(finish(report, json=json, html=html, interactive=interactive, quiet=quiet, output=str(target)))

@@ -22,7 +22,9 @@ Page = Annotated[
 ]
 
 
-def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
+def command(
+    report: shared.ReportArg, output: Page = None, interactive: shared.Interactive = False, quiet: shared.Quiet = False
+) -> None:
     """Draw a report as one HTML page with pictures, which needs no network.
 
     Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.
@@ -33,7 +35,7 @@ def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet =
 
     folder = Path() if str(report) == "-" else report if report.is_dir() else report.parent
     target = output or folder / PAGE
-    check_html(target, [] if report.is_dir() else [report], option="--output")
-    write_page(read_report(report), target)
+    check_html(target, [] if report.is_dir() else [report], option="--output", interactive=interactive)
+    write_page(read_report(report), target, interactive=interactive)
     if not quiet:
         write_out(f"{printable(target)}\n")
