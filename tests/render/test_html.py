@@ -232,6 +232,23 @@ def test_the_original_is_not_counted(models: list[str], shown: str) -> None:
     assert f"<h1>{shown}</h1>" in html(report)
 
 
+def test_the_figures_at_the_top_are_of_models_that_pass() -> None:
+    """A model that misses a limit isn't praised for its size, as long as another passes."""
+    models = [
+        ModelEntry(name=name, path=name, bytes=size, sha256="0" * 64)
+        for name, size in (("a", 900), ("b", 9), ("c", 300))
+    ]
+
+    def tops(*missed: str) -> list[str]:
+        gates = [Gate(name=f"{name}: size", limit="1", value=2.0, passed=name not in missed) for name in ("b", "c")]
+        page = parsed(make_report(models=models, measurements=[], gates=gates))
+        at = next(i for i, word in enumerate(page.words) if word.startswith("Smallest"))
+        return page.words[at : at + 2]
+
+    assert tops() == tops("b", "c") == ["Smallest: b", "9 B"]
+    assert tops("b") == ["Smallest that passes: c", "300 B"]
+
+
 def test_the_limit_that_decided_comes_first() -> None:
     gates = [
         Gate(name=name, limit="1", value=2.0, passed=passed, asked=True)

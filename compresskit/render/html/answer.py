@@ -63,14 +63,14 @@ def _gate(gate: Gate, *, first: bool) -> str:
 def _size(report: Report) -> Tile | None:
     if not report.models:
         return None
-    base, others = report.models[0], report.models[1:]
-    if not others:
+    base = report.models[0]
+    if len(report.models) == 1:
         return (
             "Size",
             figures.size(base.bytes),
             f"{figures.amount(base.parameters)} parameters" if base.parameters else "",
         )
-    smallest = min(others, key=lambda entry: entry.bytes)
+    smallest = min(_contenders(report), key=lambda entry: entry.bytes)
     said = f"{_smaller(base, smallest)}, from {figures.size(base.bytes)}"
     return _titled(report, "Size", "Smallest", smallest.name), figures.size(smallest.bytes), said
 
@@ -86,7 +86,7 @@ def _quality(report: Report) -> Tile | None:
     told = report.evaluation
     name = told.metric if told is not None and report.values(told.metric) else known[0].name if known else ""
     scores = report.values(name)
-    own = [scores[entry.name] for entry in report.models[1:] or report.models if entry.name in scores]
+    own = [scores[entry.name] for entry in _contenders(report) if entry.name in scores]
     if not own:
         return None
     lower = told is not None and told.metric == name and not told.higher_is_better
@@ -99,9 +99,17 @@ def _quality(report: Report) -> Tile | None:
         said += [f"95 % interval {_signed(-drop[1])} to {_signed(-drop[0])}"] if drop else []
     elif (known_interval := interval(best, figures.number)) != figures.DASH:
         said = [f"95 % interval {known_interval}"]
-    title = _titled(report, metric(name).capitalize() if metric(name).islower() else metric(name), "Best", best.model)
+    named = metric(name)
+    title = _titled(report, named[:1].upper() + named[1:], f"Best {named}", best.model)
     measure = f" {figures.clean(best.unit)}" if best.unit else ""
     return title, f"{figures.number(best.value)}{measure}", ", ".join(said) or f"n = {best.n}"
+
+
+def _contenders(report: Report) -> Sequence[ModelEntry]:
+    """The results that the figures are chosen from: those that miss no limit, as long as there are any."""
+    others = report.models[1:] or report.models
+    missed = [gate.name for gate in report.gates if gate.passed is False]
+    return [e for e in others if not any(name.startswith(f"{e.name}: ") for name in missed)] or others
 
 
 def _signed(value: float) -> str:
@@ -121,8 +129,9 @@ def _speed(report: Report) -> Tile | None:
     if rows.is_sweep(report):
         low, high = (pick(found, key=lambda m: m.value) for pick in (min, max))
         points = len({m.point for m in found})
-        return "Speed", f"{low.value:.2f} to {high.value:.2f}×", f"at {points} points"
-    best = max(found, key=lambda m: m.value)
+        return "Speed", f"{low.value:.2f}× to {high.value:.2f}×", f"at {points} points"
+    names = {entry.name for entry in _contenders(report)}
+    best = max([m for m in found if m.model in names] or found, key=lambda m: m.value)
     known = interval(best, lambda value: f"{value:.2f}")
     said = f"95 % interval {known}" if known != figures.DASH else ""
     return _titled(report, "Speed", "Fastest", best.model), f"{best.value:.2f}×", said
@@ -130,13 +139,10 @@ def _speed(report: Report) -> Tile | None:
 
 def _titled(report: Report, alone: str, among: str, model: str) -> str:
     """With several results each figure is the best one's, and says whose."""
-    return (
-        alone
-        if len(report.models) < 3
-        else f"{among}: {model}"
-        if among != "Best"
-        else f"Best {alone.lower()}: {model}"
-    )
+    if len(report.models) < 3:
+        return alone
+    passing = " that passes" if len(_contenders(report)) < len(report.models) - 1 else ""
+    return f"{among}{passing}: {figures.clean(model)}"
 
 
 def before_after(report: Report) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ _MEASURED = re.compile(r"(?<=\d) (?=(?:%|×|°|[kMGT]?B|[num]?s|dB|pt|bit|min|h|
 """The space between a number and its unit."""
 _NUMBER = re.compile(
     r"(–|[<+−-]?[\d.,]{1,17}([ \u00a0]?(%|×|[kMGTmnu]?|[kMGT]?B|m?s|dB|pt))?"
-    r"( smaller| bigger| \([^()]*\))?( \[[^\]]*\])?)?"
+    r"( smaller| bigger| \([^()]*\)| to [\d.,]{1,17}[ \u00a0]?(×|m?s)?)?( \[[^\]]*\])?)?"
 )
 """A cell of a column of numbers."""
 

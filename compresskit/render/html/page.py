@@ -93,8 +93,10 @@ def _compared(report: Report, pictures: Pictures) -> str:
     if not report.models:
         return ""
     header, *lines = answer.before_after(report)
+    # A size alone is at the top already.
+    main = card(table(header, lines)) if len(lines) > 1 else ""
     title = {1: "Figures", 2: "Before and after"}.get(len(report.models), "Models")
-    return section(title, card(table(header, lines)), pictures.grid(comparisons(report)))
+    return section(title, main, pictures.grid(comparisons(report)))
 
 
 def _searched(report: Report, pictures: Pictures) -> str:
