@@ -109,7 +109,7 @@ footer{margin-top:2rem;color:var(--soft);font-size:.8125rem}
 @media (max-width:560px){main{padding:1rem .7rem 3rem}h1{font-size:1.15rem}
 .tiles{gap:.4rem}.tile{padding:.55rem .6rem}.tile b{font-size:1.2rem}.tile h3,.tile p{font-size:.75rem;line-height:1.35}
 .card,figure{padding:.7rem .75rem}.fold{padding:0 .75rem}.gates li{padding:.4rem .6rem}
-th,td{padding-right:.55rem}}
+table{font-size:.8125rem}th,td{padding-right:.45rem}}
 @media print{main{max-width:none;padding:0}figure,.tile,tr,.gates li{break-inside:avoid}h2{break-after:avoid}
 .tall,details .scroll{max-height:none!important;overflow:visible}details:not([open]){display:none}}
 """
