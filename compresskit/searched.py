@@ -11,7 +11,7 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 STATES = {"kept": "passes", "missed": "misses", "dropped": "dropped", "failed": "failed"}
-"""What became of a candidate, in words."""
+"""The outcome of a candidate, in words."""
 
 
 class _Part(BaseModel):
@@ -32,7 +32,7 @@ class Tried(_Part):
         smaller: The original's bytes over these.
         faster: The original's time of a call over this one's, from a short look on the machine that tried it.
         timed_on: The machine's class; empty where nothing was timed.
-        value: The metric on the samples that the choice is made by; likeness to the original without a metric.
+        value: The metric on the samples that the choice is made by; similarity to the original without a metric.
         drop: How much worse than the original, in the metric's points.
         interval: 95 % of the drop.
         seconds: That it took.
@@ -82,7 +82,7 @@ class Search(_Part):
         pick: What decided among those that pass.
         goals: What was to be small.
         importance: Share of the differences between candidates that each question explains, by its name.
-        chosen_by: The samples by which the choice was made, in words.
+        chosen_by: The samples which the choice was based on, in words.
         metric: What was measured on them.
         seconds: That the search took, over all its runs.
         notes: What a reader must know of the choice.

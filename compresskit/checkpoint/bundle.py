@@ -23,9 +23,9 @@ PAGE_NAME = PAGE
 PROVENANCE_NAME = "provenance.json"
 EXTRAS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model",
-    "preprocessor_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-    "1_Pooling/config.json",
+    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "tokenizer.model",
+    "spiece.model", "preprocessor_config.json", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
 """Small files of a Hugging Face folder that belong beside the weights."""
 _MAX_CARD = 1 << 28

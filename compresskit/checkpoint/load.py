@@ -91,17 +91,17 @@ def load(
         raise UsageError("`arch_args` without `arch`", "give `arch` FILE.py:NAME too")
     if kind == "tensors":
         if batch_axis:
-            raise UsageError(f"`batch_axis` is for an ONNX file, which {path} is not", "leave `batch_axis` out")
+            raise UsageError(f"`batch_axis` is for an ONNX file, which {path} is not", "remove `batch_axis`")
         return _load_tensors(path, arch, arch_args or {}, input_shape, key, allow_nonfinite)
     if key is not None:
-        raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "leave `key` out")
+        raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "remove `key`")
     if kind == "bundle" and shipped and (path / ONNX_NAME).exists():
         model = _shipped(path, replace(read_card(path), format="bundle"), allow_nonfinite)
     elif kind == "bundle":
         model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
     elif arch is not None:
         what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
-        raise UsageError(f"`arch` does not go with {what}: {path} says itself what it is", "leave `arch` out")
+        raise UsageError(f"`arch` does not go with {what}: it describes its own architecture", "remove `arch`")
     elif kind == "huggingface":
         model = load_huggingface(path, allow_nonfinite=allow_nonfinite)
     else:
@@ -178,7 +178,7 @@ def _with_axes(model: Model, axes: Mapping[str, int | None]) -> Card:
     """The card with the axes of samples as they were given."""
     card = model.card
     if not isinstance(model.body, Path):
-        raise UsageError(f"`batch_axis` is for an ONNX file, which {model.source} is not", "leave `batch_axis` out")
+        raise UsageError(f"`batch_axis` is for an ONNX file, which {model.source} is not", "remove `batch_axis`")
     unknown = [name for name in axes if all(spec.name != name for spec in card.inputs)]
     if unknown:
         names = listing([spec.name for spec in card.inputs])
@@ -203,7 +203,7 @@ def _with_shape(card: Card, shape: tuple[int, ...]) -> Card:
     """The card with the sizes of its one input set; a fixed size that the model has can't be changed."""
     _check_shape(shape)
     if len(card.inputs) != 1:
-        raise UsageError(f"`input_shape` describes one input, the model has {len(card.inputs)}", "leave it out")
+        raise UsageError(f"`input_shape` describes one input, the model has {len(card.inputs)}", "remove it")
     spec = card.inputs[0]
     fits = len(spec.shape) == len(shape) and all(
         isinstance(have, str) or have == want for have, want in zip(spec.shape, shape, strict=True)
@@ -221,12 +221,12 @@ def _load_bundle(
     original = card.arch
     card = replace(card, format="bundle")
     if arch is not None and original.kind == "transformers":
-        raise UsageError(f"`arch` does not go with {path}: its config.json says what it is", "leave `arch` out")
+        raise UsageError(f"`arch` does not go with {path}: its config.json describes the architecture", "remove `arch`")
     rebuild = arch is not None or (original.kind == "transformers" and (replay is not None or not card.history))
     if rebuild and (path / WEIGHTS_NAME).is_file():
         return _rebuild(path, card, arch, args, allow_nonfinite, replay)
     if arch is not None:
-        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "leave `arch` out")
+        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "remove `arch`")
     if (path / ONNX_NAME).exists():
         return _shipped(path, card, allow_nonfinite)
     if not (path / WEIGHTS_NAME).exists():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError, as_flags, missing_package, printable
+from compresskit.errors import CompressKitError, UsageError, as_flags, missing_package, printable
 from compresskit.render.plain import is_plain
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
@@ -129,7 +129,7 @@ def check_json(
     except UsageError as error:
         raise UsageError(f"{option} {target}: {error.message}", "give another file") from error
     if output is not None and output.resolve() in (path.resolve(), *path.resolve().parents):
-        raise UsageError(f"{option} {target} is in the output {output}", "a report is written there anyway")
+        raise UsageError(f"{option} {target} is in the output {output}", "a report is always written there")
 
 
 def check_html(
@@ -168,7 +168,7 @@ def check_html(
         from compresskit.render.html.page import is_page
 
         if not is_page(target):
-            raise UsageError(f"{option} {target} exists already, and is no page of compresskit", "give another file")
+            raise UsageError(f"{option} {target} exists already, and is not a page of compresskit", "give another file")
 
 
 def drawing(*, interactive: bool) -> Callable[[Report], str]:
@@ -257,7 +257,7 @@ def finish(
     report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None,
     interactive: bool = False, output: str = "",
 ) -> int:  # fmt: skip
-    """Show a report; returns the exit code that follows from it."""
+    """Show a report, and log it where the environment says; returns the exit code that follows from it."""
     with listening():
         write_json(report.to_json(), json)
         write_page(report, html, output, interactive=interactive)
@@ -270,4 +270,11 @@ def finish(
                 from compresskit.render.terminal import print_report
 
                 print_report(report, output=output)
+    if where := os.environ.get("COMPRESSKIT_LOG"):
+        from compresskit.cli.tracking import log
+
+        try:
+            log(report, where)
+        except CompressKitError as error:  # what was measured isn't lost for that
+            tell(f"the report was not logged to {where}: {error.message}")
     return int(report.exit_code())

@@ -179,5 +179,5 @@ def _check_lengths(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"'{n}' {length}" for n, length in lengths.items())
         raise InputError(
-            f"{path}: arrays of different lengths: {found}", "`batch_axis` tells where samples lie in an input"
+            f"{path}: arrays of different lengths: {found}", "`batch_axis` names the batch axis of an input"
         )

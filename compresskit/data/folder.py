@@ -70,7 +70,7 @@ def _eight_bit(path: Path, file: Any, image_module: Any) -> Any:
     if file.mode == "F" or not declared or tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO) != _BLACK_IS_ZERO:
         kind = "floating point" if file.mode == "F" else "32 bit or inverted"
         raise InputError(
-            f"{path} has {kind} pixels, whose range the file does not tell",
+            f"{path} has {kind} pixels, whose range is unknown",
             "save it with 8 or 16 bit, or give the prepared samples as an .npz",
         )
     white = 2 ** tags.get(_BITS, (16,))[0] - 1

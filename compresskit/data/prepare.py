@@ -207,7 +207,7 @@ def by_sample(where: str, arrays: dict[str, np.ndarray], specs: tuple[InputSpec,
         if len(found) != len(spec.shape) or not all(same):
             raise InputError(
                 f"{where}: array '{name}' is {shape_text(found)}, the model's input takes {shape_text(spec.shape)}",
-                "store it as the model takes it; `batch_axis` tells where samples lie",
+                "store it as the model takes it; `batch_axis` names the batch axis",
             )
     counts = [len(array) for name, array in arrays.items() if name not in other and array.ndim]
     counts += [arrays[name].shape[spec.batch_axis] for name, spec in other.items() if spec.batch_axis is not None]

@@ -1,4 +1,4 @@
-"""A search: its best candidates as a table, and what became of the others in lines."""
+"""A search: its best candidates as a table, and a summary of the others in lines."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table(search: Search) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, .
 
 
 def lines(search: Search) -> list[str]:
-    """How many candidates were tried and what became of them, and which questions mattered."""
+    """How many candidates were tried and their outcomes, and which choices mattered."""
     states: Counter[str] = Counter(one.state for one in search.tried)
     words = {"kept": "pass", "missed": "miss", "dropped": "dropped early", "failed": "failed"}
     told = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
@@ -32,7 +32,7 @@ def lines(search: Search) -> list[str]:
     mattered = [(name, share) for name, share in search.importance.items() if share >= _SHARE][:_IMPORTANT]
     if mattered:
         named = ", ".join(f"{figures.clean(name)} {100 * share:.0f} %" for name, share in mattered)
-        found.append(f"what mattered for {search.goals[0]}: {named}")
+        found.append(f"most important choices for {search.goals[0]}: {named}")
     return [figures.clean(line) for line in found]
 
 

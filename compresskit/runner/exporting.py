@@ -35,15 +35,15 @@ def export(
         target: The file; weights past 2 GB go to ``<target>.data`` beside it.
         data: Its samples are tried in the file first; it tells the shape of the input where the model doesn't.
         seed: Of the parity gate's inputs.
-        force: Replace a file that is there.
+        force: Overwrite an existing file.
         command: How the user asked for this.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report whose one gate is the parity: PASS, since a miss raises, or INCONCLUSIVE where no input could tell.
 
     Raises:
-        GateError: The file would compute something else than the model; nothing is written.
+        GateError: The outputs of the file would differ from the model's; nothing is written.
         UsageError: The model is ONNX already, or its architecture or inputs aren't known.
         InputError: The model can't be exported.
     """

@@ -78,9 +78,9 @@ def run_recipe(
         output: The folder to write.
         bench: Measure the speed.
         cache: Where finished steps are kept; None keeps them until the end of this run.
-        force: Replace an output that is there.
+        force: Overwrite an existing output.
         command: How the user asked for this.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
         tell: Shows the user a line right away.
         draw: Gives the page that is put beside the report; None leaves it away.
         complete: Adds to the report, and to the folder, before the bundle is sealed.
@@ -166,7 +166,7 @@ def _walk(steps: Steps[T], job: Job) -> list[T]:
 
 
 def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Report:
-    """Write what ships, and hold it against the original by the limits that suit the steps that were not undone."""
+    """Write what ships, and compare it with the original by the limits that suit the steps that were not undone."""
     after = steps.deliver(taken[-1] if taken else steps.first, folder)
     target = next((at.target for at in reversed(taken) if at.target), None)
     kinds = [registry.get(name).kind for at in taken for name in at.stages]

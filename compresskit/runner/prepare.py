@@ -78,7 +78,7 @@ def to_onnx(
         path: The file to write.
         data: Samples that the gate tries first.
         seed: Of those that it makes up.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Raises:
         GateError: The ONNX file computes something else than the module.
@@ -97,7 +97,9 @@ def to_onnx(
     notes = list(result.notes)
     if result.distance_level4 is not None:
         distance = result.distance_level4.rel_l2
-        notes.append(f"packed matrix products round activations to 8 bit: {distance:.2g} relative on random inputs")
+        notes.append(
+            f"packed matrix products round activations to 8 bits: relative error {distance:.2g} on random inputs"
+        )
     return Prepared(path, _proof(result.parity), notes)
 
 
@@ -111,7 +113,7 @@ def _proof(parity: Parity) -> Gate:
         limit += f", or {FACTOR:g} × the model's own float32 error"
         reason += f"; at most {parity.ratio:.2g} × that error"
     if parity.passed is None:
-        reason = "on no input is float32 exact enough for this model to tell"
+        reason = "float32 is too inexact on every input that was tried: give `data`"
     return Gate(name="ONNX parity", limit=limit, value=parity.rel_l2, passed=parity.passed, reason=reason)
 
 
@@ -126,6 +128,6 @@ def counted(model: Model) -> dict[str, Any]:
     try:
         feeds = make_feeds(model.card.inputs, {"batch": 1, "sequence": SEQUENCE})
         macs: int | None = sum(count_macs(model.body, feeds).values())
-    except Exception:  # the user's forward may refuse made-up inputs in any way; the count is a courtesy
+    except Exception:  # the user's forward may refuse random inputs in any way; the count is a courtesy
         macs = None
     return {"parameters": parameters, "macs": macs}

@@ -48,7 +48,7 @@ def provenance(recipe: Recipe, surroundings: dict[str, Any], steps: Sequence[Ste
     Args:
         recipe: What was run.
         surroundings: What it was run in.
-        steps: What became of its steps.
+        steps: The result of each step.
         folder: The result, whole but for its card and report.
     """
     return Provenance(

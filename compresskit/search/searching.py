@@ -99,13 +99,13 @@ class Searching:
     def _stop(self) -> bool:
         tried = self.study.tried()
         if time.monotonic() >= self.deadline or self.over():
-            self.stopped = "its time was over"
+            self.stopped = "the time was over"
         elif self.most is not None and len(tried) >= self.most:
             self.stopped = f"{self.most} candidates were tried"
         elif self._again >= _AGAIN:
-            self.stopped = "no new candidate was found any more"
+            self.stopped = "no new candidate was found"
         elif self._hopeless(tried):
-            self.stopped = "no candidate came near the bars"
+            self.stopped = "no candidate came near the limits"
         return bool(self.stopped)
 
     def _hopeless(self, tried: Sequence[Tried]) -> bool:
@@ -134,7 +134,7 @@ class Searching:
         try:
             tried, missed = self._followed(made, known)
         except OutOfTime:
-            tried, missed = made.tried("dropped", "time was over before it was finished"), {}
+            tried, missed = made.tried("dropped", "the time was over before it finished"), {}
         except CompressKitError as error:
             tried, missed = made.tried("failed", error.message), {}
         tried = tried.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
@@ -177,9 +177,9 @@ class Searching:
     def _given_up(self, figures: Figures, missed: dict[str, float], known: Sequence[Tried]) -> str:
         """Why a candidate isn't followed further; empty where it is. Training makes nothing smaller or faster."""
         if missed.get("size", 0.0) > 0.02:
-            return "it is larger than the bar allows, which training doesn't change"
+            return "it exceeds the size limit, which training does not change"
         if missed.get("speed", 0.0) > 0.1:
-            return "it is slower than the bar allows, which training doesn't change"
+            return "it misses the speed limit, which training does not change"
         base = self.trying.base
         ratios = {"size": base.bytes / max(1, figures.bytes), "latency": figures.faster or 1.0}
         mine = tuple(-math.log(ratios[goal]) for goal in self.goals)
@@ -193,7 +193,7 @@ class Searching:
         looked = [(*costs(one, self.goals), one.drop) for one in known if one.drop is not None]
         better = sum(dominates(other, (*mine, figures.drop)) for other in looked)
         if len(looked) >= _FEW and better > len(looked) / 3:
-            return f"{better} of {len(looked)} others are better in everything after the first look"
+            return f"{better} of {len(looked)} other candidates are better in every figure after the preview"
         return ""
 
 
@@ -231,7 +231,7 @@ def _trains(steps: Sequence[dict[str, Any]]) -> bool:
 
 def _why(missed: dict[str, float]) -> str:
     worst = {name: by for name, by in missed.items() if by > 0}
-    return "misses the bar for " + " and ".join(worst) if worst else ""
+    return "misses the limit for " + " and ".join(worst) if worst else ""
 
 
 def line(tried: Tried, left: float) -> str:

@@ -1,4 +1,4 @@
-"""A search on the page: every candidate in a trade-off picture, which question mattered, and what became of each."""
+"""A search on the page: its candidates in a trade-off picture, and all outcomes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from compresskit.render import figures
 from compresskit.render.html.chart import Axis, Chart, Mark, Series, metric, span, unit
 from compresskit.searched import STATES, Search, Tried, steps_text
 
-_LOOKS = {"kept": ("passes", 3), "missed": ("misses a limit", 2), "dropped": ("given up after the first look", 0)}
+_LOOKS = {"kept": ("passes", 3), "missed": ("misses a limit", 2), "dropped": ("dropped after the preview", 0)}
 _WINNER = ("the result", 5)
-HEADER = ("candidate", "steps", "smaller", "speed", "change", "what became of it", "seconds")
+HEADER = ("candidate", "steps", "smaller", "speed", "change", "outcome", "seconds")
 
 
 def searches(search: Search) -> list[Chart]:
@@ -50,7 +50,7 @@ def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], flo
     ends = span(end for one in series for mark in one.marks for end in (mark.low, mark.y, mark.high))
     x = Axis(*span((at for _, at in points), log=True), title=axis, shown=unit("×"), log=True)
     y = Axis(*ends, title=f"change of {metric(search.metric)}, pt", shown=lambda at: f"{at:+.3g}" if at else "0")
-    where = f"measured on {figures.clean(search.chosen_by)}, which the choice was made by"
+    where = f"measured on {figures.clean(search.chosen_by)}, which the choice was based on"
     return Chart(title, series, x, y, note=f"up and to the right is better; {where}; whiskers: 95 % interval")
 
 

@@ -77,7 +77,7 @@ def _rows(chart: Chart) -> str:
         for mark in series.marks:
             middle = top + round(mark.y) * each + _NAME + _LANE * (lane % lanes) + _LANE // 2
             parts.append(_lying(chart.x, series, mark, middle))
-    return _svg(chart, parts, bottom + (2 if at_top else 20), "6px 18px 0 10px")
+    return _svg(chart, parts, bottom + (2 if at_top else 20), "6px 18px 0 16px")
 
 
 def _lying(x: Axis, series: Series, mark: Mark, y: int) -> str:
@@ -102,7 +102,7 @@ def _plane(chart: Chart) -> str:
     top, bottom = 8 + 14 * len(chart.guides) + 16 * bool(chart.y.title), 0
     bottom = top + _HEIGHT
     ticks = [(at, words(chart.y.shown(at))) for at in chart.y.ticks()]
-    left = round(10 + _LETTER * max((len(shown) for _, shown in ticks), default=0))
+    left = round(14 + _LETTER * max((len(shown) for _, shown in ticks), default=0))
 
     def high(value: float) -> float:
         return round(bottom - chart.y.place(value) * _HEIGHT, 1)

@@ -18,7 +18,7 @@ _VALUES = 12
 
 
 def coverage(report: Report) -> str:
-    """What was changed, and what was left alone with the reason."""
+    """What was changed, and what was not with the reason."""
     found, parts = report.coverage, []
     if line := rows.done_line(report):
         parts.append(f"<p>{words(line)}</p>{table(('layer', 'to'), list(found.done.items()), prose=True)}")
@@ -30,8 +30,8 @@ def coverage(report: Report) -> str:
             (str(len(names)), as_flags(reason), _first(names))
             for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
         ]
-        parts.append(table(("left alone", "reason", "layers"), lines, prose=True))
-    about = f"{len(found.done)} changed, {len(found.skipped)} left alone"
+        parts.append(table(("unchanged", "reason", "layers"), lines, prose=True))
+    about = f"{len(found.done)} changed, {len(found.skipped)} unchanged"
     return folded("Coverage", "".join(parts), about)
 
 
@@ -70,7 +70,7 @@ def _applied(applied: Mapping[str, Any]) -> str:
     facts, options, skipped = (_mapping(applied.get(key)) for key in ("facts", "options", "skipped"))
     layers = _mapping(facts.get("layers"))
     did = [f"{len(layers)} layer{'s' * (len(layers) != 1)} changed"] if layers else []
-    did += [f"{len(skipped)} left alone"] if skipped else []
+    did += [f"{len(skipped)} unchanged"] if skipped else []
     did += [f"{_name(key)} {_value(value)}" for key, value in facts.items() if _is_plain(value)]
     telling = [f"{_name(key)} {_value(options[key])}" for key in options if _tells(key, options[key])]
     every = "".join(f"<li>{words(f'{_name(key)}: {_value(value)}')}</li>" for key, value in options.items())
