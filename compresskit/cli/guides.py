@@ -103,6 +103,14 @@ GUIDES = {
             "check int8 --baseline release/report.json --format github",
         ),
     ),
+    "generate": Guide(
+        ("tokens", "temperature", "engine", "chat", "threads"),
+        ('generate out "Once upon a time" --tokens 64', 'generate out.gguf "Once upon a time"'),
+    ),
+    "predict": Guide(
+        (),
+        ('predict minilm8 "A cat sits on the mat."', "predict int8 a.jpg b.jpg --top 3", "predict int8 x.npz --json -"),
+    ),
     "serve": Guide(
         ("name", "host", "port", "runtime", "threads", "workers", "queue", "max_batch", "timeout"),
         ("serve int8 --name digits --port 8080",),
