@@ -96,7 +96,7 @@ def table(header: Sequence[str], lines: Iterable[Sequence[object]], *, prose: bo
     def cells(tag: str, line: Sequence[str], *, first: bool) -> str:
         out = []
         for cell, width, number in zip(line, widths, numbers, strict=False):
-            least = f' style="min-width:{width + 2}ch"' if first and not number else ""
+            least = f' style="min-width:{0.85 * width + 1.5:.1f}ch"' if first and not number else ""
             out.append(f"<{tag}{' class=n' if number else ''}{least}>{cell}</{tag}>")
         return "".join(out)
 
