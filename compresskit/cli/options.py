@@ -42,7 +42,7 @@ Json = Annotated[
     typer.Option(
         "--json",
         metavar="FILE|-",
-        help="Write the report as JSON to FILE; - writes to stdout instead of the table.",
+        help="Write the result as JSON to FILE; - writes to stdout instead of the table.",
         rich_help_panel=_OUT,
     ),
 ]

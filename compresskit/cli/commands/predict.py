@@ -27,13 +27,6 @@ RuntimeName = Annotated[
     str,
     typer.Option("--runtime", metavar="NAME", help="Engine, such as onnxruntime or openvino.", rich_help_panel="Run"),
 ]
-Json = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="FILE|-", help="Write the answers there; - is stdout, without the table.",
-        rich_help_panel="Output",
-    ),
-]  # fmt: skip
 
 
 def command(
@@ -45,7 +38,7 @@ def command(
     runtime: RuntimeName = "onnxruntime",
     threads: shared.Threads = 0,
     allow_nonfinite: shared.AllowNonfinite = False,
-    json: Json = None,
+    json: shared.Json = None,
     quiet: shared.Quiet = False,
 ) -> None:
     """Run a model on texts, images, rows of numbers or arrays.
