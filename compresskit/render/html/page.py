@@ -179,13 +179,13 @@ def _told(report: Report) -> str:
             by_reason.setdefault(reason, []).append(name)
         lines = [
             (
-                str(len(names)),
+                rows.unchanged(report, names),
                 as_flags(reason),
                 ", ".join(names[:200]) + (f" and {len(names) - 200} more" if names[200:] else ""),
             )
             for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
         ]
-        parts.append(table(("left alone", "reason", "layers"), lines, prose=True))
+        parts.append(table(("", "reason", "layers"), lines, prose=True))
     notes = "".join(f"<li>{text(as_flags(note))}</li>" for note in report.notes)
     history = "".join(_applied(number, applied) for number, applied in enumerate(report.history, 1))
     files = [(m.name, m.path, f"{m.bytes:,}", m.sha256) for m in report.models]
