@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from compresskit.checkpoint.tensors import Tensors
+
 CARD_VERSION = 2
 _DEEPEST = 64
 _LARGEST_INPUT = 1 << 30
@@ -231,6 +233,10 @@ class Model:
         source: Where it was read from; the original that a verdict compares with.
         key: Which of the state dicts in the file these are; None where the file's form tells.
         notes: What a reader must know of what was read.
+        half: ``bfloat16`` or ``float16`` where the weights were stored so: what stays as it was read is written so
+            again, though a module computes in float32.
+        weights: The values of a module on the meta device, by its names; None where it holds them itself.
+        written: The values of a module on the meta device as they will ship: a file, or the index of shards.
     """
 
     body: nn.Module | Path
@@ -238,6 +244,9 @@ class Model:
     source: Path
     key: str | None = None
     notes: tuple[str, ...] = ()
+    half: str | None = None
+    weights: Tensors | None = None
+    written: Path | None = None
 
     @property
     def module(self) -> nn.Module:

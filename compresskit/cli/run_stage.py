@@ -45,13 +45,14 @@ def run_stage(
     """Run one stage; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing, tell
     from compresskit.cli.distributed import discarded_output, is_main_process
-    from compresskit.cli.inputs import command_line, default_output, load_model
+    from compresskit.cli.inputs import command_line, default_output
     from compresskit.cli.option_groups import Reading
     from compresskit.errors import UsageError
     from compresskit.recipe.head import CODE, PATH
     from compresskit.recipe.limits import Limits
     from compresskit.recipe.naming import named_by
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.loading import load_for
     from compresskit.runner.pipeline import run
     from compresskit.runner.sources import opener
     from compresskit.runner.steps import Job
@@ -64,7 +65,9 @@ def run_stage(
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
-    loaded = load_model(model, reading.load_options())
+    limited = max_drop is not None or max_size is not None
+    how = {"export": not no_export, "data": data is not None, "limited": limited}
+    loaded = load_for(model, [stage], **how, **reading.load_options())
     open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
     measuring = Measuring(
         source=open_(eval_data),
