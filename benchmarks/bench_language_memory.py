@@ -43,13 +43,16 @@ config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="bfloat1
 with torch.device("meta"):
     module = LlamaForCausalLM(config)
 module.tie_weights()
-writer, seen = ShardWriter(folder, {"format": "pt"}, 1 << 29), set()
+writer, seen, made = ShardWriter(folder, {"format": "pt"}, 1 << 29), set(), {}
 torch.manual_seed(0)
 for name, value in module.state_dict(keep_vars=True).items():
     if id(value) not in seen:
         seen.add(id(value))
-        made = torch.ones(value.shape) if value.dim() == 1 else torch.empty(value.shape).normal_(std=0.02)
-        writer.add(name, made.bfloat16())
+        if value.shape not in made:  # one for each shape: those of all blocks are the same
+            made[value.shape] = torch.ones(value.shape).bfloat16()
+            if value.dim() > 1:
+                made[value.shape].normal_(std=0.02)
+        writer.add(name, made[value.shape])
 writer.finish(list(module.state_dict()))
 config.save_pretrained(folder)
 """
