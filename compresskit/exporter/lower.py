@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError
 from compresskit.exporter.recurrent import recurrent_twin
-from compresskit.ops.packed.experts import batched
+from compresskit.ops.packed.experts import unrouted
 from compresskit.ops.packed.grid import Grid
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedExperts, PackedLayer, PackedLinear
 
@@ -44,7 +44,7 @@ def lowered(module: nn.Module) -> nn.Module:
         if twin := _twin(layer):
             memo[id(layer)] = twin
     try:
-        with batched(module):
+        with unrouted(module):
             return copy.deepcopy(module, memo).eval()
     except (TypeError, RuntimeError, RecursionError) as error:
         raise InputError(

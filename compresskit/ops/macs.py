@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from compresskit.ops.packed.experts import batched
+from compresskit.ops.packed.experts import unrouted
 from compresskit.ops.packed.modules import PackedConv, PackedLayer, PackedLinear
 
 
@@ -44,7 +44,7 @@ def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> d
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
         if device.type == "meta":
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            stack.enter_context(batched(module))
+            stack.enter_context(unrouted(module))
         if isinstance(feeds, Mapping) and _takes(module, feeds):
             module(**{name: _fed(value, device) for name, value in feeds.items()})
         else:

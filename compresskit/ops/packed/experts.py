@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     _Layer = nn.Module
 else:
     _Layer = object
+
+_EVERY = "every_expert"
 
 
 class Stacked(_Layer):
@@ -71,14 +75,45 @@ class Experts(Stacked, nn.Module):
 
 
 @contextmanager
-def batched(module: nn.Module) -> Iterator[None]:
-    """transformers' mixtures of experts in the one form in which nothing depends on which experts are chosen."""
+def unrouted(module: nn.Module) -> Iterator[None]:
+    """transformers' mixtures of experts in a form in which nothing depends on which experts are chosen."""
     found: list[Any] = [getattr(layer, "config", None) for layer in module.modules()]
     before = {id(c): (c, c._experts_implementation) for c in found if getattr(c, "_experts_implementation", None)}
+    if before:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+        ALL_EXPERTS_FUNCTIONS.register(_EVERY, every_expert)
     for config, _ in before.values():
-        config._experts_implementation = "batched_mm"
+        config._experts_implementation = _EVERY
     try:
         yield
     finally:
         for config, usual in before.values():
             config._experts_implementation = usual
+
+
+def every_expert(layer: Any, x: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+    """All experts on all tokens, each counted by its share, which is 0 where it wasn't chosen.
+
+    Args:
+        layer: Fused experts of transformers.
+        x: ``(tokens, width)``.
+        chosen: int64 ``(tokens, k)``.
+        shares: ``(tokens, k)``.
+    """
+    share = x.new_zeros(x.shape[0], layer.num_experts).scatter(1, chosen, shares.to(x.dtype))
+    out = torch.zeros_like(x)
+    for expert in range(layer.num_experts):
+        inner = _product(layer, x, "gate_up_proj" if layer.has_gate else "up_proj", expert)
+        inner = layer._apply_gate(inner) if layer.has_gate else layer.act_fn(inner)
+        found = _product(layer, inner, "down_proj", expert)
+        if getattr(layer, "has_post_expert_norm", False):
+            found = layer.post_expert_norm(found)
+        out = out + found * share[:, expert : expert + 1]
+    return out
+
+
+def _product(layer: Any, x: Tensor, name: str, expert: int) -> Tensor:
+    weight = getattr(layer, name)[expert]
+    bias = getattr(layer, f"{name}_bias")[expert] if layer.has_bias else None
+    return F.linear(x, weight.t() if layer.is_transposed else weight, bias)
