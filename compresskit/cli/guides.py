@@ -60,7 +60,7 @@ GUIDES = {
         ),
     ),
     "run": Guide(
-        ("data", "eval_data", "arch", "sets", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
+        ("data", "eval_data", "arch", "set_", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
         (f"run edge-int8 {_CNN} -o int8", "run mine.yaml --set steps.0.target-macs=0.6 -o out"),
     ),
     "bench": Guide(
@@ -80,10 +80,11 @@ GUIDES = {
         ("evaluate int8 --data test.npz", "evaluate int8 --data test.npz --target x86-avx2"),
     ),
     "export": Guide(
-        ("output", "arch", "arch_args", "input_shape", "data", "force"),
+        ("output", "to", "arch", "arch_args", "input_shape", "data", "force"),
         (
             "export digits.pt --arch net.py:Net --input-shape 1,1,8,8 -o digits.onnx",
             "export all-MiniLM-L6-v2 -o minilm.onnx",
+            "export out --to gguf -o out.gguf",
         ),
     ),
     "inspect": Guide(
@@ -101,6 +102,14 @@ GUIDES = {
             "check int8 --max-drop 1% --max-size 1MB --min-speedup 1.2",
             "check int8 --baseline release/report.json --format github",
         ),
+    ),
+    "generate": Guide(
+        ("tokens", "temperature", "engine", "chat", "threads"),
+        ('generate out "Once upon a time" --tokens 64', 'generate out.gguf "Once upon a time"'),
+    ),
+    "predict": Guide(
+        (),
+        ('predict minilm8 "A cat sits on the mat."', "predict int8 a.jpg b.jpg --top 3", "predict int8 x.npz --json -"),
     ),
     "serve": Guide(
         ("name", "host", "port", "runtime", "threads", "workers", "queue", "max_batch", "timeout"),

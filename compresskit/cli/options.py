@@ -216,6 +216,16 @@ NoExport = Annotated[
     bool,
     typer.Option("--no-export", help="Do not export to ONNX. Only the size is measured then.", rich_help_panel=_RUN),
 ]
+To = Annotated[
+    list[str],
+    typer.Option(
+        "--to",
+        metavar="gguf|onnx",
+        help="Format for a program that generates text, or onnx; repeatable.",
+        rich_help_panel=_OUT,
+        show_default=False,
+    ),
+]
 NoBench = Annotated[bool, typer.Option("--no-bench", help="Do not measure the speed.", rich_help_panel=_RUN)]
 Device = Annotated[str, typer.Option("--device", help="Device for measurements.", rich_help_panel=_RUN)]
 Threads = Annotated[
