@@ -54,6 +54,7 @@ def run_stage(
     from compresskit.recipe.limits import Limits
     from compresskit.recipe.naming import named_by
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.loading import load_for
     from compresskit.runner.pipeline import run
     from compresskit.runner.sources import opener
     from compresskit.runner.steps import Job
@@ -71,7 +72,9 @@ def run_stage(
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
-    loaded = load_model(model, reading.load_options())
+    limited = max_drop is not None or max_size is not None
+    how = {"export": not no_export, "data": data is not None, "limited": limited}
+    loaded = load_for(model, [stage], **how, **reading.load_options())
     check_targets(loaded, targets, [stage])
     open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
     measuring = Measuring(

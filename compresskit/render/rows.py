@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compresskit.errors import listing
@@ -245,11 +246,17 @@ def skipped_lines(report: Report) -> list[str]:
     for name, reason in report.coverage.skipped.items():
         by_reason.setdefault(reason, []).append(name)
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    out = [f"{_layers(len(names))} unchanged ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
+    out = [f"{unchanged(report, names)} ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
     if len(ordered) > REASONS_SHOWN:
         rest = sum(len(names) for _, names in ordered[REASONS_SHOWN:])
         out[REASONS_SHOWN:] = [f"{_layers(rest)} unchanged for other reasons: see report.json"]
     return out
+
+
+def unchanged(report: Report, names: Sequence[str]) -> str:
+    """How many layers were left as they are, and their bytes where these are known."""
+    size = sum(report.coverage.left.get(name, 0) for name in names)
+    return f"{_layers(len(names))} unchanged{f', {figures.size(size)}' if size else ''}"
 
 
 def explanation(report: Report) -> str:

@@ -55,7 +55,7 @@ def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from texts(item, (*path, key))
-            if path and (path[0] in ("environment", "history") or path[-1] in ("done", "skipped", "drops")):
+            if path and (path[0] in ("environment", "history") or path[-1] in ("done", "skipped", "left", "drops")):
                 yield (*path, "key:", key)
 
 

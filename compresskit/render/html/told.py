@@ -27,10 +27,10 @@ def coverage(report: Report) -> str:
         for name, reason in found.skipped.items():
             by_reason.setdefault(reason, []).append(name)
         lines = [
-            (str(len(names)), as_flags(reason), _first(names))
+            (rows.unchanged(report, names), as_flags(reason), _first(names))
             for reason, names in sorted(by_reason.items(), key=lambda item: -len(item[1]))
         ]
-        parts.append(table(("unchanged", "reason", "layers"), lines, prose=True))
+        parts.append(table(("", "reason", "layers"), lines, prose=True))
     about = f"{len(found.done)} changed, {len(found.skipped)} unchanged"
     return folded("Coverage", "".join(parts), about)
 
