@@ -276,14 +276,14 @@ def _content(path: Path) -> tuple[str, bytes]:
         name = str(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for who writes it
-                raise InputError(f"{name} is no report: it is not a regular file", "- is standard input")
+                raise InputError(f"{name} is not a report: it is not a regular file", "- is standard input")
             with path.open("rb") as stream:
                 text = stream.read(_MOST + 1)
         except (OSError, ValueError) as error:
             kind = InputError if os.path.lexists(given) else PathError
             raise kind(f"cannot read the report {name}: {getattr(error, 'strerror', error)}") from error
     if len(text) > _MOST:
-        raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
+        raise InputError(f"{name} is not a report: it is larger than {_MOST // 10**6} MB")
     return name, text.removeprefix(b"\xef\xbb\xbf")
 
 

@@ -65,7 +65,7 @@ def notes(before: Snapshot, after: Snapshot, root: Path = Path("/"), load: float
     if stolen > _NEIGHBOURS * cpus / 2:
         found.append(f"the host gave {stolen:.1f} of {cpus} cores to other machines while models were timed")
     if load is not None and load > _LOAD * machine.cores():
-        found.append(f"{load:.1f} processes wanted to run on {machine.cores()} cores when the bench began")
+        found.append(f"the load average was {load:.1f} on {machine.cores()} cores when the bench began")
     if (hot := _grown(before.hot, after.hot)) > 0:
         found.append(f"the processor throttled {hot} times because of heat: let it cool and measure again")
     if (held := _grown(before.held, after.held)) > 0:

@@ -154,7 +154,7 @@ def check_html(
         from compresskit.render.html.page import is_page
 
         if not is_page(target):
-            raise UsageError(f"{option} {target} exists already, and is no page of compresskit", "give another file")
+            raise UsageError(f"{option} {target} exists already, and is not a page of compresskit", "give another file")
 
 
 def drawing() -> Callable[[Report], str] | None:
@@ -242,6 +242,19 @@ def write_json(text: str, target: str | None) -> None:
         write_file(Path(target), lambda path: path.write_bytes(text.encode("utf-8", "backslashreplace")), force=True)
 
 
+def using(output: str) -> str:
+    """The command that uses what was written; empty where that is no bundle, or one that answers nobody."""
+    import shlex
+
+    from compresskit.checkpoint.bundle import is_bundle, read_card
+    from compresskit.runner.run_lines import SAMPLES, kind_of_samples
+
+    if not output or not is_bundle(output):
+        return ""
+    kind = kind_of_samples(Path(output), read_card(output, verify=False))
+    return "" if kind is None else shlex.join(["compresskit", "predict", output, SAMPLES[kind]])
+
+
 def finish(
     report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None, output: str = ""
 ) -> int:
@@ -257,7 +270,7 @@ def finish(
             else:
                 from compresskit.render.terminal import print_report
 
-                print_report(report, output=output)
+                print_report(report, output=output, use=using(output))
     if where := os.environ.get("COMPRESSKIT_LOG"):
         from compresskit.cli.tracking import log
 

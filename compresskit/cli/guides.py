@@ -60,7 +60,7 @@ GUIDES = {
         ),
     ),
     "run": Guide(
-        ("data", "eval_data", "arch", "sets", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
+        ("data", "eval_data", "arch", "set_", "allow_code", "dry_run", "max_drop", "cache", "output", "force"),
         (f"run edge-int8 {_CNN} -o int8", "run mine.yaml --set steps.0.target-macs=0.6 -o out"),
     ),
     "bench": Guide(
@@ -106,6 +106,10 @@ GUIDES = {
     "generate": Guide(
         ("tokens", "temperature", "engine", "chat", "threads"),
         ('generate out "Once upon a time" --tokens 64', 'generate out.gguf "Once upon a time"'),
+    ),
+    "predict": Guide(
+        (),
+        ('predict minilm8 "A cat sits on the mat."', "predict int8 a.jpg b.jpg --top 3", "predict int8 x.npz --json -"),
     ),
     "serve": Guide(
         ("name", "host", "port", "runtime", "threads", "workers", "queue", "max_batch", "timeout"),

@@ -119,7 +119,7 @@ def _twice_quantized(stage: Stage, now: _Now) -> UsageError | None:
     if not (stage.kind.quantizes and now.form == "onnx" and now.quantized):
         return None
     if now.here:
-        text = f"{stage.name()} comes after {now.quantized}: what is quantized can't be again"
+        text = f"{stage.name()} comes after {now.quantized}: a quantized model cannot be quantized again"
         return UsageError(text, "remove one of them")
     return UsageError(f"{now.start.name} went through {now.quantized} already", "start from the original again")
 
@@ -134,7 +134,7 @@ def _on_adapters(stage: Stage, now: _Now) -> UsageError | None:
     if not now.adapters or stage.takes_adapters:
         return None
     return UsageError(
-        f"{stage.name()} can't work on adapters that lie beside the weights: they merge before",
+        f"{stage.name()} cannot work on a model with separate adapters",
         "merge them first: compresskit lora merge MODEL -o MERGED (lora's own `merge` does it at once)",
     )
 

@@ -16,7 +16,7 @@ def table(search: Search) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, .
     judged = {one.number: one for one in search.judged}
     tried = {one.number: one for one in search.tried}
     shown = dict.fromkeys([*search.front, *judged])
-    header = ("", "candidate", "smaller", "speed", f"{search.metric} (chosen by)", f"{search.metric} (evaluation)")
+    header = ("", "candidate", "smaller", "speed", f"{search.metric} (selection)", f"{search.metric} (evaluation)")
     return header, [(number, _cells(tried[number], judged.get(number), search)) for number in shown if number in tried]
 
 
@@ -28,7 +28,7 @@ def lines(search: Search) -> list[str]:
     count = len(search.tried)
     found = [f"{count} candidate{'s' * (count != 1)} tried in {search.seconds:.0f} s: {told}"]
     if search.chosen_by:
-        found.append(f"chosen by {search.metric} on {search.chosen_by}; → is the result, picked by {search.pick}")
+        found.append(f"compared by {search.metric} on {search.chosen_by}; → marks the result (pick: {search.pick})")
     mattered = [(name, share) for name, share in search.importance.items() if share >= _SHARE][:_IMPORTANT]
     if mattered:
         named = ", ".join(f"{figures.clean(name)} {100 * share:.0f} %" for name, share in mattered)
@@ -43,11 +43,11 @@ def _cells(one: Tried, judged: Judged | None, search: Search) -> tuple[str, ...]
         if judged.speedup is not None:
             speed = f"{judged.speedup:.2f}×"
         if judged.drop is not None:
-            evaluated = f"{-judged.drop:+.2f}"
+            evaluated = f"{0 - judged.drop:+.2f}"
             if judged.interval is not None:
                 evaluated += f" [{-judged.interval[1]:+.2f}, {-judged.interval[0]:+.2f}]"
         evaluated += "" if judged.passed else " missed"
-    chosen = f"{-one.drop:+.2f}" if one.drop is not None else figures.DASH
+    chosen = f"{0 - one.drop:+.2f}" if one.drop is not None else figures.DASH
     mark = "→" if one.number == search.winner else ""
     smaller = f"{one.smaller:.1f}×" if one.smaller is not None else figures.DASH
     return mark, f"{one.number}: {figures.clean(steps_text(one.steps))}", smaller, speed, chosen, evaluated

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
+from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable
 from compresskit.report import Report, judge
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.prepare import counted, to_onnx, with_inputs
+from compresskit.runner.prepare import counted, to_onnx, with_inputs, with_usage
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,10 +51,11 @@ def export(
     refuse_same(model.source, target)
     if isinstance(model.body, Path) and model.body.suffix == ".onnx":
         raise UsageError(f"{model.source} is ONNX already")
-    model = with_inputs(model, data)
+    model = with_usage(with_inputs(model, data), data)
     counts = counted(model)
     with new_file(target, force=force) as place:
         result = to_onnx(model, place, data=data, seed=seed, progress=progress)
+        describe(place, model.card, model.source)
         data_file = place.with_name(f"{target.name}.data")
         if data_file.exists():
             data_file.replace(target.with_name(data_file.name))

@@ -11,6 +11,7 @@ from compresskit.model import SCORES_ONLY, Model
 from compresskit.report import Gate
 from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, silent
+from compresskit.usage import Pixels
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -58,6 +59,36 @@ def with_inputs(model: Model, source: Source | None) -> Model:
     return replace(model, card=replace(model.card, inputs=specs))
 
 
+def with_usage(model: Model, *sources: Source | None) -> Model:
+    """The model with what data tell of its use: how pixels were normalized, and which classes there are.
+
+    Args:
+        model: What its own files say of names and scores of classes stays.
+        sources: Those that come first count more.
+    """
+    usage = model.card.usage
+    for source in reversed([source for source in sources if source is not None]):
+        if (normalize := getattr(source, "normalize", None)) is not None:
+            usage = replace(usage, pixels=Pixels(mean=normalize.mean, std=normalize.std))
+        if usage.scores is None and model.card.task == "unknown" and _has_classes(source):
+            usage = replace(usage, scores="softmax")
+        if usage.scores is not None and not model.card.usage.labels and (classes := getattr(source, "classes", ())):
+            usage = replace(usage, labels=tuple(classes))
+    return replace(model, card=replace(model.card, usage=usage))
+
+
+def _has_classes(source: Source) -> bool:
+    """Whether samples have a class each; what only the user's code could tell isn't asked for."""
+    import numpy as np
+
+    from compresskit.data.source import Indexed
+
+    if not source.labelled or source.kind == "pairs" or not isinstance(source, Indexed):
+        return False
+    targets = source.take(np.zeros(1, np.int64)).targets
+    return targets is not None and targets.ndim == 1 and targets.dtype.kind in "iu"
+
+
 def forward_names(model: Model) -> list[str]:
     """The parameters of the module's ``forward``."""
     import inspect
@@ -91,9 +122,11 @@ def to_onnx(
         raise UsageError(f"{model.source} is tensors without an architecture", "give `arch` FILE.py:NAME")
     from compresskit.exporter.checked import export_checked
     from compresskit.exporter.parity import ParityCheck
+    from compresskit.exporter.pooled import pooling
 
     check = ParityCheck(seed=seed, data=data)
-    result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
+    with pooling(model.body, model.card.usage):
+        result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
     notes = list(result.notes)
     if model.card.task == "causal-lm":
         notes.append(f"this ONNX file {SCORES_ONLY}: it has no KV cache; `to` gguf gives a file that generates")
@@ -109,7 +142,7 @@ def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
     from compresskit.exporter.parity import FACTOR, RELATIVE
 
-    inputs = f"{parity.n} inputs, {parity.given} of them given" if parity.given else f"{parity.n} seeded inputs"
+    inputs = f"{parity.n} inputs, {parity.given} from the data" if parity.given else f"{parity.n} seeded inputs"
     limit, reason = f"≤ {RELATIVE:g} relative", f"largest difference {parity.max_abs:.2g} on {inputs}"
     if parity.ratio is not None:
         limit += f", or {FACTOR:g} × the model's own float32 error"

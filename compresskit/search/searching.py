@@ -242,7 +242,7 @@ def line(tried: Tried, left: float) -> str:
     if tried.faster is not None:
         figures.append(f"about {tried.faster:.1f}× as fast")
     if tried.drop is not None:
-        figures.append(f"{-tried.drop:+.2f} pt")
+        figures.append(f"{0 - tried.drop:+.2f} pt")
     why = f" ({tried.reason})" if tried.reason and tried.state in ("dropped", "failed") else ""
     minutes = f"{max(0, int(left)) // 60}:{max(0, int(left)) % 60:02d} left"
     measured = ", ".join(figures) or "nothing measured"

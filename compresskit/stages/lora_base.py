@@ -66,7 +66,7 @@ class FineTuning(TrainingOptions):
 
     epochs: Annotated[int, Field(ge=0, le=10_000, description="Training epochs; 0 writes an untrained adapter.")] = 3
     batch_size: Annotated[int, Field(ge=1, description="Training batch size.")] = 32
-    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Optimizer.")] = "adamw"
+    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Optimizer of training.")] = "adamw"
     lr: Annotated[
         float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 5e-4, sgd: 0.01)")
     ] = None

@@ -149,7 +149,7 @@ def elastic_of(card: Card) -> ElasticFacts:
     last = card.history[-1] if card.history else None
     if last is None or last.name != SUPERNET:
         changed = any(applied.name == SUPERNET for applied in card.history)
-        what = f"{last.name} has changed the supernet" if changed and last else "the model is no supernet"
+        what = f"{last.name} has changed the supernet" if changed and last else "the model is not a supernet"
         raise UsageError(
             f"{what}: none of its parts was trained to work alone",
             "take the subnet first" if changed else "distill `method` supernet trains one",

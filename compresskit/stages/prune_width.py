@@ -107,7 +107,7 @@ class PruneWidth(Recovery):
         told = ", ".join(f"{key} {value}" for key, value in facts["config"].items())
         facts["notes"] = [
             f"calibrated on {count} sample{'s' if count > 1 else ''} of {name}",
-            f"config.json now says: {told}",
+            f"config.json now contains: {told}",
             *trained.pop("notes", []),
         ]
         return self.recorded(model, {**facts, **trained})

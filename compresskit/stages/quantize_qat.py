@@ -132,10 +132,12 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         """Export a module that was trained on 8 bits, and let the writer of static int8 files put in the codes."""
         from compresskit.exporter.checked import export_checked
         from compresskit.exporter.parity import ParityCheck
+        from compresskit.exporter.pooled import pooling
 
         path = ctx.work / "trained.onnx"
         check = ParityCheck(seed=ctx.seed, data=ctx.data)
-        export_checked(model.module, model.card.inputs, path, check, progress=ctx.progress)
+        with pooling(model.module, model.card.usage):
+            export_checked(model.module, model.card.inputs, path, check, progress=ctx.progress)
         written = self._writer().run(replace(model, body=path), ctx)
         last = written.card.history[-1]
         return replace(model, body=written.body), last.facts, last.skipped

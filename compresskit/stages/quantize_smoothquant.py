@@ -50,6 +50,7 @@ class QuantizeSmoothquant(StaticStage):
         from compresskit.exporter.call import evaluating
         from compresskit.exporter.checked import export_checked
         from compresskit.exporter.parity import ParityCheck
+        from compresskit.exporter.pooled import pooling
         from compresskit.ops.quantize.smooth import smooth_module
         from compresskit.stages.batches import batches_of, forward_of
 
@@ -68,7 +69,8 @@ class QuantizeSmoothquant(StaticStage):
                 "use `method` int8-static, which leaves the float model as it is",
             )
         smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads, data=ctx.data)
-        export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
+        with pooling(model.body, model.card.usage):
+            export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
         out = self.place(ctx)
         facts = self.quantized(smooth_onnx, out, inputs, ctx)
         facts |= {"smoothed": smoothed["layers"], "difference": smoothed["difference"], "unsmoothed": left}

@@ -39,7 +39,7 @@ class Repaired(TrainingOptions, WeightOnly):
             f"`data`. (with `epochs`: {_TRAINED_RANK}, else 0)",
         ),
     ] = 0
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Optimizer. (adamw)")] = None
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Optimizer of training. (adamw)")] = None
     recover: Annotated[
         Literal["lora"] | None,
         Field(description="Trained parameters: the low-rank corrections of `repair`; the codes do not change. (lora)"),

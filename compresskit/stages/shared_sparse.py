@@ -63,7 +63,7 @@ class Sparse(Recovery):
         if not numbers or not 1 <= int(kept) < int(of) <= _MOST:
             raise ValueError(f"N:M with 1 ≤ N < M ≤ {_MOST}, as 2:4")
         if info.data.get("sparsity") is not None:
-            raise ValueError("no `sparsity` with it: N:M says how many weights stay")
+            raise ValueError("no `sparsity` with it: N:M fixes the number of remaining weights")
         return value
 
     def zeros(self) -> Pattern:

@@ -56,7 +56,7 @@ class TrainingOptions(Stage):
     optimizer: Annotated[
         Literal["sgd", "adamw", "muon"] | None,
         Field(
-            description="Optimizer. muon may learn more in few epochs. (sgd for models with convolutions, else adamw)"
+            description="Optimizer of training. muon may learn more in few epochs. (sgd with convolutions, else adamw)"
         ),
     ] = None
     lr: Annotated[

@@ -83,7 +83,7 @@ class Keeper:
             facts = json.loads(metadata[_FACTS])
             key = facts.pop("key")
         except (KeyError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path} is no state of a training", "remove it") from error
+            raise InputError(f"{self.path} is not a training state", "remove it") from error
         if key != self.key:
             raise InputError(f"{self.path} is the state of another training", "remove it, or give another folder")
         tensors = Tensors(self.path, [(regions, data)])

@@ -167,5 +167,5 @@ def _check_labels(labels: Tensor, found: Tensor) -> None:
     if found.dim() != 2 or low < UNLABELLED or high >= found.shape[-1]:
         raise InputError(
             f"labels from {low} to {high} don't fit the model's output {tuple(found.shape[1:])}",
-            f"labels are classes, from 0 on, {UNLABELLED} where there is none; a teacher's outputs need no labels",
+            f"labels are class numbers from 0, or {UNLABELLED} for none; a teacher's outputs need no labels",
         )

@@ -85,7 +85,7 @@ def test_check_tells_each_problem_on_a_line(cli: Cli, empty: Path) -> None:
     found = cli("recipe", "check", "r.yaml")
     assert (found.code, found.out) == (2, "")
     assert found.err.splitlines() == [
-        "error: r.yaml:2: steps[0].quantize.gptq: 'bit' is no option; did you mean 'bits'?",
+        "error: r.yaml:2: steps[0].quantize.gptq: 'bit' is not an option; did you mean 'bits'?",
         "error: r.yaml:3: steps[1]: there is no method 'quantise.rtn'; did you mean 'quantize.rtn'?",
         "error: r.yaml:4: seed: expected at least 0, found -1",
     ]

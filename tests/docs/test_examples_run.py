@@ -104,9 +104,10 @@ def test_the_examples_of_a_page_run(page: Path, tour: Path) -> None:
     assert words_of(replayer().Replay(tour).page(text)) == words_of(text)
 
 
-@pytest.mark.parametrize("name", ["demo", "inspect"])
-def test_pictures_are_of_this_program(name: str) -> None:
+@pytest.mark.parametrize(("name", "shown"), [("compress", "README.md"), ("inspect", "docs/tutorial.md")])
+def test_pictures_are_of_this_program(name: str, shown: str) -> None:
     svg = (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
     assert f"compresskit&#160;{name}" in svg
     assert not re.findall(r"(?:href|src|url)\s*[=(]\s*['\"]?https?:", svg)
-    assert f"docs/pictures/{name}.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"pictures/{name}.svg" in (ROOT / shown).read_text(encoding="utf-8")
+    assert "animation:appear" in svg

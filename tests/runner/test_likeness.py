@@ -102,7 +102,7 @@ def test_the_report_says_what_the_likeness_is_of() -> None:
         report = run("net.pt", steps, f"out{samples}", arch="net.py:net", data="d.npz", bench=False)
         found[samples] = report.values("cosine")[f"out{samples}"]
         what = "that no stage was fitted to" if samples == 16 else "that the result was fitted to"
-        (note,) = [note for note in report.notes if "against the original's" in note]
+        (note,) = [note for note in report.notes if "with the original's" in note]
         assert f"on {found[samples].n} samples of d.npz {what}" in note
     assert [found[samples].n for samples in (16, 64)] == [48, 64]
     report = run("net.pt", [method("quantize.rtn")], "plain", arch="net.py:net", input_shape=(1, 8), bench=False)

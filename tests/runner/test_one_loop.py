@@ -175,7 +175,7 @@ def test_the_file_is_tried_on_the_users_data_first(here: Path, options: dict[str
     report = by_recipe(recipe(Step(compresskit.method("quantize.rtn", bits=8)), **options, **limits))
     reasons = [gate.reason for gate in report.gates if gate.name == "ONNX parity"]
     assert len(reasons) == 1 and reasons[0].endswith(
-        f"{32 + given} inputs, 8 of them given" if given else "seeded inputs"
+        f"{32 + given} inputs, 8 from the data" if given else "seeded inputs"
     )
 
 

@@ -147,7 +147,7 @@ def test_statistics_of_the_whole_are_not_a_parts(made: Path, tmp_path: Path) -> 
 def test_only_a_supernet_has_subnets(made: Path, tmp_path: Path) -> None:
     ctx, stage = Context(tmp_path, data_of(made)), method("prune.subnet", width=0.5)
     plain = load(made / "net.pt", arch=ARCH, arch_args=NET, input_shape=(1, 3, 16, 16))
-    with pytest.raises(UsageError, match="the model is no supernet") as raised:
+    with pytest.raises(UsageError, match="the model is not a supernet") as raised:
         stage.run(plain, ctx)
     assert "`method` supernet" in str(raised.value.hint)
     once = stage.run(supernet(made), ctx)

@@ -111,7 +111,7 @@ def command(
         raise InputError(f"{model} is neither an .onnx file nor a bundle", f"compresskit export {model} first")
     title = name or (model.stem if kind == "onnx" else model.resolve().name)
     if not re.fullmatch(r"[\w.-]{1,128}", title, re.ASCII):
-        raise UsageError(f"'{title}' can't stand in an address", "give --name of letters, digits, dots and dashes")
+        raise UsageError(f"'{title}' cannot be part of a URL", "give --name of letters, digits, dots and dashes")
 
     from compresskit.runtimes import get
     from compresskit.runtimes.base import require

@@ -163,7 +163,7 @@ def again(module: nn.Module, data: CalibrationData, facts: ElasticFacts, setting
     wrong += [name for name in facts.blocks if name not in blocks]
     if wrong:
         raise InputError(
-            f"the supernet's card tells of other channels or blocks than this model has: {listing(wrong)}",
+            f"the supernet's card lists other channels or blocks than this model has: {listing(wrong)}",
             "check `arch` and `arch_args`",
         )
     ranked = [Ranked(by_name[name], order, ()) for name, order in facts.order.items()]

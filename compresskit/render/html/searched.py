@@ -43,7 +43,7 @@ def lines(search: Search) -> list[tuple[str, ...]]:
 def _line(one: Tried, search: Search) -> tuple[str, ...]:
     mark = "→" if one.number == search.winner else "•" if one.number in search.front else ""
     ratios = ["–" if value is None else f"{value:.2f}×" for value in (one.smaller, one.faster)]
-    change = "–" if one.drop is None else f"{-one.drop:+.2f} pt"
+    change = "–" if one.drop is None else f"{0 - one.drop:+.2f} pt"
     became = STATES[one.state]
     why = f"{became}: {as_flags(one.reason)}" if one.reason else became
     return mark, str(one.number), steps_text(one.steps), *ratios, change, why, f"{one.seconds:.0f}"
