@@ -224,7 +224,7 @@ To = Annotated[
     list[str],
     typer.Option(
         "--to",
-        metavar="gguf|onnx",
+        metavar="gguf|genai|compressed-tensors|onnx",
         help="Format for a program that generates text, or onnx; repeatable.",
         rich_help_panel=_OUT,
         show_default=False,
