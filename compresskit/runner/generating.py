@@ -24,9 +24,11 @@ def open_writer(path: Path, engine: str | None = None, *, threads: int = 0, cont
         InputError: The file is missing or damaged.
         MachineError: The program isn't installed.
     """
-    kind_of(path)
     name, place = find(path, engine)
-    options = {"loader": load_module} if name == "transformers" else {}
+    options = {}
+    if name == "transformers":
+        kind_of(place)
+        options["loader"] = load_module
     return get(name, place, threads=threads, context=context, **options)
 
 
