@@ -114,7 +114,10 @@ def ship(model: Model, folder: Path, to_onnx: Callable[[Model, Path], Prepared] 
     if form(model) == "torch":
         from compresskit.runner.weights import write_config, write_weights
 
-        write_weights(model, folder / WEIGHTS_NAME)
+        if model.written is None:
+            write_weights(model, folder / WEIGHTS_NAME)
+        else:
+            _moved(model.written, folder / model.written.name)
         write_config(model, folder)
     if form(model) == "weights" and isinstance(model.body, Path):
         model.body.rename(folder / WEIGHTS_NAME)
@@ -130,7 +133,7 @@ def ship(model: Model, folder: Path, to_onnx: Callable[[Model, Path], Prepared] 
 
 
 def _moved(path: Path, target: Path) -> Path:
-    """Move an ONNX file that has its final name already, since it names its external data."""
+    """Move files that have their final names already, since one names the others: external data, shards."""
     for part in reversed(list(files_of(path))):
         part.rename(target.with_name(part.name))
     return target
