@@ -18,7 +18,7 @@ from compresskit.recipe.plan import Recipe
 from compresskit.runner.cache import Cache
 from compresskit.search import compress as searching
 from compresskit.search.request import Request, prepared
-from compresskit.search.space import read_space
+from compresskit.search.space_file import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import say_nothing, silent
 

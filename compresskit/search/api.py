@@ -13,7 +13,7 @@ from compresskit.runner.timing import SEQUENCE
 from compresskit.search.compress import Showing
 from compresskit.search.compress import compress as search
 from compresskit.search.request import Request
-from compresskit.search.space import read_space
+from compresskit.search.space_file import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import Progress, silent
 

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,23 +195,30 @@ class Trying:
         recipe = self._look.recipe
         return opener(self.model, recipe.normalize, recipe.sequence, paths=[recipe.data])(recipe.eval_data)
 
-    def seconds_a_pass(self) -> float:
-        """A rough guess of what one epoch of training takes: three forward passes' time for each sample, in torch."""
+    @cached_property
+    def seconds_a_pass(self) -> dict[str, float]:
+        """A rough guess of what one epoch of training takes, by precision; empty where nothing can be trained.
+
+        Four forward passes' time for each sample: forward and backward, and the teacher.
+        """
         from compresskit.stages.batches import batches_of, forward_of
 
         if self.data is None or isinstance(self.model.body, Path):
-            return 0.0
+            return {}
         import torch
 
         batch = batches_of(self.data, self.model.card.inputs, 64, 64)[0]
         forward = forward_of(self.model.module.eval(), self.model.card.inputs)
-        took = []
+        rows = max(1, len(next(iter(batch.values()))))
+        took: dict[str, list[float]] = {"float32": [], "bfloat16": []}
         with torch.no_grad():
             for _ in range(4):
-                start = time.perf_counter()
-                forward(self.model.module, batch)
-                took.append(time.perf_counter() - start)
-        return 3.0 * min(took) / max(1, len(next(iter(batch.values())))) * len(self.data)
+                for precision, times in took.items():
+                    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                        start = time.perf_counter()
+                        forward(self.model.module, batch)
+                        times.append(time.perf_counter() - start)
+        return {precision: 4.0 * min(times) / rows * len(self.data) for precision, times in took.items()}
 
     def _candidate(self, at: At) -> Any:
         measuring = self._job.measuring

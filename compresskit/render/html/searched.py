@@ -9,11 +9,12 @@ from compresskit.errors import as_flags
 from compresskit.render import figures
 from compresskit.render.html.compared import MARGIN, height, log_range
 from compresskit.render.html.markup import Chart, label
-from compresskit.searched import STATES, Search, Tried, steps_text
+from compresskit.searched import STATES, Search, Tried, tried_text
 
 _LOOKS = {
     "kept": ("passes", "#2f9e57", "circle"),
     "missed": ("misses a bar", "#d1495b", "x"),
+    "looked": ("only looked at", "#b7bdc6", "circle-open"),
     "dropped": ("given up after the first look", "#8a919c", "circle-open"),
 }
 _WINNER = ("the result", "#f2a900", "star")
@@ -46,7 +47,7 @@ def _line(one: Tried, search: Search) -> tuple[str, ...]:
     change = "–" if one.drop is None else f"{-one.drop:+.2f} pt"
     became = STATES[one.state]
     why = f"{became}: {as_flags(one.reason)}" if one.reason else became
-    return mark, str(one.number), steps_text(one.steps), *ratios, change, why, f"{one.seconds:.0f}"
+    return mark, str(one.number), tried_text(one), *ratios, change, why, f"{one.seconds:.0f}"
 
 
 def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], float | None]) -> Chart | None:
@@ -70,7 +71,7 @@ def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], flo
         "yaxis": {"title": {"text": f"change of {label(search.metric)}, pt"}, "fixedrange": True},
     }  # fmt: skip
     told = [
-        (str(one.number), figures.clean(steps_text(one.steps)), f"{at:.2f}×", f"{-(one.drop or 0):+.2f}")
+        (str(one.number), figures.clean(tried_text(one)), f"{at:.2f}×", f"{-(one.drop or 0):+.2f}")
         for one, at in points
     ]
     where = f"measured on {figures.clean(search.chosen_by)}, by which the choice was made"
@@ -85,7 +86,7 @@ def _trace(name: str, points: Sequence[tuple[Tried, float]], colour: str, symbol
         "type": "scatter", "mode": "markers", "name": name,
         "x": [at for _, at in points],
         "y": [-drop for drop in drops],
-        "customdata": [label(f"{one.number}: {steps_text(one.steps)}", 90) for one, _ in points],
+        "customdata": [label(f"{one.number}: {tried_text(one)}", 90) for one, _ in points],
         "hovertemplate": "%{customdata}<br>%{x:.2f}×, %{y:+.2f} pt<extra></extra>",
         "marker": {"size": size, "color": colour, "symbol": symbol, "line": {"width": 1, "color": "#5b6470"}},
         "error_y": {
