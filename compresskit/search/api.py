@@ -28,7 +28,9 @@ def compress(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    batch_axis: dict[str, int | None] | None = None,
     key: str | None = None,
+    allow_nonfinite: bool = False,
     normalize: str | None = None,
     sequence: int = SEQUENCE,
     metric: str | None = None,
@@ -60,7 +62,9 @@ def compress(
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module; its code runs.
         arch_args: Its keyword arguments.
         input_shape: Batch first.
+        batch_axis: Where samples lie in inputs of an ONNX file; None for what all samples share.
         key: Which of the state dicts in the file.
+        allow_nonfinite: Accept NaN and infinities among the weights.
         normalize: For images: ``MEAN/STD`` a channel, or ``imagenet``.
         sequence: Most tokens of a text sample; tokens timed.
         metric: Name or ``FILE.py:NAME``; the data decide without it.
@@ -95,6 +99,8 @@ def compress(
              {"data": data, "eval_data": eval_data, "select_data": select_data}.items()}  # fmt: skip
     recipe = Recipe(
         "compress", (), model=str(model), arch=arch, arch_args=arch_args or {}, input_shape=input_shape, key=key,
+        batch_axis={n: "none" if at is None else at for n, at in (batch_axis or {}).items()} or None,
+        allow_nonfinite=allow_nonfinite,
         data=named["data"], eval_data=named["eval_data"],
         normalize=normalize, sequence=sequence, metric=metric, max_drop=max_drop, max_size=max_size,
         min_speedup=min_speedup, threads=threads, seed=seed,

@@ -167,15 +167,28 @@ class Searching:
             return Outcome(None, None, {})
         self._again = 0
         self.count += 1
+        missed: dict[str, float] = {}
         try:
-            tried, missed = self._judged(made, *self._measured(made.steps))
+            if why := self._too_large(steps):
+                tried = made.tried("dropped", why)
+            else:
+                tried, missed = self._judged(made, *self._measured(made.steps))
         except OutOfTime:
-            tried, missed = made.tried("cut", "time was over before it was finished"), {}
+            tried = made.tried("cut", "time was over before it was finished")
         except CompressKitError as error:
-            tried, missed = made.tried("failed", error.message), {}
+            tried = made.tried("failed", error.message)
         tried = tried.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
         self.tell(line(tried, self.deadline - time.monotonic()))
         return Outcome(tried, self._costs(tried) if wish is None else None, missed)
+
+    def _too_large(self, steps: Sequence[dict[str, Any]]) -> str:
+        """Why nothing of a candidate is computed: its size is known to miss the bar. Some are measured all the same."""
+        most, least = self.bars.limits.max_bytes, 0
+        if most is not None and sum(one.bytes is not None for one in self._policy.known) >= _FEW:
+            least = self.trying.least_bytes(steps)
+        if most is None or least <= most:
+            return ""
+        return f"it takes at least {least:,} bytes, more than the bar of {most:,}: nothing was computed"
 
     def _costs(self, tried: Tried) -> tuple[float, ...] | None:
         """What is to be small; None of a candidate that was given up."""

@@ -28,6 +28,7 @@ from compresskit.runner.measure import score
 from compresskit.runner.prepare import with_inputs
 from compresskit.runner.sources import opener, parted
 from compresskit.runner.steps import Job
+from compresskit.search.sizes import inventory_of, least_bytes
 from compresskit.stage import Progress
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Trying:
         )  # fmt: skip
         model = with_inputs(model, self.data if self.data is not None else self.select)
         self.model = model
+        self._inventory = inventory_of(model) if look.limits.max_bytes is not None else None
         self._job = Job((), work / "none", self.data, measuring, progress=progress)
         self._steps = Cached(model, self._job, recipe, cache)
         self._cache = cache
@@ -180,6 +182,10 @@ class Trying:
             raise TypeError("what has a metric once has it always")
         change = paired(self.metric, self._score, new)
         return Figures(size, self._faster(session), new.value, change.drop, change.interval)
+
+    def least_bytes(self, steps: Sequence[Mapping[str, Any]]) -> int:
+        """Bytes that a candidate takes at least, known before anything is computed; 0 where that isn't known."""
+        return 0 if self._inventory is None else least_bytes(self._inventory, steps)
 
     def patient(self, progress: Progress) -> None:
         """Forget the time: what is left to do is done whole."""

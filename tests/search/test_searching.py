@@ -56,6 +56,9 @@ class FakeTrying:
         self.made.append(list(recipe.steps))
         return SimpleNamespace(steps={k: v for step in recipe.steps for k, v in step.items()}), recipe.steps
 
+    def least_bytes(self, steps: Sequence[dict[str, Any]]) -> int:
+        return int(1000 * steps[0].get("quantize.auto", {}).get("target-bits", 0) / 32)
+
     def measure(self, at: Any) -> Figures:
         left = at.steps.get("prune.structured", {}).get("target-macs", 1.0)
         epochs = at.steps.get("distill.kd", {}).get("epochs", 0)
@@ -126,3 +129,16 @@ def test_bars_that_are_far_away_end_a_search(limits: Limits, tmp_path: Path) -> 
     one.bars = Bars(limits, 0.5)
     one.run()
     assert "near the bars" in one.stopped and one.count <= 6
+
+
+def test_nothing_is_computed_of_what_is_known_to_be_too_large(tmp_path: Path) -> None:
+    one = searching(tmp_path / "study", FakeTrying(), most=12)
+    one.bars = Bars(Limits("0.5pt", "100B", None), 0.5)
+    one.space = one.space.only(["quantize"])
+    one.run()
+    tried = one.study.tried()
+    dropped = [t for t in tried if t.bytes is None]
+    assert dropped and all("nothing was computed" in t.reason for t in dropped)
+    assert all(t.values["quantize.auto.target_bits"] > 3.2 for t in dropped)
+    # Some are measured all the same: where nothing keeps the bar, the nearest is wanted.
+    assert sum(t.bytes is not None for t in tried[:4]) == 4
