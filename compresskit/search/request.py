@@ -129,9 +129,8 @@ def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> 
         found = layers_and_kinds(trying.model)
         space = default_space(trying.model, found, kind_of(trying.model, found))
         if space.slots and space.trains() and (took := trying.seconds_a_pass):
-            fits = epochs_that_fit(request.seconds, min(took.values()))
-            space = space.at_most(fits)
-            if fits < 1:
+            if (fits := epochs_that_fit(request.seconds, min(took.values()))) < 1:
+                space = space.at_most(fits)
                 notes.append("nothing was trained: an epoch takes more than a third of `time`")
             if took["bfloat16"] < _MUCH_FASTER * took["float32"]:
                 space = space.in_bfloat16()
