@@ -16,13 +16,13 @@ PIP = $(BIN)/python -m pip install --no-input --disable-pip-version-check
 .SUFFIXES:
 
 help:
-	@echo 'make demo     train, quantize, export and bench a small model: the whole journey in a minute'
+	@echo 'make demo     train, compress and measure a small model in two minutes'
 	@echo 'make install  set up .venv for development'
 	@echo 'make test     run the tests'
-	@echo 'make lint     format, lint, types, import layers, docs: what needs no run'
+	@echo 'make lint     format, lint, types, import layers, docs'
 	@echo 'make check    make lint, then make test'
-	@echo 'make format   format the code, mend what lint can mend'
-	@echo 'make docs     write docs/commands.md anew'
+	@echo 'make format   format the code, and apply automatic fixes of the linter'
+	@echo 'make docs     write docs/commands.md, and build the site into site/'
 	@echo 'make bench    run the benchmarks'
 	@echo 'make clean    remove .venv and caches'
 
@@ -57,6 +57,8 @@ lint: install
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/prose.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 check: lint
 	@$(MAKE) test
@@ -67,6 +69,7 @@ format: install
 
 docs: install
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: install
 	@missed=; for file in benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python "$$file"; case $$? in \
@@ -74,4 +77,4 @@ bench: install
 	if [ -n "$$missed" ]; then echo "bars missed, or ended with an error:$$missed"; exit 1; fi
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compresskit.errors import CompressKitError as CompressKitError
     from compresskit.model import Card as Card
     from compresskit.model import Model as Model
+    from compresskit.predict.pipeline import pipeline as pipeline
     from compresskit.recipe.plan import Recipe as Recipe
     from compresskit.recipe.reading import read_recipe as read_recipe
     from compresskit.report import Report as Report
@@ -53,6 +54,7 @@ _NAMES = {
     "load": "compresskit.runner.loading",
     "method": "compresskit.runner.api",
     "open_data": "compresskit.runner.api",
+    "pipeline": "compresskit.predict.pipeline",
     "read_recipe": "compresskit.recipe.reading",
     "read_report": "compresskit.report",
     "recipes": "compresskit.runner.api",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 COMMANDS = (
     "compress", "run", "verify", "cache", "export", "bench", "evaluate", "compare", "check", "report", "inspect",
-    "recipe", "serve", "demo", "doctor",
+    "recipe", "generate", "serve", "mcp", "demo", "doctor",
 )  # fmt: skip
 """Commands that are no stages: a kind of such a name could never be run."""
 
@@ -57,7 +57,7 @@ class Kind:
 
 PRUNE = Kind(
     name="prune",
-    summary="Take out of a model what it can do without: channels, blocks or single weights.",
+    summary="Remove channels, blocks or single weights from a model.",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
@@ -74,7 +74,7 @@ PRUNE = Kind(
 )
 FACTORIZE = Kind(
     name="factorize",
-    summary="Write layers as products of smaller ones: matrices of low rank, smaller convolutions.",
+    summary="Replace layers by products of smaller ones (low-rank matrices, smaller convolutions).",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
@@ -91,7 +91,7 @@ FACTORIZE = Kind(
 )
 QUANTIZE = Kind(
     name="quantize",
-    summary="Store weights in 2 to 8 bit, or run in 8 bit with calibration data.",
+    summary="Store weights in 2 to 8 bits, or compute in 8 bits with calibration data.",
     changes_size=False,
     before_codes=False,
     only_tunes=False,
@@ -114,7 +114,7 @@ QUANTIZE = Kind(
 )
 DISTILL = Kind(
     name="distill",
-    summary="Train MODEL, the student, to say what a teacher says, with labels or without.",
+    summary="Train MODEL (the student) to reproduce the outputs of a teacher, with or without labels.",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
@@ -131,7 +131,7 @@ DISTILL = Kind(
 )
 LORA = Kind(
     name="lora",
-    summary="Train small adapters beside a model's weights, and merge, list or combine them.",
+    summary="Fine-tune a model with adapters such as LoRA; merge, list or combine adapters.",
     changes_size=True,
     before_codes=False,
     only_tunes=True,

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from compresskit.errors import InputError
-from compresskit.facts import Name, Size, Text, read_facts
+from compresskit.facts import Name, Size, Text, read_facts, to_json
+from compresskit.usage import Usage
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-CARD_VERSION = 2
+SCORES_ONLY = "scores only, can't generate"
+"""Of the ONNX file of a language model: it has no cache of keys and values."""
+ONNX_SAYS = "onnx"
+"""Where a bundle's card says so; told, not read."""
+CARD_VERSION = 3
 _DEEPEST = 64
 _LARGEST_INPUT = 1 << 30
 """Numbers of one sample."""
@@ -152,6 +157,7 @@ class Card:
         inputs: In the order of ``forward``; empty when unknown (a bare state dict).
         task: ``classification``, ``embedding``, ``causal-lm`` or ``unknown``.
         history: The stages applied, in order.
+        usage: How inputs are prepared, and what outputs mean, as far as files and data told.
     """
 
     format: Text
@@ -159,6 +165,7 @@ class Card:
     inputs: Annotated[tuple[InputSpec, ...], Field(max_length=1024)] = ()
     task: Text = "unknown"
     history: Annotated[tuple[Applied, ...], Field(max_length=1024)] = ()
+    usage: Usage = field(default_factory=Usage)
 
     def after(self, applied: Applied) -> Card:
         """This card with one more stage in its history."""
@@ -170,6 +177,9 @@ class Card:
         for spec in data["inputs"]:
             if spec["batch_axis"] == 0:
                 del spec["batch_axis"]
+        del data["usage"]
+        if usage := to_json(self.usage):
+            data["usage"] = usage
         return {"version": CARD_VERSION, **data}
 
     @classmethod
@@ -189,7 +199,7 @@ class Card:
             )
         if not _shallow(data):
             raise InputError(f"not a card that this program wrote: it is nested more than {_DEEPEST} deep")
-        rest = {key: value for key, value in data.items() if key not in ("version", "files")}
+        rest = {key: value for key, value in data.items() if key not in ("version", "files", ONNX_SAYS)}
         card = read_facts(cls, rest, "not a card that this program wrote")
         return card if version > 1 else replace(card, history=tuple(map(_of_version_1, card.history)))
 

@@ -52,7 +52,7 @@ def get(name: str) -> type[Stage]:
     except Exception as error:  # a package of somebody else's, which may fail in any way
         raise MachineError(
             f"the plugin {name} ({rows()[name]}) can't be used: {type(error).__name__}: {error}",
-            "mend or remove the package that brings it",
+            "fix or remove the package that provides it",
         ) from error
     return found
 

@@ -34,7 +34,7 @@ Point = tuple[int | None, int | None, int | None]
 
 
 class Verdict(str, Enum):
-    """PASS and FAIL are proven; INCONCLUSIVE: too noisy to tell; UNVERIFIED: no evaluation data was given."""
+    """PASS, FAIL: all gates were decided; INCONCLUSIVE: too noisy to decide; UNVERIFIED: without evaluation data."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -145,7 +145,7 @@ class NodeTime(_Part):
 
 
 class Evaluation(_Part):
-    """What the quality was measured with, so that it can be judged again and held against another report's.
+    """What the quality was measured with, so that it can be judged again and compared with another report's.
 
     ``data`` is the fingerprint of the samples as they were prepared. ``drops`` has, by model, the 95 % interval of how
     much worse it is than the baseline in the metric's points, where that is known.
@@ -276,14 +276,14 @@ def _content(path: Path) -> tuple[str, bytes]:
         name = str(path)
         try:
             if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for who writes it
-                raise InputError(f"{name} is no report: it is not a regular file", "- is standard input")
+                raise InputError(f"{name} is not a report: it is not a regular file", "- is standard input")
             with path.open("rb") as stream:
                 text = stream.read(_MOST + 1)
         except (OSError, ValueError) as error:
             kind = InputError if os.path.lexists(given) else PathError
             raise kind(f"cannot read the report {name}: {getattr(error, 'strerror', error)}") from error
     if len(text) > _MOST:
-        raise InputError(f"{name} is no report: it is larger than {_MOST // 10**6} MB")
+        raise InputError(f"{name} is not a report: it is larger than {_MOST // 10**6} MB")
     return name, text.removeprefix(b"\xef\xbb\xbf")
 
 

@@ -11,10 +11,10 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 STATES = {
-    "kept": "passes", "missed": "misses", "looked": "looked at", "dropped": "dropped", "cut": "cut off",
+    "kept": "passes", "missed": "misses", "looked": "preview", "dropped": "dropped", "cut": "interrupted",
     "failed": "failed",
 }  # fmt: skip
-"""What became of a candidate, in words."""
+"""The outcome of a candidate, in words."""
 Rung = Literal["look", "brief", "trained", "whole"]
 
 
@@ -39,7 +39,7 @@ class Tried(_Part):
         smaller: The original's bytes over these.
         faster: The original's time of a call over this one's, from a short look on the machine that tried it.
         timed_on: The machine's class; empty where nothing was timed.
-        value: The metric on the samples that the choice is made by; likeness to the original without a metric.
+        value: The metric on the samples that the choice is made by; similarity to the original without a metric.
         drop: How much worse than the original, in the metric's points.
         interval: 95 % of the drop.
         forgiven: Points of the drop that don't count against it, as training by itself may have caused them.
@@ -92,7 +92,7 @@ class Search(_Part):
         pick: What decided among those that pass.
         goals: What was to be small.
         importance: Share of the differences between candidates that each question explains, by its name.
-        chosen_by: The samples by which the choice was made, in words.
+        chosen_by: The samples which the choice was based on, in words.
         metric: What was measured on them.
         seconds: That the search took, over all its runs.
         notes: What a reader must know of the choice.

@@ -51,7 +51,7 @@ class Context:
         work: A folder for temporary files, on the output's disk; removed at the end.
         data: Calibration or training data, if given.
         teacher: The model that a stage named as its ``teacher``, if one did; not changed by stages.
-        seed: Seed of every random choice.
+        seed: Random seed.
         threads: Intra-op threads; 0 is the library's choice.
         progress: Called as ``progress(what, done, total)``; cheap enough for every layer.
         tell: Shows the user a line right away: what long work will cost.
@@ -93,12 +93,14 @@ class TeacherRef:
     Attributes:
         model: Any MODEL.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds it.
-        arch_args: Its keyword arguments.
+        arch_args: Keyword arguments of ``arch``.
+        key: Which state dict of its file to read.
     """
 
     model: str
     arch: str | None = None
     arch_args: dict[str, Any] | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,35 @@
-"""Writes docs/commands.md from the commands' own help; ``--check`` only compares.
-
-The help is asked for in fresh processes, so it is what a user sees.
-"""
+"""Writes docs/commands.md from the commands' own help; ``--check`` only compares."""
 
 from __future__ import annotations
 
+import io
 import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "commands.md"
-WIDTH = 100
+WIDTH = 80
 HEAD = """\
 # Commands
 
-The help of each command. This page is generated: `make docs` writes it anew.
+The full help of each command (`--help-all`). `python docs/generate.py` writes this page.
 """
 
 
 def help_text(*command: str) -> str:
-    """What ``compresskit COMMAND --help`` prints, without colour, 100 columns wide.
+    """What ``compresskit COMMAND --help-all`` prints, 80 columns wide; ``--help`` of no command.
 
     Raises:
-        RuntimeError: The command failed.
+        CompressKitError: There is no such command.
     """
-    plain = {
-        "COLUMNS": str(WIDTH),
-        "TERMINAL_WIDTH": str(WIDTH),
-        "NO_COLOR": "1",
-        "TERM": "dumb",
-        "PYTHONIOENCODING": "utf-8",
-    }
-    # Typer forces colours on a CI service.
-    hidden = ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
-    env = {name: value for name, value in os.environ.items() if name not in hidden} | plain
-    done = subprocess.run(
-        [sys.executable, "-m", "compresskit", *command, "--help"],
-        cwd=ROOT, env=env, capture_output=True, encoding="utf-8", check=False, timeout=120,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"compresskit {' '.join(command)} --help ended with {done.returncode}:\n{done.stderr}")
-    return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+    from compresskit.cli.main import run
+
+    said = io.StringIO()
+    with redirect_stdout(said):
+        run([*command, "--help-all" if command else "--help"])
+    return "\n".join(line.rstrip() for line in said.getvalue().strip("\n").splitlines())
 
 
 def pages() -> list[list[str]]:
@@ -63,28 +49,22 @@ def pages() -> list[list[str]]:
 
 def page() -> str:
     """The whole page."""
-    wanted = pages()
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        texts = list(pool.map(lambda command: help_text(*command), wanted))
+    os.environ["COLUMNS"] = str(WIDTH)
     blocks = []
-    for command, text in zip(wanted, texts, strict=True):
+    for command in pages():
         level = "###" if len(command) > 1 else "##"
-        blocks.append(f"{level} {' '.join(['compresskit', *command])}\n\n```text\n{text.strip()}\n```\n")
+        blocks.append(f"{level} {' '.join(['compresskit', *command])}\n\n```text\n{help_text(*command).strip()}\n```\n")
     return "\n".join([HEAD, *blocks])
 
 
 def main() -> int:
     """Write the page, or with ``--check`` tell whether it is current."""
-    try:
-        current = page()
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
+    current = page()
     if "--check" not in sys.argv[1:]:
         TARGET.write_text(current, encoding="utf-8", newline="\n")
         return 0
     if not TARGET.is_file() or TARGET.read_text(encoding="utf-8") != current:
-        print("docs/commands.md is not what the commands' help says: run `make docs`", file=sys.stderr)
+        print("docs/commands.md differs from the commands' help: run `python docs/generate.py`", file=sys.stderr)
         return 1
     return 0
 

@@ -1,9 +1,9 @@
-"""Draws the pictures of the README from what the tool itself found: runs the tour, and records its output as SVG.
+"""Records the pictures of the documents: runs the commands in the demo's folder, and draws their output as SVG.
 
     python docs/pictures.py [FOLDER]
 
-FOLDER is one that ``compresskit demo`` wrote; without it the tour runs first. The same code draws them that draws the
-terminal (``compresskit.render``).
+FOLDER is one that ``compresskit demo`` wrote; without it the demo runs first. The code is that of the terminal
+(``compresskit.render``). A picture plays back: its lines appear one after the other.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from compresskit.report import read_report
 TARGET = Path(__file__).resolve().parent / "pictures"
 WIDTH = 92
 _ARCH = ("--arch", "net.py:Net")
+_PAUSE, _PACE = 0.8, 0.08
+"""Seconds until the first line of output appears, and between two lines."""
 
 
 def console() -> Console:
@@ -51,20 +53,32 @@ def save(drawn: Console, name: str, title: str) -> None:
     svg = drawn.export_svg(title=title, unique_id=name)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
     svg = svg.replace("Fira Code, monospace", "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace")
+    svg = svg.replace("</style>", f"{_played(svg)}</style>", 1)
     TARGET.mkdir(exist_ok=True)
     (TARGET / f"{name}.svg").write_text(svg, encoding="utf-8", newline="\n")
 
 
-def verdict(folder: Path) -> None:
-    """The report of the tour."""
+def _played(svg: str) -> str:
+    """Rules that let each line appear after those above it; a viewer without animations shows all of them."""
+    last = max(map(int, re.findall(r"line-(\d+)\)", svg)))
+    rules = "".join(
+        f"text[clip-path$='line-{line})']{{animation:appear 1ms {_PAUSE + _PACE * line:.2f}s backwards}}"
+        for line in range(1, last + 1)
+    )
+    return f"@keyframes appear{{from{{opacity:0}}}}@media (prefers-reduced-motion:no-preference){{{rules}}}"
+
+
+def search(folder: Path) -> None:
+    """What compress found in the demo."""
+    words = ("compress", "digits.pt", *_ARCH, "--data", "train.npz", "--eval-data", "test.npz")
     drawn = console()
-    drawn.print(Text("$ compresskit demo", style="bold"))
-    print_report(read_report(folder / "report.json"), drawn, output="compresskit-demo")
-    save(drawn, "demo", "compresskit demo")
+    drawn.print(Text(" ".join(("$ compresskit", *words, "--max-drop 1pt --time 40s -o best")), style="bold"))
+    print_report(read_report(folder / "best" / "report.json"), drawn, output="best")
+    save(drawn, "compress", "compresskit compress")
 
 
 def estimates(folder: Path) -> None:
-    """What inspect says of the tour's model."""
+    """What inspect says of the demo's model."""
     words = ("digits.pt", *_ARCH)
     shown = ("inspect", *words, "--data", "train.npz", "--sensitivity")
     run(folder, *shown, "--json", "inspect.json", "--quiet")
@@ -81,7 +95,7 @@ def main() -> None:
         folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(work) / "demo"
         if len(sys.argv) < 2:
             run(Path(work), "demo", "--quiet", "-o", "demo")
-        verdict(folder)
+        search(folder)
         estimates(folder)
 
 

@@ -48,6 +48,7 @@ def test_what_is_blocked_is_not_found(edge: Path) -> None:
         (("evaluate", "a.onnx", "--data", "d.npz"), "100.00 %"),
         (("compare", "a.onnx", "b.onnx", "--data", "d.npz", "--no-bench"), "PASS"),
         (("bench", "a.onnx", "b.onnx", "--processes", "2", "--rounds", "2"), "p50 ms"),
+        (("predict", "a.onnx", "d.npz"), "(8 numbers)"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

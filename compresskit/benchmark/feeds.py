@@ -82,7 +82,7 @@ def _array(spec: InputSpec, shape: tuple[int, ...], rng: np.random.Generator) ->
     if dtype.kind == "f":
         return np.asarray(rng.standard_normal(shape, np.float32), dtype)
     if dtype.kind not in "iub":
-        raise InputError(f"input '{spec.name}' is of type {spec.dtype}, which can't be made up")
+        raise InputError(f"input '{spec.name}' is of type {spec.dtype}, which cannot be generated")
     low, high = 0, spec.high or 1
     if dtype.itemsize == 1 and spec.high is None:
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max) + 1

@@ -61,13 +61,13 @@ def notes(before: Snapshot, after: Snapshot, root: Path = Path("/"), load: float
     others = (_grown(before.busy, after.busy) - (after.own - before.own)) / elapsed
     stolen = _grown(before.stolen, after.stolen) / elapsed
     if others > _NEIGHBOURS * cpus:
-        found.append(f"other programs kept {others:.1f} of {cpus} cores busy while models were timed")
+        found.append(f"other programs used {others:.1f} of {cpus} cores during the timing")
     if stolen > _NEIGHBOURS * cpus / 2:
         found.append(f"the host gave {stolen:.1f} of {cpus} cores to other machines while models were timed")
     if load is not None and load > _LOAD * machine.cores():
-        found.append(f"{load:.1f} processes wanted to run on {machine.cores()} cores when the bench began")
+        found.append(f"the load average was {load:.1f} on {machine.cores()} cores when the bench began")
     if (hot := _grown(before.hot, after.hot)) > 0:
-        found.append(f"the processor slowed down for heat {hot} times: let it cool, then measure again")
+        found.append(f"the processor throttled {hot} times because of heat: let it cool and measure again")
     if (held := _grown(before.held, after.held)) > 0:
         found.append(f"the container's CPU quota stopped this program {held} times: use fewer `threads`")
     if (governor := _governor(root)) not in ("performance", ""):

@@ -1,4 +1,4 @@
-"""What is timed, how long, and what came of it."""
+"""What is timed, how long, and the result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Spec:
         path: What the runtime opens.
         runtime: One of :func:`compresskit.runtimes.names`.
         threads: Threads of one operator; 0 is one for each physical core.
-        device: As the runtime names it.
+        device: Device, as the runtime names it.
         inputs: What goes in; empty where the runtime reads it off the file.
         sizes: Sizes of named axes (``{"batch": 1, "sequence": 128}``); ``batch`` is added by :func:`bench`.
         loader: ``module:function`` that gives a module for a path; for torch.
@@ -86,7 +86,7 @@ class Plan:
 
     Attributes:
         rounds: Turns of each model in one process.
-        processes: How often everything starts afresh; fewer than two give no interval. More of these, not more
+        processes: How often all processes are restarted; fewer than two give no interval. More of these, not more
             rounds, is what sharpens a comparison.
         more: Further processes where the first leave it open which model is faster; 0 for none.
         turn_s: Least length of a turn, seconds; it holds at least one call.

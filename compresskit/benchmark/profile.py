@@ -34,7 +34,7 @@ def profile(
         runtime: onnxruntime, with any provider, or OpenVINO.
         path: An ``.onnx`` file.
         threads: Of one operator.
-        device: As the runtime names it.
+        device: Device, as the runtime names it.
         feeds: Arrays by input name.
         calls: That count; three more go before.
 

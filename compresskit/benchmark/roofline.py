@@ -43,7 +43,7 @@ def matrix_rate(kind: Kind, runtime: str = "onnxruntime", threads: int = 0, devi
         kind: Of the numbers that are multiplied.
         runtime: One that takes ONNX files.
         threads: Of the product; 0 is one for each physical core.
-        device: As the runtime names it.
+        device: Device, as the runtime names it.
 
     Raises:
         CompressKitError: The engine isn't installed or can't run the product.

@@ -78,7 +78,7 @@ def bench(
         batch: Size of the batch axis, where it may vary.
         rounds: See :class:`Plan`.
         processes: See :class:`Plan`.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         plan: All of it, in place of ``rounds`` and ``processes``.
         progress: Called after each generation of processes.
 
@@ -113,7 +113,7 @@ def time_models(
     Args:
         specs: The models, the baseline first.
         batch: Size of the batch axis, where it may vary.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         plan: How long to measure.
         varied: Axes (``batch``, ``sequence``) of which other sizes will be timed: each model must leave them free.
         keep: After Ctrl-C or SIGTERM give what the whole generations so far say; without it, or with none, it goes on.
@@ -181,7 +181,7 @@ def measure(
         specs: The models.
         plan: How long to measure.
         batch: Size of the batch axis, where it may vary.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         varied: As in :func:`time_models`.
         into: Timings to add to, a generation at a time, once it is whole; new ones by default.
         progress: Called after each generation.
@@ -224,7 +224,7 @@ def refusal(spec: Spec, *, batch: int = 1, seed: int = 0, timeout_s: float = Pla
     Args:
         spec: The model under one runtime.
         batch: Size of the batch axis, where it may vary.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         timeout_s: Longest wait for it to open and run, seconds.
     """
     with ExitStack() as stack:
@@ -272,7 +272,7 @@ def node_times(spec: Spec, *, batch: int = 1, seed: int = 0, calls: int = 20) ->
     Args:
         spec: The model under one runtime.
         batch: Size of the batch axis, where it may vary.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         calls: That count.
 
     Raises:

@@ -53,7 +53,7 @@ def sweep(
         specs: The models, the baseline first; their threads and sequence are those of the point.
         where: One point or more.
         plan: How long to measure at each.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         keep: After Ctrl-C or SIGTERM give what is known so far; without it, or with nothing known, it goes on.
         progress: Called after each generation of processes.
 

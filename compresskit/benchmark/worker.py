@@ -87,7 +87,7 @@ class Engine:
         gc.freeze()  # what is loaded by now stays: later collections needn't walk it
 
     def once(self) -> int:
-        """The first call of all, ns: caches are cold, and an engine may still be making up its mind."""
+        """The first call of all, ns: caches are cold, and an engine may still be tuning itself."""
         return self._sample()
 
     def first(self) -> int:

@@ -29,7 +29,7 @@ def build(
 
     Args:
         reference: ``FILE.py:NAME`` or ``package.module:NAME``; a class or a function that gives a module.
-        args: Its keyword arguments.
+        args: Keyword arguments of ``arch``.
         meta: Build on torch's meta device: shapes without values.
         skip_init: Leave parameters that ``torch.nn.init`` would fill untouched, for weights that are loaded afterwards:
             no time is spent and no memory committed. Buffers and plain tensors are filled as always.

@@ -13,7 +13,7 @@ from compresskit.checkpoint.atomic import CARD_NAME, writing
 from compresskit.checkpoint.files import contained, read_json, unreadable
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import InputError
-from compresskit.model import Card
+from compresskit.model import ONNX_SAYS, SCORES_ONLY, Card
 from compresskit.report import NAME, PAGE
 
 WEIGHTS_NAME = "model.safetensors"
@@ -21,11 +21,14 @@ ONNX_NAME = "model.onnx"
 REPORT_NAME = NAME
 PAGE_NAME = PAGE
 PROVENANCE_NAME = "provenance.json"
+README_NAME = "README.md"
+ASIDE = (CARD_NAME, REPORT_NAME, PAGE_NAME, PROVENANCE_NAME, README_NAME)
+"""Files whose hashes no card and no provenance holds: they say what was measured, and where."""
 EXTRAS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.model", "spiece.model",
-    "preprocessor_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-    "1_Pooling/config.json",
+    "vocab.txt", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja", "tokenizer.model",
+    "spiece.model", "preprocessor_config.json", "modules.json", "sentence_bert_config.json",
+    "config_sentence_transformers.json", "1_Pooling/config.json",
 )  # fmt: skip
 """Small files of a Hugging Face folder that belong beside the weights."""
 _MAX_CARD = 1 << 28
@@ -89,21 +92,19 @@ def provenance(card: Card) -> str:
 
 
 def seal(folder: Path | str, card: Card) -> None:
-    """Write compresskit.json: the card, and size and SHA-256 of every other file.
-
-    Not of the report, its page and the provenance: they say what was measured, and where.
+    """Write compresskit.json: the card, and size and SHA-256 of every other file but those of :data:`ASIDE`.
 
     Raises:
         MachineError: The disk is full or read-only.
     """
     folder = Path(folder)
-    aside = (CARD_NAME, REPORT_NAME, PAGE_NAME, PROVENANCE_NAME)
     files = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in aside
+        if path.is_file() and path.relative_to(folder).as_posix() not in ASIDE
     }
-    text = json.dumps({**card.to_json(), "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    told = {ONNX_SAYS: SCORES_ONLY} if card.task == "causal-lm" and ONNX_NAME in files else {}
+    text = json.dumps({**card.to_json(), **told, "files": files}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     with writing(folder / CARD_NAME):
         (folder / CARD_NAME).write_bytes(text.encode("utf-8", "backslashreplace"))
 

@@ -15,10 +15,13 @@ from compresskit.checkpoint.huggingface import build_from_config, is_huggingface
 from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.checkpoint.onnx_inputs import graph_inputs
+from compresskit.checkpoint.onnx_metadata import card_of_graph
 from compresskit.checkpoint.shards import holds_weights
 from compresskit.checkpoint.tensors import Tensors, open_tensors
+from compresskit.checkpoint.usage_files import usage_of
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.model import Arch, Card, InputSpec, Model
+from compresskit.usage import Usage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,22 +94,22 @@ def load(
         raise UsageError("`arch_args` without `arch`", "give `arch` FILE.py:NAME too")
     if kind == "tensors":
         if batch_axis:
-            raise UsageError(f"`batch_axis` is for an ONNX file, which {path} is not", "leave `batch_axis` out")
+            raise UsageError(f"`batch_axis` is for an ONNX file, which {path} is not", "remove `batch_axis`")
         return _load_tensors(path, arch, arch_args or {}, input_shape, key, allow_nonfinite)
     if key is not None:
-        raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "leave `key` out")
+        raise UsageError(f"`key` is for a file of torch.save, which {path} is not", "remove `key`")
     if kind == "bundle" and shipped and (path / ONNX_NAME).exists():
-        model = _shipped(path, replace(read_card(path), format="bundle"), allow_nonfinite)
+        model = _shipped(path, _card_of(path), allow_nonfinite)
     elif kind == "bundle":
         model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
     elif arch is not None:
         what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
-        raise UsageError(f"`arch` does not go with {what}: {path} says itself what it is", "leave `arch` out")
+        raise UsageError(f"`arch` does not go with {what}: it describes its own architecture", "remove `arch`")
     elif kind == "huggingface":
         model = load_huggingface(path, allow_nonfinite=allow_nonfinite)
+        model = replace(model, card=replace(model.card, usage=usage_of(path)))
     else:
-        graph = read_onnx_file(path, allow_nonfinite=allow_nonfinite)
-        model = Model(path, Card("onnx", Arch("onnx"), graph_inputs(graph)), path)
+        model = Model(path, card_of_graph(read_onnx_file(path, allow_nonfinite=allow_nonfinite)), path)
     if batch_axis:
         model = replace(model, card=_with_axes(model, batch_axis))
     if input_shape is None:
@@ -178,7 +181,7 @@ def _with_axes(model: Model, axes: Mapping[str, int | None]) -> Card:
     """The card with the axes of samples as they were given."""
     card = model.card
     if not isinstance(model.body, Path):
-        raise UsageError(f"`batch_axis` is for an ONNX file, which {model.source} is not", "leave `batch_axis` out")
+        raise UsageError(f"`batch_axis` is for an ONNX file, which {model.source} is not", "remove `batch_axis`")
     unknown = [name for name in axes if all(spec.name != name for spec in card.inputs)]
     if unknown:
         names = listing([spec.name for spec in card.inputs])
@@ -203,7 +206,7 @@ def _with_shape(card: Card, shape: tuple[int, ...]) -> Card:
     """The card with the sizes of its one input set; a fixed size that the model has can't be changed."""
     _check_shape(shape)
     if len(card.inputs) != 1:
-        raise UsageError(f"`input_shape` describes one input, the model has {len(card.inputs)}", "leave it out")
+        raise UsageError(f"`input_shape` describes one input, the model has {len(card.inputs)}", "remove it")
     spec = card.inputs[0]
     fits = len(spec.shape) == len(shape) and all(
         isinstance(have, str) or have == want for have, want in zip(spec.shape, shape, strict=True)
@@ -217,16 +220,15 @@ def _with_shape(card: Card, shape: tuple[int, ...]) -> Card:
 def _load_bundle(
     path: Path, arch: str | None, args: dict[str, Any] | None, allow_nonfinite: bool, replay: Replay | None
 ) -> Model:
-    card = read_card(path)
+    card = _card_of(path)
     original = card.arch
-    card = replace(card, format="bundle")
     if arch is not None and original.kind == "transformers":
-        raise UsageError(f"`arch` does not go with {path}: its config.json says what it is", "leave `arch` out")
+        raise UsageError(f"`arch` does not go with {path}: its config.json describes the architecture", "remove `arch`")
     rebuild = arch is not None or (original.kind == "transformers" and (replay is not None or not card.history))
     if rebuild and (path / WEIGHTS_NAME).is_file():
         return _rebuild(path, card, arch, args, allow_nonfinite, replay)
     if arch is not None:
-        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "leave `arch` out")
+        raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "remove `arch`")
     if (path / ONNX_NAME).exists():
         return _shipped(path, card, allow_nonfinite)
     if not (path / WEIGHTS_NAME).exists():
@@ -236,6 +238,12 @@ def _load_bundle(
     weights = contained(path, WEIGHTS_NAME, str(path))
     open_tensors(weights, allow_nonfinite=allow_nonfinite)
     return Model(weights, card, path)
+
+
+def _card_of(path: Path) -> Card:
+    """The card of a bundle; the usage that one of an earlier version doesn't hold is read from the files beside it."""
+    card = read_card(path)
+    return replace(card, format="bundle", usage=usage_of(path) if card.usage == Usage() else card.usage)
 
 
 def _shipped(path: Path, card: Card, allow_nonfinite: bool) -> Model:

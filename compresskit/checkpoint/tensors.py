@@ -157,7 +157,7 @@ def open_tensors(path: Path | str, *, allow_nonfinite: bool = False, key: str | 
     path = Path(path)
     alone = path.is_dir() or path.name.endswith(INDEX) or head(path, 9)[8:] == b"{"
     if key is not None and alone:
-        raise UsageError(f"`key` is for a file of torch.save; {path} holds one set of tensors", "leave `key` out")
+        raise UsageError(f"`key` is for a file of torch.save; {path} holds one set of tensors", "remove `key`")
     if path.is_dir() or path.name.endswith(INDEX):
         from compresskit.checkpoint.shards import open_shards
 

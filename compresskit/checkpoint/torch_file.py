@@ -78,7 +78,7 @@ def _legacy_spans(path: Path, data: mmap.mmap, keys: list[str], dtypes: dict[str
     at = data.tell()
     for key in keys:
         if key not in dtypes:
-            raise InputError(f"{path} holds a storage that no tensor uses; this old format cannot say how long it is")
+            raise InputError(f"{path} holds a storage that no tensor uses; this old format cannot say its length")
         if at + 8 > len(data):
             raise InputError(f"{path} is cut off: the storage of a tensor is missing", "get the file again")
         (count,) = struct.unpack_from("<q", data, at)

@@ -12,6 +12,9 @@ from typer.core import TyperCommand, TyperGroup
 
 from compresskit import registry
 from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
+from compresskit.cli.guides import guide_of
+from compresskit.cli.help import HelpAll, HelpCommand, introduction, row, section, terminal_width
+from compresskit.cli.inputs import value_of
 from compresskit.errors import MachineError, UsageError
 from compresskit.render.plain import set_plain
 
@@ -40,6 +43,17 @@ def _summary(name: str) -> str:
 
 class Group(TyperGroup):
     """Knows the names of its commands, and builds the one that is run."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands, each with its line."""
+        width = terminal_width()
+        lines = [
+            *introduction(f"{ctx.command_path} COMMAND [OPTIONS]", self.help, width),
+            *section("Commands", summaries().items(), width),
+            *section("Options", map(row, self.get_params(ctx)), width),
+            "\nHelp of a command: compresskit COMMAND --help",
+        ]
+        formatter.write("".join(f"{line}\n" for line in lines))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """In the order in which one meets them."""
@@ -89,10 +103,12 @@ def build(name: str, arguments: list[str]) -> Any:
     else:
         function = import_module(f"compresskit.cli.commands.{name}").command
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    single.command(name)(function)
-    command = typer.main.get_command(single)
+    single.command(name, cls=HelpCommand)(function)
+    command: Any = typer.main.get_command(single)
     command.name = name
-    command.params.append(_plain())
+    command.params += _everywhere()
+    method = value_of(arguments, "--method") if name in registry.kind_names() else None
+    command.guide, command.named = guide_of(name, method), method is not None
     return command
 
 
@@ -100,7 +116,7 @@ Plain = Annotated[
     bool,
     typer.Option(
         "--plain",
-        help="For logs: no colour, no line wrapped, progress as lines.",
+        help="Plain output for logs: no colour, no wrapping, one line per progress step.",
         rich_help_panel="Output",
         callback=set_plain,
         is_eager=True,
@@ -109,14 +125,14 @@ Plain = Annotated[
 ]
 
 
-def _plain() -> Any:
-    """The option that every command has, whatever its function takes."""
+def _everywhere() -> list[Any]:
+    """The options that every command has, whatever its function takes."""
 
-    def holder(plain: Plain = False) -> None: ...
+    def holder(plain: Plain = False, help_all: HelpAll = False) -> None: ...
 
     single = typer.Typer(add_completion=False)
     single.command()(holder)
-    return next(option for option in typer.main.get_command(single).params if option.name == "plain")
+    return list(typer.main.get_command(single).params)
 
 
 def _version(wanted: bool) -> None:
@@ -139,16 +155,19 @@ def app() -> Any:
     @top.callback()
     def compresskit(
         version: Annotated[
-            bool, typer.Option("--version", help="Show the version and leave.", is_eager=True, callback=_version)
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version)
         ] = False,
         debug: Annotated[
-            bool, typer.Option("--debug", help="Show the traceback of an error; may stand anywhere.")
+            bool,
+            typer.Option("--debug", help="Show the traceback of an error. May be given anywhere on the command line."),
         ] = False,
     ) -> None:
-        """Make a trained PyTorch model smaller and faster, with a verdict that can be trusted.
+        """Compress a trained PyTorch or ONNX model, and measure the result against the original.
 
-        MODEL is a state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle of earlier runs, or
-        an .onnx file. Start with: compresskit quantize model.pt --bits 4
+        MODEL is a state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle that compresskit wrote,
+        or an .onnx file.
+
+        Start with: compresskit compress MODEL --data TRAIN --eval-data TEST --max-drop 1pt
         """
 
     return typer.main.get_command(top)

@@ -36,7 +36,7 @@ def engine_names(typed: Sequence[str], *, allow_auto: bool) -> list[str]:
         if not allow_auto:
             raise UsageError("--runtime auto is for bench", f"name one of {', '.join(names())}")
         if len(found) > 1:
-            raise UsageError("--runtime auto stands alone", "leave the other --runtime away")
+            raise UsageError("--runtime auto stands alone", "remove the other --runtime")
         return found
     for name in found:
         require(get(name))

@@ -40,9 +40,7 @@ def search(model: Path | None, samples: Samples, bounds: Bounds, asked: Asked, s
     if asked.join is not None:
         given = {"MODEL": model, "--data": samples.data, "--study": asked.study, "--output": asked.output}
         if extra := [name for name, value in given.items() if value is not None]:
-            raise UsageError(
-                f"{extra[0]} with --join: the search that is joined names its own", f"leave {extra[0]} away"
-            )
+            raise UsageError(f"{extra[0]} with --join: a search that is joined brings its own", f"remove {extra[0]}")
         with progressing(showing.quiet) as progress:
             count = searching.join(asked.join, cache, searching.Showing(progress, told))
         told(f"tried {count} candidate{'s' * (count != 1)}")
@@ -71,7 +69,7 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
     bench = not asked.no_bench
     bounds.limits().check(evaluated=samples.eval_data is not None, benched=bench)
     if samples.data is None:
-        raise UsageError("a search needs samples to calibrate on and to choose by", "give --data FILE")
+        raise UsageError("a search needs samples for calibration and selection", "give --data FILE")
     goals = _goals(asked.minimize, bench)
     picks: dict[tuple[Goal, ...], Pick] = {("size",): "size", ("latency",): "latency"}
     pick = _one_of("--pick", asked.pick, get_args(Pick)) if asked.pick else picks.get(goals, "knee")
@@ -103,7 +101,7 @@ def _show_space(request: Request, cache: Cache) -> int:
 def _goals(text: str, bench: bool) -> tuple[Goal, ...]:
     words = [_one_of("--minimize", word.strip(), get_args(Goal)) for word in text.split(",")]
     if not bench and words == ["latency"]:
-        raise UsageError("--minimize latency needs the speed measured", "leave --no-bench away")
+        raise UsageError("--minimize latency needs the speed measured", "remove --no-bench")
     return tuple(word for word in dict.fromkeys(words) if bench or word != "latency")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from compresskit.checkpoint.atomic import refuse_same, writing
-from compresskit.errors import UsageError, as_flags, missing_package, printable
+from compresskit.errors import CompressKitError, UsageError, as_flags, missing_package, printable
 from compresskit.render.plain import is_plain
 from compresskit.report import Report
 from compresskit.stage import Progress, silent
@@ -128,7 +128,7 @@ def check_json(
     except UsageError as error:
         raise UsageError(f"{option} {target}: {error.message}", "give another file") from error
     if output is not None and output.resolve() in (path.resolve(), *path.resolve().parents):
-        raise UsageError(f"{option} {target} is in the output {output}", "a report is written there anyway")
+        raise UsageError(f"{option} {target} is in the output {output}", "a report is always written there")
 
 
 def check_html(
@@ -154,7 +154,7 @@ def check_html(
         from compresskit.render.html.page import is_page
 
         if not is_page(target):
-            raise UsageError(f"{option} {target} exists already, and is no page of compresskit", "give another file")
+            raise UsageError(f"{option} {target} exists already, and is not a page of compresskit", "give another file")
 
 
 def drawing() -> Callable[[Report], str] | None:
@@ -242,10 +242,23 @@ def write_json(text: str, target: str | None) -> None:
         write_file(Path(target), lambda path: path.write_bytes(text.encode("utf-8", "backslashreplace")), force=True)
 
 
+def using(output: str) -> str:
+    """The command that uses what was written; empty where that is no bundle, or one that answers nobody."""
+    import shlex
+
+    from compresskit.checkpoint.bundle import is_bundle, read_card
+    from compresskit.runner.run_lines import SAMPLES, kind_of_samples
+
+    if not output or not is_bundle(output):
+        return ""
+    kind = kind_of_samples(Path(output), read_card(output, verify=False))
+    return "" if kind is None else shlex.join(["compresskit", "predict", output, SAMPLES[kind]])
+
+
 def finish(
     report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None, output: str = ""
 ) -> int:
-    """Show a report; returns the exit code that follows from it."""
+    """Show a report, and log it where the environment says; returns the exit code that follows from it."""
     with listening():
         write_json(report.to_json(), json)
         write_page(report, html, output)
@@ -257,5 +270,12 @@ def finish(
             else:
                 from compresskit.render.terminal import print_report
 
-                print_report(report, output=output)
+                print_report(report, output=output, use=using(output))
+    if where := os.environ.get("COMPRESSKIT_LOG"):
+        from compresskit.cli.tracking import log
+
+        try:
+            log(report, where)
+        except CompressKitError as error:  # what was measured isn't lost for that
+            tell(f"the report was not logged to {where}: {error.message}")
     return int(report.exit_code())

@@ -34,7 +34,7 @@ def tour(folder: Path, *, seed: int, force: bool, say: Callable[[str], None], pr
         seed: Of the training.
         force: Replace the folder.
         say: Told each step, in a line.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Raises:
         MachineError: scikit-learn isn't installed, or the disk is full.

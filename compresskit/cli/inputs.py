@@ -125,3 +125,14 @@ def default_output(model: Path, method: str) -> Path:
     """Where a stage writes when it isn't told: beside nothing, in the current folder."""
     stem = model.resolve().name.removesuffix(model.suffix) if model.is_file() else model.resolve().name
     return Path(f"{stem or 'model'}-{method}")
+
+
+def value_of(arguments: list[str], option: str) -> str | None:
+    """The last value of an option, read without knowing the other options."""
+    found = None
+    for index, word in enumerate(arguments):
+        if word.startswith(option + "="):
+            found = word[len(option) + 1 :]
+        elif word == option and index + 1 < len(arguments):
+            found = arguments[index + 1]
+    return found

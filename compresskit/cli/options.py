@@ -22,23 +22,28 @@ ModelArgs = Annotated[
 ]
 ReportArg = Annotated[
     Path,
-    typer.Argument(metavar="REPORT", help="A report.json, a bundle that holds one, or - (stdin).", show_default=False),
+    typer.Argument(
+        metavar="REPORT", help="A report.json, a bundle that contains one, or - for stdin.", show_default=False
+    ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
         "-o",
         "--output",
-        help="Folder to write. (MODEL's name and the method)",
+        help="Output folder. (name of MODEL and method)",
         rich_help_panel=_OUT,
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that is there.", rich_help_panel=_OUT)]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.", rich_help_panel=_OUT)]
 Json = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="FILE|-", help="Write the report there; - is stdout, without the table.", rich_help_panel=_OUT
+        "--json",
+        metavar="FILE|-",
+        help="Write the report as JSON to FILE; - writes to stdout instead of the table.",
+        rich_help_panel=_OUT,
     ),
 ]
 Html = Annotated[
@@ -46,34 +51,38 @@ Html = Annotated[
     typer.Option(
         "--html",
         metavar="FILE",
-        help="Write the report there as a page with pictures.",
+        help="Write the report as an HTML page to FILE.",
         rich_help_panel=_OUT,
         show_default=False,
     ),
 ]
-NoHtml = Annotated[
-    bool, typer.Option("--no-html", help="Write no report.html beside the report.json.", rich_help_panel=_OUT)
+NoHtml = Annotated[bool, typer.Option("--no-html", help="Do not write report.html.", rich_help_panel=_OUT)]
+Markdown = Annotated[
+    bool,
+    typer.Option(
+        "--markdown", help="Print the report as Markdown, for example for a pull request.", rich_help_panel=_OUT
+    ),
 ]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.", rich_help_panel=_OUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.", rich_help_panel=_OUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no table.", rich_help_panel=_OUT)]
 Arch = Annotated[
     str | None,
     typer.Option(
         "--arch",
         metavar="FILE.py:NAME",
-        help="Class or function that builds the module; its code runs.",
+        help="Class or function that builds the module. Its code is executed.",
         rich_help_panel=_MODEL,
     ),
 ]
 ArchArgs = Annotated[
-    str | None, typer.Option("--arch-args", metavar="JSON", help="Its keyword arguments.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option("--arch-args", metavar="JSON", help="Keyword arguments of --arch as JSON.", rich_help_panel=_MODEL),
 ]
 InputShape = Annotated[
     str | None,
     typer.Option(
         "--input-shape",
         metavar="1,3,32,32",
-        help="Shape of the input, batch first. (from data)",
+        help="Input shape, batch axis first. (from the data)",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -82,8 +91,8 @@ BatchAxis = Annotated[
     typer.Option(
         "--batch-axis",
         metavar="NAME=AXIS|none",
-        help="Where samples lie in an input of an ONNX file: state=1, or rate=none where all share it; repeatable. "
-        "(the first axis, or as the graph names it)",
+        help="Batch axis of an input of an ONNX file, for example state=1; rate=none marks an input without one. "
+        "Repeatable. (axis 0, or the axis that the graph names)",
         rich_help_panel=_MODEL,
         show_default=False,
     ),
@@ -93,12 +102,12 @@ Key = Annotated[
     typer.Option(
         "--key",
         metavar="NAME",
-        help="Which of the state dicts in the file: params_ema, or ema.model.",
+        help="Which state dict of the file to read, for example params_ema or ema.model.",
         rich_help_panel=_MODEL,
     ),
 ]
 AllowNonfinite = Annotated[
-    bool, typer.Option("--allow-nonfinite", help="Accept NaN and Inf among the weights.", rich_help_panel=_MODEL)
+    bool, typer.Option("--allow-nonfinite", help="Accept NaN and Inf in the weights.", rich_help_panel=_MODEL)
 ]
 Data = Annotated[
     str | None,
@@ -114,20 +123,26 @@ MeasureData = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="What to measure on: .npz, folder of class folders, .txt/.csv/.jsonl, FILE.py:NAME.",
+        help="Evaluation data: .npz, folder of class folders, .txt/.csv/.jsonl, FILE.py:NAME.",
         rich_help_panel=_DATA,
     ),
 ]
 EvalData = Annotated[
     str | None,
     typer.Option(
-        "--eval-data", metavar="PATH", help="What the verdict is measured on; forms as --data.", rich_help_panel=_DATA
+        "--eval-data",
+        metavar="PATH",
+        help="Evaluation data for the verdict, in the same formats as --data.",
+        rich_help_panel=_DATA,
     ),
 ]
 Normalize = Annotated[
     str | None,
     typer.Option(
-        "--normalize", metavar="MEAN/STD", help="For images: .5,.5,.5/.2,.2,.2 or imagenet.", rich_help_panel=_DATA
+        "--normalize",
+        metavar="MEAN/STD",
+        help="Mean and standard deviation for images, as .5,.5,.5/.2,.2,.2, or imagenet.",
+        rich_help_panel=_DATA,
     ),
 ]
 MetricName = Annotated[
@@ -135,31 +150,38 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="What is measured: accuracy, top5, perplexity, spearman or FILE.py:NAME. (by data)",
+        help="Quality metric: accuracy, top5, perplexity, spearman or FILE.py:NAME. (chosen by the data)",
         rich_help_panel=_DATA,
     ),
 ]
 Sequence = Annotated[
-    int, typer.Option("--sequence", min=1, help="Most tokens of a text sample; tokens timed.", rich_help_panel=_DATA)
+    int,
+    typer.Option(
+        "--sequence",
+        min=1,
+        help="Maximum tokens of a text sample, and tokens of a timed sample.",
+        rich_help_panel=_DATA,
+    ),
 ]
 MaxDrop = Annotated[
     str | None,
     typer.Option(
-        "--max-drop", metavar="0.5pt|1%", help="Largest loss of quality that passes. (1%)", rich_help_panel=_DATA
+        "--max-drop",
+        metavar="0.5pt|1%",
+        help="Maximum loss of quality, in points (pt) or relative (%). (1%)",
+        rich_help_panel=_DATA,
     ),
 ]
 MaxSize = Annotated[
     str | None,
-    typer.Option(
-        "--max-size", metavar="20MB", help="Largest file that passes. (the original's)", rich_help_panel=_DATA
-    ),
+    typer.Option("--max-size", metavar="20MB", help="Maximum file size. (size of the original)", rich_help_panel=_DATA),
 ]
 MinSpeedup = Annotated[
     float | None,
     typer.Option(
         "--min-speedup",
         metavar="1.2",
-        help="Least speed-up that passes. (not slower; within 10 % where nothing promises speed)",
+        help="Minimum speed-up. (not slower; up to 10 % slower for methods that only reduce size)",
         rich_help_panel=_DATA,
     ),
 ]
@@ -168,7 +190,7 @@ Baseline = Annotated[
     typer.Option(
         "--baseline",
         metavar="REPORT",
-        help="Report of an earlier run: nothing may be worse than there.",
+        help="Report of an earlier run. Quality, size and speed must not get worse.",
         rich_help_panel=_BASELINE,
         show_default=False,
     ),
@@ -178,7 +200,7 @@ MaxGrowth = Annotated[
     typer.Option(
         "--max-growth",
         metavar="5%|100KB",
-        help="How much larger than the baseline's a file may be. (not larger)",
+        help="Maximum growth of the file over the baseline. (none)",
         rich_help_panel=_BASELINE,
     ),
 ]
@@ -186,26 +208,36 @@ AllowOtherMachine = Annotated[
     bool,
     typer.Option(
         "--allow-other-machine",
-        help="Compare with a baseline of another machine or other versions.",
+        help="Accept a baseline from another machine or other versions.",
         rich_help_panel=_BASELINE,
     ),
 ]
 NoExport = Annotated[
     bool,
-    typer.Option("--no-export", help="Write no ONNX; nothing is measured then but the size.", rich_help_panel=_RUN),
+    typer.Option("--no-export", help="Do not export to ONNX. Only the size is measured then.", rich_help_panel=_RUN),
+]
+To = Annotated[
+    list[str],
+    typer.Option(
+        "--to",
+        metavar="gguf|onnx",
+        help="Format for a program that generates text, or onnx; repeatable.",
+        rich_help_panel=_OUT,
+        show_default=False,
+    ),
 ]
 NoBench = Annotated[bool, typer.Option("--no-bench", help="Do not measure the speed.", rich_help_panel=_RUN)]
-Device = Annotated[str, typer.Option("--device", help="Device to measure on.", rich_help_panel=_RUN)]
+Device = Annotated[str, typer.Option("--device", help="Device for measurements.", rich_help_panel=_RUN)]
 Threads = Annotated[
-    int, typer.Option("--threads", min=0, help="Threads of one operator; 0: all cores.", rich_help_panel=_RUN)
+    int, typer.Option("--threads", min=0, help="Threads per operator; 0 uses all cores.", rich_help_panel=_RUN)
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random choice.", rich_help_panel=_RUN)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.", rich_help_panel=_RUN)]
 RuntimeName = Annotated[
     str,
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="Engine: onnxruntime, openvino, openvino-bf16 or torch; several with commas.",
+        help="Engine: onnxruntime, openvino, openvino-bf16 or torch; comma-separated for several.",
         rich_help_panel=_RUN,
     ),
 ]
@@ -214,39 +246,39 @@ Target = Annotated[
     typer.Option(
         "--target",
         metavar="CPU",
-        help="Multiply 8-bit integers as x86-vnni, x86-avx2, arm64 or gpu does. (this machine)",
+        help="CPU whose 8-bit arithmetic is emulated: x86-vnni, x86-avx2, arm64 or gpu. (this machine)",
         rich_help_panel=_RUN,
     ),
 ]
 RecipeArg = Annotated[
     Path,
-    typer.Argument(metavar="RECIPE", help="YAML file, or the name of a recipe that ships.", show_default=False),
+    typer.Argument(metavar="RECIPE", help="YAML file, or name of a built-in recipe.", show_default=False),
 ]
 Sets = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Another value for a key of the recipe: steps.0.bits=4, data=train.npz; repeatable.",
+        help="Override a key of the recipe, for example steps.0.bits=4 or data=train.npz. Repeatable.",
         rich_help_panel=_RUN,
     ),
 ]
 AllowCode = Annotated[
     bool,
-    typer.Option("--allow-code", help="Trust the code that the recipe names: it may run.", rich_help_panel=_RUN),
+    typer.Option("--allow-code", help="Allow the recipe to run the Python code that it names.", rich_help_panel=_RUN),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", help="Check everything, show what would be run, and run nothing.", rich_help_panel=_RUN),
+    typer.Option("--dry-run", help="Check the recipe and show its steps without running them.", rich_help_panel=_RUN),
 ]
 CacheFolder = Annotated[
     Path | None,
     typer.Option(
         "--cache",
         metavar="FOLDER",
-        help="Where finished steps are kept. (COMPRESSKIT_CACHE, or the user's cache folder)",
+        help="Folder of the step cache. (COMPRESSKIT_CACHE, or the user's cache folder)",
         show_default=False,
         rich_help_panel=_RUN,
     ),
 ]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples in one timed call.", rich_help_panel=_RUN)]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples per timed call.", rich_help_panel=_RUN)]

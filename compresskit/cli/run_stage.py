@@ -33,6 +33,7 @@ def run_stage(
     min_speedup: shared.MinSpeedup = None,
     no_export: shared.NoExport = False,
     no_bench: shared.NoBench = False,
+    to: shared.To = [],  # noqa: B006 - typer copies it
     device: shared.Device = "cpu",
     threads: shared.Threads = 0,
     seed: shared.Seed = 0,
@@ -55,16 +56,22 @@ def run_stage(
     from compresskit.runner.pipeline import run
     from compresskit.runner.sources import opener
     from compresskit.runner.steps import Job
+    from compresskit.runner.targets import beside, check_targets, export_to, open_targets
 
     target = output or default_output(model, stage.label)
     inputs = (model, data, eval_data, arch, metric, *named_by(stage, PATH, CODE))
     check_output(target, inputs, force=force)
+    targets = open_targets(name for name in to if name != "onnx")
+    places = [beside(kind, target) for kind in targets]
+    for place in places:
+        check_output(place, inputs, force=force)
     check_json(json, inputs, target)
     check_html(html, inputs, target)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
     loaded = load_model(model, reading.load_options())
+    check_targets(loaded, targets, [stage])
     open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
     measuring = Measuring(
         source=open_(eval_data),
@@ -87,5 +94,8 @@ def run_stage(
             [stage], place, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told
         )  # fmt: skip
         report = run(loaded, job)
+        for kind, file in zip(targets if first else [], places, strict=False):
+            made = export_to(load_model(target, {}), kind, file, force=force, progress=progress)
+            told(f"{file}: {'; '.join(made.notes)}")
     code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
     raise typer.Exit(code if first else 0)

@@ -13,11 +13,13 @@ from pydantic.fields import FieldInfo
 
 from compresskit import registry
 from compresskit.cli import options as shared
+from compresskit.cli.help import OWN
+from compresskit.cli.inputs import value_of
 from compresskit.errors import UsageError, as_flags
 from compresskit.stage import Stage
 from compresskit.stages.recovery import Recovery
 
-_PANEL, _TRAINING = "Method", "Training"
+_TRAINING = "Training"
 
 
 def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
@@ -34,7 +36,7 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
     if kind is None:
         raise UsageError(f"there is no stage '{stage}'", f"choose {', '.join(registry.kind_names())}")
     flagged = next((name for name in kind.flags if f"--{name}" in arguments), None)
-    method = _value(arguments, "--method") or flagged or known[0]
+    method = value_of(arguments, "--method") or flagged or known[0]
     if flagged is not None and method != flagged:
         raise UsageError(f"--{flagged} means --method {flagged}, found --method {method} too", "give one of them")
     if method not in known:
@@ -85,17 +87,6 @@ def make(cls: type[Stage], values: dict[str, Any]) -> Stage:
         ) from error
 
 
-def _value(arguments: list[str], option: str) -> str | None:
-    """The last value of an option, read without knowing the other options."""
-    found = None
-    for index, word in enumerate(arguments):
-        if word.startswith(option + "="):
-            found = word[len(option) + 1 :]
-        elif word == option and index + 1 < len(arguments):
-            found = arguments[index + 1]
-    return found
-
-
 def _help(cls: type[Stage]) -> str:
     from compresskit.cli.commands import SUBCOMMANDS
 
@@ -108,13 +99,13 @@ def _help(cls: type[Stage]) -> str:
         else ""
     )
     below = "".join(f"\n\ncompresskit {stage} {name}: {line}" for name, line in SUBCOMMANDS.get(stage, {}).items())
-    return f"{cls.kind.summary}\n\nMethod {cls.method}: {body}{more}{below}"
+    return f"{cls.kind.summary}\n\nMethod {cls.method}. {body}{more}{below}"
 
 
 def _method_option(stage: str, method: str) -> inspect.Parameter:
-    text = f"Algorithm. Options below are those of {method}."
+    text = f"Algorithm. The options below belong to {method}."
     option = typer.Option(
-        "--method", metavar="|".join(registry.methods(stage)), help=text, rich_help_panel=_PANEL, show_default=False
+        "--method", metavar="|".join(registry.methods(stage)), help=text, rich_help_panel=OWN, show_default=False
     )
     return inspect.Parameter(
         "method", inspect.Parameter.KEYWORD_ONLY, default=method, annotation=Annotated[str, option]
@@ -122,7 +113,7 @@ def _method_option(stage: str, method: str) -> inspect.Parameter:
 
 
 def _flag_option(name: str) -> inspect.Parameter:
-    option = typer.Option(f"--{name}", help=f"The same as --method {name}.", rich_help_panel=_PANEL, show_default=False)
+    option = typer.Option(f"--{name}", help=f"The same as --method {name}.", rich_help_panel=OWN, show_default=False)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
 
 
@@ -136,7 +127,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         declared,
         metavar=metavar,
         help=as_flags(field.description or ""),
-        rich_help_panel=_TRAINING if name in Recovery.model_fields else _PANEL,
+        rich_help_panel=_TRAINING if name in Recovery.model_fields else OWN,
         show_default=default not in (None, [], False),
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])

@@ -48,6 +48,7 @@ class ArraySource:
     ) -> None:
         self.name, self.labelled = name, targets is not None
         self.notes = [note for stored, plan in plans.items() for note in _unscaled(stored, arrays[stored], plan)]
+        self.normalize = next((plan.normalize for plan in plans.values() if plan.normalize), None)
         self._arrays, self._targets, self._plans, self._specs = arrays, targets, plans, specs
         self._order = fair_order(targets)
         first = next(iter(plans.values()))
@@ -179,5 +180,5 @@ def _check_lengths(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"'{n}' {length}" for n, length in lengths.items())
         raise InputError(
-            f"{path}: arrays of different lengths: {found}", "`batch_axis` tells where samples lie in an input"
+            f"{path}: arrays of different lengths: {found}", "`batch_axis` names the batch axis of an input"
         )

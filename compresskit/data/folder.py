@@ -14,6 +14,7 @@ from compresskit.data.source import Batch
 from compresskit.data.walking import Fingerprint, fair_order, spans
 from compresskit.errors import InputError, missing_extra
 from compresskit.model import InputSpec
+from compresskit.usage import Pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -30,7 +31,7 @@ def _pillow() -> Any:
         raise missing_extra("Pillow", "images") from error
 
 
-def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarray:
+def read_image(path: Path, mode: str, size: tuple[int, int] | None, pixels: Pixels | None = None) -> np.ndarray:
     """One image as ``uint8`` ``(H, W, C)``.
 
     An image of another size is scaled until it covers ``size`` (height, width) and its middle is cut out. Pixels of 16
@@ -40,6 +41,7 @@ def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarra
         path: The file; its format is told by its content.
         mode: ``RGB`` or ``L``.
         size: Height and width to give; None keeps the image's.
+        pixels: How the model's own files say that images are scaled and cut, before ``size`` is looked at.
 
     Raises:
         InputError: Not an image, damaged, of more than :data:`MAX_PIXELS`, or of pixels whose range isn't known.
@@ -51,14 +53,16 @@ def read_image(path: Path, mode: str, size: tuple[int, int] | None) -> np.ndarra
             if file.width * file.height > MAX_PIXELS:
                 raise InputError(f"{path} has {file.width}×{file.height} pixels, at most {MAX_PIXELS} are read")
             image = _eight_bit(path, file, image_module).convert(mode)
+        if pixels is not None:
+            image = _fitted(image, pixels)
         if size is not None and (image.height, image.width) != size:
             image = _cover(image, size, image_module.Resampling.BILINEAR)
-        pixels = np.asarray(image)
+        found = np.asarray(image)
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise what they like, struct.error and SyntaxError included
         raise InputError(f"{path} is not a readable image: {error}") from error
-    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return found if found.ndim == 3 else found[:, :, None]
 
 
 def _eight_bit(path: Path, file: Any, image_module: Any) -> Any:
@@ -70,12 +74,26 @@ def _eight_bit(path: Path, file: Any, image_module: Any) -> Any:
     if file.mode == "F" or not declared or tags.get(_PHOTOMETRIC, _BLACK_IS_ZERO) != _BLACK_IS_ZERO:
         kind = "floating point" if file.mode == "F" else "32 bit or inverted"
         raise InputError(
-            f"{path} has {kind} pixels, whose range the file does not tell",
+            f"{path} has {kind} pixels, whose range is unknown",
             "save it with 8 or 16 bit, or give the prepared samples as an .npz",
         )
     white = 2 ** tags.get(_BITS, (16,))[0] - 1
     pixels = np.asarray(file).astype(np.uint32)
     return image_module.fromarray(((pixels * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _fitted(image: Any, pixels: Pixels) -> Any:
+    """The image as :class:`~compresskit.usage.Pixels` has it; a crop that is larger than the image gets black rims."""
+    if len(pixels.resize) == 1:
+        short, side = min(image.width, image.height), pixels.resize[0]
+        image = image.resize((image.width * side // short, image.height * side // short), resample=pixels.filter)
+    elif pixels.resize:
+        image = image.resize(pixels.resize[::-1], resample=pixels.filter)
+    if not pixels.crop:
+        return image
+    height, width = pixels.crop
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _cover(image: Any, size: tuple[int, int], resample: Any) -> Any:
@@ -98,6 +116,7 @@ class ImageFolder:
         order = fair_order(np.array([label for _, label in files], np.int64))
         self._files = files if order is None else [files[index] for index in order]
         self._mode, self._plan = mode, plan
+        self.normalize = plan.normalize
         height, width = plan.shape[2:] if plan.axes == (0, 3, 1, 2) else plan.shape[1:3]
         self._size = (int(height), int(width))
 
@@ -141,14 +160,14 @@ def open_folder(name: str, folder: Path, normalize: str | None, specs: tuple[Inp
         raise InputError(f"{name} is a folder of images; the model takes {found}, not one image (batch, C, H, W)")
     files, classes = _listing(folder)
     spec = inputs[0] if inputs else None
-    channels, size = _wanted(spec)
+    channels, size = wanted(spec)
     mode = "L" if channels == 1 else "RGB"
     sample = read_image(files[0][0], mode, size)
     plan = make_plan(str(files[0][0]), sample[None], spec.name if spec else "x", spec, parse_normalize(normalize))
     return ImageFolder(name, files, classes, mode, plan)
 
 
-def _wanted(spec: InputSpec | None) -> tuple[int | None, tuple[int, int] | None]:
+def wanted(spec: InputSpec | None) -> tuple[int | None, tuple[int, int] | None]:
     """The number of channels and the height and width that a model asks for, each None when it leaves it open."""
     if spec is None:
         return None, None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -207,12 +207,23 @@ def by_sample(where: str, arrays: dict[str, np.ndarray], specs: tuple[InputSpec,
         if len(found) != len(spec.shape) or not all(same):
             raise InputError(
                 f"{where}: array '{name}' is {shape_text(found)}, the model's input takes {shape_text(spec.shape)}",
-                "store it as the model takes it; `batch_axis` tells where samples lie",
+                "store it as the model takes it; `batch_axis` names the batch axis",
             )
     counts = [len(array) for name, array in arrays.items() if name not in other and array.ndim]
     counts += [arrays[name].shape[spec.batch_axis] for name, spec in other.items() if spec.batch_axis is not None]
     count = counts[0] if counts else 1
     return {name: other[name].rows_of(array, count) if name in other else array for name, array in arrays.items()}
+
+
+def taken(specs: tuple[InputSpec, ...]) -> Literal["texts", "images", "rows", "arrays"]:
+    """What a user has for a model: texts for token ids, images, rows of numbers, or nothing but arrays."""
+    own = primary(specs)
+    if len(own) != 1:
+        return "arrays"
+    integers, axes = np.dtype(own[0].dtype).kind in "ui", len(own[0].shape)
+    if integers and axes == 2:
+        return "texts"
+    return "arrays" if integers else {4: "images", 2: "rows"}.get(axes, "arrays")  # type: ignore[return-value]
 
 
 def primary(specs: tuple[InputSpec, ...]) -> list[InputSpec]:

@@ -31,7 +31,7 @@ class Encoder:
     is the setting of one training run, not of the model.
 
     Attributes:
-        sequence: Most tokens of a sample.
+        sequence: Maximum tokens of a sample.
         vocabulary: One past the largest id.
         masked: True for a masked-language encoder (BERT and kin), whose samples are lines; others take running text.
         identity: Hex SHA-256 of the tokenizer file.

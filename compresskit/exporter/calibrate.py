@@ -107,7 +107,7 @@ def _checked(batch: dict[str, np.ndarray], inputs: tuple[InputSpec, ...]) -> dic
             raise InputError(
                 f"the calibration data don't fit: input '{spec.name}' is {shape_text(array.shape)}, the model takes "
                 f"{shape_text(('batch', *expected)[: len(spec.shape)])}",
-                "prepare them as for inference; `batch_axis` tells where samples lie in an input",
+                "prepare them as for inference; `batch_axis` names the batch axis of an input",
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(

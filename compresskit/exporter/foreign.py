@@ -74,7 +74,7 @@ def read_float(source: Path) -> tuple[ir.Model, list[str], float | None]:
 
 
 def check_same(source: Path, changed: Path, moved: float) -> list[str]:
-    """Compare a changed model with the file that it was read from, on made-up inputs.
+    """Compare a changed model with the file that it was read from, on random inputs.
 
     Args:
         source: As it came.
@@ -92,7 +92,7 @@ def check_same(source: Path, changed: Path, moved: float) -> list[str]:
         feeds = make_feeds(graph_inputs(onnx.load(source, load_external_data=False)), {"batch": 1, "sequence": 16})
         wanted = runtime.open(source).run(feeds)
     except CompressKitError as error:
-        return [f"not compared with the file as it came, which made-up inputs don't run: {error.message}"]
+        return [f"not compared with the original file, which random inputs do not run: {error.message}"]
     found = runtime.open(changed).run(feeds)
     off = max((_distance(wanted[name], found[name]) for name in wanted), default=0.0)
     if off > moved:

@@ -19,7 +19,7 @@ from compresskit.exporter.lower import lowered
 from compresskit.exporter.operators import read_once
 from compresskit.exporter.quiet import first_line, quiet
 from compresskit.exporter.slim import merge, save, slim
-from compresskit.model import InputSpec
+from compresskit.model import SCORES_ONLY, InputSpec
 from compresskit.stage import Progress, silent
 
 OPSET = 21  # the first with 4-bit types and blocked DequantizeLinear
@@ -91,9 +91,17 @@ def export_onnx(
         merge(model)
         tidy_attention(model)
         slim(model, inputs, limits)
+        if _writes_text(module):
+            model.metadata_props["generation"] = SCORES_ONLY
         save(model, path, data_above=data_above)
     progress("export", 3, 3)
     return Exported(original.names, _notes(limits), limits, operators, _suspects(program))
+
+
+def _writes_text(module: nn.Module) -> bool:
+    """True for a transformers model that has ``generate``."""
+    can = getattr(module, "can_generate", None)
+    return callable(can) and bool(can())
 
 
 def _suspects(program: torch.export.ExportedProgram) -> tuple[str, ...]:

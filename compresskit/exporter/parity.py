@@ -43,8 +43,8 @@ _NOISE = 0.1
 _GIVEN, _GIVEN_BATCH = 8, 4
 GIVEN = "given"
 _UNPROVEN = (
-    "whether the ONNX file computes {} as the model does. Float32 is too inexact for the model on all inputs "
-    "that were tried: give `data` with inputs of its own kind"
+    "whether the ONNX file computes {} as the model does. float32 is too inexact for this model on all inputs that "
+    "were tried. Give `data` with realistic inputs"
 )
 
 
@@ -58,7 +58,7 @@ class ParityCheck:
         count: Made-up samples at least; among them zeros, extremes, padded masks, three batch sizes, two lengths.
         seed: Of the samples.
         threads: Of onnxruntime; 0 is its own choice.
-        data: Samples that are tried before the made-up ones; the first eight are taken.
+        data: Samples that are tried before the random ones; the first eight are taken.
     """
 
     absolute: float = ABSOLUTE
@@ -107,7 +107,7 @@ def parity(
     exact: bool = True,
     progress: Progress = silent,
 ) -> Parity:
-    """Compare a module with its ONNX file on given and made-up inputs.
+    """Compare a module with its ONNX file on given and random inputs.
 
     Where a limit is missed, float64 decides: see ``FACTOR`` and ``TELLING``.
 
@@ -159,7 +159,7 @@ def _given(
             if all(_within(feeds[spec.name].shape, spec, limits) for spec in inputs):
                 yield GIVEN, {spec.name: feeds[spec.name].astype(spec.dtype, copy=False) for spec in inputs}
     except InputError as error:  # the stage or the metric that takes the data refuses them in its own words
-        notes.append(f"the ONNX file was not tried on `data`: {error.message}")
+        notes.append(f"the ONNX file was not verified on `data`: {error.message}")
 
 
 def _within(shape: tuple[int, ...], spec: InputSpec, limits: Limits) -> bool:
@@ -286,13 +286,14 @@ class _Tally:
         notes = list(self.notes)
         if self.judge and self.judge.excuse:
             notes.append(
-                f"float64 could not judge the ONNX file ({self.judge.excuse}): the spread of float32 kernels did"
+                "the ONNX file was judged by the spread of float32 kernels, because float64 is not available "
+                f"({self.judge.excuse})"
             )
         if self.useless:
             kinds = ", ".join(f"{_named(kind)} (by {error:.1g})" for kind, error in self.useless.items())
-            notes.append(f"inputs on which the model's own float32 is off prove nothing of the ONNX file: {kinds}")
+            notes.append(f"the model's own float32 error is too large to verify the ONNX file on these inputs: {kinds}")
         if passed is None:
-            notes.insert(0, f"NOT PROVEN: {_UNPROVEN.format(', '.join(map(repr, unproven)))}")
+            notes.insert(0, f"NOT VERIFIED: {_UNPROVEN.format(', '.join(map(repr, unproven)))}")
         return Parity(self.largest, self.furthest, self.n, passed, self.where, self.ratio, tuple(notes), self.given)
 
 

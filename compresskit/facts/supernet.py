@@ -49,7 +49,7 @@ class SubnetFacts(Facts):
         stacks: The rows that dropped blocks stood in.
         config: What ``config.json`` says otherwise; None for a module that has none.
         share: What is left, by unit.
-        recalibrated: Batch normalizations whose statistics were estimated anew.
+        recalibrated: Batch normalizations whose statistics were re-estimated.
     """
 
     layers: Layers[CutFacts | LayerFacts] = field(default_factory=dict)

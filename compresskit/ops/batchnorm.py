@@ -1,4 +1,4 @@
-"""Batch normalization after the weights have changed: its running statistics estimated anew, without labels.
+"""Batch normalization after the weights have changed: its running statistics re-estimated, without labels.
 
 "Data-Free Quantization Through Weight Equalization and Bias Correction" (Nagel et al., 2019) corrects the mean of what
 a quantized layer gives; with data at hand, estimating mean and variance again corrects both.

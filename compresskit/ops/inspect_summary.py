@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 BIGGEST = 5
-WEIGHTLESS = "products without weights (attention scores) are not in the MACs"
+WEIGHTLESS = "MACs do not include products without weights (attention scores)"
 
 
 def summary(

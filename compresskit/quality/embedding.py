@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from compresskit.usage import Pooling
 
 
 def pool(hidden: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -25,6 +29,40 @@ def pool(hidden: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     weights = (mask != 0).astype(hidden.dtype)
     summed = np.einsum("nlw,nl->nw", hidden, weights).astype(np.float64)
     return np.asarray(summed / np.maximum(weights.sum(axis=1, dtype=np.float64), 1)[:, None])
+
+
+def pooled(hidden: np.ndarray, mask: np.ndarray, modes: Sequence[Pooling], unit: bool) -> np.ndarray:
+    """One vector a text, as sentence-transformers makes it.
+
+    Args:
+        hidden: ``(n, L, width)``, a vector a token.
+        mask: ``(n, L)``, 0 for padding.
+        modes: The vectors of several modes are joined, in their order.
+        unit: Scale to length 1.
+
+    Returns:
+        ``(n, len(modes) · width)`` ``float32``.
+    """
+    real, rows = mask != 0, np.arange(len(hidden))
+    first, length = real.argmax(axis=1), hidden.shape[1]
+    counts = np.maximum(real.sum(axis=1, keepdims=True), 1)
+
+    def one(mode: Pooling) -> Any:
+        if mode == "cls":
+            return hidden[rows, first]
+        if mode == "lasttoken":
+            return hidden[rows, length - 1 - real[:, ::-1].argmax(axis=1)]
+        if mode == "max":
+            return np.where(real[:, :, None], hidden, np.finfo(np.float32).min).max(axis=1)
+        if mode == "weightedmean":
+            weights = real * (np.arange(1, length + 1) - first[:, None])
+            return np.einsum("nlw,nl->nw", hidden, weights) / np.maximum(weights.sum(axis=1), 1)[:, None]
+        return pool(hidden, mask) * (np.sqrt(counts) if mode == "mean_sqrt_len_tokens" else 1)
+
+    found = np.concatenate([one(mode) for mode in modes], axis=1)
+    if unit:
+        found = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return np.asarray(found, np.float32)
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:

@@ -51,13 +51,13 @@ class Checks(Keys):
     max_drop: Annotated[
         str | None,
         BeforeValidator(_text),
-        Field(description="Largest loss of quality against the original, as 0.5pt (points) or 1% (of its figure)."),
+        Field(description="Maximum loss of quality against the original, as 0.5pt (points) or 1% (relative)."),
     ] = None
-    max_size: Annotated[str | None, BeforeValidator(_text), Field(description="Largest file, as 20MB or 900KiB.")] = (
-        None
-    )
+    max_size: Annotated[
+        str | None, BeforeValidator(_text), Field(description="Maximum file size, as 20MB or 900KiB.")
+    ] = None
     min_speedup: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="Least speed-up: 1.2 is 20 % faster.")
+        float | None, Field(gt=0, allow_inf_nan=False, description="Minimum speed-up: 1.2 is 20 % faster.")
     ] = None
 
     _known_drop = field_validator("max_drop")(known_drop)
@@ -96,22 +96,25 @@ class Head(Keys):
     arch: Annotated[
         str | None,
         Field(
-            description="FILE.py:NAME or package.module:NAME of what builds the module; its code runs.",
+            description="FILE.py:NAME or package.module:NAME of the class or function that builds the module. Its "
+            "code is executed.",
             json_schema_extra={"format": CODE},
         ),
     ] = None
-    arch_args: Annotated[dict[str, Any] | None, Field(description="Its keyword arguments.")] = None
+    arch_args: Annotated[dict[str, Any] | None, Field(description="Keyword arguments of arch.")] = None
     input_shape: Annotated[
         tuple[Annotated[int, Field(ge=1)], ...] | None,
         BeforeValidator(_shape),
-        Field(description="Of the input, batch first: [1, 3, 32, 32]."),
+        Field(description="Input shape, batch axis first: [1, 3, 32, 32]."),
     ] = None
     batch_axis: Annotated[
         dict[str, Annotated[int, Field(ge=0)] | Literal["none"]] | None,
-        Field(description="Where samples lie in the inputs of an ONNX file: {state: 1, rate: none}."),
+        Field(description="Batch axis of each input of an ONNX file: {state: 1, rate: none}."),
     ] = None
-    key: Annotated[str | None, Field(description="Which of the state dicts in the model's file: params_ema.")] = None
-    allow_nonfinite: Annotated[bool, Field(description="Accept NaN and infinities among the weights.")] = False
+    key: Annotated[str | None, Field(description="Which state dict of the file to read, for example params_ema.")] = (
+        None
+    )
+    allow_nonfinite: Annotated[bool, Field(description="Accept NaN and Inf in the weights.")] = False
     data: Annotated[
         str | None,
         Field(
@@ -121,22 +124,34 @@ class Head(Keys):
     ] = None
     hold_out: Annotated[
         float | None,
-        Field(gt=0, le=0.5, description="Share of data that no step gets to see; what compress chose by."),
+        Field(
+            gt=0, le=0.5, description="Fraction of data that is held out of all steps; compress used it for selection."
+        ),
     ] = None
     eval_data: Annotated[
         str | None,
-        Field(description="What the verdict is measured on; forms as data.", json_schema_extra={"format": PATH}),
+        Field(
+            description="Evaluation data for the verdict, in the same formats as data.",
+            json_schema_extra={"format": PATH},
+        ),
     ] = None
-    normalize: Annotated[str | None, Field(description="For images: MEAN/STD a channel, or imagenet.")] = None
-    sequence: Annotated[int, Field(ge=1, description="Most tokens of a text sample; tokens timed.")] = 128
+    normalize: Annotated[
+        str | None, Field(description="Mean and standard deviation per channel for images, as MEAN/STD, or imagenet.")
+    ] = None
+    sequence: Annotated[
+        int, Field(ge=1, description="Maximum tokens of a text sample, and tokens of a timed sample.")
+    ] = 128
     metric: Annotated[
         str | None,
-        Field(description="accuracy, top5, perplexity, spearman or FILE.py:NAME; without it the data decide."),
+        Field(
+            description="Quality metric: accuracy, top5, perplexity, spearman or FILE.py:NAME. "
+            "Chosen by the data if not given."
+        ),
     ] = None
-    checks: Annotated[Checks, Field(description="What the result must keep.")] = Checks()
-    device: Annotated[str, Field(min_length=1, description="To measure on.")] = "cpu"
-    threads: Annotated[int, Field(ge=0, description="Of one operator; 0 is all cores.")] = 0
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="Of every random choice.")] = 0
+    checks: Annotated[Checks, Field(description="Limits that the result must meet.")] = Checks()
+    device: Annotated[str, Field(min_length=1, description="Device for measurements.")] = "cpu"
+    threads: Annotated[int, Field(ge=0, description="Threads per operator; 0 uses all cores.")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Random seed.")] = 0
 
     @field_validator("description")
     @classmethod

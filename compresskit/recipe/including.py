@@ -26,7 +26,7 @@ def read(where: str | Path, problems: Problems) -> Node | None:
     """Read a recipe and all that it includes.
 
     Args:
-        where: A file, or the name of a recipe that ships.
+        where: A file, or the name of a built-in recipe.
         problems: Takes what is wrong.
 
     Returns:

@@ -51,7 +51,7 @@ class Limits:
         if self.max_drop is not None and not evaluated:
             raise UsageError("`max_drop` needs evaluation data", f"give {data_option}")
         if self.min_speedup is not None and not benched:
-            raise UsageError("`min_speedup` needs the speed measured", "leave `no_bench` away")
+            raise UsageError("`min_speedup` needs the speed measured", "remove `no_bench`")
         if self.min_speedup is not None and not self.min_speedup > 0:
             raise UsageError(f"`min_speedup` must be above 0, found {self.min_speedup}")
 

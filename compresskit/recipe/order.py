@@ -47,7 +47,7 @@ def check_measured(start: Start, limits: Limits, *, evaluated: bool, benched: bo
     """
     runs = export and start.form != "weights"
     if not runs and (evaluated or limits.min_speedup is not None):
-        why = "leave `no_export` away" if start.form != "weights" else "give `arch` FILE.py:NAME"
+        why = "remove `no_export`" if start.form != "weights" else "give `arch` FILE.py:NAME"
         what = "`eval_data`" if evaluated else "`min_speedup`"
         raise UsageError(f"{what} needs a model that runs, and no ONNX file is written here", why)
     limits.check(evaluated=runs and evaluated, benched=runs and benched)
@@ -119,8 +119,8 @@ def _twice_quantized(stage: Stage, now: _Now) -> UsageError | None:
     if not (stage.kind.quantizes and now.form == "onnx" and now.quantized):
         return None
     if now.here:
-        text = f"{stage.name()} comes after {now.quantized}: what is quantized can't be again"
-        return UsageError(text, "leave one of them away")
+        text = f"{stage.name()} comes after {now.quantized}: a quantized model cannot be quantized again"
+        return UsageError(text, "remove one of them")
     return UsageError(f"{now.start.name} went through {now.quantized} already", "start from the original again")
 
 
@@ -134,7 +134,7 @@ def _on_adapters(stage: Stage, now: _Now) -> UsageError | None:
     if not now.adapters or stage.takes_adapters:
         return None
     return UsageError(
-        f"{stage.name()} can't work on adapters that lie beside the weights: they merge before",
+        f"{stage.name()} cannot work on a model with separate adapters",
         "merge them first: compresskit lora merge MODEL -o MERGED (lora's own `merge` does it at once)",
     )
 
@@ -158,7 +158,7 @@ def _without_data(stage: Stage, now: _Now) -> UsageError | None:
 def _without_export(stage: Stage, now: _Now) -> UsageError | None:
     if stage.gives != "onnx" or now.export:
         return None
-    return UsageError(f"{stage.name()} gives an ONNX file", "leave `no_export` away")
+    return UsageError(f"{stage.name()} gives an ONNX file", "remove `no_export`")
 
 
 _RULES = (_twice_quantized, _after_codes, _on_adapters, _wrong_form, _without_data, _without_export)

@@ -25,7 +25,7 @@ class Outline:
 
 
 def outline(name: str) -> Outline:
-    """The outline of a recipe that ships.
+    """The outline of a built-in recipe.
 
     Raises:
         RecipeError: It is no YAML.

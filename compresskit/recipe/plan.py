@@ -38,14 +38,14 @@ class Recipe:
         description: One line for ``recipe ls``.
         model: MODEL; None must be given when it is run.
         arch: ``FILE.py:NAME`` or ``package.module:NAME``.
-        arch_args: Its keyword arguments.
-        input_shape: Batch first.
+        arch_args: Keyword arguments of ``arch``.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
         batch_axis: Where samples lie in the inputs of an ONNX file; ``none`` for what they share.
         key: Which of the state dicts in MODEL's file.
-        allow_nonfinite: Accept NaN and infinities among the weights.
+        allow_nonfinite: Accept NaN and Inf in the weights.
         data: Calibration and training data.
         hold_out: Share of ``data`` that no step gets.
-        eval_data: What the verdict is measured on.
+        eval_data: Evaluation data for the verdict.
         normalize: ``MEAN/STD`` or ``imagenet``.
         sequence: Most tokens of a text sample.
         metric: Name or ``FILE.py:NAME``.
@@ -54,8 +54,8 @@ class Recipe:
         max_size: ``20MB``.
         min_speedup: 1.2 is 20 % faster.
         device: To measure on.
-        threads: Of one operator; 0 is all cores.
-        seed: Of every random choice.
+        threads: Threads per operator; 0 uses all cores.
+        seed: Random seed.
     """
 
     name: str

@@ -38,7 +38,7 @@ def read_recipe(
     """Read a recipe with all that it includes, and check what can be known before anything runs.
 
     Args:
-        where: A file, or the name of a recipe that ships: ``edge-int8``.
+        where: A file, or the name of a built-in recipe: ``edge-int8``.
         sets: ``KEY=VALUE`` each, as ``steps.0.bits=8``; paths in them start from the current folder.
         overrides: Values of the command line by the recipe's keys, which win: ``model``, ``eval-data``,
             ``checks.max-drop``; None is not given. Code that ``sets`` and ``overrides`` name was typed, so it may run.
@@ -87,7 +87,7 @@ def parse_recipe(
     recipe = _Checking(problems, allow_code, True, root).recipe(Path(name).stem, {})
     problems.raise_any()
     if recipe is None:
-        raise UsageError(f"{name} is no recipe")
+        raise UsageError(f"{name} is not a recipe")
     return recipe
 
 
@@ -126,7 +126,7 @@ class _Checking:
             if key in known:
                 given[key.replace("-", "_")] = node
             elif key not in _OTHERS:
-                self._add(node, f"'{key}' is no key of a recipe{nearest(key, [*known, *_OTHERS])}")
+                self._add(node, f"'{key}' is not a key of a recipe{nearest(key, [*known, *_OTHERS])}")
         given = {key: node for key, node in given.items() if node.value is not None}
         if "checks" in given:
             given["checks"] = self._checks(given["checks"])

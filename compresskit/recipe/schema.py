@@ -31,26 +31,27 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": DRAFT,
         "title": "CompressKit recipe",
-        "description": "A pipeline: a model goes through the steps in order, and the result is judged by the checks.",
+        "description": "A pipeline: the steps change a model in order, and the checks judge the result.",
         "type": "object",
         "additionalProperties": False,
         "anyOf": [{"required": ["steps"]}, {"required": ["include"]}],
         "properties": {
             "description": head.pop("description"),
             "include": {
-                "description": "Recipes whose keys count where this one has none, relative to this file.",
+                "description": "Recipes to include, relative to this file. Keys of this file take precedence.",
                 "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
             },
             **head,
             "steps": {
-                "description": "What is done, in order.",
+                "description": "Steps, in order.",
                 "type": "array",
                 "minItems": 1,
                 "maxItems": MAX_STEPS,
                 "items": {"$ref": "#/$defs/step"},
             },
             "matrix": {
-                "description": f"Values by dotted key, as steps.0.bits; all combinations, at most {MAX_POINTS}.",
+                "description": "Lists of values by dotted key, as steps.0.bits. Every combination is run, at most "
+                f"{MAX_POINTS}.",
                 "type": "object",
                 "additionalProperties": {"type": "array", "minItems": 1},
             },
@@ -61,11 +62,11 @@ def schema() -> dict[str, Any]:
 
 def _step(methods: dict[str, Any]) -> dict[str, Any]:
     limit = {
-        "description": "What this step may cost, as 0.5pt or 1%, against the model before it.",
+        "description": "Maximum loss of quality of this step, as 0.5pt or 1%, against the model before it.",
         "type": ["string", "null"],
         "pattern": _DROP,
     }
-    rollback = {"description": "Undo the step where it costs more.", "type": "boolean", "default": False}
+    rollback = {"description": "Undo the step if it loses more.", "type": "boolean", "default": False}
     return {
         "description": "A method alone, or with its options.",
         "anyOf": [

@@ -90,7 +90,7 @@ def _misplaced(key: str, named: list[str], about: dict[str, Node]) -> str:
     if methods and not named:
         return f"there is no method '{key}'; did you mean '{methods[0]}'?"
     known = [*OF_STEP, *([] if named else registry.rows())]
-    return f"'{key}' is no key of a step{nearest(key, known)}"
+    return f"'{key}' is not a key of a step{nearest(key, known)}"
 
 
 def _class(name: str, node: Node, where: str, problems: Problems) -> type[Stage] | None:
@@ -137,7 +137,9 @@ def _stage(cls: type[Stage], node: Node, where: str, problems: Problems) -> Stag
         if name not in cls.model_fields or name in given:
             fine = False
             text = (
-                f"'{key}' is given twice" if name in given else f"'{key}' is no option{nearest(canonical(key), known)}"
+                f"'{key}' is given twice"
+                if name in given
+                else f"'{key}' is not an option{nearest(canonical(key), known)}"
             )
             problems.add(value.place.name, value.line, f"{where}: {text}")
         else:

@@ -28,7 +28,7 @@ def print_adapter(found: dict[str, Any], console: Console | None = None, *, titl
     totals = f"{figures.clean(found['kind'])}, {found['parameters']:,} numbers"
     console.print(Text(f"  {totals}" + (f" in {len(layers)} layers" if layers else "")), overflow="fold")
     base = found["base_sha256"]
-    console.print(Text(f"  base: {base if base else 'its weights are not on record'}"), overflow="fold")
+    console.print(Text(f"  base: {base if base else 'the hash of its weights is not recorded'}"), overflow="fold")
     if layers:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
         for name in ("layer", "rank", "scale", "numbers"):

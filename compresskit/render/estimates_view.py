@@ -15,8 +15,8 @@ from compresskit.render import figures
 
 _BAR = 24
 _MEASURES = {
-    "divergence": "mean KL divergence of the output's distribution, in nats",
-    "relative error": "squared error of the output, relative to the output",
+    "divergence": "mean KL divergence in nats",
+    "relative error": "relative squared error",
 }
 
 
@@ -29,7 +29,7 @@ def estimates_parts(found: Mapping[str, Any], words: Sequence[str], rows: int) -
         rows: Most layers of a table.
     """
     estimates = found["estimates"]
-    parts: list[RenderableType] = [Text(), _line("what the stages could do here (estimates, not measured)", "bold")]
+    parts: list[RenderableType] = [Text(), _line("estimates for each method (from shapes, not measured)", "bold")]
     parts += _sizes(estimates["quantize"])
     parts += [_line(_prune(estimates["prune"])), _line(_ranks(estimates["factorize"], found["kind"]))]
     if measured := estimates.get("sensitivity"):
@@ -49,8 +49,8 @@ def _sizes(quantize: Mapping[str, Any]) -> list[RenderableType]:
     if not quantize["forms"]:
         return [_line(f"quantize: nothing to gain: {figures.prose(quantize['reason'])}")]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for title in ("quantize", "size", "smaller", "MACs on codes", "by"):
-        table.add_column(title, justify="right" if title in ("size", "smaller", "MACs on codes") else "left")
+    for title in ("quantize", "size", "smaller", "MACs in low bits", "by"):
+        table.add_column(title, justify="right" if title in ("size", "smaller", "MACs in low bits") else "left")
     table.add_row("float32", f"≈ {figures.size(quantize['float_bytes'])}", figures.DASH, "", "")
     for form in quantize["forms"]:
         share = form["macs_on_codes"] / form["macs"] if form["macs"] and form["macs_on_codes"] is not None else None
@@ -67,8 +67,8 @@ def _prune(prune: Mapping[str, Any]) -> str:
     least = prune["least"]
     return (
         f"prune: channels can be cut in layers with {_whole(prune['parameters'])} of the parameters and "
-        f"{_whole(prune['macs'])} of the MACs ({prune['groups']} groups); at the narrowest "
-        f"{_whole(least['parameters'])} and {_whole(least['macs'])} stay"
+        f"{_whole(prune['macs'])} of the MACs ({prune['groups']} groups); after the strongest pruning "
+        f"{_whole(least['parameters'])} of the parameters and {_whole(least['macs'])} of the MACs remain"
     )
 
 
@@ -85,16 +85,16 @@ def _ranks(factorize: Mapping[str, Any], kind: str) -> str:
     where = ", of the checkpoint" if kind == "onnx" else ""
     good = sum(any(ranks.values()) for ranks in layers.values())
     return (
-        f"factorize: {good} of {len(layers)} layers{where} take fewer weights at the rank in the column even, or "
-        "below; faster is only what is well below"
+        f"factorize: {good} of {len(layers)} layers{where} get smaller at or below their break-even rank (column "
+        "'even'); a speed-up needs a rank well below it"
     )
 
 
 def _bars(measured: Mapping[str, Any], rows: int) -> list[RenderableType]:
     layers = measured["layers"]
     title = (
-        f"what the output loses with one layer alone in {measured['bits']} bit, on {measured['samples']} samples of "
-        f"{figures.clean(measured['data'])}: {_MEASURES[measured['measure']]}"
+        f"sensitivity: change of the output when one layer alone is quantized to {measured['bits']} bits, on "
+        f"{measured['samples']} samples of {figures.clean(measured['data'])}: {_MEASURES[measured['measure']]}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
     table.add_column(overflow="fold")
@@ -107,7 +107,7 @@ def _bars(measured: Mapping[str, Any], rows: int) -> list[RenderableType]:
         table.add_row(Text(figures.clean(layer["name"])), Text(f"{layer['loss']:.2g}"), Text(bar, style="yellow"))
     parts: list[RenderableType] = [Text(), _line(title, "bold"), Padding(table, (0, 0, 0, 2), expand=False)]
     if len(layers) > rows:
-        parts.append(_line(f"and {len(layers) - rows} layers that lose less: --rows or --json"))
+        parts.append(_line(f"and {len(layers) - rows} layers with less effect: --rows or --json"))
     return parts
 
 
@@ -120,13 +120,13 @@ def _suggested(
     if form is None:
         return []
     text = (
-        f"could become: about {figures.size(form['bytes'])}, {figures.times(form['smaller'])} smaller ({form['form']}):"
+        f"suggestion: about {figures.size(form['bytes'])}, {figures.times(form['smaller'])} smaller ({form['form']}):"
     )
     return [
         Text(),
         _line(text),
         _line(f"  compresskit quantize {typed} {options}"),
-        _line(f"as a recipe, with the reasons: compresskit inspect {typed} --suggest FILE.yaml"),
+        _line(f"as a recipe with comments: compresskit inspect {typed} --suggest FILE.yaml"),
     ]
 
 

@@ -20,8 +20,8 @@ from compresskit.render.estimates_view import estimates_parts, even_rank
 ROWS = 40
 _MARGIN = 2
 _SPECTRUM = (
-    "spectrum: effective rank; smallest ranks for 90, 95 and 99 % of the energy; break-even rank of two factors; and "
-    "the energy that they keep at 80, 60 and 40 % of the size"
+    "spectrum: effective rank; smallest rank that keeps 90, 95 and 99 % of the energy; break-even rank; energy kept "
+    "at 80, 60 and 40 % of the size"
 )
 
 

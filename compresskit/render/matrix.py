@@ -1,4 +1,4 @@
-"""The points of a matrix held against each other."""
+"""The points of a matrix compared with each other."""
 
 from __future__ import annotations
 

@@ -41,11 +41,11 @@ def print_checked(points: Sequence[Recipe], file: str, console: Console | None =
     console = console or make_console()
     first, several = points[0], f", {len(points)} points" * (len(points) > 1)
     count = f"{len(first.steps)} step{'s' * (len(first.steps) > 1)}"
-    console.print(Text(f"good: {printable(file)}, {count}{several}"))
+    console.print(Text(f"valid: {printable(file)}, {count}{several}"))
     for point in points[:_DRAWN]:
         print_plan(point)
     if len(points) > _DRAWN:
         console.print(Text(f"and {len(points) - _DRAWN} more points"))
     given = {"model": first.model, "data": first.data, "eval-data": first.eval_data}
     if left := [name for name, value in given.items() if value is None]:
-        console.print(Text(f"left to the command line: {', '.join(left)}"))
+        console.print(Text(f"to be given on the command line: {', '.join(left)}"))

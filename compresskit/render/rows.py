@@ -235,30 +235,31 @@ def skipped_lines(report: Report) -> list[str]:
     for name, reason in report.coverage.skipped.items():
         by_reason.setdefault(reason, []).append(name)
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    out = [f"{_layers(len(names))} left alone ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
+    out = [f"{_layers(len(names))} unchanged ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
     if len(ordered) > REASONS_SHOWN:
         rest = sum(len(names) for _, names in ordered[REASONS_SHOWN:])
-        out[REASONS_SHOWN:] = [f"{_layers(rest)} left alone for other reasons: all are in report.json"]
+        out[REASONS_SHOWN:] = [f"{_layers(rest)} unchanged for other reasons: see report.json"]
     return out
 
 
 def explanation(report: Report) -> str:
     """What a verdict that is neither PASS nor FAIL means, and what to do; empty for those two."""
     if report.verdict is Verdict.INCONCLUSIVE and not report.gates:
-        return (
-            "This machine is too noisy just now to tell which model is faster: more --processes sharpen the interval."
-        )
+        return "The timings are too noisy to tell which model is faster. Use more --processes or an idle machine."
     if report.verdict is Verdict.INCONCLUSIVE:
-        return "Not every gate could be proven here: too much noise, a difference too small to count, or missing data."
+        return "Not every gate could be decided. Each inconclusive line names what to do."
     if report.verdict is Verdict.UNVERIFIED and report.gates and not any(m.runtime for m in report.measurements):
-        return "Nothing was run: sizes and the rounding of weights are all that is known. To run it, give --arch."
+        return (
+            "The model was not run: only sizes and the rounding error of the weights are known. To run it, give --arch."
+        )
     if report.verdict is Verdict.UNVERIFIED and report.gates and _command(report) == "bench":
         command = "evaluate" if len(report.models) == 1 else "compare"
-        return f"bench measures sizes and speed alone. For quality: compresskit {command}, with --data."
+        return f"bench measures only size and speed. To measure quality, use compresskit {command} with --data."
     if report.verdict is Verdict.UNVERIFIED and report.gates:
         option = "--data" if _command(report) in ("evaluate", "compare") else "--eval-data"
         return (
-            f"No metric was measured, so quality is only likeness to the original. Prove it with {option} and labels."
+            "No metric was measured. Only the similarity to the original's outputs is known. To measure quality, "
+            f"give {option} with labels."
         )
     return ""
 

@@ -22,20 +22,21 @@ _PACE = {True: "green", False: "red", None: ""}
 _STATE = {"passed": "green", "failed": "bold red", "inconclusive": "yellow"}
 
 
-def print_report(report: Report, console: Console | None = None, *, output: str = "") -> None:
+def print_report(report: Report, console: Console | None = None, *, output: str = "", use: str = "") -> None:
     """Draw a report.
 
     Args:
         report: What a command found out.
         console: Where to draw; standard output by default.
         output: The file or folder that was written, if any: named in the first line and the last.
+        use: The command that uses it, if there is one.
     """
     console = make_console() if console is None else console
-    for part in _parts(report, output):
+    for part in _parts(report, output, use):
         console.print(part, overflow="fold")
 
 
-def _parts(report: Report, output: str) -> list[RenderableType]:
+def _parts(report: Report, output: str, use: str) -> list[RenderableType]:
     word = Text(rows.word(report), style=_COLOUR[report.verdict])
     parts: list[RenderableType] = [Text.assemble(word, "  ", rows.headline(report, output))]
     if note := rows.explanation(report):
@@ -57,7 +58,7 @@ def _parts(report: Report, output: str) -> list[RenderableType]:
     parts += _block([line for line in (rows.done_line(report), *rows.skipped_lines(report)) if line])
     parts += _notes(report)
     if output:
-        parts += _block([f"Written to {figures.clean(output)}"])
+        parts += _block([f"Written to {figures.clean(output)}", *([f"Use it: {figures.clean(use)}"] if use else [])])
     return parts
 
 

@@ -19,6 +19,6 @@ def print_verified(folder: Path, found: Verified) -> None:
     for name, state in found.files.items():
         console.print(Text(f"  {state:<8} {figures.clean(name)}"))
     for line in found.differences:
-        console.print(Text(f"  not as it was: {figures.clean(line)}"), overflow="fold")
+        console.print(Text(f"  changed: {figures.clean(line)}"), overflow="fold")
     if not found.same and not found.differences:
-        console.print(Text("  machine, versions and code are as they were: something here is not deterministic"))
+        console.print(Text("  machine, versions and code are unchanged: some operation is not deterministic"))

@@ -69,7 +69,7 @@ def open_data(
             ``.csv`` or ``.jsonl`` with the model's tokenizer; ``FILE.py:NAME``, whose code runs.
         model: What the samples are for: they are checked against its inputs, and texts are encoded by its tokenizer.
         normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
-        sequence: Most tokens of a sample.
+        sequence: Maximum tokens of a sample.
 
     Returns:
         A source: ``len(source)`` samples, walked by ``source.batches(64)`` as numpy arrays.
@@ -112,40 +112,40 @@ def run(
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Take a model through steps, write a bundle and judge it: ``compresskit run``, and every command of a stage.
+    """Apply steps to a model, write a bundle and judge it: ``compresskit run`` and every stage command.
 
     Args:
         model: A path; or, for steps of :func:`method`, a model of :func:`compresskit.load`, which is changed in place
             and not to be used afterwards.
-        steps: Stages of :func:`method`, in order; or a recipe: its file, the name of one that ships, or one that
+        steps: Stages of :func:`method`, in order; or a recipe: its file, the name of a built-in one, or one that
             :func:`compresskit.read_recipe` gave. What is given here wins over what the recipe says.
         output: Folder of the bundle.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module, for a path. Its code runs.
-        arch_args: Keyword arguments of it.
-        input_shape: Of the model's input; its first axis becomes the batch.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
+        arch_args: Keyword arguments of ``arch``.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
         data: What stages calibrate or train on.
-        eval_data: What the verdict is measured on.
+        eval_data: Evaluation data for the verdict.
         normalize: As for :func:`open_data`, for data given as paths; so is ``sequence``.
-        sequence: Most tokens of a sample, in data and in the bench.
-        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
-        max_drop: Largest loss of the metric: ``0.5pt`` or ``1%``.
-        max_size: Largest file: ``20MB``.
-        min_speedup: Least speed-up: 1.2 is 20 % faster.
+        sequence: Maximum tokens of a sample, in data and in timing.
+        metric: Name or ``FILE.py:NAME``; None chooses one by data and task.
+        max_drop: Maximum loss of the metric: ``0.5pt`` or ``1%``.
+        max_size: Maximum file size: ``20MB``.
+        min_speedup: Minimum speed-up: 1.2 is 20 % faster.
         export: Write ONNX; nothing runs without it. A recipe always does.
         bench: Measure the speed.
-        device: As the runtime names it.
-        threads: Of one operator; 0 is all cores.
-        seed: Of every random choice.
+        device: Device, as the runtime names it.
+        threads: Threads per operator; 0 uses all cores.
+        seed: Random seed.
         allow_code: Code that a recipe's file names may run; what is named here may anyhow.
         cache: Folder where a recipe's finished steps are kept, so that a later run goes on from there.
-        force: Replace an output that is there.
+        force: Overwrite an existing output.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
         The report, also in ``output/report.json``.
 
     Raises:
-        GateError: The ONNX export computes something else than the model; nothing is written.
+        GateError: The outputs of the ONNX export differ from the model's; nothing is written.
         UsageError: Options that don't fit, or an output that exists or is the input.
         InputError: The model or the data doesn't allow it.
         MachineError: The disk is full or read-only, memory runs out, an extra is missing.
@@ -154,7 +154,7 @@ def run(
     limits = Limits(max_drop, max_size, min_speedup)
     if isinstance(steps, (str, Path, Recipe)):
         if not export:
-            raise UsageError("a recipe's bundle has an ONNX file", "leave export=False away")
+            raise UsageError("a recipe's bundle has an ONNX file", "remove export=False")
         given = {
             "model": model, "arch": arch, "arch_args": arch_args, "input_shape": input_shape, "data": data,
             "eval_data": eval_data, "normalize": normalize, "sequence": sequence, "metric": metric,
@@ -165,7 +165,7 @@ def run(
         kept = None if cache is None else Cache(Path(cache))
         return run_recipe(recipe, output, bench=bench, cache=kept, force=force, progress=progress)
     if cache is not None:
-        raise UsageError("cache is for the steps of a recipe", "give a recipe, or leave cache away")
+        raise UsageError("cache is for the steps of a recipe", "give a recipe, or remove cache")
     read, tokens = reading.whole(model), sequence or SEQUENCE
     train, evaluated = open_all(read, [data, eval_data], normalize, tokens)
     measuring = Measuring(
@@ -187,24 +187,24 @@ def export(
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Write a model as ONNX, proven equal to the original: ``compresskit export``.
+    """Export a model to ONNX and verify it against the original: ``compresskit export``.
 
     Args:
         model: A path or a model whose architecture is known.
         output: The file; weights past 2 GB go to ``<output>.data``.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
-        input_shape: Of the model's input; its first axis becomes the batch.
-        data: Tells the shape of the input, where nothing else does.
-        seed: Of the inputs by which the file is proven.
-        force: Replace a file that is there.
-        progress: Called now and then.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
+        data: Samples for the input shape and the verification.
+        seed: Seed of the inputs that verify the file.
+        force: Overwrite an existing file.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report whose one gate is the parity; PASS, since a miss raises.
 
     Raises:
-        GateError: The file would compute something else than the model; nothing is written.
+        GateError: The outputs of the file would differ from the model's; nothing is written.
         UsageError: The model is ONNX already, or its architecture or inputs aren't known.
         InputError: The model can't be exported.
     """
@@ -224,17 +224,17 @@ def inspect(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """What a model is made of, and what each stage could do with it: ``compresskit inspect --json``.
+    """List the layers of a model and estimate the effect of each method: ``compresskit inspect --json``.
 
     Args:
         model: A path or a model; what is broken is shown, not refused.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
-        input_shape: Of the model's input; its first axis becomes the batch.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
         spectrum: Add the rank of each Linear layer and convolution; needs the architecture.
-        sensitivity: Data on which each layer alone is rounded to 4 bit: what the output loses is added.
-        seed: Of made-up inputs.
-        progress: Called now and then.
+        sensitivity: Data for measuring how the output changes when one layer alone is rounded to 4 bits.
+        seed: Seed of the random inputs.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         JSON: ``layers`` with name, type, shape, bytes and MACs, the totals, ``history`` and ``estimates``.

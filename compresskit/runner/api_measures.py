@@ -40,18 +40,18 @@ def evaluate(
     Args:
         model: A path or a model; of a bundle the ONNX file is measured.
         data: Samples with labels, scores, or the texts of a language model.
-        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
+        metric: Name or ``FILE.py:NAME``; None chooses one by data and task.
         runtime: Engine: ``onnxruntime``, ``openvino`` or ``torch``.
         target: CPU whose 8-bit products the quality is measured with, as ``x86-avx2``; None is this one.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
-        input_shape: Of the model's input; its first axis becomes the batch.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
         normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
-        sequence: Most tokens of a sample.
-        device: As the runtime names it.
-        threads: Of one operator; 0 is all cores.
-        seed: Of made-up inputs.
-        progress: Called now and then.
+        sequence: Maximum tokens of a sample.
+        device: Device, as the runtime names it.
+        threads: Threads per operator; 0 uses all cores.
+        seed: Seed of the random inputs.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report: ``report.evaluation`` and ``report.measurements``; nothing is judged.
@@ -92,23 +92,23 @@ def compare(
 
     Args:
         models: The baseline first.
-        data: Evaluation data; None measures likeness to the baseline.
-        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
-        max_drop: Largest loss of the metric: ``0.5pt`` or ``1%``.
-        max_size: Largest file: ``20MB``.
-        min_speedup: Least speed-up: 1.2 is 20 % faster.
+        data: Evaluation data; None measures the similarity to the baseline.
+        metric: Name or ``FILE.py:NAME``; None chooses one by data and task.
+        max_drop: Maximum loss of the metric: ``0.5pt`` or ``1%``.
+        max_size: Maximum file size: ``20MB``.
+        min_speedup: Minimum speed-up: 1.2 is 20 % faster.
         bench: Measure the speed.
         runtime: Engine: ``onnxruntime``, ``openvino`` or ``torch``.
         target: CPU whose 8-bit products the quality is measured with, as ``x86-avx2``; None is this one.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
-        input_shape: Of the model's input; its first axis becomes the batch.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
         normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
-        sequence: Most tokens of a sample.
-        device: As the runtime names it.
-        threads: Of one operator; 0 is all cores.
-        seed: Of made-up inputs.
-        progress: Called now and then.
+        sequence: Maximum tokens of a sample.
+        device: Device, as the runtime names it.
+        threads: Threads per operator; 0 uses all cores.
+        seed: Seed of the random inputs.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report with gates and a verdict.
@@ -148,19 +148,19 @@ def bench(
     Args:
         models: One, or several to be compared with the first.
         runtimes: Engines; ``["auto"]`` is every one that is installed and opens the model.
-        batch: Samples in one timed call; several are a sweep, as of the next two.
-        threads: Of one operator; 0 is all cores.
-        sequence: Tokens of a timed sample.
-        rounds: Turns of each model in a process.
-        processes: How often all starts afresh; more sharpens the interval.
-        limits: Measure how fast this machine could run each model.
-        profile: Time each node too, by the engine's own profiler.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module of a path. Its code runs.
+        batch: Samples per timed call; several values are a sweep. The same holds for ``threads`` and ``sequence``.
+        threads: Threads per operator; 0 uses all cores.
+        sequence: Tokens per timed sample.
+        rounds: Timing rounds per model and process.
+        processes: Number of times that all models are restarted and timed; more give a narrower interval.
+        limits: Measure the machine's memory and arithmetic limits.
+        profile: Also time each graph node with the engine's profiler.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
-        input_shape: Of the model's input; its first axis becomes the batch.
-        device: As the runtime names it.
-        seed: Of made-up inputs.
-        progress: Called now and then.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
+        device: Device, as the runtime names it.
+        seed: Seed of the random inputs.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report: ``report.values("latency_p50")`` in milliseconds, ``report.values("speedup")``.

@@ -35,14 +35,14 @@ class Candidate:
         task: From the model's card.
         runtime: Name of the runtime.
         threads: Threads of one operator; 0 is the runtime's choice.
-        device: As the runtime names it.
+        device: Device, as the runtime names it.
         parameters: Number of parameters of the original architecture, where known.
         macs: Multiply-accumulates of one sample, where known.
         int8_arithmetic: How onnxruntime multiplies 8-bit integers when the model is opened in this process: as this
             machine does, clipped as on x86 without VNNI, or exactly; the last two are emulated and never timed.
         bytes: What counts as its size; None is its files'.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
-        promises_speed: It should be faster than the model that it is held against; else as fast will do.
+        promises_speed: It should be faster than the model that it is compared with; else as fast will do.
     """
 
     name: str

@@ -61,7 +61,7 @@ def check(
     limits.check(evaluated=True, benched=True)
     asked = [limits.max_drop, limits.max_size, limits.min_speedup]
     if not report.models and (baseline is not None or asked != [None] * 3):
-        raise UsageError("the report is of no model: there is nothing to hold to a limit")
+        raise UsageError("the report has no model: there is nothing to check")
     judged = gates(report.models, report.evaluation, report.measurements, limits) if report.models else []
     found = _merged(report.gates, (gate for gate in judged if gate.asked))
     notes: list[str] = []
@@ -72,7 +72,7 @@ def check(
         found = _merged(found, held)
     if not found:
         raise UsageError(
-            "the report has no gates of its own: nothing would be checked",
+            "the report has no gates: there is nothing to check",
             "give `max_drop`, `max_size`, `min_speedup` or `baseline`",
         )
     verified = report.evaluation is not None
@@ -87,15 +87,15 @@ def _merged(old: Iterable[Gate], new: Iterable[Gate]) -> list[Gate]:
 def _consistent(path: Path, report: Report) -> None:
     """Refuse figures of which it isn't clear, or can't be, what they say."""
     if twice := _named_twice(report):
-        raise InputError(f"{path} is no sound report: {twice}")
+        raise InputError(f"{path} contradicts itself: {twice}")
     for m in report.measurements:
         if m.name in TIMED and not 0 < (m.low or m.value) <= m.value <= (m.high or m.value):
             shown = f"{m.value:g}, 95 % interval {m.low} to {m.high}"
-            raise InputError(f"{path} is no sound report: the {TIMED[m.name]} of {m.model} is {shown}")
+            raise InputError(f"{path} contradicts itself: the {TIMED[m.name]} of {m.model} is {shown}")
     failed = next((gate.name for gate in report.gates if gate.passed is False), None)
     if (failed is not None) != (report.verdict.value == "FAIL"):
         why = f"its gate '{failed}' failed" if failed else "none of its gates failed"
-        raise InputError(f"{path} is no sound report: its verdict is {report.verdict.value}, but {why}")
+        raise InputError(f"{path} contradicts itself: its verdict is {report.verdict.value}, but {why}")
 
 
 def _named_twice(report: Report) -> str:

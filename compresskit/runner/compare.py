@@ -1,4 +1,4 @@
-"""Models held against each other as they are: evaluate, bench and compare."""
+"""Models compared as they are: evaluate, bench and compare."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from compresskit.stage import Progress, silent
 if TYPE_CHECKING:
     from compresskit.data.source import Source
 
-_STOPPED = "interrupted: the figures are of what was measured by then"
+_STOPPED = "interrupted: the figures cover what was measured before that"
 Reader = Callable[[Path, str], Model]
 Opener = Callable[[Model], "Source | None"]
 
@@ -78,12 +78,12 @@ def check_comparison(models: int, measuring: Measuring, how: Comparison, *, eval
     """
     target, limits = measuring.target, measuring.limits
     if int8_arithmetic_on(target) != "native" and list(how.runtimes) != ["onnxruntime"]:
-        raise UsageError(f"`target` {target} can be emulated for onnxruntime only", "leave `runtime` away")
+        raise UsageError(f"`target` {target} can be emulated for onnxruntime only", "remove `runtime`")
     if measuring.metric is not None and not evaluated:
         raise UsageError("`metric` needs data", "give `data`")
     limits.check(evaluated=evaluated, benched=measuring.bench, data_option="`data`")
     if limits.min_speedup is not None and models * len(how.runtimes) < 2 and not how.automatic:
-        raise UsageError("`min_speedup` needs a second model to hold against the first")
+        raise UsageError("`min_speedup` needs a second model to compare with the first")
 
 
 def compare(
@@ -105,7 +105,7 @@ def compare(
         measuring: Metric, limits, bench, threads, device and seed; its ``source`` isn't used.
         how: What is compared.
         command: How the user asked for this.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report; where nothing was judged it has no gates and its verdict is UNVERIFIED, or INCONCLUSIVE where noise
@@ -229,7 +229,11 @@ def _evaluate(builder: ReportBuilder, source: Source | None) -> None:
 def _elsewhere(target: str | None, timed: list[Measurement]) -> list[str]:
     """What is to be said of speed when the quality is another CPU's."""
     there, here = targets.get(target), targets.here()
-    return [f"speed is this machine's ({here.title}), not that of {there.title}"] if timed and there != here else []
+    return (
+        [f"the speed was measured on this machine ({here.title}), not on {there.title}"]
+        if timed and there != here
+        else []
+    )
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

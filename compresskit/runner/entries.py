@@ -50,7 +50,8 @@ def at_entry(key: str, place: Path, light: Model) -> At:
 
 
 def _card(place: Path, light: Model) -> Card:
-    return replace(read_card(place, verify=False), format=light.card.format)
+    """What data told of a model's use isn't the cache's to remember: the same steps serve other data."""
+    return replace(read_card(place, verify=False), format=light.card.format, usage=light.card.usage)
 
 
 def write_note(

@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from compresskit.data.source import Source
     from compresskit.ops.quantize.select import Selection
 
-NOTE = (
-    "sizes are estimates from shapes, of the file that would be written; what a result is worth is told by the command "
-    "that makes it"
-)
+NOTE = "sizes are estimates from shapes; each command measures its result"
 BITS: Literal[4] = 4
 """Bits at which a layer's sensitivity is measured."""
 SAMPLES = 32
@@ -39,7 +36,7 @@ def estimates(model: Model, found: Mapping[str, Any], *, seed: int = 0) -> dict[
     Args:
         model: As it was read.
         found: What the inspection found of it.
-        seed: Of made-up inputs.
+        seed: Seed of the random inputs.
 
     Returns:
         ``quantize`` (``forms``: size, layers and multiply-accumulates in few bits, by the command that gives them),
@@ -158,7 +155,7 @@ def _forms(
     """The sizes of what ``quantize`` could write."""
     base = inventory.as_float()
     if reason or not any(grids.values()):
-        return {"forms": [], "reason": reason or "no layer would get smaller"}
+        return {"forms": [], "reason": reason or "no layer gets smaller"}
     made: list[tuple[str, str, Sized]] = []
     if inventory.file != "tensors":
         made.append(("8 bit", "quantize --bits 8 --data DATA", inventory.eight()))

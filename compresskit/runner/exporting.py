@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
+from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable
 from compresskit.report import Report, judge
 from compresskit.runner.candidate import Candidate
-from compresskit.runner.prepare import counted, to_onnx, with_inputs
+from compresskit.runner.prepare import counted, to_onnx, with_inputs, with_usage
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -35,25 +36,26 @@ def export(
         target: The file; weights past 2 GB go to ``<target>.data`` beside it.
         data: Its samples are tried in the file first; it tells the shape of the input where the model doesn't.
         seed: Of the parity gate's inputs.
-        force: Replace a file that is there.
+        force: Overwrite an existing file.
         command: How the user asked for this.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         A report whose one gate is the parity: PASS, since a miss raises, or INCONCLUSIVE where no input could tell.
 
     Raises:
-        GateError: The file would compute something else than the model; nothing is written.
+        GateError: The outputs of the file would differ from the model's; nothing is written.
         UsageError: The model is ONNX already, or its architecture or inputs aren't known.
         InputError: The model can't be exported.
     """
     refuse_same(model.source, target)
     if isinstance(model.body, Path) and model.body.suffix == ".onnx":
         raise UsageError(f"{model.source} is ONNX already")
-    model = with_inputs(model, data)
+    model = with_usage(with_inputs(model, data), data)
     counts = counted(model)
     with new_file(target, force=force) as place:
         result = to_onnx(model, place, data=data, seed=seed, progress=progress)
+        describe(place, model.card, model.source)
         data_file = place.with_name(f"{target.name}.data")
         if data_file.exists():
             data_file.replace(target.with_name(data_file.name))

@@ -18,9 +18,10 @@ SAME = 1.001
 """Growth that nobody would call so: two constants that were equal, and shared, before."""
 AS_FAST = 0.1
 """How much slower something may be that is held to be as fast: runtimes and machines differ more than that."""
-_NO_DATA = "no quality was measured: it takes evaluation data"
-_ALONE = "the report is of one model: it takes the original beside it"
-_NO_BENCH = "no speed-up was measured: it takes the original beside it, and the bench"
+_AGAIN = "measure again on an idle machine, or run bench with more `processes`"
+_NO_DATA = "no quality was measured: measure again with evaluation data"
+_ALONE = "the report has one model only: measure again with compare ORIGINAL MODEL"
+_NO_BENCH = "no speed-up was measured: measure again with the original and without `no_bench`"
 
 
 def gates(
@@ -127,15 +128,17 @@ def pace(ratio: Measurement, margin: float = MIN_EFFECT) -> tuple[bool | None, s
     if ratio.n > 1 and ratio.low is not None and ratio.high is not None and ratio.low > 1 / (1 + margin):
         return True, _interval(ratio)
     slower = ratio.high is not None and ratio.high < 1
-    why = "slower, but not surely by as much as counts" if slower else "too noisy to tell"
+    why = "slower by an uncertain amount" if slower else "too noisy to decide"
     return None, _interval(ratio, why)
 
 
 def _interval(ratio: Measurement, why: str = "") -> str:
-    """The interval in words, behind the reason that it proves nothing."""
+    """The interval in words; an interval that decides nothing comes with the reason ``why`` and with what to do."""
     if ratio.low is None or ratio.high is None:
-        return f"{'too few processes to tell, ' if why else ''}no interval is known"
-    return f"{f'{why}, ' if why else ''}95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+        found, why = "no interval is known", why and "too few processes"
+    else:
+        found = f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+    return f"{why}, {found}: {_AGAIN}" if why else found
 
 
 def _speed_gates(
@@ -160,7 +163,7 @@ def _speed_gate(speedup: Measurement | None, limits: Limits, prefix: str, margin
     passed: bool | None
     if limits.min_speedup is not None:
         passed = True if low >= limits.min_speedup else False if high < limits.min_speedup else None
-        reason = _interval(speedup, "too noisy to tell" if passed is None else "")
+        reason = _interval(speedup, "too noisy to decide" if passed is None else "")
     else:
         passed, reason = pace(speedup, margin)
         if passed is False:

@@ -25,8 +25,8 @@ def inspected(
         model: Not changed.
         spectrum: Add the singular values of Linear layers and convolutions, in figures.
         sensitivity: Samples to measure on what the output loses when one layer alone is in 4 bit.
-        seed: Of made-up inputs.
-        progress: Called now and then.
+        seed: Seed of the random inputs.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         JSON: layers, totals, history and estimates.

@@ -63,11 +63,11 @@ def saturation_notes(
 
 def _exactness(found: Saturation) -> str:
     if not found.risky:
-        return "8-bit products are exact on every CPU: no two weights are large enough to saturate"
+        return "8-bit products are exact on every CPU: no two weights can saturate"
     here = " (as here)" if targets.here().saturates else ""
     return (
-        f"8-bit products are exact on x86 with VNNI, on Arm and on GPUs; on x86 without VNNI{here} they can saturate "
-        f"in {len(found.risky)} of {found.layers} layers"
+        f"8-bit products are exact on x86 with VNNI, on Arm and on GPUs; on x86 without VNNI{here} they can "
+        f"saturate in {len(found.risky)} of {found.layers} layers"
     )
 
 

@@ -1,4 +1,4 @@
-"""What came out, held against what went in: measured, judged, and told in a report."""
+"""The result compared with the original: measured, judged and reported."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Measuring:
 
     Attributes:
         source: Evaluation data; None leaves the verdict UNVERIFIED.
-        metric: Name or ``FILE.py:NAME``; None picks one by data and task.
+        metric: Name or ``FILE.py:NAME``; None chooses one by data and task.
         limits: The gates.
         export: Export to ONNX; without it nothing runs, so neither quality nor speed is measured.
         bench: Measure the speed.
         sequence: Tokens of a sample in the bench.
         threads: Of one operator; 0 is the runtime's choice.
-        device: As the runtime names it.
-        seed: Of made-up inputs.
+        device: Device, as the runtime names it.
+        seed: Seed of the random inputs.
         target: Name of the CPU whose 8-bit products the quality is measured with; None is this machine, or the target
             that the last stage was given.
     """
@@ -143,7 +143,7 @@ class ReportBuilder:
         Args:
             source: Without it, it is how closely each model follows the first.
             quantized: The models that may multiply 8-bit integers; None is all.
-            likeness: What that is measured on; None is made-up inputs.
+            likeness: What that is measured on; None is random inputs.
         """
         metric, seed, progress = self.measuring.metric, self.measuring.seed, self.progress
         self.measured = quality(self.models, source, metric, likeness=likeness, seed=seed, progress=progress)
@@ -260,7 +260,7 @@ def report_on(
         measuring: What it is measured with.
         log: What the run left for the report.
         command: How the user asked for this.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
     """
     origin = before.model.source
     baseline = before.candidate(origin.name or str(origin), portable(origin), measuring)
@@ -327,7 +327,9 @@ def _seen(data: Source | None, evaluated: Source | None) -> list[str]:
         or data.fingerprint() != evaluated.fingerprint()
     ):
         return []
-    return ["the evaluation data are those of `data`: the quality is of samples that the result was fitted to"]
+    return [
+        "the evaluation data is the same as `data`: the quality is measured on samples that the result was fitted to"
+    ]
 
 
 def _unused(data: Source | None, history: Sequence[Applied]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the likeness of a result to its original is measured on, where there is no evaluation data."""
+"""What the similarity of a result to its original is measured on, where there is no evaluation data."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evaluation_samples(source: Source) -> LikenessData:
 def made_up_samples(model: Candidate, session: Session, seed: int) -> LikenessData:
     """Noise of the shape that a model takes."""
     source = synthetic_inputs(model.inputs or session.inputs, _SYNTHETIC, seed=seed)
-    return LikenessData(source, f"{_SYNTHETIC} made-up inputs")
+    return LikenessData(source, f"{_SYNTHETIC} random inputs")
 
 
 def samples_of(data: Source | None, done: Sequence[Applied]) -> LikenessData | None:
@@ -57,7 +57,7 @@ def samples_of(data: Source | None, done: Sequence[Applied]) -> LikenessData | N
     if total - used >= _FEWEST:
         source, what = rest(data, used), "that no stage was fitted to"
     else:
-        source, what = data, "to which the result was fitted: `eval_data` would say more"
+        source, what = data, "that the result was fitted to: give `eval_data` for an independent measurement"
     count = min(MOST, len(source))
     return LikenessData(source, f"{count} samples of {name} {what}")
 

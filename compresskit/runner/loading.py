@@ -38,11 +38,11 @@ def load(
     Args:
         path: A state dict (.pt, .pth, .th, .safetensors), a Hugging Face folder, a bundle, or an .onnx file.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code runs.
-        arch_args: Keyword arguments of it.
+        arch_args: Keyword arguments of ``arch``.
         input_shape: Shape of the input; its first axis becomes the batch.
         batch_axis: The axis that samples lie along, by the inputs of an ONNX file; None for one that all samples share.
         key: Which of the state dicts that a ``torch.save`` file holds; keys one inside another are joined by points.
-        allow_nonfinite: Accept NaN and Inf among the weights.
+        allow_nonfinite: Accept NaN and Inf in the weights.
         shipped: Take a bundle as it ships: its ONNX file, without rebuilding the module.
 
     Returns:

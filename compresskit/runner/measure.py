@@ -66,8 +66,8 @@ def quality(
         models: The baseline first.
         source: Evaluation data; without it there is fidelity alone.
         metric: Name or ``FILE.py:NAME``; None picks what data and task call for.
-        likeness: What fidelity is measured on without evaluation data; None is made-up inputs.
-        seed: Of made-up inputs.
+        likeness: What fidelity is measured on without evaluation data; None is random inputs.
+        seed: Seed of the random inputs.
         progress: Called after each batch.
 
     Raises:
@@ -98,7 +98,7 @@ def quality(
     if source is not None and found.metric is not None:
         found.data = source.fingerprint()
     if len(models) > 1 and likeness is not None:
-        found.notes.append(f"cosine, SQNR and agreement are of the outputs against the original's on {likeness.about}")
+        found.notes.append(f"cosine, SQNR and agreement compare the outputs with the original's on {likeness.about}")
     return found
 
 

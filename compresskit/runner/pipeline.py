@@ -12,7 +12,8 @@ from pathlib import Path
 
 from compresskit import registry
 from compresskit.checkpoint.atomic import new_folder, refuse_within
-from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME
+from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME, read_card
+from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.errors import GateError, UsageError
 from compresskit.model import Model
 from compresskit.recipe.limits import Limits
@@ -25,8 +26,9 @@ from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, RunLog, report_on
 from compresskit.runner.keys import surroundings
 from compresskit.runner.preconditions import check, check_output
-from compresskit.runner.prepare import with_inputs
+from compresskit.runner.prepare import with_inputs, with_usage
 from compresskit.runner.provenance import provenance
+from compresskit.runner.readme import write_readme
 from compresskit.runner.sources import opener, parted
 from compresskit.runner.stage_runner import aimed_at, form, workplace
 from compresskit.runner.steps import InMemory, Job, Steps, T
@@ -78,9 +80,9 @@ def run_recipe(
         output: The folder to write.
         bench: Measure the speed.
         cache: Where finished steps are kept; None keeps them until the end of this run.
-        force: Replace an output that is there.
+        force: Overwrite an existing output.
         command: How the user asked for this.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
         tell: Shows the user a line right away.
         draw: Gives the page that is put beside the report; None leaves it away.
         complete: Adds to the report, and to the folder, before the bundle is sealed.
@@ -130,6 +132,7 @@ def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, 
     int8_arithmetic_on(measuring.target or aimed_at(job.stages))  # an unknown name is refused before the work
     if measuring.export:
         model = with_inputs(model, job.data if job.data is not None else measuring.source)
+    model, origin = with_usage(model, measuring.source, job.data), model.source
     if form(model) == "weights":
         job = replace(job, measuring=replace(measuring, export=False))
     with new_folder(job.output, force=job.force) as folder:
@@ -144,6 +147,7 @@ def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, 
             if job.draw is not None:
                 (folder / PAGE_NAME).write_text(job.draw(report), encoding="utf-8")
         steps.finish(taken[-1] if taken else steps.first, folder)
+        write_readme(report, read_card(folder, verify=False), origin, folder)
     return report
 
 
@@ -166,8 +170,10 @@ def _walk(steps: Steps[T], job: Job) -> list[T]:
 
 
 def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Report:
-    """Write what ships, and hold it against the original by the limits that suit the steps that were not undone."""
+    """Write what ships, and compare it with the original by the limits that suit the steps that were not undone."""
     after = steps.deliver(taken[-1] if taken else steps.first, folder)
+    if after.shipped is not None:
+        describe(after.shipped.path, after.model.card, after.model.source)
     target = next((at.target for at in reversed(taken) if at.target), None)
     kinds = [registry.get(name).kind for at in taken for name in at.stages]
     log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates)

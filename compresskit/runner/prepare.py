@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, UsageError
-from compresskit.model import Model
+from compresskit.model import SCORES_ONLY, Model
 from compresskit.report import Gate
 from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, silent
+from compresskit.usage import Pixels
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -58,6 +59,36 @@ def with_inputs(model: Model, source: Source | None) -> Model:
     return replace(model, card=replace(model.card, inputs=specs))
 
 
+def with_usage(model: Model, *sources: Source | None) -> Model:
+    """The model with what data tell of its use: how pixels were normalized, and which classes there are.
+
+    Args:
+        model: What its own files say of names and scores of classes stays.
+        sources: Those that come first count more.
+    """
+    usage = model.card.usage
+    for source in reversed([source for source in sources if source is not None]):
+        if (normalize := getattr(source, "normalize", None)) is not None:
+            usage = replace(usage, pixels=Pixels(mean=normalize.mean, std=normalize.std))
+        if usage.scores is None and model.card.task == "unknown" and _has_classes(source):
+            usage = replace(usage, scores="softmax")
+        if usage.scores is not None and not model.card.usage.labels and (classes := getattr(source, "classes", ())):
+            usage = replace(usage, labels=tuple(classes))
+    return replace(model, card=replace(model.card, usage=usage))
+
+
+def _has_classes(source: Source) -> bool:
+    """Whether samples have a class each; what only the user's code could tell isn't asked for."""
+    import numpy as np
+
+    from compresskit.data.source import Indexed
+
+    if not source.labelled or source.kind == "pairs" or not isinstance(source, Indexed):
+        return False
+    targets = source.take(np.zeros(1, np.int64)).targets
+    return targets is not None and targets.ndim == 1 and targets.dtype.kind in "iu"
+
+
 def forward_names(model: Model) -> list[str]:
     """The parameters of the module's ``forward``."""
     import inspect
@@ -78,7 +109,7 @@ def to_onnx(
         path: The file to write.
         data: Samples that the gate tries first.
         seed: Of those that it makes up.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Raises:
         GateError: The ONNX file computes something else than the module.
@@ -91,13 +122,19 @@ def to_onnx(
         raise UsageError(f"{model.source} is tensors without an architecture", "give `arch` FILE.py:NAME")
     from compresskit.exporter.checked import export_checked
     from compresskit.exporter.parity import ParityCheck
+    from compresskit.exporter.pooled import pooling
 
     check = ParityCheck(seed=seed, data=data)
-    result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
+    with pooling(model.body, model.card.usage):
+        result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
     notes = list(result.notes)
+    if model.card.task == "causal-lm":
+        notes.append(f"this ONNX file {SCORES_ONLY}: it has no KV cache; `to` gguf gives a file that generates")
     if result.distance_level4 is not None:
         distance = result.distance_level4.rel_l2
-        notes.append(f"packed matrix products round activations to 8 bit: {distance:.2g} relative on random inputs")
+        notes.append(
+            f"packed matrix products round activations to 8 bits: relative error {distance:.2g} on random inputs"
+        )
     return Prepared(path, _proof(result.parity), notes)
 
 
@@ -105,13 +142,13 @@ def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
     from compresskit.exporter.parity import FACTOR, RELATIVE
 
-    inputs = f"{parity.n} inputs, {parity.given} of them given" if parity.given else f"{parity.n} seeded inputs"
+    inputs = f"{parity.n} inputs, {parity.given} from the data" if parity.given else f"{parity.n} seeded inputs"
     limit, reason = f"≤ {RELATIVE:g} relative", f"largest difference {parity.max_abs:.2g} on {inputs}"
     if parity.ratio is not None:
         limit += f", or {FACTOR:g} × the model's own float32 error"
         reason += f"; at most {parity.ratio:.2g} × that error"
     if parity.passed is None:
-        reason = "on no input is float32 exact enough for this model to tell"
+        reason = "float32 is too inexact on every input that was tried: give `data`"
     return Gate(name="ONNX parity", limit=limit, value=parity.rel_l2, passed=parity.passed, reason=reason)
 
 
@@ -126,6 +163,6 @@ def counted(model: Model) -> dict[str, Any]:
     try:
         feeds = make_feeds(model.card.inputs, {"batch": 1, "sequence": SEQUENCE})
         macs: int | None = sum(count_macs(model.body, feeds).values())
-    except Exception:  # the user's forward may refuse made-up inputs in any way; the count is a courtesy
+    except Exception:  # the user's forward may refuse random inputs in any way; the count is a courtesy
         macs = None
     return {"parameters": parameters, "macs": macs}

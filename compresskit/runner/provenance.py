@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compresskit.checkpoint.atomic import CARD_NAME
-from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME, sha256
+from compresskit.checkpoint.bundle import ASIDE, PROVENANCE_NAME, sha256
 from compresskit.errors import InputError, PathError
 from compresskit.recipe.plan import Recipe
 from compresskit.report import StepEntry
@@ -48,7 +47,7 @@ def provenance(recipe: Recipe, surroundings: dict[str, Any], steps: Sequence[Ste
     Args:
         recipe: What was run.
         surroundings: What it was run in.
-        steps: What became of its steps.
+        steps: The result of each step.
         folder: The result, whole but for its card and report.
     """
     return Provenance(
@@ -81,13 +80,12 @@ def _folder(path: Path) -> str:
 
 
 def files_of_result(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that a recipe's bytes are: all but the card, the report, its page and this file."""
-    aside = (CARD_NAME, REPORT_NAME, PAGE_NAME, PROVENANCE_NAME)
+    """SHA-256 of the files that a recipe's bytes are: all but the card, and those that tell of measurements."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
     return {
         name.as_posix(): sha256(folder / name)
         for name in names
-        if name.as_posix() not in aside and not any(part.startswith(".") for part in name.parts)
+        if name.as_posix() not in ASIDE and not any(part.startswith(".") for part in name.parts)
     }
 
 

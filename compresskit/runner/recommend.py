@@ -11,8 +11,8 @@ from compresskit.runner.candidate import Candidate
 from compresskit.runtimes import get, names
 
 _LEFT_OUT = {
-    "openvino-bf16": "it computes floats in bfloat16, so its outputs differ",
-    "torch-compile": "it compiles anew in each process, which takes minutes",
+    "openvino-bf16": "it computes in bfloat16, so its outputs differ",
+    "torch-compile": "it compiles in each process, which takes minutes",
 }
 
 
@@ -79,8 +79,8 @@ def _fastest(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[
     speedups = {m.model: m for m in timed if m.name == "speedup"}
     if best not in speedups:
         proven = all(change(m) == "slower" for m in speedups.values())
-        return [f": {base}" + ("" if proven else "; not every other one is proven slower")]
+        return [f": {base}" + ("" if proven else "; not all others are significantly slower")]
     ratio = speedups[best]
     interval = f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})" if ratio.low and ratio.high else ""
     text = f"{best} {ratio.value:.2f}× {base}{interval}"
-    return [f": {text}" if change(ratio) == "faster" else f", but not proven: {text}"]
+    return [f": {text}" if change(ratio) == "faster" else f", but not significant: {text}"]

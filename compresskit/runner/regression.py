@@ -15,8 +15,8 @@ from compresskit.runner.gates import SAME, drop_gate, pace, size_gate
 TIMED = {"speedup": "speed-up", "latency_p50": "latency"}
 """The measurements that gates on speed look at, and what they are called."""
 _MESSAGE = 2000
-_GONE = "the baseline has it, this report hasn't: measure it again"
-_APART = "the machine may have been slower: give bench both files at once to know"
+_GONE = "missing in this report but present in the baseline: measure again"
+_APART = "the machine may have been slower: run bench with both files"
 
 
 def regressions(
@@ -47,14 +47,14 @@ def regressions(
     differences = _elsewhere(new.environment, old.environment)
     if differences and not allow_other_machine:
         raise UsageError(
-            f"the baseline is of another machine or other versions (baseline → report): {'; '.join(differences)}",
-            "measure both on one machine, or accept it: `allow_other_machine`",
+            f"the baseline is from another machine or other versions (baseline → report): {'; '.join(differences)}",
+            "measure both on one machine, or accept the difference with `allow_other_machine`",
             limit=_MESSAGE,
         )
     found: list[Gate] = []
     notes = [f"baseline → report: {'; '.join(differences)}"] if differences else []
     if new.models[0].sha256 != old.models[0].sha256 and len(new.models) > 1:
-        notes.append("the baseline was made of another original of the same size: both are held against their own")
+        notes.append("the baseline has another original of the same size: each model is compared with its own original")
     for entry, before in pairs:
         prefix = f"{entry.name}: " if len(pairs) > 1 else ""
         found += _quality(new, old, entry, before, limits, prefix)
@@ -72,7 +72,7 @@ def regressions(
         (TIMED[speed], new.values(speed), old.values(speed)),
     ):
         if not there:
-            notes.append(f"no {what} was measured in {'the baseline' if here else 'either report'}: none is compared")
+            notes.append(f"no {what} was measured in {'the baseline' if here else 'either report'}: it is not compared")
     return found, notes
 
 
@@ -194,12 +194,12 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
     if len(new.models) > 1 and first.sha256 != other.sha256:
         unlike = _differences(
             "{} of the original", shape, other, first
-        )  # of the same shape it is as fast: trained anew
+        )  # of the same shape it is as fast: trained again
         found += unlike + (_differences("{} of the original", ("sha256",), other, first) if unlike else [])
     if found:
         raise UsageError(
             f"the baseline measured something else (baseline → report): {'; '.join(dict.fromkeys(found))}",
-            "make the baseline anew, with the same data, metric and original",
+            "measure the baseline again with the same data, metric and original",
             limit=_MESSAGE,
         )
 

@@ -116,7 +116,7 @@ class _Bound:
             f"{self.bytes / 1e6:.3g} MB and {self.operations / 1e9:.3g} G operations a call, at best {self.ms:.3g} ms"
         )
         if self.ms > latency.value:
-            text += "; more than 100 %: caches hold it, or neighbours slowed that measurement"
+            text += "; more than 100 % means that caches hold the data or that other programs slowed the measurement"
         return text
 
 

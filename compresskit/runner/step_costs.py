@@ -15,7 +15,7 @@ from compresskit.runner.keys import code_of, digest
 from compresskit.runner.measure import score
 from compresskit.runner.steps import Job
 
-_UNMEASURED = "what it costs is not known: no metric was measured, which takes evaluation data"
+_UNMEASURED = "its cost is unknown because no metric was measured: give `eval_data`"
 
 
 class StepCosts:
@@ -31,7 +31,7 @@ class StepCosts:
 
         Args:
             job: What is run.
-            against: What the result will be held against.
+            against: What the result is compared with.
             surroundings: What figures may depend on.
             cache: Where they are remembered.
         """
@@ -51,7 +51,7 @@ class StepCosts:
         undone = passed is False and step.rollback
         if passed is None and (step.rollback or step.max_drop is not None):
             entry = entry.model_copy(update={"reason": _UNMEASURED})
-            self._job.tell(f"step {place + 1}: stays, {entry.reason}")
+            self._job.tell(f"step {place + 1}: kept, {entry.reason}")
         if undone:
             entry = entry.model_copy(update={"state": "undone"})
             self._job.tell(f"step {place + 1}: undone, {entry.reason}")

@@ -35,9 +35,9 @@ class Job:
         output: The folder to write.
         data: Calibration and training data.
         measuring: What the verdict is measured with.
-        force: Replace an output that is there.
+        force: Overwrite an existing output.
         command: How the user asked for this; goes into the report.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
         tell: Shows the user a line right away.
         recipe: What the steps were read from: then the report tells of each, and the run can be repeated.
         draw: Gives the page that is put beside the report; None leaves it away.
@@ -115,7 +115,7 @@ class Steps(ABC, Generic[T]):
 
     Attributes:
         first: The original, before any step.
-        baseline: What the result is held against: the original, or the teacher that the first step names, as a student
+        baseline: What the result is compared with: the original, or the teacher that the first step names, as a student
             that wasn't trained yet says nothing.
     """
 

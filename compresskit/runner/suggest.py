@@ -106,8 +106,8 @@ def _varied(steps: Sequence[str]) -> bool:
 
 
 _CHECKS = (
-    "# What the result must keep, or the exit code is 1. Points are of the metric, 1% is of its value.",
-    "# {max-size: 1MB, min-speedup: 1.2} may stand beside it.",
+    "# Limits of the result; exit code 1 if it misses one. pt are points of the metric, 1% is relative.",
+    "# {max-size: 1MB, min-speedup: 1.2} may be added.",
 )
 
 
@@ -142,7 +142,7 @@ class _Making:
         typed = shlex.join([printable(portable(word)) for word in words])
         lines = [
             f"# Suggested by compresskit inspect for {_TITLES[self.kind]} of {count:,} parameters.",
-            "# A place to start from, not a promise: the run measures what it gives.",
+            "# A starting point: the run measures the result.",
         ]
         if form in forms:
             size = forms[form]
@@ -159,7 +159,7 @@ class _Making:
         eight, four = ("--bits", "8", "--data", "DATA"), ("--bits", "4", "--data", "DATA")
         if self.kind == "tensors":
             why = [
-                "  # Nothing can run, so nothing can be calibrated: give --arch FILE.py:NAME for more than rounding."
+                "  # Without --arch FILE.py:NAME the model cannot run, so weights can be rounded but not calibrated."
             ]
             return "8 bit weights", ("--bits", "8"), [*why, "  - quantize.rtn: {bits: 8}"], "1%"
         if self.kind == "causal-lm" and not isinstance(self.model.body, Path):
@@ -168,8 +168,8 @@ class _Making:
             return "4 bit weights", four, self._linear(), "1%"
         if self.kind == "other":
             why = [
-                "  # What isn't a Linear layer, a convolution or an embedding stays as it is, so little gets smaller.",
-                "  # prune --method magnitude and distill into a smaller model are the other ways.",
+                "  # Only Linear layers, convolutions and embeddings are quantized, so the file gets little smaller.",
+                "  # Alternatives: prune --method magnitude, or distill into a smaller model.",
             ]
             if isinstance(self.model.body, Path):
                 return "8 bit products", ("--bits", "8"), [*why, "  - quantize.int8-dynamic"], "1%"
@@ -181,12 +181,12 @@ class _Making:
     def _static(self) -> list[str]:
         lines = self._eight()
         if self.kind == "tiny":
-            lines.append("  # So small a file is mostly operators and names: the estimate of its size is rough.")
+            lines.append("  # In so small a file operators and names dominate, so the size estimate is rough.")
         lines.append("  - quantize.int8-static: {samples: 512}")
         pruned = self.found["estimates"]["prune"]
         if pruned["known"] and self.kind == "cnn":
             lines += [
-                "  # For less work as well, put this first. It trains, since a cut without training costs a lot.",
+                "  # For fewer MACs too, put this step first. It trains, because pruning alone loses much accuracy.",
                 f"  # {100 * pruned['macs']:.0f} % of the MACs are in layers that can be cut.",
                 "  # - prune.structured: {target-macs: 0.5, epochs: 15}",
             ]
@@ -195,31 +195,33 @@ class _Making:
     def _text(self) -> list[str]:
         return [
             *self._eight(),
-            "  # A few channels of a transformer are far larger than the others: they move into the weights first.",
+            "  # A transformer has activation outliers in a few channels: they are moved into the weights first.",
             *self._engine(),
             "  - quantize.smoothquant: {samples: 256}",
-            "  # Smaller, and slower under onnxruntime: - quantize.gptq: {bits: 4}",
+            "  # Smaller, but slower under onnxruntime: - quantize.gptq: {bits: 4}",
         ]
 
     def _language(self) -> list[str]:
         lines = [
-            "  # One token at a time is bound by memory: 4-bit weights are the faster the larger the model is.",
-            "  # Each rounding error is made up for by the weights that are still to be rounded.",
+            "  # Generating one token at a time is memory-bound: 4-bit weights speed up large models the most.",
+            "  # gptq compensates each rounding error with the weights that are not yet rounded.",
         ]
         tied = _tied_embedding(self.found["layers"])
         wide = ""
         if tied:
-            lines.append("  # The embedding is the output layer too, and decides every word: 8 bit there cost little.")
+            lines.append(
+                "  # The embedding is also the output layer and affects every token: 8 bits cost little there."
+            )
             wide = f", layer-bits: [{json.dumps(escaped(tied) + '=8/64', ensure_ascii=False)}]"
         return [*lines, *self._engine(), f"  - quantize.gptq: {{bits: 4, samples: 256{wide}}}"]
 
     def _linear(self) -> list[str]:
-        lines = ["  # Products with a few rows are bound by memory: 4-bit weights make them faster as well as smaller."]
+        lines = ["  # Products with a few rows are memory-bound: 4-bit weights make them faster as well as smaller."]
         if self.openvino:
             return [
                 *lines,
-                "  # OpenVINO, which is installed here, multiplies 4 bit without zero points the fastest: as small and",
-                "  # as exact as the default with more bits for fragile layers.",
+                "  # OpenVINO is installed here. It is fastest with 4 bits without zero points, which are as small and",
+                "  # accurate as the default if sensitive layers get more bits.",
                 "  - quantize.auto: {symmetric: true, group-size: 64, target-bits: 4.6}",
             ]
         return [*lines, "  - quantize.auto: {bits: 4}"]
@@ -228,11 +230,11 @@ class _Making:
         """What this machine makes of 8-bit products."""
         if self.target.saturates:
             return [
-                f"  # Made for {self.target.title}, where weights get 7 bits: products of 8 bits would be clipped.",
-                "  # For a CPU with VNNI say {target: x86-vnni}.",
+                f"  # Target: {self.target.title}. Weights get 7 bits, because 8-bit products would saturate.",
+                "  # For a CPU with VNNI use {target: x86-vnni}.",
             ]
         return [
-            f"  # Made for {self.target.title}, whose 8-bit products are fast and exact; for another say {{target: …}}."
+            f"  # Target: {self.target.title}, with fast and exact 8-bit products. For another one use {{target: …}}."
         ]
 
     def _engine(self) -> list[str]:

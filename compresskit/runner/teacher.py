@@ -28,7 +28,7 @@ def teacher_of(stage: Stage, student: Model) -> Model | None:
         return None
     if named.arch_args is not None and not named.arch:
         raise UsageError("`teacher_arch_args` is for `teacher_arch`, which is not given")
-    model = load(named.model, arch=named.arch, arch_args=named.arch_args)
+    model = load(named.model, arch=named.arch, arch_args=named.arch_args, key=named.key)
     if model.card.task == "unknown":
         model = replace(model, card=replace(model.card, task=student.card.task))
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":

@@ -28,7 +28,7 @@ class Timing:
     Attributes:
         where: The points of a sweep, one at least.
         rounds: See :class:`compresskit.benchmark.run.Plan`; None is its default.
-        processes: How often all starts afresh; None is the plan's default.
+        processes: How often all processes are restarted; None is the plan's default.
         roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
         profiled: Time each node at each point, by the runtime's own profiler.
     """
@@ -85,7 +85,7 @@ def speed(
     Args:
         models: The baseline first.
         timing: What is timed.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
         keep: After Ctrl-C give what is known so far, see :func:`compresskit.benchmark.sweep.sweep`.
         progress: Called after each generation of processes.
     """
@@ -117,7 +117,7 @@ def profile(models: Sequence[Candidate], point: Point, *, seed: int = 0) -> tupl
     Args:
         models: Those that were timed.
         point: Where.
-        seed: Of the made-up inputs.
+        seed: Seed of the random inputs.
     """
     found: list[NodeTime] = []
     notes: list[str] = []

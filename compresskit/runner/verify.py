@@ -1,4 +1,4 @@
-"""A run repeated, and its bytes held against those of the first time."""
+"""A run repeated, and its bytes compared with those of the first run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def verify(
     Args:
         folder: What ``run`` wrote.
         recipe: The one of its provenance, its inputs found.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
         tell: Shows the user a line right away.
 
     Raises:

@@ -38,7 +38,7 @@ def slower(models: Sequence[Candidate], timed: Sequence[Measurement]) -> list[st
         where = point_name(ratio.point, points)
         what = f"{ratio.model} is {1 / ratio.value:.2f}× SLOWER than {models[0].name}{f' at {where}' if where else ''}"
         reason = likely(graph(by_name[ratio.model].path), ratio.batch or 1, base, graph(models[0].path))
-        found.append(f"{what}: {reason}" if reason else f"{what}, and nothing in its graph says why; see `profile`")
+        found.append(f"{what}: {reason}" if reason else f"{what}, and its graph shows no reason; see `profile`")
     return found
 
 
@@ -99,7 +99,7 @@ def _of_operators(graph: Graph, base_ms: float | None, before: Graph | None) -> 
     if odd := _odd_widths(graph):
         return f"{odd} of its weights have widths that are no multiple of 8, which kernels pad: prune with `round_to` 8"
     if base_ms is not None and base_ms < _TINY_MS:
-        return f"a call of the original takes {base_ms:.2g} ms: what each operator costs by itself outweighs its sums"
+        return f"a call of the original takes {base_ms:.2g} ms: the overhead of each operator exceeds its arithmetic"
     extra = len(graph.nodes) - len(before.nodes) if before is not None else 0
     products = sum(node.op in _PRODUCTS for node in graph.nodes)
     if extra > max(4, products):

@@ -95,7 +95,7 @@ def folds_weights(graph: Graph) -> bool:
 def index_limits(graph: Graph) -> dict[str, int]:
     """By name of a graph input that is used as row number of a stored table: the smallest such table's rows.
 
-    This is what keeps made-up token ids within the vocabulary of a file that carries no card.
+    This is what keeps random token ids within the vocabulary of a file that carries no card.
     """
     maker = {name: node for node in graph.nodes for name in node.outputs}
 

@@ -25,7 +25,7 @@ PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", "pip install onnxruntime-gpu in its place, and TensorRT (NVIDIA)"),
     "openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-openvino in its place (Intel)"),
     "coreml": ("CoreMLExecutionProvider", "onnxruntime for macOS has it"),
-    "xnnpack": ("XnnpackExecutionProvider", "a build of onnxruntime with `use`_xnnpack has it"),
+    "xnnpack": ("XnnpackExecutionProvider", "an onnxruntime built with XNNPACK has it"),
     "qnn": ("QNNExecutionProvider", "pip install onnxruntime-qnn in its place (Qualcomm)"),
 }
 """Of a runtime's name behind ``onnxruntime-``: the provider, and how to get it."""

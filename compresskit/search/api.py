@@ -51,42 +51,42 @@ def compress(
     force: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Find the smallest and fastest model that keeps the bars: ``compresskit compress``.
+    """Find the smallest and fastest model that meets the limits: ``compresskit compress``.
 
     Args:
         model: A path.
         output: The folder to write; holds ``recipe.yaml``, which makes the result again.
         data: What steps calibrate and train on; a fifth is held out to choose by, unless ``select_data`` is given.
-        eval_data: What the verdict is measured on; the choice never is.
-        select_data: What the choice is made by.
-        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module; its code runs.
-        arch_args: Its keyword arguments.
-        input_shape: Batch first.
-        batch_axis: Where samples lie in inputs of an ONNX file; None for what all samples share.
-        key: Which of the state dicts in the file.
+        eval_data: Evaluation data for the verdict; never used to choose a candidate.
+        select_data: Samples for choosing between candidates.
+        arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
+        arch_args: Keyword arguments of ``arch``.
+        input_shape: Shape of the model's input; the first axis is the batch axis.
+        batch_axis: Batch axis by input of an ONNX file; None for an input that all samples share.
+        key: Which state dict of the file to read.
         allow_nonfinite: Accept NaN and infinities among the weights.
         normalize: For images: ``MEAN/STD`` a channel, or ``imagenet``.
-        sequence: Most tokens of a text sample; tokens timed.
-        metric: Name or ``FILE.py:NAME``; the data decide without it.
-        max_drop: Largest loss of quality: ``0.5pt`` or ``1%``.
-        max_size: Largest file: ``20MB``.
-        min_speedup: Least speed-up.
-        seconds: For search and verdict.
-        trials: Most candidates.
-        minimize: What is to be small: ``size``, ``latency``.
-        pick: Which of those that pass: ``size``, ``latency``, ``quality`` or ``knee``.
+        sequence: Maximum tokens of a text sample, and tokens of a timed sample.
+        metric: Name or ``FILE.py:NAME``; chosen by the data if not given.
+        max_drop: Maximum loss of quality: ``0.5pt`` or ``1%``.
+        max_size: Maximum file size: ``20MB``.
+        min_speedup: Minimum speed-up.
+        seconds: Time limit of search and verdict, in seconds.
+        trials: Maximum number of candidates.
+        minimize: What to minimize: ``size``, ``latency`` or both.
+        pick: Which passing model to keep: ``size``, ``latency``, ``quality`` or ``knee``.
         steps: Only steps of these kinds, as ``("prune", "quantize")``; empty is all.
-        space: A file that says what may be tried.
-        study: Folder or address where the search is kept; it goes on where it was. None is ``OUTPUT.study``.
-        cache: Where finished steps are kept; None is the user's cache folder.
+        space: YAML file with the search space.
+        study: Storage of the search, for resuming it. None is ``OUTPUT.study``.
+        cache: Folder of the step cache; None is the user's cache folder.
         bench: Measure the speed.
-        threads: Of one operator; 0 is all cores.
-        seed: Of every random choice.
-        force: Replace an output that is there.
+        threads: Threads per operator; 0 uses all cores.
+        seed: Random seed.
+        force: Overwrite an existing output.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
-        The report of the result; ``report.search`` tells how it was found.
+        The report of the result; ``report.search`` describes the search.
 
     Raises:
         UsageError: Options that don't fit together, or a study of another search.

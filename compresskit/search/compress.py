@@ -51,11 +51,11 @@ class Showing:
     """How the search is shown.
 
     Attributes:
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
         tell: Shows a line right away.
         draw: Gives the page beside the report; None leaves it away.
         command: How the user asked for this.
-        force: Replace an output that is there.
+        force: Overwrite an existing output.
     """
 
     progress: Progress = silent
@@ -101,7 +101,7 @@ def compress(request: Request, cache: Cache, showing: Showing) -> Report:
             if not any(one.bytes is not None for one in study.tried()):
                 raise
             stopped = stop_code(error)
-            showing.tell("stopped: the best so far is being judged; once more ends at once")
+            showing.tell("stopped: evaluating the best candidate so far; press Ctrl-C again to end at once")
         seconds = (study.attribute("seconds") or 0.0) + time.monotonic() - start
         study.note("seconds", round(seconds, 1))
         study.note("until", 0.0)  # other workers needn't begin another candidate
@@ -136,7 +136,9 @@ def join(place: str, cache: Cache, showing: Showing) -> int:
         found = prepared(request, cache, until(deadline, showing.progress), Path(work))
         study.claim(identity(request, found), place)
         if asked["machine"] != machine():
-            showing.tell("this machine is of another class than the search's: its timings only rank candidates")
+            showing.tell(
+                "this machine has another CPU than the one that began the search: its timings only rank candidates"
+            )
         searching = searching_of(request, found, study, deadline, showing.tell)
         searching.over = lambda: float(study.attribute("until")) <= time.time()
         searching.run()
@@ -155,14 +157,14 @@ def searching_of(
 
 def _announce(request: Request, found: Found, known: Sequence[Tried], showing: Showing) -> None:
     trying = found.trying
-    metric = trying.metric.name if trying.metric is not None else "likeness to the original"
+    metric = trying.metric.name if trying.metric is not None else "similarity to the original"
     samples = f"{trying.samples} samples"
     where = f"of {portable(trying.select.name)}" + ("" if request.select_data else ", held out")
-    showing.tell(f"candidates are chosen by {metric} on {samples} {where}")
+    showing.tell(f"candidates are compared by {metric} on {samples} {where}")
     for note in found.notes:
         showing.tell(note)
     if known:
-        showing.tell(f"going on with {len(known)} candidates of {shown(request.study)}")
+        showing.tell(f"resuming with {len(known)} candidates of {shown(request.study)}")
 
 
 def _finish(request: Request, found: Found, searching: Searching, cache: Cache, showing: Showing) -> Report:
@@ -177,8 +179,8 @@ def _finish(request: Request, found: Found, searching: Searching, cache: Cache, 
         if (nearest := _nearest(tried, bars)) is None:
             reasons = list(dict.fromkeys(one.reason for one in tried if one.reason))
             raise UsageError(
-                f"no candidate of {len(tried)} could be measured" + (f": {reasons[0]}" if reasons else ""),
-                "give more `time`, or say what to try with `space`",
+                f"none of {len(tried)} candidates could be measured" + (f": {reasons[0]}" if reasons else ""),
+                "give more `time`, or another `space`",
             )
         wanted = [nearest]
     judged = judge(request, trying, wanted, showing.progress)
@@ -274,21 +276,21 @@ def _nearest(tried: Sequence[Tried], bars: Bars) -> Tried | None:
 
 
 def _notes(first: Tried, best: Sequence[Tried], judged: Sequence[Judged], ended: str, bars: Bars) -> list[str]:
-    found = [f"the search ended since {ended}"] if ended else ["the search was stopped"]
+    found = [f"the search ended because {ended}"] if ended else ["the search was stopped"]
     if not best:
         found.append(
-            "no candidate keeps the bars on the samples that the choice is made by; the nearest would keep "
+            "no candidate meets the limits on the selection samples; the nearest one would meet "
             + " and ".join(_reachable(first, bars))
         )
     elif not any(one.passed for one in judged):
-        found.append("no candidate keeps the bars on the evaluation data; this is the one that was wanted most")
+        found.append("no candidate meets the limits on the evaluation data; this is the first choice of `pick`")
     if len(judged) > 1:
         found.append(
-            f"{len(judged)} candidates were measured on the evaluation data: the intervals of their drops are widened "
-            "so that all hold at once with 95 %"
+            f"{len(judged)} candidates were measured on the evaluation data: the intervals of their drops are "
+            "widened so that all hold together with 95 % confidence"
         )
     if bars.drop is None:
-        found.append("the choice was made by likeness to the original: the samples have no labels")
+        found.append("the choice was made by similarity to the original: the samples have no labels")
     return found
 
 

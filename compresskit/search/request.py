@@ -109,7 +109,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     def goals(self, request: Request) -> int:
-        """How many figures are to be small: without a metric likeness to the original is one of them."""
+        """How many figures are to be small: without a metric similarity to the original is one of them."""
         return len(request.goals) + (self.trying.allowed() is None)
 
 
@@ -121,7 +121,7 @@ def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> 
         InputError: Model and data don't fit.
     """
     if request.recipe.data is None:
-        raise UsageError("a search needs samples to calibrate on and to choose by", "give `data` FILE")
+        raise UsageError("a search needs samples for calibration and selection", "give `data` FILE")
     look = Look(request.recipe, request.limits, request.select_data, request.bench)
     trying = Trying(look, cache, progress, work)
     space, notes = request.space, []
@@ -137,7 +137,7 @@ def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> 
     if request.kinds:
         space = space.only(request.kinds)
     if not space.slots:
-        raise UsageError("there is nothing to try with this model", "say what with `space` FILE")
+        raise UsageError("there is nothing to try with this model", "give a search space with `space` FILE")
     return Found(trying, space, notes)
 
 

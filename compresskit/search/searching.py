@@ -118,13 +118,13 @@ class Searching:
     def _stop(self) -> bool:
         tried = self.study.tried()
         if time.monotonic() >= self.deadline or self.over():
-            self.stopped = "its time was over"
+            self.stopped = "the time was over"
         elif self.most is not None and len(tried) >= self.most:
             self.stopped = f"{self.most} candidates were tried"
         elif self._again >= 2 * _AGAIN or (self._again >= _AGAIN and self._wish() is None):
-            self.stopped = "no new candidate was found any more"
+            self.stopped = "no new candidate was found"
         elif self._hopeless(tried):
-            self.stopped = "no candidate came near the bars"
+            self.stopped = "no candidate came near the limits"
         return bool(self.stopped)
 
     def _wish(self) -> Wish | None:
@@ -174,7 +174,7 @@ class Searching:
             else:
                 tried, missed = self._judged(made, *self._measured(made.steps))
         except OutOfTime:
-            tried = made.tried("cut", "time was over before it was finished")
+            tried = made.tried("cut", "the time was over before it finished")
         except CompressKitError as error:
             tried = made.tried("failed", error.message)
         tried = tried.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
@@ -188,7 +188,7 @@ class Searching:
             least = self.trying.least_bytes(steps)
         if most is None or least <= most:
             return ""
-        return f"it takes at least {least:,} bytes, more than the bar of {most:,}: nothing was computed"
+        return f"it takes at least {least:,} bytes, more than the limit of {most:,}; it was not computed"
 
     def _costs(self, tried: Tried) -> tuple[float, ...] | None:
         """What is to be small; None of a candidate that was given up."""
@@ -224,9 +224,9 @@ class Searching:
     def _given_up(self, missed: dict[str, float]) -> str:
         """Why a candidate isn't followed further; empty where it is. Training makes nothing smaller or faster."""
         if missed.get("size", 0.0) > 0.02:
-            return "it is larger than the bar allows, which training doesn't change"
+            return "it exceeds the size limit, which training does not change"
         if missed.get("speed", 0.0) > 0.1:
-            return "it is slower than the bar allows, which training doesn't change"
+            return "it misses the speed limit, which training does not change"
         return ""
 
 
@@ -301,7 +301,7 @@ def _trains(steps: Sequence[dict[str, Any]]) -> bool:
 
 def _why(missed: dict[str, float]) -> str:
     worst = {name: by for name, by in missed.items() if by > 0}
-    return "misses the bar for " + " and ".join(worst) if worst else ""
+    return "misses the limit for " + " and ".join(worst) if worst else ""
 
 
 def line(tried: Tried, left: float) -> str:
@@ -312,7 +312,7 @@ def line(tried: Tried, left: float) -> str:
     if tried.faster is not None:
         figures.append(f"about {tried.faster:.1f}× as fast")
     if tried.drop is not None:
-        figures.append(f"{-tried.drop:+.2f} pt")
+        figures.append(f"{0 - tried.drop:+.2f} pt")
     why = f" ({tried.reason})" if tried.reason and tried.state in ("dropped", "cut", "failed") else ""
     minutes = f"{max(0, int(left)) // 60}:{max(0, int(left)) % 60:02d} left"
     measured = ", ".join(figures) or "nothing measured"

@@ -200,7 +200,7 @@ class SearchStudy:
 
 
 class Outcome:
-    """What came of a candidate.
+    """Result of a candidate.
 
     Attributes:
         tried: For the record; None where it was known already.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from compresskit.runtimes.base import Session
 
 _LIKENESS = 512
-"""Samples on which outputs are held against the original's where there is no metric."""
+"""Samples on which outputs are compared with the original's where there is no metric."""
 _ROUNDS, _ROUND_S = 7, 0.03
 
 
@@ -51,7 +51,7 @@ class Figures:
     Attributes:
         bytes: What ships.
         faster: The original's time of a call over its own; None where nothing is timed.
-        value: The metric, or likeness to the original in %.
+        value: The metric, or similarity to the original in %.
         drop: How much worse than the original.
         interval: 95 % of the drop.
     """
@@ -85,7 +85,7 @@ class Trying:
 
     Attributes:
         base: Figures of the original.
-        metric: What is measured; None where only likeness to the original is.
+        metric: What is measured; None where only similarity to the original is.
         samples: How many the choice is made by.
     """
 
@@ -110,7 +110,7 @@ class Trying:
         self.data, held = parted(open_(recipe.data), recipe)
         chosen_by = open_(look.select_data) or held
         if chosen_by is None:
-            raise UsageError("there is no sample to choose by", "give `data`, or `select_data`")
+            raise UsageError("there is no sample for selection", "give `data`, or `select_data`")
         self.select: Source = chosen_by
         measuring = Measuring(
             metric=recipe.metric, sequence=recipe.sequence, threads=recipe.threads, device=recipe.device,

@@ -85,7 +85,7 @@ class Engine:
             self._sessions.put(session)
 
     def warm_up(self) -> None:
-        """Run the model on made-up inputs in each session, and learn what its outputs look like.
+        """Run the model on random inputs in each session, and learn what its outputs look like.
 
         Raises:
             InputError: It can't be run, or takes or gives what can't be served.
@@ -128,7 +128,7 @@ def open_engine(path: Path, runtime: str, *, threads: int, workers: int, waiting
         path: The file.
         runtime: Name of the runtime; onnxruntime shares one session, the others open one for each worker.
         threads: Of one operator; 0 is the runtime's choice.
-        workers: Requests that run at a time.
+        workers: Requests that run at the same time.
         waiting: Requests that may wait for them.
 
     Raises:

@@ -85,7 +85,7 @@ def serve(service: Service, bound: socket.socket, *, connections: int, grace: fl
         service.engine.close()
     interrupted = server.stopped_by == signal.SIGINT
     if service.engine.taken:
-        logging.getLogger("compresskit.serve").warning("requests were cut off: %d", service.engine.taken)
+        logging.getLogger("compresskit.serve").warning("requests were aborted: %d", service.engine.taken)
         sys.stdout.flush()
         os._exit(int(ExitCode.INTERRUPTED if interrupted else ExitCode.TERMINATED))
     return int(ExitCode.INTERRUPTED if interrupted else ExitCode.OK)

@@ -131,7 +131,7 @@ def forward_of(module: nn.Module, inputs: tuple[InputSpec, ...]) -> Callable[[nn
             given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
             raise InputError(
                 f"the model failed on calibration data of {given}: {type(error).__name__}: {first_line(error)}",
-                "prepare the data as for inference; `input_shape` tells what the model takes",
+                "prepare the data as for inference; `input_shape` gives the input shape of the model",
             ) from error
 
     return forward
@@ -168,7 +168,7 @@ def calibration_data(
 
 
 def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: int = 64) -> dict[str, Tensor]:
-    """One batch of made-up samples, for what has to be measured without data; ``sequence`` is the length of text."""
+    """One batch of random samples, for what has to be measured without data; ``sequence`` is the length of text."""
     import torch
 
     from compresskit.benchmark.feeds import make_feeds

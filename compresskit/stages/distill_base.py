@@ -132,37 +132,46 @@ class Distill(TrainingOptions):
     teacher: Annotated[
         str | None,
         Field(
-            description="What to learn from: any MODEL, an .onnx file too. (after `student_depth` or -width: MODEL)",
+            description="Teacher: any MODEL, also an .onnx file. (MODEL itself, with `student_depth` or "
+            "`student_width`)",
             json_schema_extra={"format": "path"},
         ),
     ] = None
     teacher_arch: Annotated[
         str | None,
         Field(
-            description="FILE.py:NAME of what builds the teacher; its code runs.", json_schema_extra={"format": "code"}
+            description="FILE.py:NAME of the class or function that builds the teacher. Its code is executed.",
+            json_schema_extra={"format": "code"},
         ),
     ] = None
-    teacher_arch_args: Annotated[str | None, Field(description="Its keyword arguments, as JSON.")] = None
+    teacher_arch_args: Annotated[str | None, Field(description="Keyword arguments of `teacher_arch` as JSON.")] = None
+    teacher_key: Annotated[
+        str | None,
+        Field(description="Which state dict of the teacher's file to read, for example params_ema or ema.model."),
+    ] = None
     student_depth: Annotated[
         int | None,
-        Field(ge=1, description="Make the student from MODEL first: so many of its blocks, those that matter most."),
+        Field(ge=1, description="Make the student from MODEL: keep this many of its most important blocks."),
         Tunable(2, 6),
     ] = None
     student_width: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="Make the student from MODEL first: so large a share of its channels or heads."),
+        Field(gt=0, lt=1, description="Make the student from MODEL: keep this fraction of its channels or heads."),
     ] = None
-    epochs: Annotated[
-        int, Field(ge=1, le=10_000, description="Passes over `data` in training."), Tunable(1, 16, log=True)
-    ] = 20
-    batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 64
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Training epochs."), Tunable(1, 16, log=True)] = 20
+    batch_size: Annotated[int, Field(ge=1, description="Training batch size.")] = 64
     lr: Annotated[
         float | None,
-        Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.05, adamw: 3e-4, muon: 0.02)"),
+        Field(gt=0, description="Learning rate, with cosine decay to zero. (sgd: 0.05, adamw: 3e-4, muon: 0.02)"),
     ] = None
     teacher_share: Annotated[
         float,
-        Field(ge=0, le=1, description="Of the loss that comes from the teacher, where there are labels; -1 is none."),
+        Field(
+            ge=0,
+            le=1,
+            description="Fraction of the loss that comes from the teacher, for samples with a label "
+            "(label -1 means none).",
+        ),
     ] = 0.9
 
     @field_validator("teacher_arch_args")
@@ -181,7 +190,7 @@ class Distill(TrainingOptions):
         if self.teacher is None:
             return None
         args = json.loads(self.teacher_arch_args) if self.teacher_arch_args else None
-        return TeacherRef(self.teacher, self.teacher_arch, args)
+        return TeacherRef(self.teacher, self.teacher_arch, args, self.teacher_key)
 
     def options(self) -> dict[str, Any]:
         """The options as JSON; paths as an artefact may hold them."""

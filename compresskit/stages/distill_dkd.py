@@ -16,19 +16,22 @@ if TYPE_CHECKING:
 
 
 class DistillDkd(Distill):
-    """Learn what the teacher knows of the other classes however sure it is of one. Needs labels.
+    """Decoupled knowledge distillation (DKD): separate losses for the labelled class and for the others. Needs labels.
 
-    Samples whose label is -1 have the teacher's choice for one.
+    A sample with label -1 uses the class that the teacher predicts.
     """
 
     method: ClassVar[str] = "dkd"
 
-    temperature: Annotated[float, Field(gt=0, description="Of both models' logits.")] = 4.0
+    temperature: Annotated[float, Field(gt=0, description="Temperature of both models' logits.")] = 4.0
     teacher_share: Annotated[
-        float, Field(ge=0, lt=1, description="Of the loss that comes from the teacher; the rest is the labels'.")
+        float,
+        Field(
+            ge=0, lt=1, description="Fraction of the loss that comes from the teacher; the rest comes from the labels."
+        ),
     ] = 0.5
-    target_weight: Annotated[float, Field(ge=0, description="Of the labelled class against all others.")] = 1.0
-    others_weight: Annotated[float, Field(ge=0, description="Of the relations among the other classes.")] = 8.0
+    target_weight: Annotated[float, Field(ge=0, description="Weight of the labelled class against all others.")] = 1.0
+    others_weight: Annotated[float, Field(ge=0, description="Weight of the relations among the other classes.")] = 8.0
 
     def _check(self, ctx: Context) -> None:
         super()._check(ctx)

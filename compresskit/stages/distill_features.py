@@ -20,14 +20,17 @@ class _BetweenLayers(Distill):
 
     layer_pairs: Annotated[
         tuple[str, ...],
-        Field(description="STUDENT=TEACHER, names or globs of layers to match in order; repeatable. (blocks, evenly)"),
+        Field(
+            description="Layer pairs STUDENT=TEACHER; names or globs, matched in order. Repeatable. (evenly "
+            "spaced blocks)"
+        ),
     ] = ()
     layer_weight: Annotated[
-        float, Field(gt=0, description="Of the distance between layers, beside that of outputs and labels.")
+        float, Field(gt=0, description="Weight of the feature loss, relative to the losses of outputs and labels.")
     ] = 1.0
     logits: Annotated[
         Literal["standardized", "kd"],
-        Field(description="How class logits are held against the teacher's: as `method` standardized or kd does."),
+        Field(description="Loss on class logits: as in `method` standardized or kd."),
     ] = "standardized"
 
     def _lesson(self, pupil: Pupil, teacher: Stand, hidden: float | None) -> Lesson:
@@ -49,19 +52,19 @@ class _BetweenLayers(Distill):
             stand,
             lambda task: guided(task, stand, distance, self.layer_weight),
             {"pairs": dict(pairs)},
-            [*notes, f"learnt from {len(pairs)} layers: {', '.join(f'{a} from {b}' for a, b in pairs)}"],
+            [*notes, f"trained on {len(pairs)} layer pairs: {', '.join(f'{a} from {b}' for a, b in pairs)}"],
         )
 
 
 class DistillFeatures(_BetweenLayers):
-    """Learn to generate the teacher's features from the student's with some hidden, for models of images (MGD).
+    """Masked generative distillation (MGD): generate the teacher's features from masked student features. For images.
 
-    What generates them is trained with the student and thrown away. Outputs and labels count too.
+    The generator is trained with the student and discarded. Outputs and labels are part of the loss too.
     """
 
     method: ClassVar[str] = "features"
 
-    hidden: Annotated[float, Field(ge=0, lt=1, description="Share of positions that the generator is not shown.")] = 0.5
+    hidden: Annotated[float, Field(ge=0, lt=1, description="Fraction of feature positions that are masked.")] = 0.5
 
     def lesson(self, pupil: Pupil, teacher: Stand) -> Lesson:
         """See :meth:`Distill.lesson`."""
@@ -69,9 +72,10 @@ class DistillFeatures(_BetweenLayers):
 
 
 class DistillLayers(_BetweenLayers):
-    """Learn the teacher's hidden states or feature maps layer by layer: from every block the one as far along.
+    """Match the teacher's hidden states or feature maps layer by layer, at the same relative depth.
 
-    Where widths differ, a projection is trained with the student and thrown away. Outputs and labels count too.
+    Where widths differ, a projection is trained with the student and discarded. Outputs and labels are part of the loss
+    too.
     """
 
     method: ClassVar[str] = "layers"

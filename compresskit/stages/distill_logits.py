@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class DistillKd(Distill):
-    """Learn the teacher's probabilities, softened by a temperature. Labels count too, where `data` has any.
+    """Knowledge distillation (KD): match the teacher's probabilities at a temperature.
 
-    A student of embeddings or other values learns the values.
+    Labels are used if `data` has any. A student that gives embeddings or other values is trained on the values.
     """
 
     method: ClassVar[str] = "kd"
@@ -24,7 +24,7 @@ class DistillKd(Distill):
         ("cnn", "linear", "tiny"), {"teacher": MODEL, "optimizer": "muon", "batch_size": 128}, preview=None
     )
 
-    temperature: Annotated[float, Field(gt=0, description="Of both models' logits.")] = 4.0
+    temperature: Annotated[float, Field(gt=0, description="Temperature of both models' logits.")] = 4.0
 
     def lesson(self, pupil: Pupil, teacher: Stand) -> Lesson:
         """See :meth:`Distill.lesson`."""
@@ -36,22 +36,25 @@ class DistillKd(Distill):
 
 
 class DistillStandardized(Distill):
-    """Learn the order and the relations of the teacher's classes, not how sure it is. Labels count too, if any.
+    """Match the teacher's logits, standardized for each sample. Labels are used if `data` has any.
 
-    A student of embeddings or other values learns the values; two classes and language models are taught as by kd.
-    Without labels the student's confidence isn't the teacher's: `method` kd where probabilities matter.
+    The student learns the order and relations of the classes, not the teacher's confidence. Use `method` kd where
+    probabilities matter. A student that gives embeddings or other values is trained on the values. Two-class models and
+    language models are trained as by kd.
     """
 
     # The weight is the paper's own: 9 beside 0.1 of the labels. Few epochs at a high rate diverge with it unclipped.
 
     method: ClassVar[str] = "standardized"
 
-    temperature: Annotated[float, Field(gt=0, description="Of both models' standardized logits.")] = 2.0
+    temperature: Annotated[float, Field(gt=0, description="Temperature of both models' standardized logits.")] = 2.0
     logits_weight: Annotated[
         float,
-        Field(gt=0, description="Of the distance between standardized logits, which is small, beside that of labels."),
+        Field(gt=0, description="Weight of the loss on standardized logits, relative to the label loss."),
     ] = 10.0
-    clip: Annotated[float, Field(ge=0, description="Largest norm of a step's gradient; 0: any.")] = 2.0
+    clip: Annotated[
+        float, Field(ge=0, description="Gradient clipping: maximum norm of the gradient; 0 turns it off.")
+    ] = 2.0
 
     def lesson(self, pupil: Pupil, teacher: Stand) -> Lesson:
         """See :meth:`Distill.lesson`."""

@@ -30,35 +30,39 @@ class SupernetFacts(DistillFacts):
 
 
 class DistillSupernet(Distill):
-    """Train MODEL once so that its parts work alone: `prune --method subnet` then takes any width and depth untrained.
+    """Train a supernet: `prune --method subnet` then extracts any width and depth from it without training.
 
-    Each step trains the whole, the smallest and two random subnets. MODEL as it was teaches, if no other teacher is
-    named. The result has MODEL's size. What varies: channels and residual blocks; of a Hugging Face folder
-    feed-forward neurons, layers and, if wanted, heads.
+    Each step trains the full model, the smallest subnet and two random subnets. The teacher is the original MODEL
+    unless another one is given. The result has the size of MODEL. Width varies over channels and depth over residual
+    blocks; for a Hugging Face folder over feed-forward neurons, layers and, with `heads`, attention heads.
     """
 
     method: ClassVar[str] = "supernet"
     facts: ClassVar = SupernetFacts
 
     min_width: Annotated[
-        float, Field(gt=0, le=1, description="Share of the channels, or neurons, of the narrowest subnet.")
+        float, Field(gt=0, le=1, description="Width of the narrowest subnet, as a fraction of channels or neurons.")
     ] = 0.25
-    min_depth: Annotated[
-        int | None, Field(ge=1, description="Blocks that stay of the shallowest subnet, at least. (half of them)")
-    ] = None
+    min_depth: Annotated[int | None, Field(ge=1, description="Number of blocks of the shallowest subnet. (half)")] = (
+        None
+    )
     subnets: Annotated[
-        int, Field(ge=0, le=16, description="Random subnets in each step, beside the whole and the smallest.")
+        int,
+        Field(
+            ge=0, le=16, description="Random subnets per step, in addition to the full model and the smallest subnet."
+        ),
     ] = 2
     heads: Annotated[
         bool,
         Field(
-            description="Let heads of a Hugging Face folder's attention vary too, which transformers alone can't load."
+            description="Also vary attention heads of a Hugging Face model. transformers alone cannot load such "
+            "subnets."
         ),
     ] = False
     round_to: Annotated[
-        int, Field(ge=1, le=256, description="Widths are multiples of this: kernels are slow on others.")
+        int, Field(ge=1, le=256, description="Widths are multiples of this number, because kernels are slow on others.")
     ] = 8
-    temperature: Annotated[float, Field(gt=0, description="Of both models' logits.")] = 4.0
+    temperature: Annotated[float, Field(gt=0, description="Temperature of both models' logits.")] = 4.0
 
     def check_options(self) -> None:
         """Accept no teacher: MODEL is its own."""
@@ -98,6 +102,10 @@ class DistillSupernet(Distill):
             asked,
             lambda task: sandwiched(task, asked, distance, parts, self.min_width, self.subnets),
             {"elastic": to_json(parts.facts(self.min_width))},
-            [*notes, f"trained to work without parts: {'; '.join(varied)}; prune method subnet takes them out"],
+            [
+                *notes,
+                f"trained with varying width and depth: {'; '.join(varied)}; extract a subnet with prune "
+                "`method` subnet",
+            ],
             settle,
         )

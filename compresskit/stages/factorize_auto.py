@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
 
 class FactorizeAuto(Factorize):
-    """Take each layer apart in the way that fits it: give a budget, an energy, a rank or a latency.
+    """Choose the factorization of each layer for a given budget, energy, rank or latency.
 
-    Linear layers and 1×1 convolutions become two matrices, other convolutions a Tucker-2 or a k×1 with a 1×k, whichever
-    loses less. With `data`, which needs no labels, errors count as the model's outputs feel them, ranks are split by
-    what these outputs lose, and the layers are fitted again; `epochs` trains the result against the original.
+    Linear layers and 1×1 convolutions become two matrices. Other convolutions become Tucker-2 or a k×1 and a 1×k
+    convolution, whichever has the smaller error. With unlabelled `data`, each weight error is weighted by its effect on
+    the model's output, ranks are chosen by measured output errors, and the layers are refitted. `epochs` trains the
+    result against the original.
     """
 
     method: ClassVar[str] = "auto"

@@ -33,7 +33,7 @@ _ROUNDS = 5
 
 
 class Factorize(Recovery):
-    """Layers become products of smaller ones."""
+    """Replaces layers by products of smaller layers."""
 
     kind: ClassVar = FACTORIZE
     takes: ClassVar[tuple[Form, ...]] = ("torch",)
@@ -45,36 +45,43 @@ class Factorize(Recovery):
 
     energy: Annotated[
         float | None,
-        Field(gt=0, le=1, description="Share of each layer's squared singular values to keep, as the data weigh them."),
+        Field(
+            gt=0,
+            le=1,
+            description="Fraction of the energy (squared singular values) to keep in each layer, weighted by the data.",
+        ),
     ] = None
     budget: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="Share of the weights of Linear layers and convolutions that may stay."),
+        Field(
+            gt=0,
+            lt=1,
+            description="Target size: fraction of the weights of all Linear layers and convolutions to keep.",
+        ),
         Tunable(0.4, 0.9, step=0.05),
     ] = None
     budget_of: Annotated[
         Literal["params", "macs"] | None,
-        Field(description="What `budget` is a share of: weights or multiply-accumulates. (params)"),
+        Field(description="Unit of `budget`: weights (params) or multiply-accumulates (macs). (params)"),
     ] = None
-    rank: Annotated[int | None, Field(ge=1, description="The rank of every layer.")] = None
+    rank: Annotated[int | None, Field(ge=1, description="Rank of every factorized layer.")] = None
     target_latency: TargetLatency = None
     guard: Annotated[
         Literal["size", "latency"] | None,
         Field(
-            description="What factors must have less of than their layer: weights and multiply-accumulates, or also "
-            "time, measured layer by layer on this machine. (size; latency with `target_latency`)"
+            description="Condition for replacing a layer: fewer weights and multiply-accumulates (size), or also a "
+            "lower time, measured per layer on this machine (latency). (size; latency with "
+            "`target_latency`)"
         ),
     ] = None
     round_to: Annotated[
-        int, Field(ge=1, le=256, description="Ranks are multiples of this: kernels are slow on others.")
+        int, Field(ge=1, le=256, description="Ranks are multiples of this number, because kernels are slow on others.")
     ] = 8
     include: Include = ()
     exclude: Exclude = ()
     refit: Refit = True
     samples: Samples = 256
-    merge: Annotated[
-        bool, Field(description="The way back: multiply the factors of a factorized MODEL to dense layers again.")
-    ] = False
+    merge: Annotated[bool, Field(description="Merge the factors of a factorized MODEL back into dense layers.")] = False
 
     @model_validator(mode="after")
     def _one_target(self) -> Factorize:
@@ -95,7 +102,7 @@ class Factorize(Recovery):
         """
         if not self.merge and all(getattr(self, name) is None for name in _TARGETS):
             known = ", ".join(f"`{name}`" for name in _TARGETS)
-            raise UsageError(f"how much is to be kept? Give one of {known}", "for example `budget` 0.6")
+            raise UsageError(f"no target is given. Give one of {known}", "for example `budget` 0.6")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Factorize layers of a module in place, or merge them.
@@ -197,7 +204,7 @@ class Factorize(Recovery):
     def _tell_rest(self, made: FactorizePlan, choice: Choice) -> None:
         for c in made.found.candidates:
             if c.name not in choice:
-                made.found.skipped[c.name] = "the target is met at less loss by other layers"
+                made.found.skipped[c.name] = "other layers meet the target with less error"
 
     def _in_time(
         self, made: FactorizePlan, original: nn.Module, model: Model, ctx: Context, times: _Times | None
@@ -233,23 +240,24 @@ class Factorize(Recovery):
 
     def _notes(self, facts: dict[str, Any], model: Model, ctx: Context) -> list[str]:
         left = " and ".join(f"{100 * facts['share'][unit]:.1f} % of the {_NAMES[unit]}" for unit in _units())
-        notes = [f"{left} of all Linear layers and convolutions are left"]
+        notes = [f"{left} of all Linear layers and convolutions remain"]
         if ctx.data is None:
-            why = "with `data` they are chosen and fitted by what the model's outputs lose"
-            notes.append(f"ranks go by the weights' own singular values, nothing was fitted: {why}")
+            why = "with `data`, ranks are chosen by the error of the model's outputs, and layers are refitted"
+            notes.append(f"ranks were chosen by the singular values of the weights, without refit: {why}")
         else:
             count = min(self.samples, len(ctx.data))
             notes.append(f"calibrated on {count} sample{'s' if count > 1 else ''} of {portable(ctx.data.name)}")
         if "refit" in facts and not self.epochs:
             fitted = facts["refit"]
             notes.append(
-                "a least-squares refit brought the output no nearer, so it was left out: more `samples` may help"
+                "the least-squares refit was skipped because it did not reduce the output error: more `samples` may "
+                "help"
                 if fitted["kept"] == "factors"
-                else f"layers were {fitted['kept']}: the output's distance from the original fell from "
-                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: `epochs` N trains the result"
+                else f"layers were {fitted['kept']}: the output error fell from "
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training was done, `epochs` N trains the result"
             )
         if model.card.arch.kind == "transformers":
-            notes.append("transformers alone can't load the result, whose layers are pairs: compresskit can")
+            notes.append("transformers alone cannot load the factorized layers; compresskit can")
         return notes
 
     def _merged(self, model: Model, module: nn.Module) -> Model:

@@ -11,21 +11,24 @@ if TYPE_CHECKING:
 
 
 class FactorizeTucker(Factorize):
-    """Convolutions with fewer channels between two 1×1 convolutions (Tucker-2); one is left out where that is best."""
+    """Tucker-2: a k×k convolution with fewer channels between two 1×1 convolutions.
+
+    One of the 1×1 convolutions is left out if that is best.
+    """
 
     method: ClassVar[str] = "tucker"
     kinds: ClassVar[tuple[Kind, ...]] = ("tucker",)
 
 
 class FactorizeSpatial(Factorize):
-    """Convolutions as a k×1 and a 1×k."""
+    """Spatial factorization: a k×1 convolution followed by a 1×k convolution."""
 
     method: ClassVar[str] = "spatial"
     kinds: ClassVar[tuple[Kind, ...]] = ("spatial",)
 
 
 class FactorizeCp(Factorize):
-    """Convolutions as 1×1, k×1 and 1×k by channel, and 1×1 (CP, by tensorly: extra factorize)."""
+    """CP decomposition: 1×1, k×1 and 1×k per channel, and 1×1 convolutions. Needs the extra factorize (tensorly)."""
 
     method: ClassVar[str] = "cp"
     packages: ClassVar[dict[str, str]] = {"tensorly": "factorize"}

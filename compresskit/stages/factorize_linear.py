@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class FactorizeSvd(Factorize):
-    """Linear layers and 1×1 convolutions by the truncated singular value decomposition of their weights."""
+    """Truncated singular value decomposition of the weights of Linear layers and 1×1 convolutions."""
 
     method: ClassVar[str] = "svd"
     kinds: ClassVar[tuple[Kind, ...]] = ("svd",)
@@ -20,7 +20,7 @@ class FactorizeSvd(Factorize):
 
 
 class FactorizeWhitened(Factorize):
-    """The same, truncated so that each layer's own output loses least on `data` (SVD-LLM)."""
+    """SVD-LLM: truncated SVD that minimizes the error of each layer's output on `data`."""
 
     method: ClassVar[str] = "whitened"
     kinds: ClassVar[tuple[Kind, ...]] = ("svd",)
@@ -29,9 +29,9 @@ class FactorizeWhitened(Factorize):
 
 
 class FactorizeFisher(Factorize):
-    """The same, truncated so that the model's outputs lose least: inputs and output gradients both count.
+    """Truncated SVD weighted by the layer's inputs and by the gradients of the model's outputs.
 
-    The gradients need no labels: they are of the model's own outputs.
+    The gradients come from the model's own outputs and need no labels.
     """
 
     method: ClassVar[str] = "fisher"

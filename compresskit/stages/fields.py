@@ -27,27 +27,37 @@ def with_bits(method: str, bits: int | None) -> str:
 
 GroupSize = Annotated[
     int | None,
-    Field(description="Most columns that share a scale: 16 to 256; 0 is a whole row. (8 bit: 128, else 32)"),
+    Field(
+        description="Group size: columns that share a scale, 16 to 256; 0 uses one scale per row. (128 for 8 bit, "
+        "else 32)"
+    ),
     AfterValidator(known_group),
 ]
-Symmetric = Annotated[bool, Field(description="Store no zero points: a little smaller, a little less exact.")]
-Include = Annotated[tuple[str, ...], Field(description="Only layers whose name matches this glob; repeatable.")]
-Exclude = Annotated[tuple[str, ...], Field(description="No layer whose name matches this glob; repeatable.")]
-Samples = Annotated[int, Field(ge=1, description="Calibration samples taken from `data`.")]
+Symmetric = Annotated[
+    bool, Field(description="Symmetric quantization without zero points: slightly smaller, slightly less accurate.")
+]
+Include = Annotated[
+    tuple[str, ...], Field(description="Quantize or prune only layers whose name matches this glob. Repeatable.")
+]
+Exclude = Annotated[tuple[str, ...], Field(description="Skip layers whose name matches this glob. Repeatable.")]
+Samples = Annotated[int, Field(ge=1, description="Number of calibration samples.")]
 Drift = Annotated[
     float,
-    Field(ge=0, le=1, description="Share of what earlier layers lost that is made up for; 0 takes half the time."),
+    Field(ge=0, le=1, description="Fraction of the error of earlier layers that is compensated; 0 halves the time."),
 ]
 Damping = Annotated[
     float | None,
     Field(
         gt=0,
         le=1,
-        description="Added to the diagonal of the moments, as a fraction of its mean. (less, the more samples)",
+        description="Damping: added to the diagonal of the Hessian, as a fraction of its mean. (smaller for more "
+        "samples)",
     ),
 ]
-Refit = Annotated[bool, Field(description="With `data`: fit the layers of the result to what the original gave.")]
+Refit = Annotated[bool, Field(description="Refit the layers to the original's outputs by least squares. Needs `data`.")]
 TargetLatency = Annotated[
     float | None,
-    Field(gt=0, lt=1, description="Share of the latency that may stay, measured through ONNX on this machine."),
+    Field(
+        gt=0, lt=1, description="Target latency as a fraction of the original's, measured with ONNX on this machine."
+    ),
 ]

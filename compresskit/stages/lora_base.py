@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 
 Targets = Annotated[
     tuple[str, ...],
-    Field(description="Adapt the layers whose name matches this glob; repeatable. (all but a language model's output)"),
+    Field(
+        description="Adapt only layers whose name matches this glob. Repeatable. (all except the output layer of "
+        "a language model)"
+    ),
 ]
 Rank = Annotated[int, Field(ge=1, le=4096, description="Rank of an adapter.")]
 
 
 @dataclass(frozen=True)
 class Made:
-    """What came of training an adapter.
+    """Result of training an adapter.
 
     Attributes:
         config: PEFT's, for the adapter's folder.
@@ -61,18 +64,22 @@ class FineTuning(TrainingOptions):
     measures: ClassVar[bool] = False
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 5e-4}
 
-    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over `data` in training; 0 leaves it fresh.")] = 3
-    batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 32
-    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Of the training steps.")] = "adamw"
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Training epochs; 0 writes an untrained adapter.")] = 3
+    batch_size: Annotated[int, Field(ge=1, description="Training batch size.")] = 32
+    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="Optimizer of training.")] = "adamw"
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 5e-4, sgd: 0.01)")
+        float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 5e-4, sgd: 0.01)")
     ] = None
     warmup: Annotated[
-        float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises from zero.")
+        float, Field(ge=0, lt=1, description="Fraction of the steps for the linear warm-up of the learning rate.")
     ] = 0.1
-    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty of weights.")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="Weight decay (L2 penalty).")] = 0.0
     recompute: Annotated[
-        bool, Field(description="Compute inside blocks again for gradients: far less memory, a third more time.")
+        bool,
+        Field(
+            description="Gradient checkpointing: recompute activations in the backward pass. Much less "
+            "memory, a third more time."
+        ),
     ] = False
 
     def learn(self, module: nn.Module, model: Model, ctx: Context) -> dict[str, Any]:
@@ -95,14 +102,14 @@ class Adapting(FineTuning):
     """A way to train adapters; the weights of the model stay as they are."""
 
     targets: Targets = ()
-    merge: Annotated[bool, Field(description="Fold the adapters into the weights, in float64.")] = False
+    merge: Annotated[bool, Field(description="Merge the adapters into the weights, in float64.")] = False
 
     @model_validator(mode="after")
     def _statistics_stay(self) -> Adapting:
         if self.recalibrate:
             raise UsageError(
                 "`recalibrate` would change the base: adapters leave its batch normalizations as they are",
-                "leave it away",
+                "remove it",
             )
         return self
 
@@ -126,7 +133,7 @@ class Adapting(FineTuning):
         if self.merge and packed_layers(module):
             raise UsageError(
                 f"{model.source} is quantized: merging needs requantization",
-                "leave `merge` away: the adapters stay beside the codes; or merge into the unquantized model",
+                "remove `merge`: the adapters stay beside the codes; or merge into the unquantized model",
             )
         whole = sum(p.numel() for p in module.parameters()) + _packed_weights(module)
         made = self.adapt(model, ctx)
@@ -149,7 +156,7 @@ class Adapting(FineTuning):
         share = made.trained / max(1, whole)
         facts["share"] = round(share, 6)
         notes = [
-            f"{made.trained:,} numbers were trained, {100 * share:.2g} % of the model's {whole:,}{_in(made, rank)}"
+            f"{made.trained:,} parameters were trained, {100 * share:.2g} % of the model's {whole:,}{_in(made, rank)}"
         ]
         where = "merged into the weights" if self.merge else "beside the weights"
         notes.append(f"the adapters are {where}; {FOLDER}/ holds them in PEFT's format")
@@ -222,7 +229,7 @@ class WithPeft(Adapting):
             injected.remove()
         if self.epochs and not factors:  # given factors change the model from the start
             idle = _unmoved(start, moved)
-            skipped = {**skipped, **dict.fromkeys(idle, "nothing of the loss passes through it")}
+            skipped = {**skipped, **dict.fromkeys(idle, "it does not affect the loss")}
             found = {name: t for name, t in found.items() if not any(name.startswith(f"{layer}.") for layer in idle)}
             config["target_modules"] = target_modules(module, [name for name in names if name not in idle])
         terms = terms_of(config, found, module)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class LoraLoftq(_LowRank):
-    """Round the weights of Linear layers, and train adapters that begin with what rounding lost (LoftQ).
+    """LoftQ: quantize Linear layers and train adapters that start from the quantization error.
 
-    4 bit are NF4, 2 and 3 bit equal steps. The codes stay as they are in training (QLoRA). With `epochs` 0 nothing is
+    4 bit is NF4; 2 and 3 bit use uniform steps. The codes do not change in training (QLoRA). With `epochs` 0 nothing is
     trained and no data is needed.
     """
 
@@ -31,9 +31,11 @@ class LoraLoftq(_LowRank):
     facts: ClassVar = LoftqFacts
     adapter_kind: ClassVar = "lora"
 
-    bits: Annotated[Literal[2, 3, 4], Field(description="Bits of a weight.")] = 4
-    group_size: Annotated[Literal[32, 64, 128], Field(description="Columns that share a scale.")] = 64
-    rounds: Annotated[int, Field(ge=1, le=50, description="Turns that rounding and the adapter take.")] = 5
+    bits: Annotated[Literal[2, 3, 4], Field(description="Bits per weight.")] = 4
+    group_size: Annotated[Literal[32, 64, 128], Field(description="Group size: columns that share a scale.")] = 64
+    rounds: Annotated[
+        int, Field(ge=1, le=50, description="Iterations of alternating between rounding and fitting the adapter.")
+    ] = 5
 
     @property
     def label(self) -> str:
@@ -51,7 +53,7 @@ class LoraLoftq(_LowRank):
         from compresskit.ops.quantize.weights import quantize_module
 
         if self.merge:
-            raise UsageError("loftq quantizes: merging needs requantization", "leave `merge` away")
+            raise UsageError("loftq quantizes: merging needs requantization", "remove `merge`")
         module = model.module
         names, skipped = find_targets(module, self.targets, linear_only, rank=self.rank)
         conv1d = [name for name in names if type(module.get_submodule(name)).__name__ == "Conv1D"]

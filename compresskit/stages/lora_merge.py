@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class LoraMerge(Stage):
-    """Fold an adapter into the weights, in float64: the one that lies beside them, or one in PEFT's format.
+    """Merge an adapter into the weights, in float64: the one stored with MODEL, or one in PEFT's format.
 
-    Needs no data and no PEFT. An adapter that was trained on other weights is refused by its hash.
+    Needs neither data nor PEFT. An adapter that was trained on other weights is refused by its hash.
     """
 
     kind: ClassVar = LORA
@@ -34,7 +34,7 @@ class LoraMerge(Stage):
     takes_adapters: ClassVar[bool] = True
 
     adapter: Annotated[
-        Path | None, Field(description="Folder of an adapter, in PEFT's format. (what lies beside the weights)")
+        Path | None, Field(description="Folder of an adapter in PEFT's format. (the adapter stored with MODEL)")
     ] = None
 
     def options(self) -> dict[str, Any]:
@@ -76,13 +76,11 @@ class LoraMerge(Stage):
                 raise UsageError(f"{self.adapter} is a prompt, which no weight can take in", "it stays beside")
             check_base(found, base)
             if found.base is None:
-                notes.append(
-                    "the adapter doesn't say which weights it was trained on: only names and shapes were checked"
-                )
+                notes.append("the adapter does not record its base weights: only names and shapes were checked")
             terms = terms_of(found.config, found.tensors, module)
         merge(module, terms)
         layers = {name: {"about": _about("merged", term), "rank": term.rank} for name, term in terms.items()}
-        notes.insert(0, f"{len(layers)} layers took in their adapters")
+        notes.insert(0, f"adapters were merged into {len(layers)} layers")
         facts = {"layers": layers, "base_sha256": base, "notes": notes}
         return self.recorded(model, facts)
 

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class LoraBottleneck(Adapting):
-    """A narrow two-layer net after Linear layers, added to what they give (bottleneck adapters).
+    """Bottleneck adapters: a narrow two-layer network after Linear layers, added to their output.
 
-    By default after those that bring a wide part back to the model's width. It is not linear, so it stays beside the
-    weights; PEFT doesn't know this kind.
+    By default they follow the layers that project back to the model's width. They are not linear, so they cannot be
+    merged. PEFT does not support them.
     """
 
     method: ClassVar[str] = "bottleneck"
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-3}
 
-    rank: Annotated[int, Field(ge=1, le=4096, description="Numbers in the narrow part.")] = 16
+    rank: Annotated[int, Field(ge=1, le=4096, description="Width of the bottleneck.")] = 16
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 1e-3, sgd: 0.01)")
+        float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 1e-3, sgd: 0.01)")
     ] = None
 
     def adapt(self, model: Model, ctx: Context) -> Made:
@@ -41,9 +41,7 @@ class LoraBottleneck(Adapting):
         from compresskit.ops.lora.targets import find_targets, plain_linear
 
         if self.merge:
-            raise UsageError(
-                "a bottleneck is not linear: it can't be merged", "leave `merge` away, or take `method` lora"
-            )
+            raise UsageError("a bottleneck is not linear: it can't be merged", "remove `merge`, or take `method` lora")
         module = model.module
         names, skipped = find_targets(module, self.targets, plain_linear)
         chosen = names if self.targets else narrowing(module, names)
@@ -60,15 +58,15 @@ class LoraBottleneck(Adapting):
 
 
 class LoraPrompt(Adapting):
-    """Trained vectors before the text (prompt tuning), for text models of transformers."""
+    """Prompt tuning: trained vectors in front of the text, for text models of transformers."""
 
     method: ClassVar[str] = "prompt"
     facts: ClassVar = PromptFacts
     rates: ClassVar[dict[str, float]] = {"sgd": 3e-1, "adamw": 1e-2}
 
-    tokens: Annotated[int, Field(ge=1, le=1024, description="How many vectors.")] = 16
+    tokens: Annotated[int, Field(ge=1, le=1024, description="Number of prompt vectors.")] = 16
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 0.01, sgd: 0.3)")
+        float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 0.01, sgd: 0.3)")
     ] = None
 
     def adapt(self, model: Model, ctx: Context) -> Made:
@@ -77,7 +75,7 @@ class LoraPrompt(Adapting):
 
         if self.merge or self.targets:
             which = "merge" if self.merge else "targets"
-            raise UsageError(f"`{which}` is for adapters of layers, and a prompt has none", f"leave `{which}` away")
+            raise UsageError(f"`{which}` is for adapters of layers, and a prompt has none", f"remove `{which}`")
         module = model.module
         values = first_prompt(module, self.tokens, ctx.seed)
         config = prompt_config(module, self.tokens, portable(model.source))
@@ -105,15 +103,15 @@ class LoraPrompt(Adapting):
 
 
 class LoraFull(FineTuning):
-    """Train all weights: what adapters are held against."""
+    """Full fine-tuning of all weights, as a reference for the adapters."""
 
     method: ClassVar[str] = "full"
     needs_no_replay: ClassVar[bool] = True
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-5}
 
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 3
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Training epochs.")] = 3
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 2e-5, sgd: 0.01)")
+        float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 2e-5, sgd: 0.01)")
     ] = None
 
     def run(self, model: Model, ctx: Context) -> Model:

@@ -12,7 +12,7 @@ from compresskit.stages.lora_base import Rank, WithPeft
 if TYPE_CHECKING:
     from torch import nn
 
-Dropout = Annotated[float, Field(ge=0, lt=1, description="Of what goes into an adapter, in training.")]
+Dropout = Annotated[float, Field(ge=0, lt=1, description="Dropout on the input of the adapters in training.")]
 
 
 class _LowRank(WithPeft):
@@ -20,7 +20,8 @@ class _LowRank(WithPeft):
 
     rank: Rank = 8
     alpha: Annotated[
-        float | None, Field(gt=0, description="The product is scaled by alpha / rank. (twice the rank)")
+        float | None,
+        Field(gt=0, description="Scaling: the adapter's output is multiplied by alpha / rank. (twice the rank)"),
     ] = None
     adapter_dropout: Dropout = 0.0
 
@@ -36,18 +37,18 @@ class _LowRank(WithPeft):
 
 
 class LoraLora(_LowRank):
-    """Train two thin matrices beside each Linear and Conv layer (LoRA); the weights stay as they are.
+    """LoRA: train two low-rank matrices beside each Linear and Conv layer. The weights do not change.
 
-    Learns labels, scored sentence pairs, or a language model's own text. On a model that quantize packed, the codes
-    stay as they are and the adapters learn beside them (QLoRA). The adapters stay beside the weights, or are folded
-    in with `merge`.
+    Trains on labels, scored sentence pairs, or a language model's own text. On a model quantized by compresskit the
+    codes do not change (QLoRA). The adapters stay separate, or are merged with `merge`.
     """
 
     method: ClassVar[str] = "lora"
     adapter_kind: ClassVar = "lora"
 
     init: Annotated[
-        Literal["kaiming", "gaussian"], Field(description="How the first matrix begins; the second one is zero.")
+        Literal["kaiming", "gaussian"],
+        Field(description="Initialization of the first matrix; the second one starts at zero."),
     ] = "kaiming"
 
     def sizes(self) -> dict[str, Any]:
@@ -56,14 +57,18 @@ class LoraLora(_LowRank):
 
 
 class LoraRslora(_LowRank):
-    """LoRA scaled by alpha / √rank (rsLoRA): for high ranks, which plain LoRA trains too slowly."""
+    """rsLoRA: LoRA scaled by alpha / √rank, for high ranks, which plain LoRA trains too slowly."""
 
     method: ClassVar[str] = "rslora"
     adapter_kind: ClassVar = "rslora"
 
     rank: Rank = 32
     alpha: Annotated[
-        float | None, Field(gt=0, description="The product is scaled by alpha / √rank. (twice the root)")
+        float | None,
+        Field(
+            gt=0,
+            description="Scaling: the adapter's output is multiplied by alpha / √rank. (twice the root of the rank)",
+        ),
     ] = None
 
     def sizes(self) -> dict[str, Any]:
@@ -72,7 +77,7 @@ class LoraRslora(_LowRank):
 
 
 class LoraDora(_LowRank):
-    """LoRA that learns the length of each row of the weights apart from its direction (DoRA): slower, often better."""
+    """DoRA: LoRA with a separately trained norm for each row of the weights. Slower, often more accurate."""
 
     method: ClassVar[str] = "dora"
     adapter_kind: ClassVar = "dora"
@@ -85,15 +90,17 @@ class LoraDora(_LowRank):
 
 
 class LoraPissa(_LowRank):
-    """LoRA that begins with the largest singular values of each Linear (PiSSA), and so learns faster.
+    """PiSSA: LoRA that starts from the largest singular values of each Linear layer, which speeds up training.
 
-    What is stored is an adapter of twice the rank for the unchanged weights.
+    The stored adapter has twice the rank and belongs to the unchanged weights.
     """
 
     method: ClassVar[str] = "pissa"
     adapter_kind: ClassVar = "pissa"
 
-    alpha: Annotated[float | None, Field(gt=0, description="The product is scaled by alpha / rank. (the rank)")] = None
+    alpha: Annotated[
+        float | None, Field(gt=0, description="Scaling: the adapter's output is multiplied by alpha / rank. (the rank)")
+    ] = None
 
     def sizes(self) -> dict[str, Any]:
         """See :class:`WithPeft`."""
@@ -112,16 +119,16 @@ class LoraPissa(_LowRank):
 
 
 class LoraVera(WithPeft):
-    """Two vectors for each Linear, between random matrices that all layers share (VeRA): the fewest numbers trained."""
+    """VeRA: two trained vectors per Linear layer between shared random matrices. The fewest trained parameters."""
 
     method: ClassVar[str] = "vera"
     adapter_kind: ClassVar = "vera"
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-1, "adamw": 5e-3}
 
-    rank: Annotated[int, Field(ge=1, le=4096, description="Of the random matrices.")] = 64
+    rank: Annotated[int, Field(ge=1, le=4096, description="Rank of the shared random matrices.")] = 64
     adapter_dropout: Dropout = 0.0
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 5e-3, sgd: 0.1)")
+        float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 5e-3, sgd: 0.1)")
     ] = None
 
     def sizes(self) -> dict[str, Any]:
@@ -136,14 +143,14 @@ class LoraVera(WithPeft):
 
 
 class LoraIa3(WithPeft):
-    """A factor for each output of each layer (IA³): merged, it costs nothing."""
+    """IA³: a trained factor for each output of each layer. Once merged, it adds no cost."""
 
     method: ClassVar[str] = "ia3"
     adapter_kind: ClassVar = "ia3"
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-1, "adamw": 5e-3}
 
     lr: Annotated[
-        float | None, Field(gt=0, description="Learning rate; falls to zero along a cosine. (adamw: 5e-3, sgd: 0.1)")
+        float | None, Field(gt=0, description="Learning rate, with cosine decay to zero. (adamw: 5e-3, sgd: 0.1)")
     ] = None
 
     def sizes(self) -> dict[str, Any]:

@@ -27,10 +27,10 @@ _SEQUENCE = 8
 
 
 class PruneDepth(Recovery):
-    """Drop whole blocks (layers of a transformer, residual blocks): those without which `data`'s outputs move least.
+    """Drop whole blocks (transformer layers, residual blocks) whose removal changes the outputs on `data` the least.
 
-    What is left is smaller and faster. A Hugging Face folder stays one that transformers loads. With `epochs`
-    the rest is trained on `data`, the whole model being its teacher.
+    The result is smaller and faster. transformers still loads a pruned Hugging Face folder. `epochs` trains the rest on
+    `data` with the unpruned model as the teacher.
     """
 
     kind: ClassVar = PRUNE
@@ -40,19 +40,20 @@ class PruneDepth(Recovery):
     facts: ClassVar = DepthFacts
     searched: ClassVar = Searched(("cnn",), {"samples": 256})
 
-    drop: Annotated[int | None, Field(ge=1, description="How many blocks to drop."), Tunable(1, 3)] = None
+    drop: Annotated[int | None, Field(ge=1, description="Number of blocks to drop."), Tunable(1, 3)] = None
     blocks: Annotated[
         tuple[str, ...],
-        Field(description="Drop the blocks whose name matches this glob, rather than those found by data; repeatable."),
+        Field(description="Drop the blocks whose name matches this glob instead of ranking them on data. Repeatable."),
     ] = ()
     ranking: Annotated[
         Literal["output", "influence"],
         Field(
-            description="How blocks are ranked: output leaves out one at a time, anew after a drop; influence compares "
-            "what goes into a block with what comes out, once: for models of many blocks."
+            description="Ranking of blocks. output: error of the model's output without the block, recomputed after "
+            "each drop. influence: change from a block's input to its output, computed once; for models "
+            "with many blocks."
         ),
     ] = "output"
-    samples: Annotated[int, Field(ge=1, description="Samples taken from `data` for the ranking.")] = 128
+    samples: Annotated[int, Field(ge=1, description="Number of samples for the ranking.")] = 128
 
     def check_options(self) -> None:
         """Refuse to guess how many blocks.
@@ -61,7 +62,7 @@ class PruneDepth(Recovery):
             UsageError: Nothing says how many are to go, or two options do.
         """
         if self.drop is None and not self.blocks:
-            raise UsageError("how many blocks are to go? Give `drop` N or `blocks` GLOB", "for example `drop` 2")
+            raise UsageError("no target is given. Give `drop` N or `blocks` GLOB", "for example `drop` 2")
         if self.drop is not None and self.blocks:
             raise UsageError("`drop` and `blocks`: give one of them")
 
@@ -78,7 +79,7 @@ class PruneDepth(Recovery):
 
         self.check_options()
         if self.drop is not None and ctx.data is None:
-            raise UsageError("which blocks to drop is found by data", "give `data` FILE, or `blocks` GLOB")
+            raise UsageError("ranking the blocks needs data", "give `data` FILE, or `blocks` GLOB")
         module, forward = model.module.eval(), forward_of(model.module, model.card.inputs)
         batches = [made_up(model.card.inputs, 2, ctx.seed, sequence=_SEQUENCE)]
         facts: dict[str, Any] = {}
@@ -162,7 +163,7 @@ def _of_ranking(facts: dict[str, Any], known: dict[str, dict[str, float]]) -> li
     if "calibration" not in facts:
         return []
     what = next(iter(next(iter(known.values()))))
-    told = {"distance": "how far the output moves without a block", "influence": "influence of each block"}[what]
+    told = {"distance": "output error without each block", "influence": "influence of each block"}[what]
     values = ", ".join(f"{name} {value[what]:g}" for name, value in known.items())
     about = facts["calibration"]
     return [f"{told}, on {about['samples']} samples of {about['data']}: {values}"]

@@ -12,16 +12,17 @@ from compresskit.stages.shared_sparse import Sparse
 
 
 class PruneMagnitude(Sparse):
-    """Set the smallest weights to zero, without data. Shapes stay, so nothing gets faster or smaller by itself.
+    """Set the smallest weights to zero, without data.
 
-    `scope` output is often better for transformers; with data sparsegpt is far better for all.
+    Shapes do not change, so this alone gives neither a speed-up nor a smaller file. `scope` output is often better for
+    transformers. With data, sparsegpt is much more accurate.
     """
 
     method: ClassVar[str] = "magnitude"
 
     scope: Annotated[
         Literal["layer", "output", "global"],
-        Field(description="Rank the weights of a layer, of each of its outputs, or those of all layers together."),
+        Field(description="Scope of the ranking: the weights of one layer, of one output, or of all layers."),
     ] = "layer"
 
     @field_validator("scope")

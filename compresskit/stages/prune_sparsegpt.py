@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 class PruneSparsegpt(CalibratedSparse):
-    """Set weights to zero and move the others to make up for them, on `data`. The most exact of these methods.
+    """SparseGPT: set weights to zero and adjust the others to compensate, on `data`.
 
-    The model is walked block by block; each block is calibrated on what the pruned blocks before it give.
+    The most accurate of these methods. The model is processed block by block. Each block is calibrated on the outputs
+    of the pruned blocks before it.
     """
 
     method: ClassVar[str] = "sparsegpt"
@@ -28,7 +29,7 @@ class PruneSparsegpt(CalibratedSparse):
     drift: Drift = 1.0
     refine: Annotated[
         int,
-        Field(ge=0, le=200, description="Steps of least squares on the weights that stay, once it is settled which."),
+        Field(ge=0, le=200, description="Least-squares steps on the remaining weights after pruning."),
     ] = 20
     damping: Damping = None
 

@@ -34,10 +34,10 @@ _NAMES = {"macs": "multiply-accumulates", "params": "parameters"}
 
 
 class PruneStructured(Recovery):
-    """Cut whole channels, so that the model is smaller and faster everywhere: give a target or a ratio.
+    """Remove whole channels. The model gets smaller and faster in every runtime. Needs a target or a ratio.
 
-    With `data` the channels are chosen by what the layers behind them can do without, these layers are fitted again by
-    least squares, and `epochs` trains the result against the original.
+    With `data`, channels are ranked by the error of the layers after them, and these layers are refitted by least
+    squares. `epochs` trains the result with the original as the teacher.
     """
 
     kind: ClassVar = PRUNE
@@ -49,44 +49,44 @@ class PruneStructured(Recovery):
 
     target_macs: Annotated[
         float | None,
-        Field(gt=0, lt=1, description="Share of the multiply-accumulates that may stay."),
+        Field(gt=0, lt=1, description="Target: fraction of the multiply-accumulates to keep."),
         Tunable(0.4, 0.95, step=0.05),
     ] = None
-    target_params: Annotated[float | None, Field(gt=0, lt=1, description="Share of the parameters that may stay.")] = (
-        None
-    )
+    target_params: Annotated[
+        float | None, Field(gt=0, lt=1, description="Target: fraction of the parameters to keep.")
+    ] = None
     target_latency: TargetLatency = None
-    ratio: Annotated[float | None, Field(gt=0, lt=1, description="Share of the channels that go.")] = None
+    ratio: Annotated[float | None, Field(gt=0, lt=1, description="Fraction of the channels to remove.")] = None
     importance: Annotated[
         Literal["reconstruction", "l1", "l2", "bn-scale", "activation", "taylor", "hessian"] | None,
         Field(
-            description="What a channel is worth; reconstruction: what the layers behind it lose without it, after "
-            "the best refit. (with `data`: reconstruction, else l2)"
+            description="Importance of a channel. reconstruction: error of the next layers without the channel, "
+            "after a least-squares refit. (with `data`: reconstruction, else l2)"
         ),
     ] = None
     ranking: Annotated[
         Literal["measured", "global", "isomorphic", "uniform"] | None,
         Field(
-            description="How layers are held against each other: by what the output loses when one alone gets "
-            "narrower, by importance in all or among layers of the same structure, or all alike. "
-            "(with `data`: measured, else isomorphic)"
+            description="Comparison of layers. measured: output error when one layer alone gets narrower; global: "
+            "importance over all layers; isomorphic: importance among layers of the same structure; "
+            "uniform: the same fraction everywhere. (with `data`: measured, else isomorphic)"
         ),
     ] = None
     round_to: Annotated[
-        int, Field(ge=1, le=256, description="Widths are multiples of this: kernels are slow on others.")
+        int, Field(ge=1, le=256, description="Widths are multiples of this number, because kernels are slow on others.")
     ] = 8
     include: Include = ()
     exclude: Exclude = ()
     refit: Refit = True
-    samples: Annotated[int, Field(ge=1, description="Samples taken from `data` for ranking and refit.")] = 512
+    samples: Annotated[int, Field(ge=1, description="Number of samples for ranking and refit.")] = 512
     steps: Annotated[
-        int, Field(ge=1, le=100, description="Cut in this many steps, with an equal part of `epochs` after each.")
+        int, Field(ge=1, le=100, description="Number of pruning steps, each followed by an equal part of `epochs`.")
     ] = 1
     time_limit: Annotated[
         float | None,
         Field(
             gt=0,
-            description="Seconds after which to give up finding out which channels hang together. (a count of steps)",
+            description="Time limit in seconds for the analysis of coupled channels. (a limit on its steps)",
         ),
     ] = None
 
@@ -112,7 +112,7 @@ class PruneStructured(Recovery):
         """
         if not self._given():
             known = ", ".join(f"`{name}`" for name in _TARGETS)
-            raise UsageError(f"how much is to be cut? Give one of {known}", "for example `target_macs` 0.5")
+            raise UsageError(f"no target is given. Give one of {known}", "for example `target_macs` 0.5")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut channels of a module in place.
@@ -148,8 +148,8 @@ class PruneStructured(Recovery):
         facts["notes"] = [*self._notes(facts, ctx), *found.notes]
         if model.card.arch.kind == "transformers":
             facts["notes"].append(
-                "transformers alone can't load the result, whose layers differ in width: compresskit can; "
-                "`method` width keeps one width for all layers"
+                "transformers alone cannot load layers of different widths; compresskit can. `method` width keeps "
+                "one width for all layers"
             )
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, self.samples)
@@ -236,25 +236,27 @@ class PruneStructured(Recovery):
         left = " and ".join(
             f"{100 * share[unit]:.1f} % of the {name}" for unit, name in _NAMES.items() if unit in share
         )
-        notes = [f"{left} are left; widths are multiples of {self.round_to}"]
+        notes = [f"{left} remain; widths are multiples of {self.round_to}"]
         if ctx.data is not None:
             notes.append(
-                f"channels were chosen on {min(self.samples, len(ctx.data))} samples of {portable(ctx.data.name)}"
+                f"channels were ranked on {min(self.samples, len(ctx.data))} samples of {portable(ctx.data.name)}"
             )
         if "refit" in facts and not self.epochs:
             fitted = facts["refit"]
-            again = ", batch normalizations estimated anew" if fitted["kept"] == "recalibrated" else ""
+            again = ", batch normalization was re-estimated" if fitted["kept"] == "recalibrated" else ""
             notes.append(
-                f"layers were fitted again by least squares{again}: the output's distance from the original fell from "
-                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training: `epochs` N trains the result"
+                f"layers were refitted by least squares{again}: the output error fell from "
+                f"{fitted['before']:.3g} to {fitted['after']:.3g}; no training was done, `epochs` N trains the result"
                 if fitted["kept"] != "cut"
-                else "a least-squares refit brought the output no nearer, so it was left out: more `samples` may help"
+                else "the least-squares refit was skipped because it did not reduce the output error: more "
+                "`samples` may help"
             )
         elif not self.epochs:
-            notes.append("nothing was trained or fitted: with `data` the layers are fitted again, `epochs` N trains")
+            notes.append("nothing was trained or refitted: `data` enables the refit, `epochs` N trains")
         if facts.get("rewritten"):
             notes.append(
-                f"zero-filled shortcuts became 1×1 convolutions first, exactly: {listing(list(facts['rewritten']))}"
+                "zero-padded shortcuts were first converted exactly to 1×1 convolutions: "
+                f"{listing(list(facts['rewritten']))}"
             )
         return notes
 

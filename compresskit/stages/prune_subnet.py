@@ -32,10 +32,10 @@ _NAMES = {"macs": "multiply-accumulates", "params": "parameters"}
 
 
 class PruneSubnet(Stage):
-    """Take a narrower, shallower model out of one that `distill --method supernet` trained; nothing is trained again.
+    """Extract a narrower or shallower model from a supernet of `distill --method supernet`, without training.
 
-    Channels and blocks go in the order in which that training left them out. Statistics of batch normalization are
-    estimated anew on `data`.
+    Channels and blocks are removed in the order of the supernet's training. The statistics of batch normalization are
+    re-estimated on `data`.
     """
 
     kind: ClassVar = PRUNE
@@ -47,13 +47,13 @@ class PruneSubnet(Stage):
 
     width: Annotated[
         float | None,
-        Field(gt=0, le=1, description="Share of the channels, or neurons, that stay; rounded up. (all)"),
+        Field(gt=0, le=1, description="Width: fraction of the channels or neurons to keep, rounded up. (all)"),
         Tunable(0.25, 1.0, step=0.05),
     ] = None
-    drop: Annotated[int | None, Field(ge=0, description="How many blocks to drop. (none)"), Tunable(0, 4)] = None
-    samples: Annotated[
-        int, Field(ge=2, description="Samples taken from `data` for the statistics of batch normalization.")
-    ] = 2048
+    drop: Annotated[int | None, Field(ge=0, description="Number of blocks to drop. (none)"), Tunable(0, 4)] = None
+    samples: Annotated[int, Field(ge=2, description="Number of samples for the statistics of batch normalization.")] = (
+        2048
+    )
 
     def check_options(self) -> None:
         """Refuse to guess what is wanted.
@@ -62,7 +62,7 @@ class PruneSubnet(Stage):
             UsageError: Nothing says which subnet.
         """
         if self.width is None and self.drop is None:
-            raise UsageError("which subnet? Give `width`, `drop` or both", "for example `width` 0.5")
+            raise UsageError("no subnet is given. Give `width`, `drop` or both", "for example `width` 0.5")
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Cut a module down in place.
@@ -115,14 +115,16 @@ class PruneSubnet(Stage):
         left = " and ".join(
             f"{100 * facts['share'][u]:.1f} % of the {n}" for u, n in _NAMES.items() if u in facts["share"]
         )
-        notes = [f"{left} are left of the supernet, and nothing was trained"]
+        notes = [f"{left} of the supernet remain; nothing was trained"]
         if gone:
             notes.append(f"dropped {len(gone)} blocks: {listing(gone, 12)}")
         if "config" in facts and any("kind" in fact for fact in facts["layers"].values()):
-            notes.append("no config.json tells of fewer heads: compresskit loads the result, transformers alone can't")
+            notes.append(
+                "config.json cannot describe fewer heads: compresskit loads the result, transformers alone cannot"
+            )
         if "recalibrated" in facts:
             about = facts["calibration"]
-            notes.append(f"batch normalizations were estimated anew on {about['samples']} samples of {about['data']}")
+            notes.append(f"batch normalization was re-estimated on {about['samples']} samples of {about['data']}")
         return notes
 
     @classmethod
@@ -147,7 +149,7 @@ def elastic_of(card: Card) -> ElasticFacts:
     last = card.history[-1] if card.history else None
     if last is None or last.name != SUPERNET:
         changed = any(applied.name == SUPERNET for applied in card.history)
-        what = f"{last.name} has changed the supernet" if changed and last else "the model is no supernet"
+        what = f"{last.name} has changed the supernet" if changed and last else "the model is not a supernet"
         raise UsageError(
             f"{what}: none of its parts was trained to work alone",
             "take the subnet first" if changed else "distill `method` supernet trains one",

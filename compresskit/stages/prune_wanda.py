@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class PruneWanda(CalibratedSparse):
-    """Set to zero what is small in magnitude times the norm of its input, on `data`. Other weights keep their values.
+    """Wanda: set the weights with the smallest magnitude times input norm to zero, on `data`.
 
-    Fast, and made for Linear layers: convolutions fare better with magnitude, and all with sparsegpt. Biases make up
-    for the mean of what is lost.
+    Other weights do not change. Fast, and designed for Linear layers. Magnitude is better for convolutions, and
+    sparsegpt is better for both. Biases compensate the mean of the error.
     """
 
     method: ClassVar[str] = "wanda"

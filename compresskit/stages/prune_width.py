@@ -24,10 +24,10 @@ _MULTIPLE = 8
 
 
 class PruneWidth(Recovery):
-    """Cut feed-forward neurons and attention heads of a Hugging Face folder, which stays one that transformers loads.
+    """Remove feed-forward neurons and attention heads of a Hugging Face folder. transformers still loads the result.
 
-    Equally many go from each layer, those that `data` miss least once the others have made up for them. With `epochs`
-    the rest is trained on `data`, the whole model being its teacher. For other models: `method` structured.
+    Each layer loses the same number: those with the smallest error on `data` after a refit. `epochs` trains the rest on
+    `data` with the unpruned model as the teacher. For other models use `method` structured.
     """
 
     kind: ClassVar = PRUNE
@@ -39,12 +39,15 @@ class PruneWidth(Recovery):
     needs_no_replay: ClassVar[bool] = True  # config.json tells the sizes
 
     neurons: Annotated[
-        float, Field(ge=0, lt=1, description="Share of the neurons between a layer's feed-forward matrices that go.")
+        float, Field(ge=0, lt=1, description="Fraction of the feed-forward neurons of each layer to remove.")
     ] = 0.25
     heads: Annotated[
         float,
         Field(
-            ge=0, lt=1, description="Share of the attention heads that go; heads that share keys and values together."
+            ge=0,
+            lt=1,
+            description="Fraction of the attention heads to remove; heads that share keys and values "
+            "are removed together.",
         ),
     ] = 0.0
     samples: Samples = 256
@@ -104,7 +107,7 @@ class PruneWidth(Recovery):
         told = ", ".join(f"{key} {value}" for key, value in facts["config"].items())
         facts["notes"] = [
             f"calibrated on {count} sample{'s' if count > 1 else ''} of {name}",
-            f"config.json now says: {told}",
+            f"config.json now contains: {told}",
             *trained.pop("notes", []),
         ]
         return self.recorded(model, {**facts, **trained})

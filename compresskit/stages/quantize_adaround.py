@@ -23,34 +23,40 @@ BATCH = 32
 
 
 class QuantizeAdaround(CalibratedWeightOnly):
-    """Learn which way each weight is rounded, block by block, so that the block's output on `data` stays what it was.
+    """AdaRound: learn for each weight whether to round up or down, block by block, on unlabelled `data`.
 
-    The most exact method for convolutions at 4 bits and fewer; works on Linear layers too. No labels are used. Takes
-    minutes: see `steps`. Scales, biases and the affine parameters of normalization layers are learnt along.
+    The most accurate method for convolutions at 4 bits and fewer. It works on Linear layers too. Takes minutes, see
+    `steps`. Scales, biases and the affine parameters of normalization layers are trained as well.
     """
 
     method: ClassVar[str] = "adaround"
 
     samples: Samples = 1024
     steps: Annotated[
-        int, Field(ge=1, description="Steps of 32 samples for each block: more are slower, and a little more exact.")
+        int,
+        Field(
+            ge=1,
+            description="Optimization steps per block, with 32 samples each. More steps are slower and "
+            "slightly more accurate.",
+        ),
     ] = 500
     tune_norm: Annotated[
-        bool, Field(description="Learn normalization layers' affine parameters and layers' biases too.")
+        bool, Field(description="Also learn biases and the affine parameters of normalization layers.")
     ] = True
     edge_bits: Annotated[
         Literal[2, 3, 4, 8] | None,
         Field(
-            description="Bits of the first and the last layer. (8 where `bits` is below 4 and they hold less than a "
+            description="Bits of the first and the last layer. (8 if `bits` is below 4 and they hold less than a "
             "tenth of the weights)"
         ),
     ] = None
     equalize: Annotated[
-        bool, Field(description="First even out the channels between convolutions; the float model stays the same.")
+        bool,
+        Field(description="First equalize the weight ranges between convolutions. The float model does not change."),
     ] = False
-    recalibrate: Annotated[
-        bool, Field(description="At the end estimate the statistics of batch normalization anew.")
-    ] = False
+    recalibrate: Annotated[bool, Field(description="Re-estimate the statistics of batch normalization at the end.")] = (
+        False
+    )
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place.
@@ -94,7 +100,9 @@ class QuantizeAdaround(CalibratedWeightOnly):
         done = chosen.calibrate(model, ctx, Method(quantize_gptq, learn=learn), samples=self.samples, batch=BATCH)
         if self.recalibrate:
             batches = batches_of(ctx.data, model.card.inputs, BATCH, min(self.samples, len(ctx.data)))
-            notes.append(f"statistics of {recalibrate(module, forward, batches)} batch normalizations estimated anew")
+            notes.append(
+                f"statistics of {recalibrate(module, forward, batches)} batch normalizations were re-estimated"
+            )
         facts = done.card.history[-1].facts
         found = {name: facts["layers"].get(name, {}).get("bits") for name in edges}
         widened = [name for name in edges if found[name] == bits != self.bits]

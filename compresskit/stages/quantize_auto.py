@@ -44,12 +44,12 @@ _LIMITED = 512
 
 
 class QuantizeAuto(Stage):
-    """Pick the method by model and data, and give fragile layers more bits.
+    """Choose the method by model and data, and give sensitive layers more bits.
 
-    Without `data` weights are rounded. With it, 4 bits and fewer are calibrated: gptq for models of Linear layers,
-    adaround for convolutions; 8 bits quantize activations too. Each layer's effect on the output is measured first, and
-    bits go where they help most: within 2 % of the size of `bits`, or within `target_bits`, `max_size` or `max_drop`
-    where they are given. The report says what was chosen and why; the card has it as options of that method.
+    Without `data`, weights are rounded. With `data`, 4 bits and fewer are calibrated: gptq for models of Linear layers,
+    adaround for convolutions. 8 bits quantize activations too. The sensitivity of each layer is measured first. Bits
+    are then distributed within 2 % of the size of `bits`, or within `target_bits`, `max_size` or `max_drop`. The report
+    says what was chosen and why; the card records it as explicit options of that method.
     """
 
     kind: ClassVar = QUANTIZE
@@ -62,30 +62,31 @@ class QuantizeAuto(Stage):
     needs_no_replay: ClassVar[bool] = True
 
     bits: Annotated[
-        Literal[2, 3, 4, 8] | None, Field(description="Bits of a weight that isn't fragile. (4; 8 for an ONNX file)")
+        Literal[2, 3, 4, 8] | None,
+        Field(description="Bits per weight; sensitive layers get more. (4; 8 for an ONNX file)"),
     ] = None
     target_bits: Annotated[
         float | None,
-        Field(ge=2, le=8, description="Mean bits of a weight, scales included; each layer gets 2, 3, 4 or 8."),
+        Field(ge=2, le=8, description="Mean bits per weight, including scales. Each layer gets 2, 3, 4 or 8."),
         Tunable(2.5, 6, step=0.25),
     ] = None
     preset: Annotated[
         Preset,
         Field(
-            description="Time spent: fast rounds without calibration, quick calibrates in about a third of the time of "
-            "balanced, best takes longer."
+            description="Effort. fast: no calibration; quick: calibration in about a third of the time of balanced; "
+            "balanced: calibration; best: longer calibration."
         ),
     ] = "balanced"
     target: Annotated[
-        TargetName | None, Field(description="What an 8-bit file with activations is made for. (this machine)")
+        TargetName | None, Field(description="Target CPU of an 8-bit file with quantized activations. (this machine)")
     ] = None
     group_size: GroupSize = None
     symmetric: Symmetric = False
     include: Include = ()
     exclude: Exclude = ()
-    samples: Annotated[int | None, Field(ge=1, description="Calibration samples taken from `data`. (the method's)")] = (
-        None
-    )
+    samples: Annotated[
+        int | None, Field(ge=1, description="Number of calibration samples. (default of the method)")
+    ] = None
 
     @property
     def aims_at(self) -> str | None:
@@ -195,7 +196,7 @@ class QuantizeAuto(Stage):
         if ctx.data is None:
             count = 0
             batches = [made_up(inputs, _MADE_UP, ctx.seed)]
-            notes.append("the layers' effects were measured on made-up inputs: `data` would tell more")
+            notes.append("sensitivities were measured on random inputs: give `data` for better ones")
         else:
             count = min(_MEASURED[self.preset], len(ctx.data))
             batches = batches_of(ctx.data, inputs, 16, count)
@@ -207,7 +208,7 @@ class QuantizeAuto(Stage):
                 )  # fmt: skip
                 if within is None:
                     name = portable(ctx.data.name)
-                    notes.append(f"`max_drop` could not guide the choice: {name} has too few samples, or no labels")
+                    notes.append(f"`max_drop` was not used for the choice: {name} has too few samples, or no labels")
         selections = {b: self._probe(b).selection() for b in (2, 3, 4, 8)}
         plan = plan_bits(
             module.eval(),

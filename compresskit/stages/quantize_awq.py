@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class QuantizeAwq(Repaired, CalibratedWeightOnly):
-    """Scale up the columns that meet large inputs before rounding (AWQ), by a power searched on `data`.
+    """AWQ: scale the columns with large inputs before rounding, by a power that is searched on `data`.
 
-    Overfits less than gptq on few samples, and is less exact on enough. Scales go into the normalization layer in
-    front where that is exact.
+    It overfits less than gptq on few samples, and is less accurate on many. Scales are merged into the preceding
+    normalization layer where that is exact.
     """
 
     method: ClassVar[str] = "awq"
 
     refine: Annotated[
-        int, Field(ge=0, le=20, description="Rounds of improving scales and codes after the rounding.")
+        int, Field(ge=0, le=20, description="Iterations that refine scales and codes after rounding.")
     ] = 0
 
     def run(self, model: Model, ctx: Context) -> Model:

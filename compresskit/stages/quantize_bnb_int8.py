@@ -10,10 +10,11 @@ from compresskit.stages.shared_bnb import BnbStage
 
 
 class QuantizeBnbInt8(BnbStage):
-    """Round the weights of linear layers to int8, one scale a row: the 8-bit format of bitsandbytes (LLM.int8()).
+    """LLM.int8(): int8 weights of Linear layers with one scale per row, the 8-bit format of bitsandbytes.
 
-    Needs no data. From a Hugging Face folder comes one that transformers loads, with activations rounded to 8 bit
-    there and outliers in floating point. Without a need for that format, rtn in 8 bit is as small and more exact.
+    Needs no data. From a Hugging Face folder it makes one that transformers loads; activations are rounded to 8 bits
+    there, and outliers stay in floating point. If you do not need this format, rtn in 8 bit is as small and more
+    accurate.
     """
 
     method: ClassVar[str] = "bnb-int8"

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class QuantizeGptq(Repaired, CalibratedWeightOnly):
-    """Calibrate weights on `data`: each rounding error is made up for by the weights not yet rounded.
+    """GPTQ: calibrate weights on `data`; weights that are not yet rounded compensate each rounding error.
 
-    The most exact weight-only method for Linear layers. The model is walked block by block; each block is calibrated
-    on what the quantized blocks before it give. Embeddings are rounded without data.
+    The most accurate weight-only method for Linear layers. The model is processed block by block. Each block is
+    calibrated on the outputs of the quantized blocks before it. Embeddings are rounded without data.
     """
 
     method: ClassVar[str] = "gptq"
@@ -33,12 +33,12 @@ class QuantizeGptq(Repaired, CalibratedWeightOnly):
         Field(
             ge=0,
             le=1,
-            description="Share of what earlier layers lost that is made up for (GPTAQ); 0 takes half the time.",
+            description="Fraction of the error of earlier layers that is compensated (GPTAQ); 0 halves the time.",
         ),
     ] = 1.0
-    order: Annotated[bool, Field(description="Round the columns with the largest inputs first.")] = False
+    order: Annotated[bool, Field(description="Quantize the columns with the largest inputs first (act-order).")] = False
     refine: Annotated[
-        int, Field(ge=0, le=20, description="Rounds of improving scales and codes after the rounding.")
+        int, Field(ge=0, le=20, description="Iterations that refine scales and codes after rounding.")
     ] = 2
     damping: Damping = None
 

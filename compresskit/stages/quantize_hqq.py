@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class QuantizeHqq(Repaired):
-    """Round weights with ranges fitted by half-quadratic splitting (HQQ): a few large errors are let be.
+    """HQQ: fit scales and zero points by half-quadratic splitting, which tolerates a few large errors. Needs no data.
 
-    Needs no data. Try it beside rtn where weights have outliers; with calibration data gptq is more exact.
+    Try it next to rtn for weights with outliers. With calibration data gptq is more accurate.
     """
 
     method: ClassVar[str] = "hqq"

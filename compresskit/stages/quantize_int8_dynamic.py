@@ -11,11 +11,11 @@ from compresskit.stages.shared_int8 import Int8Stage
 
 
 class QuantizeInt8Dynamic(Int8Stage):
-    """Matrix products in 8 bit with ranges found while the model runs: faster on CPUs, and needs no data.
+    """Matrix products in 8 bit with activation ranges computed at run time. Faster on CPUs; needs no data.
 
-    For transformers, LSTMs and other models of Linear layers under onnxruntime. OpenVINO runs these files slowly, and
-    none with an LSTM: for it take smoothquant or int8-static. Embeddings are stored in 8 bit; convolutions and GRUs
-    stay in float.
+    For transformers, LSTMs and other models of Linear layers under onnxruntime. OpenVINO runs these files slowly and
+    does not support the LSTM: use smoothquant or int8-static for it. Embeddings are stored in 8 bit; convolutions and
+    GRUs stay in float.
     """
 
     method: ClassVar[str] = "int8-dynamic"
@@ -40,7 +40,5 @@ class QuantizeInt8Dynamic(Int8Stage):
             progress=ctx.progress,
         )
         width = "7" if target.int8.reduce_range else "8"
-        note = (
-            f"made for {target.title}: weights int8 of {width} bits, activations uint8 with a range found at run time"
-        )
+        note = f"target {target.title}: weights int8 of {width} bits, activations uint8 with a range found at run time"
         return self.finished(model, out, {**facts, "target": target.name, "notes": [*facts["notes"], note]})

@@ -11,12 +11,12 @@ from compresskit.stages.shared_int8 import StaticStage
 
 
 class QuantizeInt8Static(StaticStage):
-    """Weights and activations in 8 bit; activation ranges are calibrated on `data`. Fast on CPUs.
+    """Weights and activations in 8 bit, with activation ranges calibrated on `data`. Fast on CPUs.
 
-    The ONNX graph gets QuantizeLinear/DequantizeLinear pairs. Networks of convolutions run on integers throughout; in
-    models with attention the matrix products with a weight do, the rest stays float. For transformers that come as
-    torch, smoothquant loses less at the same speed. Signedness follows `target`: on x86 unsigned activations and signed
-    weights (7 bits without VNNI, so that products can't saturate), on Arm and GPUs both signed.
+    The ONNX graph gets QuantizeLinear/DequantizeLinear pairs. Convolutional networks run entirely on integers. In
+    models with attention only matrix products with weights do; the rest stays in float. For transformers from PyTorch,
+    smoothquant is more accurate at the same speed. The integer types follow `target`: on x86 unsigned activations and
+    signed weights (7 bits without VNNI, so that products cannot saturate), on Arm and GPUs both signed.
     """
 
     method: ClassVar[str] = "int8-static"

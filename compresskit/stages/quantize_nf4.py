@@ -12,16 +12,16 @@ from compresskit.stages.shared_bnb import BnbStage
 
 
 class QuantizeNf4(BnbStage):
-    """Round the weights of linear layers to NF4, the 4-bit format of bitsandbytes (QLoRA).
+    """NF4: the 4-bit format of bitsandbytes for Linear layers (QLoRA). Needs no data.
 
-    Needs no data. torch multiplies by these weights without unpacking them (bench `runtime` torch): one token at a
-    time, at the speed of reading 4 bits a weight. From a Hugging Face folder comes one that transformers loads.
-    Under onnxruntime the same weights are small, not fast: there take gptq or rtn.
+    torch multiplies by these weights without unpacking them (bench `runtime` torch), so that one token at a time runs
+    at the speed of reading 4 bits per weight. From a Hugging Face folder it makes one that transformers loads. Under
+    onnxruntime these weights save size but no time: use gptq or rtn there.
     """
 
     method: ClassVar[str] = "nf4"
 
-    group_size: Annotated[Literal[32, 64, 128, 256], Field(description="Weights that share a scale.")] = 64
+    group_size: Annotated[Literal[32, 64, 128, 256], Field(description="Block size: weights that share a scale.")] = 64
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place."""

@@ -29,10 +29,10 @@ _FEW = 2000
 
 
 class QuantizeQat(TrainingOptions, WeightOnly):
-    """Go on training on `data` with weights rounded in every pass. The most exact method, and the slowest.
+    """QAT: quantization-aware training on `data`. The most accurate method, and the slowest.
 
-    The model before quantization is the teacher, so it works without labels; with labels both count. Weights keep their
-    scales where training ends: no rounding follows. Images are cropped and mirrored at random.
+    The model before quantization is the teacher, so that labels are optional; with labels both are used. The final
+    scales are those of the training: no further rounding follows. Images are cropped and mirrored at random.
     """
 
     method: ClassVar[str] = "qat"
@@ -43,12 +43,15 @@ class QuantizeQat(TrainingOptions, WeightOnly):
 
     activations: Annotated[
         Literal[8, 16],
-        Field(description="Bits of activations: 8 needs `bits` 8 and gives a static int8 file; 16 is floating point."),
+        Field(
+            description="Bits of activations. 8 needs `bits` 8 and gives a static int8 file; 16 keeps floating point."
+        ),
     ] = 16
     target: Annotated[
-        TargetName | None, Field(description="What an int8 file is made for: it decides signedness. (this machine)")
+        TargetName | None,
+        Field(description="Target CPU of an int8 file; it decides which integers are signed. (this machine)"),
     ] = None
-    epochs: Annotated[int, Field(ge=1, le=10_000, description="Passes over `data` in training.")] = 4
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Training epochs.")] = 4
 
     @field_validator("activations")
     @classmethod
@@ -111,7 +114,7 @@ class QuantizeQat(TrainingOptions, WeightOnly):
     def replay(cls, module: nn.Module, facts: QuantizeFacts | StaticFacts, tensors: Tensors) -> Tensors:
         """Put empty packed layers in the place of the quantized ones."""
         if isinstance(facts, StaticFacts):
-            raise InputError("a file with activations in 8 bit has no module any more", "leave `arch` away")
+            raise InputError("a file with activations in 8 bit has no module any more", "remove `arch`")
         return super().replay(module, facts, tensors)
 
     def _writer(self) -> QuantizeInt8Static:
@@ -129,10 +132,12 @@ class QuantizeQat(TrainingOptions, WeightOnly):
         """Export a module that was trained on 8 bits, and let the writer of static int8 files put in the codes."""
         from compresskit.exporter.checked import export_checked
         from compresskit.exporter.parity import ParityCheck
+        from compresskit.exporter.pooled import pooling
 
         path = ctx.work / "trained.onnx"
         check = ParityCheck(seed=ctx.seed, data=ctx.data)
-        export_checked(model.module, model.card.inputs, path, check, progress=ctx.progress)
+        with pooling(model.module, model.card.usage):
+            export_checked(model.module, model.card.inputs, path, check, progress=ctx.progress)
         written = self._writer().run(replace(model, body=path), ctx)
         last = written.card.history[-1]
         return replace(model, body=written.body), last.facts, last.skipped

@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 
 class QuantizeRtn(Repaired):
-    """Round weights to 2, 3, 4 or 8 bits, each group's range clipped where that lowers the squared error.
+    """Round weights to nearest in 2, 3, 4 or 8 bits, with the range of each group clipped for the least squared error.
 
-    Linear and Embedding weights get a scale for each group, convolutions one for each output channel. Activations stay
-    floating point. Needs no data, and works on a bare state dict.
+    Linear and Embedding weights get a scale per group, convolutions one per output channel. Activations stay in
+    floating point. Needs no data and works on a bare state dict.
     """
 
     method: ClassVar[str] = "rtn"
     takes: ClassVar[tuple[Form, ...]] = ("torch", "weights")
 
-    clip: Annotated[bool, Field(description="Search the best range of each group; off is faster, plain rounding.")] = (
-        True
-    )
+    clip: Annotated[
+        bool,
+        Field(description="Search the range of each group with the least squared error. Off: plain rounding, faster."),
+    ] = True
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place, or the tensors of a file one by one into ``ctx.work``.

@@ -17,11 +17,12 @@ _MOST = 1e-3
 
 
 class QuantizeSmoothquant(StaticStage):
-    """Static 8 bit for transformers: a few huge activation channels no longer cost all others their precision.
+    """SmoothQuant: static 8 bit for transformers, with activation outliers moved into the weights.
 
-    Each channel of a Linear layer's input is divided by a scale, and its weight multiplied by it, so that both round
-    well (SmoothQuant). The scale costs nothing where the layer before can take it. Then the model goes to ONNX and
-    through int8-static. The most exact of the fast 8-bit forms of a transformer, and the fastest one under OpenVINO.
+    Each channel of a Linear layer's input is divided by a scale, and its weight is multiplied by it, so that both
+    quantize well. The scale costs nothing where the preceding layer can absorb it. Then the model is exported and
+    quantized by int8-static. The most accurate of the fast 8-bit formats of a transformer, and the fastest under
+    OpenVINO.
     """
 
     method: ClassVar[str] = "smoothquant"
@@ -30,7 +31,12 @@ class QuantizeSmoothquant(StaticStage):
 
     alpha: Annotated[
         float | None,
-        Field(ge=0, le=1, description="Share of the difficulty that weights take. (chosen for each layer on `data`)"),
+        Field(
+            ge=0,
+            le=1,
+            description="Migration strength: how much of the activation range moves into the weights. "
+            "(chosen per layer on `data`)",
+        ),
     ] = None
 
     def run(self, model: Model, ctx: Context) -> Model:
@@ -44,6 +50,7 @@ class QuantizeSmoothquant(StaticStage):
         from compresskit.exporter.call import evaluating
         from compresskit.exporter.checked import export_checked
         from compresskit.exporter.parity import ParityCheck
+        from compresskit.exporter.pooled import pooling
         from compresskit.ops.quantize.smooth import smooth_module
         from compresskit.stages.batches import batches_of, forward_of
 
@@ -62,7 +69,8 @@ class QuantizeSmoothquant(StaticStage):
                 "use `method` int8-static, which leaves the float model as it is",
             )
         smooth_onnx, check = ctx.work / "smooth.onnx", ParityCheck(seed=ctx.seed, threads=ctx.threads, data=ctx.data)
-        export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
+        with pooling(model.body, model.card.usage):
+            export_checked(model.body, inputs, smooth_onnx, check, progress=ctx.progress)
         out = self.place(ctx)
         facts = self.quantized(smooth_onnx, out, inputs, ctx)
         facts |= {"smoothed": smoothed["layers"], "difference": smoothed["difference"], "unsmoothed": left}
@@ -78,6 +86,6 @@ def _described(smoothed: dict[str, Any]) -> str:
     span = f"alpha {alphas[0]:g}" if len(alphas) == 1 else f"alpha {alphas[0]:g} to {alphas[-1]:g}"
     folded = sum(layer["folded"] is not None for layer in layers)
     return (
-        f"smoothed {len(layers)} layers ({span}), {folded} of them by the layer before; float outputs changed by "
-        f"{smoothed['difference']:.1g}"
+        f"smoothed {len(layers)} layers ({span}), {folded} of them merged into the layer before; float outputs "
+        f"changed by {smoothed['difference']:.1g}"
     )

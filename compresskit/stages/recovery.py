@@ -26,11 +26,11 @@ class Recovery(TrainingOptions):
     recover: Annotated[
         Literal["weights", "lora"],
         Field(
-            description="What training moves: all weights, or low-rank terms that are folded into them at the end "
-            "(adamw, lr 1e-3): less memory, and less is forgotten where `data` is little."
+            description="Trained parameters: all weights, or low-rank terms (lora) that are merged at the end "
+            "(adamw, lr 1e-3). lora needs less memory and overfits less on few samples."
         ),
     ] = "weights"
-    recover_rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the terms of `recover` lora.")] = 16
+    recover_rank: Annotated[int, Field(ge=1, le=1024, description="Rank of the low-rank terms of `recover` lora.")] = 16
 
     @model_validator(mode="after")
     def _recovers(self) -> Recovery:
@@ -38,7 +38,8 @@ class Recovery(TrainingOptions):
             raise UsageError("`recover` is for training, and `epochs` is 0", "give `epochs` N")
         if self.recover == "lora" and self.optimizer == "muon":
             raise UsageError(
-                "`optimizer` muon moves whole matrices, `recover` lora terms of them", "leave one of the two away"
+                "`optimizer` muon needs whole matrices, `recover` lora trains low-rank terms",
+                "remove one of the two",
             )
         if self.recover != "lora" and self.recover_rank != Recovery.model_fields["recover_rank"].default:
             raise UsageError("`recover_rank` is for `recover` lora", "give both")

@@ -35,14 +35,14 @@ class Repaired(TrainingOptions, WeightOnly):
         Field(
             ge=0,
             le=256,
-            description="Rank of a float16 term beside each Linear that makes up for rounding; best with `data`. "
-            f"(with `epochs`: {_TRAINED_RANK}, else 0)",
+            description="Rank of a float16 correction beside each Linear layer that compensates rounding; best with "
+            f"`data`. (with `epochs`: {_TRAINED_RANK}, else 0)",
         ),
     ] = 0
-    optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Of the training steps. (adamw)")] = None
+    optimizer: Annotated[Literal["sgd", "adamw"] | None, Field(description="Optimizer of training. (adamw)")] = None
     recover: Annotated[
         Literal["lora"] | None,
-        Field(description="What `epochs` trains: the terms of `repair`; codes stay. (lora)"),
+        Field(description="Trained parameters: the low-rank corrections of `repair`; the codes do not change. (lora)"),
     ] = None
 
     @model_validator(mode="after")
@@ -75,7 +75,11 @@ class Repaired(TrainingOptions, WeightOnly):
             name: {k: v for k, v in data.items() if k != "sqnr"} if name in names else data
             for name, data in last.facts["layers"].items()
         }
-        notes = [*last.facts["notes"], *told["notes"], f"codes stayed: terms of rank {self.rank} were trained"]
+        notes = [
+            *last.facts["notes"],
+            *told["notes"],
+            f"low-rank corrections of rank {self.rank} were trained; the codes did not change",
+        ]
         facts = {**last.facts, "layers": layers, "training": told["training"], "notes": notes}
         return self.recorded(replace(model, card=replace(model.card, history=tuple(before))), facts, last.skipped)
 

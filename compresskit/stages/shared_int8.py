@@ -91,11 +91,11 @@ class Int8Stage(Stage):
     gives: ClassVar = "onnx"
     facts: ClassVar[type[Int8Facts]] = Int8Facts
 
-    bits: Annotated[Literal[8], Field(description="Bits of a weight and of an activation.")] = 8
+    bits: Annotated[Literal[8], Field(description="Bits of weights and activations.")] = 8
     target: Annotated[
-        TargetName | None, Field(description="What the file is made for: it decides signedness. (this machine)")
+        TargetName | None, Field(description="Target CPU; it decides which integers are signed. (this machine)")
     ] = None
-    per_channel: Annotated[bool, Field(description="A scale for each output channel of a weight.")] = True
+    per_channel: Annotated[bool, Field(description="One scale per output channel of a weight.")] = True
 
     @property
     def aims_at(self) -> str | None:
@@ -137,12 +137,12 @@ class StaticStage(Int8Stage):
     calibration: Annotated[
         Literal["minmax", "percentile", "mse", "entropy"],
         Field(
-            description="How a range follows from the values seen: all of them (minmax), nearly all (percentile), "
-            "the least squared error (mse) or the least loss of information (entropy)."
+            description="Calibration of activation ranges: all values (minmax), nearly all (percentile), least "
+            "squared error (mse), or least loss of information (entropy)."
         ),
     ] = "minmax"
     percentile: Annotated[
-        float, Field(ge=90, le=100, description="Of the values that a range holds, for `calibration` percentile.")
+        float, Field(ge=90, le=100, description="Percentage of values inside the range, for `calibration` percentile.")
     ] = 99.999
 
     def check_data(self, ctx: Context) -> None:
@@ -189,10 +189,12 @@ class StaticStage(Int8Stage):
         weight = f"{chosen['weight']}{' of 7 bits' if chosen['reduce_range'] else ''}"
         notes = [
             *facts["notes"],
-            f"made for {target.title}: activations {chosen['activation']}, weights {weight}; ranges "
+            f"target {target.title}: activations {chosen['activation']}, weights {weight}; ranges "
             f"({self.calibration}) from {samples} samples of {data}",
         ]
         if samples == 1:
-            notes.append("ranges come from one sample, which others will leave: give a few dozen or more with `data`")
+            notes.append(
+                "ranges come from one sample, and other samples will exceed them: give a few dozen or more with `data`"
+            )
         calibrated = calibration(ctx.data, samples)
         return {**facts, "format": chosen, "target": target.name, "calibration": calibrated, "notes": notes}

@@ -46,7 +46,7 @@ def within_latency(
 ) -> tuple[T, list[tuple[float, float]]]:
     """The choice whose model takes at most a share of the original's time for one sample under onnxruntime.
 
-    The share of multiply-accumulates is searched by halving, each time by timing what comes of it.
+    The share of multiply-accumulates is searched by halving, timing each result.
 
     Args:
         original: The module that the share is of.

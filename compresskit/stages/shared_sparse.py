@@ -39,11 +39,11 @@ class Sparse(Recovery):
     needs_no_replay: ClassVar[bool] = True
 
     sparsity: Annotated[
-        float | None, Field(ge=0, lt=1, description="Share of each layer's weights that become zero. (0.5)")
+        float | None, Field(ge=0, lt=1, description="Sparsity: fraction of each layer's weights to set to zero. (0.5)")
     ] = None
     pattern: Annotated[
         str | None,
-        Field(description="N:M keeps N weights in each group of M along the inputs: 2:4 is what NVIDIA GPUs speed up."),
+        Field(description="N:M sparsity: keeps N weights in each group of M inputs. NVIDIA GPUs accelerate 2:4."),
     ] = None
     include: Include = ()
     exclude: Exclude = ()
@@ -63,7 +63,7 @@ class Sparse(Recovery):
         if not numbers or not 1 <= int(kept) < int(of) <= _MOST:
             raise ValueError(f"N:M with 1 ≤ N < M ≤ {_MOST}, as 2:4")
         if info.data.get("sparsity") is not None:
-            raise ValueError("no `sparsity` with it: N:M says how many weights stay")
+            raise ValueError("no `sparsity` with it: N:M fixes the number of remaining weights")
         return value
 
     def zeros(self) -> Pattern:
@@ -155,7 +155,7 @@ class CalibratedSparse(Sparse):
             layers = {n: module.get_submodule(n) for n in plan.layers}
             forward = forward_of(module, model.card.inputs)
             left = prune_calibrated(module, layers, pattern, method, batches, forward, ctx.progress)
-            notes += [f"pruned by magnitude, since {why}: {listing(n)}" for why, n in reasons(left, layers).items()]
+            notes += [f"pruned by magnitude because {why}: {listing(n)}" for why, n in reasons(left, layers).items()]
             linear_to_conv1d(module, turned)
             plan = replace(plan, layers={n: module.get_submodule(n) for n in layers})
         return self.finish(model, ctx, plan, teacher, notes, calibration=calibration(ctx.data, count))
@@ -169,10 +169,10 @@ def _of_zeros(facts: dict[str, Any], layers: dict[str, nn.Module], pattern: Patt
     share = facts["zeros"] / facts["of"]
     packed = dense * (1 - share) + facts["of"] / 8
     notes = [
-        f"{100 * share:.1f} % of the weights of {len(layers)} layers are zero; nothing is faster for it: dense kernels "
-        "multiply zeros as any other weight",
-        f"the files are no smaller for it: zeros are stored as other weights are; as bit mask and values these layers "
-        f"would take {packed / 1e6:.3g} MB in place of {dense / 1e6:.3g} MB",
+        f"{100 * share:.1f} % of the weights of {len(layers)} layers are zero; this gives no speed-up: dense "
+        "kernels multiply zeros like other weights",
+        "the files are not smaller: zeros are stored like other weights; as bit mask and values these layers would "
+        f"take {packed / 1e6:.3g} MB in place of {dense / 1e6:.3g} MB",
     ]
     if (pattern.kept, pattern.of) == (2, 4):
         notes.append(

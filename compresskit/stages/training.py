@@ -43,76 +43,80 @@ class TrainingOptions(Stage):
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-4, "muon": 2e-2}
     """Learning rates where none is given: for a model that has learnt already."""
 
-    epochs: Annotated[int, Field(ge=0, le=10_000, description="Passes over `data` in training.")] = 0
-    train_samples: Annotated[int | None, Field(ge=2, description="Training samples taken from `data`. (all)")] = None
-    batch_size: Annotated[int, Field(ge=1, description="Samples of a forward pass in training.")] = 128
+    epochs: Annotated[int, Field(ge=0, le=10_000, description="Training epochs.")] = 0
+    train_samples: Annotated[int | None, Field(ge=2, description="Number of training samples. (all)")] = None
+    batch_size: Annotated[int, Field(ge=1, description="Training batch size.")] = 128
     accumulate: Annotated[
-        int, Field(ge=1, description="Batches whose mean gradient makes a step: large steps in little memory.")
+        int,
+        Field(
+            ge=1,
+            description="Gradient accumulation: batches per optimizer step. Saves memory at a large effective batch.",
+        ),
     ] = 1
     optimizer: Annotated[
         Literal["sgd", "adamw", "muon"] | None,
         Field(
-            description="Of the training steps; muon may learn more in few epochs. (sgd for models with convolutions, "
-            "else adamw)"
+            description="Optimizer of training. muon may learn more in few epochs. (sgd with convolutions, else adamw)"
         ),
     ] = None
     lr: Annotated[
         float | None,
-        Field(gt=0, description="Learning rate; falls to zero along a cosine. (sgd: 0.01, adamw: 1e-4, muon: 0.02)"),
+        Field(gt=0, description="Learning rate, with cosine decay to zero. (sgd: 0.01, adamw: 1e-4, muon: 0.02)"),
     ] = None
     warmup: Annotated[
-        float, Field(ge=0, lt=1, description="Share of the steps in which the learning rate rises from zero.")
+        float, Field(ge=0, lt=1, description="Fraction of the steps for the linear warm-up of the learning rate.")
     ] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, description="L2 penalty of weights.")] = 1e-4
-    clip: Annotated[float, Field(ge=0, description="Largest norm of a step's gradient; 0: any.")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, description="Weight decay (L2 penalty).")] = 1e-4
+    clip: Annotated[
+        float, Field(ge=0, description="Gradient clipping: maximum norm of the gradient; 0 turns it off.")
+    ] = 0.0
     ema: Annotated[
-        float, Field(ge=0, lt=1, description="Decay of the moving average of weights that is kept; 0: none.")
+        float, Field(ge=0, lt=1, description="Decay of the exponential moving average of the weights; 0 turns it off.")
     ] = 0.0
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
         Field(
-            description="Of training's forward passes, weights stay as they are; auto: bfloat16 on GPUs, else float32."
+            description="Precision of forward passes in training; weights keep their type. auto: bfloat16 on GPUs, "
+            "else float32."
         ),
     ] = "auto"
     patience: Annotated[
         int,
         Field(
             ge=0,
-            description="Epochs without a better result on held-out samples after which training ends; the best epoch "
-            "is kept. 0: train all epochs, keep the last.",
+            description="Early stopping: epochs without improvement on held-out samples. The best epoch is kept. 0 "
+            "trains all epochs and keeps the last.",
         ),
     ] = 0
     held_out: Annotated[
         int | None,
         Field(
             ge=0,
-            description="Samples of `data` that are measured after each epoch, not trained on. (with `patience` 5 %, "
-            "100 to 2000; prune and distill also from 10,000 samples on; else 0)",
+            description="Number of validation samples, held out of `data`. (5 %, 100 to 2000, with `patience`; "
+            "prune and distill also from 10,000 samples on; else 0)",
         ),
     ] = None
     augment: Annotated[
         Literal["auto", "none", "crop", "crop-flip"],
-        Field(
-            description="What is done to images; auto is crop-flip for colour images of 24 pixels or more, else none."
-        ),
+        Field(description="Image augmentation. auto: crop-flip for colour images of 24 pixels or more, else none."),
     ] = "auto"
     teacher_share: Annotated[
-        float, Field(ge=0, le=1, description="Of the loss that comes from the teacher, where there are labels.")
+        float, Field(ge=0, le=1, description="Fraction of the loss that comes from the teacher, for data with labels.")
     ] = 0.5
-    temperature: Annotated[float, Field(gt=0, description="Of the teacher's logits.")] = 2.0
+    temperature: Annotated[float, Field(gt=0, description="Temperature of the teacher's logits.")] = 2.0
     dropout: Annotated[
         bool | None,
-        Field(description="Leave dropout on in training. (off where nothing but a teacher is learnt from)"),
+        Field(description="Keep dropout on in training. (off without labels)"),
     ] = None
-    recalibrate: Annotated[
-        bool, Field(description="At the end estimate the statistics of batch normalization anew.")
-    ] = False
+    recalibrate: Annotated[bool, Field(description="Re-estimate the statistics of batch normalization at the end.")] = (
+        False
+    )
     checkpoint: Annotated[
         Path | None,
         Field(
             exclude=True,  # where a state lay decides nothing
             json_schema_extra={"format": "output-path"},
-            description="Folder where training keeps its state after each epoch; the same command goes on from there.",
+            description="Folder for the training state after each epoch. The same command resumes from it.",
         ),
     ] = None
 
@@ -164,7 +168,7 @@ class TrainingOptions(Stage):
         plan = self.training_plan(module, card, ctx, teacher)
         task = plan.task
         if loss is None and teacher is None and task.labels is None:
-            raise InputError("there is nothing to learn from: the data have no labels", "give labelled `data`")
+            raise InputError("there is nothing to train on: the data has no labels", "give labelled `data`")
         if teacher is not None:
             teacher.eval()
         with on_device(Team().device, module, teacher):
@@ -244,7 +248,7 @@ class TrainingOptions(Stage):
 
         Args:
             plan: What was settled.
-            fitted: What came of it.
+            fitted: The result of training.
             ctx: With the data.
             aim: What was learnt from: ``labels and the model's own outputs``.
         """
@@ -256,7 +260,7 @@ class TrainingOptions(Stage):
         if self.patience:
             found.append(f"the weights are those of epoch {fitted.kept}, the best on {held} held-out samples")
         elif held:
-            found.append(f"{held} more samples were held out, and measured after each epoch")
+            found.append(f"{held} more samples were held out for validation after each epoch")
         if plan.augment is not None:
             flipped = "" if self.augment == "crop" else " and flipped"
             found.append(

@@ -37,7 +37,7 @@ class WeightOnly(Stage):
     gives: ClassVar = "same"
     facts: ClassVar = QuantizeFacts
 
-    bits: Annotated[Literal[2, 3, 4, 8], Field(description="Bits of a weight.")] = 4
+    bits: Annotated[Literal[2, 3, 4, 8], Field(description="Bits per weight.")] = 4
     group_size: GroupSize = None
     symmetric: Symmetric = False
     include: Include = ()
@@ -45,8 +45,8 @@ class WeightOnly(Stage):
     layer_bits: Annotated[
         tuple[str, ...],
         Field(
-            description="Other bits for some layers: GLOB=BITS or GLOB=BITS/GROUP, 16 bits leave them in float; "
-            "repeatable, the last that matches counts."
+            description="Bits of single layers: GLOB=BITS or GLOB=BITS/GROUP; 16 bits keep float. Repeatable; the "
+            "last match wins."
         ),
     ] = ()
 
@@ -117,14 +117,16 @@ class WeightOnly(Stage):
             about = calibration(ctx.data, count)
             notes.append(f"calibrated on {count} sample{'s' if count > 1 else ''} of {about['data']}")
             if count == 1:
-                notes.append("one calibration sample says little about the others: give more")
+                notes.append("one calibration sample is not representative: give more")
         forward = forward_of(module, model.card.inputs)
         facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress)
         facts["notes"] = notes + facts["notes"]
         if about:
             facts["calibration"] = about
         elif method.repair:
-            facts["notes"] = ["the repair is made without data, by plain SVD: with `data` it makes up for more"]
+            facts["notes"] = [
+                "the low-rank correction was computed without data, by plain SVD: `data` makes it more accurate"
+            ]
         return self.recorded(model, facts, skipped)
 
     @classmethod

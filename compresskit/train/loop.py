@@ -31,7 +31,7 @@ _SETTLING = 2048
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of training.
+    """Result of training.
 
     Attributes:
         curve: One entry an epoch: ``epoch`` from 1 on, mean ``loss``, last learning rate ``lr``, and the validation's

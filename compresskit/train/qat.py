@@ -36,7 +36,7 @@ def quantize_trained(
 
     Returns:
         The facts, as those of :func:`~compresskit.ops.quantize.weights.quantize_module`; the layers left alone with the
-        reason; and what came of training.
+        reason; and the result of training.
 
     Raises:
         UsageError: A pattern matches nothing.

@@ -80,7 +80,7 @@ class Training:
         ema: Decay of a moving average of the weights and statistics, which is what remains at the end; 0 for none.
         patience: Epochs without a better validation after which training ends; the best epoch remains. 0: the last.
         dropout: Leave dropout on.
-        recalibrate: Estimate the statistics of batch normalizations anew at the end.
+        recalibrate: Re-estimate the statistics of batch normalizations at the end.
         seed: Of the order of the samples, of augmentation, and of what the module itself draws.
     """
 

@@ -83,7 +83,7 @@ class Keeper:
             facts = json.loads(metadata[_FACTS])
             key = facts.pop("key")
         except (KeyError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path} is no state of a training", "remove it") from error
+            raise InputError(f"{self.path} is not a training state", "remove it") from error
         if key != self.key:
             raise InputError(f"{self.path} is the state of another training", "remove it, or give another folder")
         tensors = Tensors(self.path, [(regions, data)])
@@ -114,9 +114,7 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     state = module.state_dict()
     other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
     if other is not None:
-        raise InputError(
-            f"the module's '{other}' is no tensor, so its training can't be kept", "leave `checkpoint` away"
-        )
+        raise InputError(f"the module's '{other}' is no tensor, so its training can't be kept", "remove `checkpoint`")
     return state
 
 

@@ -33,7 +33,7 @@ class Task:
             float32 ``(n,)``: what the cosine of two texts' embeddings should be, as ``reach`` says; None is none.
         classes: Outputs are logits along the last axis; else the distance to the teacher is squared.
         share: Of the loss that comes from the teacher where there are labels and a teacher, 0 to 1.
-        temperature: Of the teacher's logits.
+        temperature: Temperature of the teacher's logits.
         reach: The scores that stand for a cosine of 0 and of 1.
     """
 
@@ -167,5 +167,5 @@ def _check_labels(labels: Tensor, found: Tensor) -> None:
     if found.dim() != 2 or low < UNLABELLED or high >= found.shape[-1]:
         raise InputError(
             f"labels from {low} to {high} don't fit the model's output {tuple(found.shape[1:])}",
-            f"labels are classes, from 0 on, {UNLABELLED} where there is none; a teacher's outputs need no labels",
+            f"labels are class numbers from 0, or {UNLABELLED} for none; a teacher's outputs need no labels",
         )

@@ -35,7 +35,7 @@ def by_classes(
         The distance, and what a user should know of the choice.
     """
     if not classes:
-        return _of_values, ["outputs are no class logits: the student learnt their values"]
+        return _of_values, ["outputs are not class logits: the student was trained on their values"]
 
     def distance(task: Task, found: Tensor, wanted: Tensor, part: Sequence[Tensor]) -> Tensor:
         mask = task.mask(part, found)
@@ -43,7 +43,7 @@ def by_classes(
             return weight * standardized(found, wanted, temperature, mask)
         return soft_cross_entropy(found, wanted, temperature, mask)
 
-    two = ["two classes can't be standardized: the student learnt their probabilities"]
+    two = ["logits of two classes cannot be standardized: the student was trained on probabilities"]
     return distance, two if standardize and classes == 2 else []
 
 

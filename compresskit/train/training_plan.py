@@ -87,10 +87,10 @@ class TrainingPlan:
         state = keeper.load()
         if state is not None:
             done = state.facts["epoch"]
-            self.tell(f"going on after epoch {done} of {self.training.epochs}, kept in {self.folder}")
+            self.tell(f"resuming after epoch {done} of {self.training.epochs} from {self.folder}")
         elif others := keeper.others():
             self.tell(
-                f"{self.folder} keeps {others} training{'s' if others > 1 else ''} of other options, data or weights: "
-                "this one begins anew"
+                f"{self.folder} keeps {others} training{'s' if others > 1 else ''} of other options, data or "
+                "weights: this one starts from the beginning"
             )
         return keeper

@@ -25,9 +25,9 @@ def test_a_quiet_machine_has_no_notes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"busy": 60.0 + 10 * (os.cpu_count() or 1)}, "other programs kept"),
+        ({"busy": 60.0 + 10 * (os.cpu_count() or 1)}, "other programs used"),
         ({"stolen": 1.0 + 10 * (os.cpu_count() or 1)}, "to other machines"),
-        ({"hot": 5}, "for heat 2 times"),
+        ({"hot": 5}, "2 times because of heat"),
         ({"held": 9}, "quota stopped this program 7 times"),
     ],
 )
@@ -41,7 +41,7 @@ def test_load_and_governor_are_told(tmp_path: Path) -> None:
     governor.parent.mkdir(parents=True)
     governor.write_text("powersave\n")
     first, second = noise.notes(QUIET, later(), root=tmp_path, load=1000.0)
-    assert "1000.0 processes wanted to run" in first and "'powersave'" in second
+    assert "load average was 1000.0" in first and "'powersave'" in second
     governor.write_text("performance\n")
     assert noise.notes(QUIET, later(), root=tmp_path) == []
 

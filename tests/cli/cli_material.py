@@ -86,7 +86,7 @@ Job = Callable[..., dict[str, int]]
 """Runs a command in a folder, killed at the n-th thing it does to a file of its output."""
 
 
-MEASURED = ("report.json", "report.html", "provenance.json")
+MEASURED = ("report.json", "report.html", "provenance.json", "README.md")
 """What differs in a bundle from run to run: what was measured, and where."""
 
 

@@ -47,7 +47,8 @@ def test_the_bundle_is_small_and_says_what_was_left(cli: Cli) -> None:
     found = cli("quantize", "m.pt", "--bits", "4", "--exclude", "head", "-o", "out", "--json", "-")
     report = json.loads(found.out)
     assert set(report["coverage"]["done"]) == {"first"} and report["coverage"]["skipped"] == {"head": "excluded"}
-    assert {p.name for p in Path("out").iterdir()} == {"compresskit.json", "model.safetensors", "report.json"}
+    written = {"README.md", "compresskit.json", "model.safetensors", "report.json"}
+    assert {p.name for p in Path("out").iterdir()} == written
     rounding = next(m for m in report["measurements"] if m["name"] == "weight_sqnr")
     assert 15 < rounding["value"] < 30 and rounding["unit"] == "dB" and rounding["n"] == 1
     assert Path("out/model.safetensors").stat().st_size < Path("m.safetensors").stat().st_size / 2

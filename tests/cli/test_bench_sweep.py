@@ -178,7 +178,7 @@ def test_a_model_alone_is_held_to_its_latency_at_each_point(cli: Cli, two: Path)
     alone = ("bench", "a.onnx", "--batch", "1,3", *QUICK)
     assert cli(*alone, "--json", "old.json").code == 0
     outcome = cli(*alone, "--baseline", "old.json")
-    assert outcome.code == 0 and "For quality: compresskit evaluate" in " ".join(outcome.out.split())
+    assert outcome.code == 0 and "use compresskit evaluate" in " ".join(outcome.out.split())
     gates = json.loads(cli(*alone, "--baseline", "old.json", "--json", "-").out)["gates"]
     assert [gate["name"] for gate in gates] == [
         "size since baseline", "speed (batch 1) since baseline", "speed (batch 3) since baseline",

@@ -120,7 +120,7 @@ def test_a_model_alone_has_a_size_and_no_drop(cli: Cli, words: tuple[str, str], 
 @pytest.mark.parametrize("found", [alone(), report(models=[], measurements=[], gates=[], verdict=Verdict.UNVERIFIED)])
 def test_a_check_of_nothing_is_refused(cli: Cli, found: Report) -> None:
     save(found)
-    cli("check", "report.json").refused(2, "nothing would be checked", "--max-drop")
+    cli("check", "report.json").refused(2, "there is nothing to check", "--max-drop")
 
 
 def test_what_came_out_can_be_checked_again(cli: Cli) -> None:

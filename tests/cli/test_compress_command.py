@@ -100,7 +100,7 @@ def test_the_same_command_goes_on_where_the_search_was(place: Path, cli: Cli) ->
     first = found(place).search
     assert first is not None
     done = cli(*ASKED, "--trials", 5, "--force")
-    assert done.code == 0 and "going on with 3 candidates" in done.err
+    assert done.code == 0 and "resuming with 3 candidates" in done.err
     then = found(place).search
     assert then is not None and then.tried[:3] == first.tried and len(then.tried) == 5
 
@@ -111,7 +111,7 @@ def test_a_killed_search_keeps_what_it_finished(place: Path, warm_torch: Warm, c
     assert not (place / "out").exists()
     done = cli(*ASKED, "--trials", 6)
     assert done.code == 0, done
-    assert "going on with 2 candidates" in done.err
+    assert "resuming with 2 candidates" in done.err
     search = found(place).search
     assert search is not None
     # The one that was cut off is tried again, under a number of its own.

@@ -18,7 +18,7 @@ def test_a_model_is_factorized_and_merged(cli: Cli, here: Path) -> None:
     assert report["history"][-1]["name"] == "factorize.auto"
     assert all("rank 1" in about for about in report["coverage"]["done"].values())
     assert cli("factorize", "out", *ARCH, "--merge", "--no-bench", "-q", "-o", "merged").code == 0
-    cli("factorize", "m.pt", *ARCH, "--input-shape", "1,32", "-o", "no").refused(2, "how much is to be kept?")
+    cli("factorize", "m.pt", *ARCH, "--input-shape", "1,32", "-o", "no").refused(2, "no target is given")
     cli("factorize", "m.pt", *ARCH, "--input-shape", "1,32", "--rank", 99, "-o", "no").refused(2, "--rank 99 is above")
 
 

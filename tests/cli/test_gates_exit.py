@@ -70,7 +70,7 @@ def test_what_missed_a_gate_is_written_all_the_same(cli: Cli) -> None:
 def test_an_unproven_limit_fails_only_when_it_was_asked_for(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...], code: int
 ) -> None:
-    """A machine too noisy to tell, made up: the interval of the ratio holds 1."""
+    """A machine too noisy to decide, made up: the interval of the ratio holds 1."""
     _timed(monkeypatch, 1.0, 0.5, 2.0)
     found = cli("compare", "m.onnx", "bundle", "--data", "d.npz", *asked, "--json", "-")
     report = Report.model_validate_json(found.out)

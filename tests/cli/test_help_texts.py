@@ -10,12 +10,14 @@ from cli_material import Cli
 
 from compresskit import registry
 from compresskit.cli.app import build, summaries
+from compresskit.cli.guides import GUIDES
 from compresskit.cli.main import command_names
 
 VARIANTS = [
     *((name, ()) for name in command_names() if name not in registry.kind_names()),
     *((stage, ("--method", method)) for stage in registry.kind_names() for method in registry.methods(stage)),
 ]
+METHODS = {stage: [("--method", method) for method in registry.methods(stage)] for stage in registry.kind_names()}
 MEANS_TWO_THINGS = {
     "-o": "a folder, or the file of export",
     "--output": "the same",
@@ -80,11 +82,44 @@ def test_no_option_is_declared_twice(variant: tuple[str, tuple[str, ...]]) -> No
 def test_a_methods_help_has_its_options_and_no_others(cli: Cli, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     stage, _, method = row.partition(".")
-    text = cli(stage, "--method", method, "--help").out
+    text = cli(stage, "--method", method, "--help-all").out
     mine = set(registry.get(row).model_fields)
     others = {n for other in registry.rows() if other.startswith(f"{stage}.") for n in registry.get(other).model_fields}
     for name in mine | others:
         assert (f"--{name.replace('_', '-')}" in re.findall(r"--[a-z0-9-]+", text)) == (name in mine), name
+
+
+@pytest.mark.parametrize("whole", ["--help", "--help-all"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=ids)
+def test_help_fits_80_columns_and_has_examples(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, variant: tuple[str, tuple[str, ...]], whole: str
+) -> None:
+    """No line is too long, no word is broken, and the short help is a part of the whole one."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name, arguments = variant
+    text = cli(name, *arguments, whole).out
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"\nExamples:\n  compresskit {name}" in text
+    command = build(name, list(arguments))
+    joined = " ".join(text.split())
+    shown = [option for option in command.params if option.param_type_name == "option" and option.help in joined]
+    assert whole == "--help" or len(shown) == len(options(*variant))
+    own = [option for option in shown if option.name in command.guide.first]
+    assert whole == "--help-all" or not command.guide.first or 3 <= len(own) <= 11
+
+
+@pytest.mark.parametrize("name", sorted(GUIDES))
+def test_a_guide_names_options_that_exist(name: str) -> None:
+    first, *second = name.split()
+    known = {option.name for row in [(), *METHODS.get(name, ())] for option in options(first, (*second, *row))}
+    assert set(GUIDES[name].first) <= known
+    assert all(example.split()[0] == first for example in GUIDES[name].examples)
+
+
+def test_choices_are_not_broken_inside_words(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    words = re.findall(r"[\w-]+", cli("quantize", "--help").out)
+    assert all(method in words for method in registry.methods("quantize"))
 
 
 def test_a_command_imports_no_plugin(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,7 +209,7 @@ def test_sensitivity_is_worst_first_and_finds_the_fragile_layer(cli: Cli, place:
     assert losses == sorted(losses, reverse=True) and min(losses) > 0
     assert (found["bits"], found["samples"], found["data"]) == (4, 32, "data.npz")
     shown = cli("inspect", *words, "--data", "data.npz", "--sensitivity").out
-    assert "█" * 24 in shown and "one layer alone in 4 bit" in shown
+    assert "█" * 24 in shown and "one layer alone is quantized to 4 bits" in shown
 
 
 @pytest.mark.parametrize("name", ["Cnn", pytest.param("Mlp", marks=pytest.mark.slow), "Text", "Narrow"])

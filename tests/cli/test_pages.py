@@ -45,7 +45,7 @@ def test_a_command_writes_the_page_of_its_report(cli: Cli, command: str) -> None
 def test_no_other_file_is_taken_for_a_page(cli: Cli, here: Path, command: str) -> None:
     (here / "mine.html").write_text("<p>my own page</p>", encoding="utf-8")
     before = picture(here)
-    cli(*COMMANDS[command], "--html", "mine.html").refused(2, "mine.html", "no page of compresskit")
+    cli(*COMMANDS[command], "--html", "mine.html").refused(2, "mine.html", "not a page of compresskit")
     cli(*COMMANDS[command], "--html", "-").refused(2, "a page goes to a file")
     cli(*COMMANDS[command], "--html", "none/page.html").refused(2, "folder that exists")
     assert picture(here) == before
@@ -88,7 +88,7 @@ def test_a_matrix_takes_no_other_file_for_its_page(cli: Cli) -> None:
     Path("r.yaml").write_text(RECIPE + "matrix: {steps.2.bits: [4, 8]}\n", encoding="utf-8")
     Path("out").mkdir()
     Path("out/report.html").write_text("mine", encoding="utf-8")
-    cli(*COMMANDS["run"]).refused(2, "report.html", "no page of compresskit")
+    cli(*COMMANDS["run"]).refused(2, "report.html", "not a page of compresskit")
     assert sorted(path.name for path in Path("out").iterdir()) == ["report.html"]
     assert Path("out/report.html").read_text(encoding="utf-8") == "mine"
 

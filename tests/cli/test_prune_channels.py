@@ -75,7 +75,7 @@ def test_prune_and_read_again(conv: Path, cli: Cli) -> None:
     report = json.loads((conv / "out" / "report.json").read_text())
     before, after = report["models"]
     assert after["macs"] <= 0.6 * before["macs"] and after["parameters"] < before["parameters"]
-    assert report["coverage"]["skipped"] == {"head": "it gives the model's output"}
+    assert report["coverage"]["skipped"] == {"head": "it produces the model's output"}
     assert "channels" in report["coverage"]["done"]["one.bn1"]
     assert any("widths are multiples of 8" in note for note in report["notes"])
     facts = json.loads((conv / "out" / "compresskit.json").read_text())["history"][0]["facts"]

@@ -75,8 +75,8 @@ def test_check_of_a_good_recipe(cli: Cli, empty: Path) -> None:
     (empty / "r.yaml").write_text("steps:\n- quantize.gptq: {bits: 4}\nmatrix: {steps.0.bits: [3, 4]}\n")
     found = cli("recipe", "check", "r.yaml")
     assert found.code == 0 and found.err == ""
-    assert found.out.startswith("good: r.yaml, 1 step, 2 points")
-    assert "left to the command line: model, data, eval-data" in found.out
+    assert found.out.startswith("valid: r.yaml, 1 step, 2 points")
+    assert "to be given on the command line: model, data, eval-data" in found.out
     assert cli("recipe", "check", "r.yaml", "--quiet").out == ""
 
 
@@ -85,7 +85,7 @@ def test_check_tells_each_problem_on_a_line(cli: Cli, empty: Path) -> None:
     found = cli("recipe", "check", "r.yaml")
     assert (found.code, found.out) == (2, "")
     assert found.err.splitlines() == [
-        "error: r.yaml:2: steps[0].quantize.gptq: 'bit' is no option; did you mean 'bits'?",
+        "error: r.yaml:2: steps[0].quantize.gptq: 'bit' is not an option; did you mean 'bits'?",
         "error: r.yaml:3: steps[1]: there is no method 'quantise.rtn'; did you mean 'quantize.rtn'?",
         "error: r.yaml:4: seed: expected at least 0, found -1",
     ]

@@ -64,7 +64,7 @@ def test_the_same_command_goes_on_after_a_kill(warm_torch: Warm, place: Path) ->
     started.wait(timeout=60)
     assert started.returncode == -signal.SIGKILL and not (place / "out").exists()
     again = warm_torch.run((*COMMAND, *kept), cwd=place, env=ONE)
-    assert again.returncode == 0 and "going on after epoch" in again.stderr, again.stderr
+    assert again.returncode == 0 and "resuming after epoch" in again.stderr, again.stderr
     for name in ("model.safetensors", "compresskit.json"):
         assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes()
 

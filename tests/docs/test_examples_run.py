@@ -71,7 +71,7 @@ def test_a_replay_runs_checks_and_fills_in(tmp_path: Path) -> None:
         f"```yaml file=r.yaml\n{recipe}```\n```text run lines=1\n{command}\nold\n```\n```text\n$ compresskit no\n```\n"
     )
     made = module.Replay(tmp_path).page(page)
-    assert f"{command}\ngood: r.yaml, 1 step\n…\n```" in made
+    assert f"{command}\nvalid: r.yaml, 1 step\n…\n```" in made
     assert "old" not in made and "$ compresskit no" in made
     with pytest.raises(module.Failed, match="expected 0"):
         module.Replay(tmp_path).page(page.replace("bits: 8", "bits: 9"))
@@ -104,9 +104,10 @@ def test_the_examples_of_a_page_run(page: Path, tour: Path) -> None:
     assert words_of(replayer().Replay(tour).page(text)) == words_of(text)
 
 
-@pytest.mark.parametrize("name", ["demo", "inspect"])
-def test_pictures_are_of_this_program(name: str) -> None:
+@pytest.mark.parametrize(("name", "shown"), [("compress", "README.md"), ("inspect", "docs/tutorial.md")])
+def test_pictures_are_of_this_program(name: str, shown: str) -> None:
     svg = (DOCS / "pictures" / f"{name}.svg").read_text(encoding="utf-8")
     assert f"compresskit&#160;{name}" in svg
     assert not re.findall(r"(?:href|src|url)\s*[=(]\s*['\"]?https?:", svg)
-    assert f"docs/pictures/{name}.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"pictures/{name}.svg" in (ROOT / shown).read_text(encoding="utf-8")
+    assert "animation:appear" in svg

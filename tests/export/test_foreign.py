@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto as T
 from onnx import helper as h
@@ -102,6 +103,19 @@ def test_files_of_every_age(opset: int, ir: int, tmp_path: Path, capfd: pytest.C
     assert (tmp_path / "m.onnx").read_bytes() == before
     assert dynamic(tmp_path / "m.onnx", IMAGES)["layers"].keys() == {"fc"}
     assert apart(tmp_path / "m.onnx", tmp_path / "q.onnx", IMAGES) < 0.03
+
+
+@METHODS
+def test_no_warning_of_onnxruntime_reaches_the_terminal(
+    method: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = conv_net(17, 8)
+    made.graph.output[0].CopyFrom(h.make_tensor_value_info("y", T.FLOAT, ["N", 7]))  # it has 5 columns
+    onnx.save(made, tmp_path / "m.onnx")
+    onnxruntime.set_default_logger_severity(2)  # as in a process that has just begun
+    capfd.readouterr()
+    method(tmp_path / "m.onnx", IMAGES)
+    assert capfd.readouterr() == ("", "")
 
 
 @METHODS

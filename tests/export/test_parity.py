@@ -173,3 +173,14 @@ def test_where_float32_itself_is_off_float64_judges(tmp_path: Path, kind: type[C
     with torch.no_grad():
         damaged.inner.weight[3, 5] *= 1 + 1e-4
     assert not parity(damaged, tmp_path / "m.onnx", ROW).passed
+
+
+def test_half_precision_is_judged_by_its_own_error(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).half().eval()
+    inputs = (InputSpec("x", "float16", ("batch", 3, 16, 16)),)
+    result = export_checked(net, inputs, tmp_path / "m.onnx")
+    assert result.parity.passed and result.parity.rel_l2 > 1e-5, "half precision is farther off than the plain limit"
+    with torch.no_grad():
+        net[3].weight[2] *= 1.1
+    assert not parity(net, tmp_path / "m.onnx", inputs).passed

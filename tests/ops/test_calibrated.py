@@ -104,7 +104,7 @@ def test_a_tied_weight_is_packed_once_and_calibrated_by_the_layer_with_moments()
 def test_what_no_sample_reached_is_named() -> None:
     facts, _ = quantized(Blocks(), METHODS["gptq"])
     assert [note for note in facts["notes"] if "reach" in note] == [
-        "rounded without calibration, since the first batch didn't reach them: 'unused'"
+        "rounded without calibration because the first batch didn't reach them: 'unused'"
     ]
 
 
@@ -256,4 +256,4 @@ def test_layers_without_rows_are_named_for_what_they_are() -> None:
     found, _ = quantize_calibrated(
         module, Selection(8, 0), METHODS["gptq"], data, lambda m, b: m(b["x"]), lambda *_: None
     )
-    assert found["notes"] == ["rounded without calibration, since their inputs can't be written as rows: '0'"]
+    assert found["notes"] == ["rounded without calibration because their inputs can't be written as rows: '0'"]

@@ -66,8 +66,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ({"alpha_pattern": {"(a+)+$": 2}}, "names were expected"),
         ({"alpha_pattern": [1]}, "must be names with numbers"),
         ({"bias": "all"}, "trained biases too"),
-        ({"modules_to_save": ["head"]}, "asks for what is not known here: 'modules_to_save'"),
-        ({"layer_replication": [[0, 4]]}, "not known here"),
+        ({"modules_to_save": ["head"]}, "uses unknown settings: 'modules_to_save'"),
+        ({"layer_replication": [[0, 4]]}, "unknown settings"),
         ({"init_lora_weights": "pissa_niter_4"}, "changed the base"),
     ],
 )
@@ -169,7 +169,7 @@ def test_what_can_not_be_combined_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cat has the sum of all ranks"):
         combine([first, first], (1, 1), "cat", rank=3)
     write_adapter(tmp_path / "i", {"peft_type": "IA3"}, {"0.ia3_l": torch.ones(5, 1)}, None)
-    with pytest.raises(InputError, match="no plain LoRA"):
+    with pytest.raises(InputError, match="not a plain LoRA"):
         combine([first, read_adapter(tmp_path / "i")], (1, 1), "cat")
 
 

@@ -151,6 +151,6 @@ def test_a_layer_that_takes_too_many_steps_is_left_alone_and_others_are_not() ->
     whole, _ = find_groups(net, run)
     found, skipped = find_groups(net, run, effort=1200)
     assert 0 < len(found) < len(whole) and set(map(repr, found)) < set(map(repr, whole))
-    assert "torch-pruning took too many steps to find out what hangs together with it" in skipped.values()
+    assert "torch-pruning needed too many steps to find the coupled channels" in skipped.values()
     with pytest.raises(InputError, match="in as many steps as it may take"):
         find_groups(net, run, effort=8)

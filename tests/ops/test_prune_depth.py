@@ -111,7 +111,7 @@ def test_what_cannot_be_dropped_is_refused() -> None:
     blocks = blocks_of(module, batch, run)
     with pytest.raises(InputError, match=r"counts on having all its blocks: without 'layers.1' it fails"):
         drop_proven(module, blocks, ["layers.1"], batch, run)
-    with pytest.raises(InputError, match="no row of blocks"):
+    with pytest.raises(InputError, match="no sequence of blocks"):
         blocks_of(nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU()), batch, run)
     with pytest.raises(InputError, match="'layers' has 3 blocks, it had 4"):
         replay(Counting(), read_facts(DepthFacts, {"layers": {}, "stacks": {"layers": {"of": 4, "kept": ["0", "1"]}}}))

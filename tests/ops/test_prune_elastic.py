@@ -127,7 +127,7 @@ def test_facts_name_the_same_parts_again(kind: Callable[[], nn.Module]) -> None:
 
 def test_facts_of_another_model_are_refused() -> None:
     facts = found_of(made(Plain)).facts(0.5)
-    with pytest.raises(InputError, match=r"the supernet's card tells of other channels or blocks .*conv1"):
+    with pytest.raises(InputError, match=r"the supernet's card lists other channels or blocks .*conv1"):
         again(made(resnet), images(), facts, ElasticSettings())
 
 

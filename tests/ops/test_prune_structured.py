@@ -52,7 +52,7 @@ def test_every_criterion_meets_the_target(criterion: Criterion, ranking: Ranking
     widths = [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 8 == 0 and width > 0 for width in widths)
     assert small(images()).isfinite().all()
-    assert found.skipped["head"] == "it gives the model's output"
+    assert found.skipped["head"] == "it produces the model's output"
 
 
 def test_what_is_reckoned_is_what_comes_out() -> None:
@@ -139,7 +139,7 @@ def test_an_unreachable_target_says_what_can_be_reached() -> None:
     net = made(Residual)
     on = seen(32)
     found = plan(net, on, PruneSettings(), silent)
-    with pytest.raises(UsageError, match=r"0\.01 can't be met: with the narrowest widths 0\.\d+ is left") as error:
+    with pytest.raises(UsageError, match=r"0\.01 can't be met: with the narrowest widths 0\.\d+ remains") as error:
         found.at(0.01, found.cost("macs", amounts(net, on), on.example))
     reachable = float(error.value.hint.split()[1])
     found.at(reachable, found.cost("macs", amounts(net, on), on.example))
@@ -161,7 +161,7 @@ def test_globs() -> None:
 
 def test_ranking_by_data_needs_data() -> None:
     none = CalibrationData({"x": images(2)}, (), lambda module, batch: module(batch["x"]))
-    with pytest.raises(UsageError, match="ranked by data"):
+    with pytest.raises(UsageError, match="ranking the channels needs data"):
         plan(made(Plain), none, PruneSettings(), silent)
     found = plan(made(Plain), none, PruneSettings("l2", "isomorphic"), silent)
     assert [g.name for g in found.groups] == ["conv1", "conv2", "up"]
@@ -176,7 +176,7 @@ def test_a_model_without_channels_to_cut() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x[:, :, :4, :4].flatten(1))
 
-    with pytest.raises(InputError, match="it gives the model's output"):
+    with pytest.raises(InputError, match="it produces the model's output"):
         plan(made(Single), seen(32), PruneSettings(), silent)
 
 

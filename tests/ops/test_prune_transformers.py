@@ -52,7 +52,7 @@ def test_grouped_queries_do_not_hang() -> None:
         assert "heads of attention" in skipped[f"model.layers.1.self_attn.{name}"]
     assert "normalization" in skipped["model.layers.1.mlp.down_proj"]
     assert skipped["model.embed_tokens"] == "embeddings are left alone"
-    assert skipped["lm_head"] == "it gives the model's output"
+    assert skipped["lm_head"] == "it produces the model's output"
 
 
 def test_conv1d_is_cut_and_stays_a_conv1d() -> None:

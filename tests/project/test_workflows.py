@@ -56,9 +56,10 @@ def scripts(path: Path) -> list[tuple[str, list[str]]]:
 
 def test_what_fires_here_is_meant_for_here() -> None:
     """The sample is for other repositories."""
-    assert [path.stem for path in WORKFLOWS] == ["ci", "release"]
-    assert set(document(WORKFLOWS[0])[True]) == {"push", "pull_request", "workflow_dispatch", "workflow_call"}
-    assert document(WORKFLOWS[1])[True] == {"push": {"tags": ["v*"]}}
+    assert [path.stem for path in WORKFLOWS] == ["ci", "docs", "release"]
+    ci, docs, release = (document(path)[True] for path in WORKFLOWS)
+    assert set(ci) == {"push", "pull_request", "workflow_dispatch", "workflow_call"}
+    assert docs == {"push": {"branches": ["main"]}} and release == {"push": {"tags": ["v*"]}}
 
 
 @pytest.mark.skipif(CHECKER is None, reason="needs check-jsonschema")
@@ -75,14 +76,15 @@ def test_rights_time_and_concurrency_are_limited(path: Path) -> None:
     found = document(path)
     assert found["permissions"] == {"contents": "read"} and "group" in found["concurrency"]
     rights = {name: job["permissions"] for name, job in found["jobs"].items() if "permissions" in job}
-    assert rights == ({"publish": {"id-token": "write"}} if path.stem == "release" else {})
+    more = {"release": {"id-token": "write"}, "docs": {"id-token": "write", "pages": "write"}}
+    assert rights == ({"publish": more[path.stem]} if path.stem in more else {})
     assert all(0 < job["timeout-minutes"] <= 60 for job in found["jobs"].values() if "steps" in job)
 
 
 def test_a_release_does_not_wait_for_itself() -> None:
     """Two workflows in one group, the one calling the other, end each other."""
-    ours, called = (document(path)["concurrency"]["group"].partition("$")[0] for path in WORKFLOWS)
-    assert {ours, called} == {"ci-", "release-"}
+    groups = [document(path)["concurrency"]["group"].partition("$")[0] for path in WORKFLOWS]
+    assert groups == ["ci-", "docs-", "release-"]
 
 
 @by_file

@@ -14,7 +14,7 @@ from compresskit.recipe.reading import read_recipe
 S = "steps: [quantize.rtn]\n"
 BAD: dict[str, tuple[str, int, str]] = {
     # keys and values
-    "unknown key": (f"modell: a\n{S}", 1, "'modell' is no key of a recipe; did you mean 'model'?"),
+    "unknown key": (f"modell: a\n{S}", 1, "'modell' is not a key of a recipe; did you mean 'model'?"),
     "twice": (f"seed: 1\nseed: 2\n{S}", 2, "'seed' is given twice, first in line 1"),
     "twice, differently": (f"eval_data: null\neval-data: null\n{S}", 2, "'eval-data' is given twice, first in line 1"),
     "wrong type": (f"{S}threads: many", 2, "threads: expected a whole number, found 'many'"),
@@ -38,7 +38,9 @@ BAD: dict[str, tuple[str, int, str]] = {
     "two methods": (
         "steps:\n  - prune.magnitude: {sparsity: 0.5}\n    quantize.rtn: {}", 3, "begin the second with a '-'"),
     "unknown option": (
-        "steps:\n  - quantize.gptq: {bit: 4}", 2, "steps[0].quantize.gptq: 'bit' is no option; did you mean 'bits'?"),
+        "steps:\n  - quantize.gptq: {bit: 4}", 2,
+        "steps[0].quantize.gptq: 'bit' is not an option; did you mean 'bits'?",
+    ),
     "option beside its method": (
         "steps:\n  - quantize.gptq:\n    bits: 4", 3, "'bits' is an option of quantize.gptq: indent it further"),
     "unknown key of a step": ("steps:\n  - quantize.rtn:\n    rolback: true", 3, "did you mean 'rollback'?"),
@@ -51,11 +53,11 @@ BAD: dict[str, tuple[str, int, str]] = {
     "truth for an option": ("steps: [prune.depth: {drop: true}]", 1, "drop: expected a whole number, found true"),
     "share": ("steps: [prune.structured: {target-macs: 1.5}]", 1, "target-macs: expected below 1.0, found 1.5"),
     "idle option": ("steps: [quantize.rtn: {lr: 0.1}]", 1, "lr is for training, and epochs is 0; give epochs N"),
-    "no target": ("steps: [prune.structured]", 1, "how much is to be cut? Give one of target-macs"),
-    "no target of depth": ("steps: [prune.depth]", 1, "how many blocks are to go? Give drop N or blocks GLOB"),
+    "no target": ("steps: [prune.structured]", 1, "no target is given. Give one of target-macs"),
+    "no target of depth": ("steps: [prune.depth]", 1, "no target is given. Give drop N or blocks GLOB"),
     "both targets of depth": ("steps: [prune.depth: {drop: 1, blocks: [a]}]", 1, "drop and blocks: give one of them"),
     "no target of width": ("steps: [prune.width: {neurons: 0}]", 1, "nothing to prune"),
-    "no target of factorize": ("steps: [factorize.auto]", 1, "how much is to be kept? Give one of"),
+    "no target of factorize": ("steps: [factorize.auto]", 1, "no target is given. Give one of"),
     "no teacher": ("steps: [distill.kd]", 1, "distill needs a teacher; give teacher MODEL"),
     "another word with a dollar": ("steps: [distill.kd: {teacher: $modle}]", 1, "the one such word is $model"),
     "drop of a step": ("steps:\n- quantize.rtn:\n  max-drop: 1", 3, "steps[0].max-drop: expected points as 0.5pt"),
@@ -73,7 +75,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "8 bit twice": (
         "steps:\n- quantize.int8-static\n- quantize.int8-dynamic", 3,
         "quantize.int8-dynamic comes after quantize.int8-static"),
-    "adapters beside": ("steps:\n- lora.lora\n- quantize.rtn", 3, "adapters that lie beside the weights"),
+    "adapters beside": ("steps:\n- lora.lora\n- quantize.rtn", 3, "a model with separate adapters"),
     "a module's stage on a graph": ("model: m.onnx\nsteps: [quantize.gptq]", 2, "can't work on an ONNX graph"),
     "a module's stage on tensors": ("model: m.pt\nsteps: [quantize.gptq]", 2, "give arch FILE.py:NAME"),
     "no data": ("model: m.onnx\nsteps:\n- quantize.int8-static", 3, "needs calibration data; give data"),
@@ -111,8 +113,10 @@ BAD: dict[str, tuple[str, int, str]] = {
     # matrix
     "matrix nowhere": (f"{S}matrix:\n  steps.3.bits: [4]", 3, "addresses nothing; the recipe has steps.0"),
     "matrix of a whole step": (f"{S}matrix:\n  steps.0: [4]", 3, "'steps.0' addresses nothing"),
-    "matrix of an unknown option": (f"{S}matrix:\n  steps.0.bit: [4]", 3, "'bit' is no option; did you mean 'bits'?"),
-    "matrix of an unknown key": (f"{S}matrix:\n  sead: [4]", 3, "'sead' is no key of a recipe; did you mean 'seed'?"),
+    "matrix of an unknown option": (
+        f"{S}matrix:\n  steps.0.bit: [4]", 3, "'bit' is not an option; did you mean 'bits'?"),
+    "matrix of an unknown key": (
+        f"{S}matrix:\n  sead: [4]", 3, "'sead' is not a key of a recipe; did you mean 'seed'?"),
     "matrix without a list": (f"{S}matrix:\n  seed: 4", 3, "matrix: seed: expected a list of values"),
     "matrix with an empty list": (f"{S}matrix:\n  seed: []", 3, "matrix: seed: expected a list of values"),
     "matrix no mapping": (f"{S}matrix: [1]", 2, "matrix: expected a mapping"),
@@ -244,8 +248,8 @@ SETS = {
     "no key": ("=3", "`set` =3", "expected KEY=VALUE"),
     "no such step": ("steps.1.bits=3", "`set` steps.1.bits=3", "'steps.1.bits' addresses nothing"),
     "a negative step": ("steps.-1.bits=3", "`set` steps.-1.bits=3", "addresses nothing"),
-    "no such option": ("steps.0.bit=3", "`set` steps.0.bit=3", "'bit' is no option; did you mean 'bits'?"),
-    "no such key": ("modle=x", "`set` modle=x", "'modle' is no key of a recipe; did you mean 'model'?"),
+    "no such option": ("steps.0.bit=3", "`set` steps.0.bit=3", "'bit' is not an option; did you mean 'bits'?"),
+    "no such key": ("modle=x", "`set` modle=x", "'modle' is not a key of a recipe; did you mean 'model'?"),
     "steps": ("steps=[]", "`set` steps=[]", "'steps' addresses nothing"),
     "too deep": ("checks.max-drop.x=1", "`set` checks.max-drop.x=1", "addresses nothing"),
     "out of range": ("steps.0.bits=5", "`set` steps.0.bits=5", "expected 2, 3, 4 or 8, found 5"),

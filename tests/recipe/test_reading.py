@@ -168,7 +168,7 @@ def test_anchors_and_merge_keys(folder: Path) -> None:
 def test_adapters_beside_codes_may_be_the_end_but_no_middle(folder: Path) -> None:
     one(write(folder, "steps: [quantize.nf4, lora.lora]"))
     one(write(folder, "steps: [lora.lora: {merge: true}, quantize.gptq]"))
-    with pytest.raises(RecipeError, match="adapters that lie beside"):
+    with pytest.raises(RecipeError, match="a model with separate adapters"):
         read_recipe(write(folder, "steps: [lora.lora, quantize.gptq]"))
 
 

@@ -154,8 +154,8 @@ def test_text_from_files_is_neither_markup_nor_control(where: str) -> None:
 def test_skipped_layers_are_counted_by_reason(report: Report) -> None:
     text = draw(report)
     assert "20 layers changed: 19 int8, 1 int4 group 32" in text
-    assert "9 layers left alone (has no weight matrix): 'norm0', 'norm1', 'norm2' and 6" in text
-    assert "1 layer left alone (excluded by a pattern): 'head'" in text
+    assert "9 layers unchanged (has no weight matrix): 'norm0', 'norm1', 'norm2' and 6" in text
+    assert "1 layer unchanged (excluded by a pattern): 'head'" in text
 
 
 def test_layers_are_counted_by_type_and_bits(report: Report) -> None:
@@ -181,13 +181,13 @@ def test_the_model_that_others_are_held_against_is_not_counted(report: Report) -
 def test_many_reasons_are_counted_not_dropped(report: Report) -> None:
     skipped = {f"layer{i}": f"reason {i}" for i in range(30)}
     text = draw(report.model_copy(update={"coverage": Coverage(skipped=skipped)}))
-    assert "24 layers left alone for other reasons: all are in report.json" in text
+    assert "24 layers unchanged for other reasons: see report.json" in text
 
 
 def test_unverified_says_what_would_prove_it(report: Report) -> None:
     unverified = report.model_copy(update={"verdict": Verdict.UNVERIFIED})
     assert "--eval-data" in draw(unverified)
-    assert "with --data" in draw(unverified.model_copy(update={"command": "compare"}))
+    assert "give --data with labels" in draw(unverified.model_copy(update={"command": "compare"}))
 
 
 def test_slower_and_bigger_are_said_so() -> None:

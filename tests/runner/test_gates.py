@@ -31,7 +31,7 @@ def entry(name: str, size: int) -> ModelEntry:
     return ModelEntry(name=name, path=name, bytes=size, sha256="0")
 
 
-def speedup(value: float, low: float, high: float) -> Measurement:
+def speedup(value: float, low: float | None, high: float | None) -> Measurement:
     return Measurement(model="b", name="speedup", value=value, low=low, high=high, n=7, unit="×")
 
 
@@ -74,10 +74,10 @@ def test_the_speed_gate(measured: tuple[float, float, float], limit: float | Non
     [
         ((1.02, 1.01, 1.07), (True, "interval"), (True, "interval")),
         ((0.99, 0.96, 1.08), (True, "interval"), (True, "interval")),
-        ((0.97, 0.94, 0.99), (None, "slower, but not surely by as much as counts, 95 %"), (True, "interval")),
-        ((0.97, 0.92, 1.02), (None, "too noisy to tell, 95 %"), (True, "interval")),
+        ((0.97, 0.94, 0.99), (None, "slower by an uncertain amount, 95 %"), (True, "interval")),
+        ((0.97, 0.92, 1.02), (None, "too noisy to decide, 95 %"), (True, "interval")),
         ((0.93, 0.92, 0.94), (False, "interval"), (True, "interval")),
-        ((0.95, 0.85, 1.05), (None, "too noisy to tell"), (None, "too noisy to tell")),
+        ((0.95, 0.85, 1.05), (None, "too noisy to decide"), (None, "too noisy to decide")),
         ((0.8, 0.78, 0.82), (False, "interval"), (False, "interval")),
     ],
 )
@@ -89,6 +89,25 @@ def test_what_promises_no_speed_is_held_to_a_margin(
         gate = only(found, "speed")
         assert (gate.passed, gate.limit) == (passed, limit) and said in gate.reason
         assert ("too noisy" in gate.reason) == ("too noisy" in said)
+
+
+@pytest.mark.parametrize(
+    ("models", "speedups", "limits"),
+    [
+        ("ab", [], Limits(max_drop="1pt", min_speedup=1.2)),
+        ("a", [], Limits(max_drop="1pt", min_speedup=1.2)),
+        ("ab", [(1.1, 0.9, 1.3)], Limits(min_speedup=1.2)),
+        ("ab", [(0.97, 0.94, 0.99)], Limits()),
+        ("ab", [(0.97, None, None)], Limits()),
+    ],
+)
+def test_each_inconclusive_gate_names_what_to_do(
+    models: str, speedups: list[tuple[float, float | None, float | None]], limits: Limits
+) -> None:
+    known = [entry(name, 100) for name in models]
+    found = gates(known, None, [speedup(*given) for given in speedups], limits)
+    open_ = [gate.reason for gate in found if gate.passed is None]
+    assert open_ and all("measure again" in reason for reason in open_)
 
 
 RTN = Applied("quantize.rtn", {"bits": 4}, {}, {})

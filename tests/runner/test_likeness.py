@@ -84,8 +84,8 @@ def applied(**facts: object) -> Applied:
             16,
             "16 samples of d.npz that no",
         ),
-        ([applied(calibration={"samples": 49})], 64, "64 samples of d.npz to which the result was fitted"),
-        ([applied(training={"samples": 8})], 64, "64 samples of d.npz to which the result was fitted"),
+        ([applied(calibration={"samples": 49})], 64, "64 samples of d.npz that the result was fitted to"),
+        ([applied(training={"samples": 8})], 64, "64 samples of d.npz that the result was fitted to"),
     ],
 )
 @pytest.mark.usefixtures("made")
@@ -101,9 +101,9 @@ def test_the_report_says_what_the_likeness_is_of() -> None:
         steps = [method("quantize.gptq", bits=2, samples=samples)]
         report = run("net.pt", steps, f"out{samples}", arch="net.py:net", data="d.npz", bench=False)
         found[samples] = report.values("cosine")[f"out{samples}"]
-        what = "that no stage was fitted to" if samples == 16 else "to which the result was fitted"
-        (note,) = [note for note in report.notes if "against the original's" in note]
+        what = "that no stage was fitted to" if samples == 16 else "that the result was fitted to"
+        (note,) = [note for note in report.notes if "with the original's" in note]
         assert f"on {found[samples].n} samples of d.npz {what}" in note
     assert [found[samples].n for samples in (16, 64)] == [48, 64]
     report = run("net.pt", [method("quantize.rtn")], "plain", arch="net.py:net", input_shape=(1, 8), bench=False)
-    assert report.values("cosine")["plain"].n == 64 and any("64 made-up inputs" in note for note in report.notes)
+    assert report.values("cosine")["plain"].n == 64 and any("64 random inputs" in note for note in report.notes)

@@ -41,5 +41,5 @@ def test_a_users_source_is_not_asked_for_its_length(tmp_path, monkeypatch: pytes
     found = quality(models, Uncounted(), None)
     assert {m.name: m.value for m in found.measurements}["cosine"] == pytest.approx(1)
     assert found.notes == [
-        "cosine, SQNR and agreement are of the outputs against the original's on the first 256 samples of mine.py:data"
+        "cosine, SQNR and agreement compare the outputs with the original's on the first 256 samples of mine.py:data"
     ]

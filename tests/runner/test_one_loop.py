@@ -94,6 +94,18 @@ def test_a_student_is_held_against_the_teacher_of_the_first_step(here: Path, way
     assert report.values("accuracy")["t.pt"].value == 100
 
 
+def test_the_key_of_a_teacher_says_which_state_dict_teaches(here: Path) -> None:
+    good = torch.load("t.pt")
+    torch.save({"params": {name: torch.zeros_like(value) for name, value in good.items()}, "ema": good}, "two.pt")
+    learns = {"teacher": "two.pt", "teacher_arch": "net.py:Net", "teacher_arch_args": '{"width": 64}', "epochs": 1}
+    found = {}
+    for key in ("params", "ema"):
+        report = by_library(compresskit.method("distill.kd", **learns, teacher_key=key))
+        found[key] = report.values("accuracy")["two.pt"].value
+        (here / "library").rename(key)
+    assert found["ema"] == 100 > found["params"]
+
+
 @pytest.mark.parametrize("way", ["recipe", "library"])
 def test_a_later_teacher_leaves_the_original_as_it_is(here: Path, way: str) -> None:
     learns = {"teacher": "t.pt", "teacher_arch": "net.py:Net", "teacher_arch_args": '{"width": 64}', "epochs": 1}
@@ -163,7 +175,7 @@ def test_the_file_is_tried_on_the_users_data_first(here: Path, options: dict[str
     report = by_recipe(recipe(Step(compresskit.method("quantize.rtn", bits=8)), **options, **limits))
     reasons = [gate.reason for gate in report.gates if gate.name == "ONNX parity"]
     assert len(reasons) == 1 and reasons[0].endswith(
-        f"{32 + given} inputs, 8 of them given" if given else "seeded inputs"
+        f"{32 + given} inputs, 8 from the data" if given else "seeded inputs"
     )
 
 

@@ -33,10 +33,10 @@ def test_the_fastest_is_named_with_its_interval():
 def test_what_noise_hides_is_not_called_faster():
     measured = timed([("onnxruntime", 1.1), ("openvino", 1.0)], [("openvino", 1.1, 0.8, 1.5)])
     (note,) = recommend.recommendation(candidates("onnxruntime", "openvino"), measured)
-    assert note.startswith("fastest here, but not proven: m (openvino)")
+    assert note.startswith("fastest here, but not significant: m (openvino)")
 
 
-@pytest.mark.parametrize(("high", "words"), [(0.52, ""), (1.2, "not every other one")])
+@pytest.mark.parametrize(("high", "words"), [(0.52, ""), (1.2, "not all others")])
 def test_the_first_may_be_the_fastest(high, words):
     measured = timed([("onnxruntime", 1.0), ("openvino", 2.0)], [("openvino", 0.5, 0.48, high)])
     (note,) = recommend.recommendation(candidates("onnxruntime", "openvino"), measured)
@@ -61,7 +61,7 @@ def test_runtimes_that_change_the_arithmetic_or_are_missing_are_named(monkeypatc
     absent = [name for name in names() if name.startswith("onnxruntime-")]
     assert [name for name in names() if name not in found] == ["openvino-bf16", "torch-compile", *absent]
     rounded, compiled, providers = notes
-    assert "bfloat16" in rounded and "compiles anew" in compiled
+    assert "bfloat16" in rounded and "compiles in each process" in compiled
     assert all(name in providers for name in absent) and "doctor" in providers
     monkeypatch.setattr(OpenVino, "missing", lambda self: "openvino is not installed: pip install it")
     found, notes = recommend.everywhere()

@@ -128,7 +128,7 @@ def test_bars_that_are_far_away_end_a_search(limits: Limits, tmp_path: Path) -> 
     one = searching(tmp_path / "study", FakeTrying())
     one.bars = Bars(limits, 0.5)
     one.run()
-    assert "near the bars" in one.stopped and one.count <= 6
+    assert "near the limits" in one.stopped and one.count <= 6
 
 
 def test_nothing_is_computed_of_what_is_known_to_be_too_large(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_nothing_is_computed_of_what_is_known_to_be_too_large(tmp_path: Path) ->
     one.run()
     tried = one.study.tried()
     dropped = [t for t in tried if t.bytes is None]
-    assert dropped and all("nothing was computed" in t.reason for t in dropped)
+    assert dropped and all("not computed" in t.reason for t in dropped)
     assert all(t.values["quantize.auto.target_bits"] > 3.2 for t in dropped)
     # Some are measured all the same: where nothing keeps the bar, the nearest is wanted.
     assert sum(t.bytes is not None for t in tried[:4]) == 4

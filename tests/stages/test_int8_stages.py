@@ -89,7 +89,7 @@ def test_smoothquant_loses_less_than_static(tmp_path: Path) -> None:
     assert smooth < 0.7 * plain
     facts = result.card.history[-1].facts
     assert facts["smoothed"]["qkv"]["folded"] == "norm" and facts["difference"] < 1e-5
-    assert any("by the layer before" in note for note in facts["notes"])
+    assert any("into the layer before" in note for note in facts["notes"])
     assert facts["layers"].keys() >= {"qkv.weight", "out.weight", "up.weight", "down.weight"}
 
 

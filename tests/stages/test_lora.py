@@ -117,9 +117,7 @@ def test_layers_that_the_loss_does_not_see_are_left_out(tmp_path: Path) -> None:
 
     found, _ = train("lora", "mlp", tmp_path, Aside().eval())
     applied = found.card.history[-1]
-    assert applied.skipped == {"aside": "nothing of the loss passes through it"} and set(applied.facts["layers"]) == {
-        "used"
-    }
+    assert applied.skipped == {"aside": "it does not affect the loss"} and set(applied.facts["layers"]) == {"used"}
     assert set(adapted(found.body)) == {"used"}  # type: ignore[arg-type]
 
 

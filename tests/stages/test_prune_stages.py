@@ -109,7 +109,7 @@ def test_the_zeros_reported_are_those_in_the_file(made: Path, name: str, options
     assert ("0" in layers) == ("pattern" not in options)  # 3 input channels don't fill groups of 4
     state = again(made).state_dict()
     assert all(torch.equal(state[key], value) for key, value in stored.items())
-    assert any("nothing is faster" in note for note in report.notes)
+    assert any("this gives no speed-up" in note for note in report.notes)
     assert any("2:4" in note for note in report.notes) == ("pattern" in options)
 
 
@@ -153,7 +153,7 @@ def test_influence_ranks_blocks_too(made: Path) -> None:
         ("magnitude", {"pattern": "2:4", "scope": "global"}, "layer"),
         ("magnitude", {"include": ("head*",)}, "no layer matches 'head*'"),
         ("wanda", {"exclude": ("nothing",)}, "no layer matches 'nothing'"),
-        ("depth", {}, "how many blocks are to go? Give `drop` N or `blocks` GLOB"),
+        ("depth", {}, "no target is given. Give `drop` N or `blocks` GLOB"),
         ("depth", {"drop": 4}, "4 blocks can't be dropped of 4"),
         ("depth", {"blocks": ("7",)}, "no layer matches '7'"),
         ("width", {}, "for Hugging Face folders"),
@@ -170,7 +170,7 @@ def test_options_that_cannot_be_are_refused(made: Path, name: str, options: dict
 def test_without_data_the_calibrated_ones_are_refused(made: Path, name: str) -> None:
     with pytest.raises(UsageError, match="needs calibration data"):
         pruned(made, name)
-    with pytest.raises(UsageError, match="found by data"):
+    with pytest.raises(UsageError, match="ranking the blocks needs data"):
         pruned(made, "depth", drop=1)
 
 

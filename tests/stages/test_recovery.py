@@ -74,7 +74,7 @@ def test_terms_beside_codes_learn_from_the_model_before(name: str, ctx: Context,
         assert same == ("repair" not in key) and before[key].dtype == after[key].dtype, key
     applied = trained.card.history[-1]
     assert len(applied.facts["training"]["curve"]) == 30
-    assert "codes stayed: terms of rank 4 were trained" in applied.facts["notes"]
+    assert "low-rank corrections of rank 4 were trained" in applied.facts["notes"]
     assert all(data["repair"] == 4 and "sqnr" not in data for data in applied.facts["layers"].values())
     write_weights(trained, tmp_path / "model.safetensors")
     again = net()
@@ -153,7 +153,7 @@ def test_a_shared_weight_gets_no_term() -> None:
         (
             "prune.magnitude",
             {"epochs": 1, "recover": "lora", "optimizer": "muon"},
-            "`optimizer` muon moves whole matrices",
+            "`optimizer` muon needs whole matrices",
         ),
         ("quantize.adaround", {"epochs": 1}, "--epochs"),
     ],

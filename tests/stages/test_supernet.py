@@ -127,7 +127,7 @@ def test_a_subnet_is_what_was_trained_and_comes_back_from_its_bundle(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "which subnet?"),
+        ({}, "no subnet is given"),
         ({"width": 0.2}, r"`width` 0.2: the narrowest that was trained is 0.25"),
         ({"drop": 4}, r"`drop` 4: at most 3 blocks were left out in training"),
     ],
@@ -147,7 +147,7 @@ def test_statistics_of_the_whole_are_not_a_parts(made: Path, tmp_path: Path) -> 
 def test_only_a_supernet_has_subnets(made: Path, tmp_path: Path) -> None:
     ctx, stage = Context(tmp_path, data_of(made)), method("prune.subnet", width=0.5)
     plain = load(made / "net.pt", arch=ARCH, arch_args=NET, input_shape=(1, 3, 16, 16))
-    with pytest.raises(UsageError, match="the model is no supernet") as raised:
+    with pytest.raises(UsageError, match="the model is not a supernet") as raised:
         stage.run(plain, ctx)
     assert "`method` supernet" in str(raised.value.hint)
     once = stage.run(supernet(made), ctx)
@@ -198,7 +198,7 @@ def test_heads_go_where_they_were_trained_to(encoder: Path, tmp_path: Path) -> N
     with torch.no_grad(), parts.only(whole.module, Subnet(0.5, 2)):
         wanted = whole.module(**given)[0]
     report = run(whole, [method("prune.subnet", width=0.5, drop=2)], tmp_path / "out", bench=False)
-    assert any("transformers alone can't" in note for note in report.notes)
+    assert any("transformers alone cannot" in note for note in report.notes)
     found = load(tmp_path / "out").module
     query = found.get_submodule("encoder.layer.1.attention.self.query")
     assert isinstance(query, nn.Linear) and query.out_features == 16

@@ -88,7 +88,7 @@ def test_labels_are_learnt_and_the_report_is_told(source: Callable[..., Source])
     assert told["curve"][-1]["accuracy"] > 0.9 and told["curve"][-1]["loss"] < told["curve"][0]["loss"]
     assert told["data"] == "npz/data.npz" or (told["data"].endswith("data.npz") and len(told["sha256"]) == 64)
     assert facts["notes"][0].startswith("trained for 4 epochs on 200 samples") and "against labels" in facts["notes"][0]
-    assert facts["notes"][1] == "56 more samples were held out, and measured after each epoch"
+    assert facts["notes"][1] == "56 more samples were held out for validation after each epoch"
     assert not module.training
 
 
@@ -256,8 +256,8 @@ def test_a_kept_state_is_told_of_and_changes_no_byte(source: Callable[..., Sourc
     for options in ({}, {}, {"lr": 0.05}):
         module, found = train({**options, "checkpoint": folder}, source(), told=told)
         assert (state(module) == state(plain)) == (options == {}) and (found == facts) == (options == {})
-    assert told[0].startswith("going on after epoch 2 of 2, kept in ") and len(told) == 2
-    assert "keeps 1 training of other options, data or weights: this one begins anew" in told[1]
+    assert told[0].startswith("resuming after epoch 2 of 2 from ") and len(told) == 2
+    assert "keeps 1 training of other options, data or weights: this one starts from the beginning" in told[1]
     assert "checkpoint" not in Train(checkpoint=folder).options()
 
 

@@ -90,7 +90,7 @@ def test_a_foreign_or_damaged_state_is_refused(tmp_path: Path) -> None:
         keeper.load()
     other = whole.replace(b'"training":', b'"tralning":')
     keeper.path.write_bytes(other)
-    with pytest.raises(InputError, match="no state of a training"):
+    with pytest.raises(InputError, match="not a training state"):
         keeper.load()
 
 

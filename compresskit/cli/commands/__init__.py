@@ -1,40 +1,43 @@
 """The commands that are not stages, by name: each has a file here. Those of stages are their kinds'."""
 
 COMMANDS = {
-    "compress": "Find the smallest and fastest model that keeps your bars.",
-    "run": "Run a recipe: its steps one after the other, with a verdict on the whole.",
+    "compress": "Find the smallest and fastest model that meets your limits.",
+    "run": "Run the steps of a recipe in order and judge the result.",
     "verify": "Repeat the run that made a bundle, and compare the bytes.",
-    "cache": "Show or clear what is kept of finished steps.",
-    "export": "Write a model as ONNX, proven equal to the original.",
-    "bench": "Measure latency, throughput and memory of models against each other.",
+    "cache": "List or clear the cache of finished recipe steps.",
+    "export": "Export a model to ONNX or another format, and verify it against the original.",
+    "bench": "Compare latency, throughput and memory of models.",
     "evaluate": "Measure the quality of a model on data.",
-    "compare": "Hold models against the first one: quality, size and speed, as a verdict.",
-    "check": "Gate a build: hold a report to limits, and to the report of an earlier run.",
-    "report": "Draw a report as one HTML page with pictures, which needs no network.",
-    "inspect": "Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.",
+    "compare": "Compare models with the first one: quality, size, speed, and a verdict.",
+    "check": "Check a report against limits and against an earlier report.",
+    "report": "Write a report as one self-contained HTML page, or log its figures.",
+    "inspect": "Show the layers of a model and estimate what each compression method could save.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
-    "serve": "Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.",
-    "demo": "Train, quantize, export and measure a small model, as a tour.",
-    "doctor": "Show what is installed here, what is missing and how to get it.",
+    "generate": "Generate text with a language model, printed as it comes.",
+    "predict": "Run a model on texts, images, rows of numbers or arrays.",
+    "serve": "Serve a model over HTTP with the Open Inference Protocol (KServe v2).",
+    "mcp": "Let an assistant use the commands, with the Model Context Protocol over standard input and output.",
+    "demo": "Train, quantize, export and measure a small model as a demo.",
+    "doctor": "Show which engines and extras are installed, and how to install the missing ones.",
 }
 """Name to one line of help; a test holds that each is its command's own first line."""
 
 SUBCOMMANDS = {
     "lora": {
-        "merge": "Fold an adapter into the weights of a model, in float64.",
-        "list": "Show what an adapter holds: its kind, ranks, layers and base.",
-        "combine": "Make one adapter of two.",
+        "merge": "Merge an adapter into the weights of a model, in float64.",
+        "list": "Show the type, ranks, layers and base model of an adapter.",
+        "combine": "Combine two adapters into one.",
     },
     "cache": {
-        "ls": "List the finished steps that are kept, the last used first.",
-        "clear": "Remove all finished steps that are kept.",
+        "ls": "List cached steps, most recently used first.",
+        "clear": "Remove all cached steps.",
     },
     "recipe": {
-        "ls": "List the recipes that come with compresskit.",
-        "show": "Print a recipe that comes with compresskit.",
-        "cp": "Copy a recipe that comes with compresskit, to be changed.",
-        "check": "Check a recipe whole, without running anything.",
-        "schema": "Print the JSON schema of recipe files, for editors.",
+        "ls": "List the built-in recipes.",
+        "show": "Print a built-in recipe.",
+        "cp": "Copy a built-in recipe as a starting point for your own.",
+        "check": "Check a recipe and report all errors without running it.",
+        "schema": "Print the JSON schema of recipe files for use in editors.",
     },
 }
 """By command the words that may follow it, with one line of help.

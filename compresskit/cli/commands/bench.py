@@ -10,12 +10,15 @@ from compresskit.cli import options as shared
 from compresskit.cli.option_groups import Earlier, Reading, Showing, grouped
 
 Rounds = Annotated[
-    int | None, typer.Option("--rounds", min=1, help="Turns of each model in a process.", show_default=False)
+    int | None, typer.Option("--rounds", min=1, help="Timing rounds per model and process.", show_default=False)
 ]
 Processes = Annotated[
     int | None,
     typer.Option(
-        "--processes", min=2, help="How often all starts afresh; more sharpens the interval.", show_default=False
+        "--processes",
+        min=2,
+        help="Number of times that all models are restarted and timed; more give a narrower interval.",
+        show_default=False,
     ),
 ]
 Runtimes = Annotated[
@@ -23,7 +26,7 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="Engine, see compresskit doctor; auto for all that are installed; repeatable.",
+        help="Engine (see compresskit doctor), or auto for all that are installed. Repeatable.",
         rich_help_panel="Run",
     ),
 ]
@@ -32,32 +35,32 @@ Runtimes = Annotated[
 Batches = Annotated[
     str,
     typer.Option(
-        "--batch", metavar="N[,N]", help="Samples in one timed call; several with commas.", rich_help_panel="Run"
+        "--batch", metavar="N[,N]", help="Samples per timed call; comma-separated for a sweep.", rich_help_panel="Run"
     ),
 ]
 Sequences = Annotated[
     str,
     typer.Option(
-        "--sequence", "--seq", metavar="N[,N]", help="Tokens of a timed sample; several with commas.",
+        "--sequence", "--seq", metavar="N[,N]", help="Tokens per timed sample; comma-separated for a sweep.",
         rich_help_panel="Run",
     ),
 ]  # fmt: skip
 ManyThreads = Annotated[
     str,
     typer.Option(
-        "--threads", metavar="N[,N]", help="Threads of one operator, 0: all cores; several with commas.",
+        "--threads", metavar="N[,N]", help="Threads per operator; 0 uses all cores; comma-separated for a sweep.",
         rich_help_panel="Run",
     ),
 ]  # fmt: skip
 
 Profile = Annotated[
     bool,
-    typer.Option("--profile", help="Time each node too, by the engine's own profiler.", rich_help_panel="Run"),
+    typer.Option("--profile", help="Also time each graph node with the engine's profiler.", rich_help_panel="Run"),
 ]
 NoLimits = Annotated[
     bool,
     typer.Option(
-        "--no-limits", help="Do not measure how fast this machine could run each model.", rich_help_panel="Run"
+        "--no-limits", help="Do not measure the machine's memory and arithmetic limits.", rich_help_panel="Run"
     ),
 ]
 
@@ -81,15 +84,15 @@ def command(
     seed: shared.Seed = 0,
     showing: Showing,
 ) -> None:
-    """Measure latency, throughput and memory of models against each other.
+    """Compare latency, throughput and memory of models.
 
-    Each model runs in a process of its own; they take turns, and all is started afresh several times. The speed-up
-    against the first model comes with a 95 % interval; a machine too noisy to tell says so. With --runtime auto every
-    engine that is installed and opens the models takes part, and the fastest is named.
+    Each model runs in its own process. The models are timed in turns, and all processes are restarted several times.
+    The speed-up over the first model is given with a 95 % interval. A machine that is too noisy for an answer is
+    reported as such. --runtime auto times every installed engine that opens the models and names the fastest.
 
-    Several values of --batch, --threads or --sequence are a sweep: each combination is timed by itself, the speed-up is
-    over the first model at the same one, and --min-speedup must hold at all of them. Ctrl-C or SIGTERM ends it with the
-    figures so far, and exit code 130 or 143.
+    Several values of --batch, --threads or --sequence are a sweep: each combination is timed separately and compared
+    with the first model at the same combination. --min-speedup must hold for all of them. Ctrl-C or SIGTERM ends the
+    command with the figures so far and exit code 130 or 143.
     """
     from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models

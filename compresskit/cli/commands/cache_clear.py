@@ -6,7 +6,7 @@ from compresskit.cli import options as shared
 
 
 def command(cache: shared.CacheFolder = None, quiet: shared.Quiet = False) -> None:
-    """Remove all finished steps that are kept."""
+    """Remove all cached steps."""
     from compresskit.cli.console import tell
     from compresskit.render.figures import size
     from compresskit.runner.cache import Cache

@@ -6,7 +6,7 @@ from compresskit.cli import options as shared
 
 
 def command(cache: shared.CacheFolder = None, json: shared.Json = None) -> None:
-    """List the finished steps that are kept, the last used first."""
+    """List cached steps, most recently used first."""
     import json as jsonlib
 
     from compresskit.cli.console import check_json, write_json

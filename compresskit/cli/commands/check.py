@@ -24,7 +24,7 @@ class Format(str, Enum):
 
 FormatName = Annotated[
     Format,
-    typer.Option("--format", help="For people, programs, or a CI service.", rich_help_panel="Output"),
+    typer.Option("--format", help="Output format.", rich_help_panel="Output"),
 ]
 OutputFile = Annotated[
     Path | None,
@@ -32,7 +32,7 @@ OutputFile = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="Write it there, and the text to stdout; replaces what is there.",
+        help="Write the output to FILE and the text to stdout. Overwrites FILE.",
         rich_help_panel="Output",
         show_default=False,
     ),
@@ -48,10 +48,10 @@ def command(
     output: OutputFile = None,
     quiet: shared.Quiet = False,
 ) -> None:
-    """Gate a build: hold a report to limits, and to the report of an earlier run.
+    """Check a report against limits and against an earlier report.
 
-    Nothing is measured: the figures are those of the report. Without limits its own gates decide; a limit takes the
-    place of the gate of that kind. Exit code 1 when a gate is missed, or one that was asked for isn't proven.
+    Nothing is measured: the figures are those of the report. Without limits, the gates of the report decide. A limit
+    replaces the gate of its kind. Exit code 1: a gate failed, or a limit that you gave is inconclusive.
     """
     from compresskit.cli.checking import show
     from compresskit.cli.console import check_json

@@ -20,9 +20,9 @@ def command(
     engine: Engine,
     showing: Showing,
 ) -> None:
-    """Hold models against the first one: quality, size and speed, as a verdict.
+    """Compare models with the first one: quality, size, speed, and a verdict.
 
-    Exit code 1 when a limit is missed. Without --data the outputs are compared on made-up inputs, and the verdict stays
+    Exit code 1: a limit was missed. Without --data the outputs are compared on random inputs, and the verdict is
     UNVERIFIED.
     """
     from compresskit.benchmark.sweep import points

@@ -18,12 +18,14 @@ ModelArg = Annotated[
 ]
 Time = Annotated[
     str,
-    typer.Option("--time", metavar="30m", help="Time for search and verdict: 90s, 30m, 2h.", rich_help_panel=_SEARCH),
+    typer.Option(
+        "--time", metavar="30m", help="Time limit of search and verdict, as 90s, 30m or 2h.", rich_help_panel=_SEARCH
+    ),
 ]
 Minimize = Annotated[
     str,
     typer.Option(
-        "--minimize", metavar="GOALS", help="What is to be small: size, latency, or both.", rich_help_panel=_SEARCH
+        "--minimize", metavar="GOALS", help="What to minimize: size, latency, or both.", rich_help_panel=_SEARCH
     ),
 ]
 PickOne = Annotated[
@@ -31,38 +33,47 @@ PickOne = Annotated[
     typer.Option(
         "--pick",
         metavar="WHAT",
-        help="Which of the models that pass: size, latency, quality, or knee (size and latency together).",
+        help="Which passing model to keep: the smallest (size), the fastest (latency), the most accurate (quality), "
+        "or the best product of size and speed-up (knee).",
         rich_help_panel=_SEARCH,
     ),
 ]
 Trials = Annotated[
-    int | None, typer.Option("--trials", min=1, help="Most candidates that are tried.", rich_help_panel=_SEARCH)
+    int | None, typer.Option("--trials", min=1, help="Maximum number of candidates.", rich_help_panel=_SEARCH)
 ]
 SelectData = Annotated[
     str | None,
     typer.Option(
         "--select-data",
         metavar="PATH",
-        help="Samples by which candidates are chosen; forms as --data. (a part of --data is held out)",
+        help="Samples for choosing between candidates, in the same formats as --data. (a held-out part of --data)",
         rich_help_panel=_SEARCH,
     ),
 ]
 Steps = Annotated[
     str | None,
     typer.Option(
-        "--steps", metavar="KINDS", help="Only steps of these kinds: prune,quantize.", rich_help_panel=_SEARCH
+        "--steps",
+        metavar="KINDS",
+        help="Use only these kinds of steps, for example prune,quantize.",
+        rich_help_panel=_SEARCH,
     ),
 ]
 SpaceFile = Annotated[
     Path | None,
-    typer.Option("--space", metavar="FILE", help="What may be tried, as --dry-run prints it.", rich_help_panel=_SEARCH),
+    typer.Option(
+        "--space",
+        metavar="FILE",
+        help="YAML file with the search space, as printed by --dry-run.",
+        rich_help_panel=_SEARCH,
+    ),
 ]
 StudyPlace = Annotated[
     str | None,
     typer.Option(
         "--study",
         metavar="FOLDER|URL",
-        help="Where the search is kept, so that it can go on: a folder, postgresql:// or redis://. (OUT.study)",
+        help="Storage of the search, for resuming it: a folder, postgresql:// or redis://. (OUT.study)",
         rich_help_panel=_SEARCH,
         show_default=False,
     ),
@@ -72,7 +83,7 @@ Join = Annotated[
     typer.Option(
         "--join",
         metavar="FOLDER|URL",
-        help="Take part in the search that is kept there, from this machine too; MODEL and data are those it names.",
+        help="Join a running search in this storage as another worker. Model and data are those of the search.",
         rich_help_panel=_SEARCH,
         show_default=False,
     ),
@@ -121,11 +132,12 @@ class Asked:
 
 @grouped
 def command(model: ModelArg = None, *, samples: Samples, bounds: Bounds, asked: Asked, showing: Showing) -> None:
-    """Find the smallest and fastest model that keeps your bars.
+    """Find the smallest and fastest model that meets your limits.
 
-    Tries recipes of pruning, factorizing, distilling and quantizing within --time, chooses by samples that no step has
-    seen, judges the best on --eval-data, and writes the result with the recipe that makes it. Stopped by Ctrl-C it
-    judges the best so far; the same command goes on where the search was.
+    The search tries recipes of pruning, factorization, distillation and quantization within --time. It selects
+    candidates on samples that no step has used, judges the best ones on --eval-data, and writes the result together
+    with its recipe. Ctrl-C stops the search and judges the best candidates so far. The same command resumes a stopped
+    search.
     """
     from compresskit.cli.compressing import search
 

@@ -9,7 +9,7 @@ import typer
 
 from compresskit.cli import options as shared
 
-Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", rich_help_panel="Output")]
+Folder = Annotated[Path, typer.Option("-o", "--output", help="Output folder.", rich_help_panel="Output")]
 
 
 def command(
@@ -20,11 +20,11 @@ def command(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Train, quantize, export and measure a small model, as a tour.
+    """Train, quantize, export and measure a small model as a demo.
 
-    Trains a CNN on scikit-learn's handwritten digits, quantizes it to 8 and to 4 bit, searches for the best model that
-    keeps the accuracy, and holds all three against the original. Prints the commands that do the same by hand. Needs
-    the extra demo; about a minute and a half.
+    The demo trains a CNN on scikit-learn's handwritten digits, quantizes it to 8 and to 4 bits, searches for the
+    smallest and fastest model that keeps the accuracy, and compares all results with the original. It prints the
+    commands that do the same by hand. Needs the extra demo; takes about a minute and a half.
     """
     import sys
 

@@ -16,10 +16,10 @@ EDGE = ("numpy", "onnx", "onnxruntime", "pydantic", "pyyaml", "rich", "typer")
 
 
 def command(json: shared.Json = None) -> None:
-    """Show what is installed here, what is missing and how to get it.
+    """Show which engines and extras are installed, and how to install the missing ones.
 
-    Exit code 4 when a package that the install needs is missing. One without torch is an install for the edge, which
-    runs ONNX files, and needs no more than that takes.
+    Exit code 4: a required package is missing. An installation without torch is an edge installation, which runs ONNX
+    files and needs only the packages for that.
     """
     import json as jsonlib
 

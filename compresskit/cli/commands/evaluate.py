@@ -12,9 +12,10 @@ from compresskit.cli.option_groups import Engine, Evaluating, Reading, Showing, 
 def command(model: shared.ModelArg, evaluating: Evaluating, reading: Reading, engine: Engine, showing: Showing) -> None:
     """Measure the quality of a model on data.
 
-    Accuracy for labelled samples, perplexity for a causal language model, Spearman correlation of embeddings for scored
-    sentence pairs, or your own function. The model is measured as it ships: exported to ONNX, under a runtime. With
-    --target x86-avx2 the 8-bit products of an int8 model saturate as on an x86 CPU without VNNI, bit by bit.
+    The metric is accuracy for labelled samples, perplexity for a causal language model, Spearman correlation for scored
+    sentence pairs, or your own function. The model is measured in its final form: exported to ONNX and run by an
+    engine. With --target x86-avx2 the 8-bit products of an int8 model saturate as on an x86 CPU without VNNI, bit by
+    bit.
     """
     from compresskit.cli.comparing import compare_models
     from compresskit.errors import UsageError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from compresskit.cli.option_groups import Reading, grouped
 Target = Annotated[
     Path | None,
     typer.Option(
-        "-o", "--output", help="File to write. (MODEL's name with .onnx)", rich_help_panel="Output", show_default=False
+        "-o", "--output", help="Output file. (name of MODEL with .onnx)", rich_help_panel="Output", show_default=False
     ),
 ]
 
@@ -22,6 +22,7 @@ Target = Annotated[
 def command(
     model: shared.ModelArg,
     output: Target = None,
+    to: shared.To = [],  # noqa: B006 - typer copies it
     *,
     reading: Reading,
     data: shared.MeasureData = None,
@@ -31,27 +32,43 @@ def command(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Write a model as ONNX, proven equal to the original.
+    """Export a model to ONNX or another format, and verify it against the original.
 
-    The file is written only if it computes what the model computes: on samples of --data where given, and on 32 seeded
-    inputs and more, zeros and extremes among them, in several batch sizes. Batch and sequence axes may vary. Exit code
-    1 when it doesn't.
+    The file is written only if its outputs match the model's: on samples of --data if given, and on at least 32 seeded
+    inputs with zeros, extremes and several batch sizes. Batch and sequence axes are dynamic. Exit code 1: the outputs
+    differ.
+
+    --to gguf writes a language model for llama.cpp, tokenizer included: its numbers are those of MODEL, read back and
+    compared.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model
     from compresskit.errors import UsageError
     from compresskit.runner.exporting import export
     from compresskit.runner.sources import opener
+    from compresskit.runner.targets import beside, export_to, open_targets
 
-    target = output or Path(f"{model.resolve().stem}.onnx")
     inputs = (model, data, reading.arch)
-    if target.suffix != ".onnx":
+    formats = open_targets(name for name in to if name != "onnx")
+    onnx = "onnx" in to or not to
+    base = Path(model.resolve().stem) if output is None else output
+    several = len(formats) + onnx > 1
+    places = [base if output and not several else beside(target, base) for target in formats]
+    target = base if output and not several else base.with_name(f"{base.name}.onnx")
+    if onnx and target.suffix != ".onnx":
         raise UsageError(f"--output {target}: expected a file that ends in .onnx")
-    check_output(target, inputs, force=force)
-    check_json(json, inputs, target)
-    check_html(html, inputs, target)
+    for place in [*places, *([target] if onnx else [])]:
+        check_output(place, inputs, force=force)
+        check_json(json, inputs, place)
+        check_html(html, inputs, place)
+    if several and (json or html):
+        raise UsageError("--json and --html take the report of one format", "give one --to")
     loaded = load_model(model, reading.load_options())
-    source = opener(loaded, None, 128, paths=[data])(data)
     with progressing(quiet) as progress:
-        report = export(loaded, target, data=source, seed=seed, force=force, command=command_line(), progress=progress)
-    raise typer.Exit(finish(report, json=json, html=html, quiet=quiet, output=str(target)))
+        options: Any = {"force": force, "command": command_line(), "progress": progress}
+        made = [(export_to(loaded, to_, place, **options), place) for to_, place in zip(formats, places, strict=True)]
+        if onnx:
+            source = opener(loaded, None, 128, paths=[data])(data)
+            made.append((export(loaded, target, data=source, seed=seed, **options), target))
+    codes = [finish(report, json=json, html=html, quiet=quiet, output=str(place)) for report, place in made]
+    raise typer.Exit(max(codes))

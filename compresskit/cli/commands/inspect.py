@@ -12,20 +12,19 @@ from compresskit.cli import options as shared
 if TYPE_CHECKING:
     from compresskit.model import Model
 
-Rows = Annotated[int, typer.Option("--rows", min=1, help="Most layers to show; the largest are.")]
+Rows = Annotated[int, typer.Option("--rows", min=1, help="Maximum number of layers to show, largest first.")]
 Spectrum = Annotated[
     bool,
     typer.Option(
         "--spectrum",
-        help="Show the rank of each Linear layer and convolution, and what energy a budget keeps; needs the "
-        "architecture.",
+        help="Show the rank of each Linear layer and convolution, and the energy kept at several sizes. Needs --arch.",
     ),
 ]
 Sensitivity = Annotated[
     bool,
     typer.Option(
         "--sensitivity",
-        help="Show what the output loses when one layer alone is in 4 bit; needs --data and the architecture.",
+        help="Show how the output changes when one layer alone is quantized to 4 bits. Needs --data and --arch.",
     ),
 ]
 Suggest = Annotated[
@@ -33,7 +32,7 @@ Suggest = Annotated[
     typer.Option(
         "--suggest",
         metavar="FILE.yaml|-",
-        help="Write a recipe to start from; - is stdout, without the table.",
+        help="Write a suggested recipe to FILE; - writes to stdout instead of the table.",
         rich_help_panel="Output",
     ),
 ]
@@ -42,8 +41,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="Samples for --sensitivity, or for the shape of the input: .npz, folder of class folders, "
-        ".txt/.csv/.jsonl, FILE.py:NAME.",
+        help="Samples for --sensitivity or for the input shape: .npz, folder of class folders, .txt/.csv/.jsonl, "
+        "FILE.py:NAME.",
         rich_help_panel="Data",
     ),
 ]
@@ -67,10 +66,10 @@ def command(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Show layers, parameters, bytes, MACs and zeros of a model, and what each stage could do with it.
+    """Show the layers of a model and estimate what each compression method could save.
 
-    MACs are counted for one sample and need the architecture and its input shape, or an ONNX graph. Sizes in fewer bits
-    are estimates. Nothing is written but what --suggest and --json ask for.
+    MACs are counted for one sample. They need the architecture and its input shape, or an ONNX graph. Sizes in fewer
+    bits are estimates. Nothing is written except the files of --suggest and --json.
     """
     import json as jsonlib
 
@@ -115,7 +114,10 @@ def _check(suggest: str | None, json: str | None, force: bool, inputs: tuple[Pat
     if suggest is None:
         return
     if suggest == json:
-        raise UsageError(f"--suggest {suggest} and --json {suggest}: there is room for one document", "give one a file")
+        raise UsageError(
+            f"--suggest {suggest} and --json {suggest}: only one document can be written there",
+            "give a file name for one of them",
+        )
     if suggest != "-" and Path(suggest).exists() and not force:
         raise UsageError(f"--suggest {suggest} exists already", "choose another file, or --force to replace it")
 

@@ -9,17 +9,23 @@ import typer
 
 from compresskit.cli import options as shared
 
-_HELP = "An adapter of the kind LoRA in PEFT's format, or a bundle with one."
+_HELP = "LoRA adapter in PEFT's format, or a bundle with one."
 First = Annotated[Path, typer.Argument(metavar="A", help=_HELP, show_default=False)]
 Second = Annotated[Path, typer.Argument(metavar="B", help=_HELP, show_default=False)]
-Weights = Annotated[tuple[float, float], typer.Option("--weights", metavar="A B", help="Of the first and the second.")]
-Way = Annotated[str, typer.Option("--method", metavar="cat|svd|ties|dare", help="How the two become one.")]
+Weights = Annotated[
+    tuple[float, float], typer.Option("--weights", metavar="A B", help="Weights of the first and the second adapter.")
+]
+Way = Annotated[str, typer.Option("--method", metavar="cat|svd|ties|dare", help="Method of combining.")]
 Rank = Annotated[
     int | None,
-    typer.Option("--rank", min=1, help="Of the result, but for cat. (the higher of both)", show_default=False),
+    typer.Option(
+        "--rank", min=1, help="Rank of the result, except for cat. (the higher rank of the two)", show_default=False
+    ),
 ]
-Density = Annotated[float, typer.Option("--density", min=0.01, max=1, help="Share of changes that ties and dare keep.")]
-Into = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
+Density = Annotated[
+    float, typer.Option("--density", min=0.01, max=1, help="Fraction of changes that ties and dare keep.")
+]
+Into = Annotated[Path, typer.Option("-o", "--output", help="Output folder.", show_default=False)]
 
 
 def command(
@@ -34,11 +40,11 @@ def command(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Make one adapter of two.
+    """Combine two adapters into one.
 
-    cat sums their changes exactly, at the sum of their ranks. svd cuts that sum to --rank. ties drops small changes
-    and settles signs first, dare drops changes at random and scales up the rest; both are then cut to --rank. Both
-    adapters must be for the same base. The base isn't needed.
+    cat sums the changes exactly; its rank is the sum of both ranks. svd truncates that sum to --rank. ties drops small
+    changes and resolves conflicting signs first. dare drops changes at random and rescales the rest. Both then truncate
+    to --rank. The adapters must have the same base model, which is not needed here.
     """
     from compresskit.checkpoint.atomic import new_folder, refuse_same
     from compresskit.errors import UsageError

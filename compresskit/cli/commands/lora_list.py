@@ -10,14 +10,14 @@ import typer
 from compresskit.cli import options as shared
 
 Folder = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="An adapter in PEFT's format, or a bundle.", show_default=False)
+    Path, typer.Argument(metavar="FOLDER", help="Adapter in PEFT's format, or a bundle.", show_default=False)
 ]
 
 
 def command(folder: Folder, json: shared.Json = None, quiet: shared.Quiet = False) -> None:
-    """Show what an adapter holds: its kind, ranks, layers and base.
+    """Show the type, ranks, layers and base model of an adapter.
 
-    FOLDER is an adapter in PEFT's format, or a bundle that lora wrote. Its tensors are read, nothing is run.
+    FOLDER is an adapter in PEFT's format, or a bundle that lora wrote. Tensors are read, and no code is run.
     """
     import json as jsonlib
 

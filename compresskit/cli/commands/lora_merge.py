@@ -16,7 +16,7 @@ _Adapter = Annotated[
     Path | None,
     typer.Argument(
         metavar="[ADAPTER]",
-        help="Folder of an adapter in PEFT's format. (what MODEL has beside it)",
+        help="Folder of an adapter in PEFT's format. (the adapter stored with MODEL)",
         show_default=False,
     ),
 ]
@@ -33,6 +33,6 @@ command.__signature__ = inspect.Signature([_own[0], _place, *_own[1:]])  # type:
 command.__annotations__ = {p.name: p.annotation for p in (_own[0], _place, *_own[1:])}
 command.__doc__ = f"""{SUBCOMMANDS["lora"]["merge"]}
 
-MODEL is what the adapter was trained on, or what lora wrote with adapters beside the weights: then ADAPTER is left
-away. The result is a plain model, which the other commands take. Weights that are packed or shared are refused.
+MODEL is the base of the adapter, or a bundle of lora that holds adapters; then ADAPTER is not given. The result is a
+plain model, which all other commands accept. Packed or shared weights are refused.
 """

@@ -11,11 +11,11 @@ def command(
     allow_code: shared.AllowCode = False,
     quiet: shared.Quiet = False,
 ) -> None:
-    """Check a recipe whole, without running anything.
+    """Check a recipe and report all errors without running it.
 
-    Everything that is wrong is said at once, each with its file and line, and the exit code is 2. Keys, values, the
-    order of steps, limits and the files it names are checked, and what it includes. A model or data that it leaves to
-    the command line are not missed.
+    Each error is listed with its file and line, and the exit code is 2. The check covers keys, values, the order of
+    steps, limits, the files that the recipe names, and its includes. A model or data that the recipe leaves to the
+    command line is not an error.
     """
     from compresskit.recipe.reading import read_recipe
     from compresskit.render.recipe_view import print_checked

@@ -9,17 +9,21 @@ import typer
 
 from compresskit.cli import options as shared
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As recipe ls lists it.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a built-in recipe, as listed by recipe ls.", show_default=False)
+]
 Target = Annotated[
     Path | None,
-    typer.Argument(metavar="[FILE]", help="Where to: a file or a folder. (NAME.yaml here)", show_default=False),
+    typer.Argument(
+        metavar="[FILE]", help="Target file or folder. (NAME.yaml in the current folder)", show_default=False
+    ),
 ]
 
 
 def command(name: Name, file: Target = None, quiet: shared.Quiet = False, force: shared.Force = False) -> None:
-    """Copy a recipe that comes with compresskit, to be changed.
+    """Copy a built-in recipe as a starting point for your own.
 
-    A file that is there stays, unless --force is given.
+    An existing file is kept unless --force is given.
     """
     from compresskit.checkpoint.atomic import write_file
     from compresskit.cli.console import tell

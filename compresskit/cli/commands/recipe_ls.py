@@ -4,9 +4,10 @@ from __future__ import annotations
 
 
 def command() -> None:
-    """List the recipes that come with compresskit.
+    """List the built-in recipes.
 
-    Each with what it is for and its steps. compresskit recipe show NAME prints one, with comments that say why.
+    Each line shows the purpose and the steps of a recipe. compresskit recipe show NAME prints a recipe with its
+    comments.
     """
     from compresskit.recipe import shipped
     from compresskit.recipe.outline import outline

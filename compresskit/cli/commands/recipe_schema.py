@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def command() -> None:
-    """Print the JSON schema of recipe files, for editors.
+    """Print the JSON schema of recipe files for use in editors.
 
-    Draft 2020-12, made from the methods that are installed here, plugins included. An editor that knows YAML schemas
-    completes keys with it, and marks what is wrong.
+    The schema is draft 2020-12 and covers the installed methods, including plugins. Editors with YAML schema support
+    use it for completion and checks.
     """
     import json
 

@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As recipe ls lists it.", show_default=False)]
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Name of a built-in recipe, as listed by recipe ls.", show_default=False)
+]
 
 
 def command(name: Name) -> None:
-    """Print a recipe that comes with compresskit.
+    """Print a built-in recipe.
 
-    The file itself, with its comments: compresskit recipe cp NAME writes a copy to change.
+    The output is the file with its comments. compresskit recipe cp NAME writes a copy.
     """
     from compresskit.cli.console import write_out
     from compresskit.recipe import shipped

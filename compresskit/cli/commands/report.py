@@ -15,22 +15,37 @@ Page = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="File to write; replaces an earlier page. (report.html beside the report)",
+        help="Output file; an earlier page is overwritten. (report.html next to the report)",
+        rich_help_panel="Output",
+        show_default=False,
+    ),
+]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        metavar="mlflow|FILE.jsonl",
+        help="Log the figures to MLflow, or append them to a JSON Lines file. No page is written.",
         rich_help_panel="Output",
         show_default=False,
     ),
 ]
 
 
-def command(report: shared.ReportArg, output: Page = None, quiet: shared.Quiet = False) -> None:
-    """Draw a report as one HTML page with pictures, which needs no network.
+def command(report: shared.ReportArg, output: Page = None, log: Log = None, quiet: shared.Quiet = False) -> None:
+    """Write a report as one self-contained HTML page, or log its figures.
 
-    Nothing is measured: all that the page shows is in the report. The exit code is 0 whatever the verdict.
+    Nothing is measured: the page shows the content of the report. The exit code is 0 for every verdict.
     """
     from compresskit.cli.console import check_html, write_out, write_page
     from compresskit.errors import printable
     from compresskit.report import PAGE, read_report
 
+    if log is not None:
+        from compresskit.cli.tracking import log as log_to
+
+        log_to(read_report(report), log)
+        return
     folder = Path() if str(report) == "-" else report if report.is_dir() else report.parent
     target = output or folder / PAGE
     check_html(target, [] if report.is_dir() else [report], option="--output")

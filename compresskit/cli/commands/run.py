@@ -10,9 +10,9 @@ import typer
 from compresskit.cli import options as shared
 
 ModelArg = Annotated[
-    Path | None, typer.Argument(metavar="[MODEL]", help="In the place of the recipe's.", show_default=False)
+    Path | None, typer.Argument(metavar="[MODEL]", help="Overrides the value of the recipe.", show_default=False)
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no step, and use none that was kept.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not read or write the step cache.")]
 
 
 def command(
@@ -44,10 +44,10 @@ def command(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Run a recipe: its steps one after the other, with a verdict on the whole.
+    """Run the steps of a recipe in order and judge the result.
 
-    Everything is checked before anything runs. Finished steps are kept: a run that was stopped, by whatever, goes on
-    where it was when it is started again, to the same bytes. Options given here win over the recipe's values.
+    The recipe is checked before anything runs. Finished steps are cached: a run that was interrupted resumes when it is
+    started again, and gives the same bytes. Options on the command line override the values of the recipe.
     """
     from compresskit.cli.inputs import parse_args, parse_axes, parse_shape
     from compresskit.cli.option_groups import Showing

@@ -15,13 +15,14 @@ _LIMITS = "Limits"
 
 ModelArg = Annotated[Path, typer.Argument(metavar="MODEL", help="Bundle or .onnx file.", show_default=False)]
 Name = Annotated[
-    str | None, typer.Option("--name", help="Of the model in addresses. (MODEL's)", rich_help_panel=_LISTEN)
+    str | None, typer.Option("--name", help="Name of the model in URLs. (name of MODEL)", rich_help_panel=_LISTEN)
 ]
 Host = Annotated[
-    str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is every one.", rich_help_panel=_LISTEN)
+    str, typer.Option("--host", help="Address to listen on; 0.0.0.0 listens on all addresses.", rich_help_panel=_LISTEN)
 ]
 Port = Annotated[
-    int, typer.Option("--port", min=0, max=65535, help="Where to listen; 0: any free one.", rich_help_panel=_LISTEN)
+    int,
+    typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 picks a free port.", rich_help_panel=_LISTEN),
 ]
 RuntimeName = Annotated[
     str,
@@ -30,28 +31,39 @@ RuntimeName = Annotated[
     ),
 ]
 Workers = Annotated[
-    int, typer.Option("--workers", min=1, max=256, help="Requests that run at a time.", rich_help_panel="Run")
+    int, typer.Option("--workers", min=1, max=256, help="Requests that run at the same time.", rich_help_panel="Run")
 ]
 Queue = Annotated[
-    int, typer.Option("--queue", min=0, help="Requests that may wait; more get 503.", rich_help_panel=_LIMITS)
+    int,
+    typer.Option(
+        "--queue", min=0, help="Requests that may wait; further requests get status 503.", rich_help_panel=_LIMITS
+    ),
 ]
-MaxBatch = Annotated[int, typer.Option("--max-batch", min=1, help="Rows of one request.", rich_help_panel=_LIMITS)]
+MaxBatch = Annotated[
+    int, typer.Option("--max-batch", min=1, help="Maximum rows of one request.", rich_help_panel=_LIMITS)
+]
 MaxLength = Annotated[
     int,
-    typer.Option("--max-length", min=1, help="Size of any other axis that may vary.", rich_help_panel=_LIMITS),
+    typer.Option("--max-length", min=1, help="Maximum size of any other dynamic axis.", rich_help_panel=_LIMITS),
 ]
 MaxBody = Annotated[
-    float, typer.Option("--max-body", min=0.001, help="Size of one request, in MB.", rich_help_panel=_LIMITS)
+    float, typer.Option("--max-body", min=0.001, help="Maximum size of one request, in MB.", rich_help_panel=_LIMITS)
 ]
 Timeout = Annotated[
     float,
     typer.Option(
-        "--timeout", min=0.01, help="Seconds for a request to arrive, and again to be answered.",
+        "--timeout", min=0.01, help="Time limit in seconds for receiving a request, and for answering it.",
         rich_help_panel=_LIMITS,
     ),
 ]  # fmt: skip
 Connections = Annotated[
-    int, typer.Option("--connections", min=1, help="Open at a time; more get 503.", rich_help_panel=_LIMITS)
+    int,
+    typer.Option(
+        "--connections",
+        min=1,
+        help="Maximum open connections; further connections get status 503.",
+        rich_help_panel=_LIMITS,
+    ),
 ]
 Grace = Annotated[
     float,
@@ -79,11 +91,11 @@ def command(
     allow_nonfinite: shared.AllowNonfinite = False,
     quiet: shared.Quiet = False,
 ) -> None:
-    """Answer inference requests over HTTP, as the Open Inference Protocol (KServe v2) says.
+    """Serve a model over HTTP with the Open Inference Protocol (KServe v2).
 
-    Needs the extra serve, and no torch. Listens on this machine only unless told otherwise; there is no encryption and
-    no password, so put a proxy in front of anything public. SIGTERM finishes what is in flight and ends with exit code
-    0, Ctrl-C does the same and ends with 130. Metrics for Prometheus are at /metrics.
+    Needs the extra serve, and no torch. The server listens on this machine only by default. It has no encryption and no
+    password, so put a proxy in front of it on a public network. SIGTERM finishes running requests and exits with code
+    0; Ctrl-C does the same and exits with 130. Prometheus metrics are at /metrics.
     """
     import re
 
@@ -99,7 +111,7 @@ def command(
         raise InputError(f"{model} is neither an .onnx file nor a bundle", f"compresskit export {model} first")
     title = name or (model.stem if kind == "onnx" else model.resolve().name)
     if not re.fullmatch(r"[\w.-]{1,128}", title, re.ASCII):
-        raise UsageError(f"'{title}' can't stand in an address", "give --name of letters, digits, dots and dashes")
+        raise UsageError(f"'{title}' cannot be part of a URL", "give --name of letters, digits, dots and dashes")
 
     from compresskit.runtimes import get
     from compresskit.runtimes.base import require

@@ -9,9 +9,11 @@ import typer
 
 from compresskit.cli import options as shared
 
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What run wrote.", show_default=False)]
+Folder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Bundle that compresskit run wrote.", show_default=False)
+]
 ModelOption = Annotated[
-    Path | None, typer.Option("--model", metavar="MODEL", help="Where the original is now.", show_default=False)
+    Path | None, typer.Option("--model", metavar="MODEL", help="Current path of the original.", show_default=False)
 ]
 
 
@@ -27,9 +29,9 @@ def command(
 ) -> None:
     """Repeat the run that made a bundle, and compare the bytes.
 
-    Its provenance.json says what was run. Inputs are looked for where they were, seen from the current folder, or where
-    the options say; they must be the same bytes. Exit code 0 when every file comes out the same, 1 when one doesn't:
-    then each field of the machine and its versions that differs is named.
+    The file provenance.json describes the run. Inputs are read from their original paths, relative to the current
+    folder, or from the paths given by options; they must be the same bytes. Exit code 0: every file is the same. Exit
+    code 1: a file differs; every difference of machine and versions is listed.
     """
     from compresskit.checkpoint.bundle import PROVENANCE_NAME
     from compresskit.cli.console import progressing, tell

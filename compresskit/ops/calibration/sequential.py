@@ -26,7 +26,7 @@ Replay = Callable[[nn.Module, int], Any]
 
 
 _KEPT = 1 << 30
-"""Bytes of a block's original activations that are kept, rather than computed anew for each of its layers."""
+"""Bytes of a block's original activations that are kept, rather than recomputed for each of its layers."""
 
 
 @dataclass

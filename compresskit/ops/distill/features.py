@@ -1,4 +1,4 @@
-"""Features between layers: seen in a student and its teacher, projected, and held against each other."""
+"""Features between layers: seen in a student and its teacher, projected, and compared."""
 
 from __future__ import annotations
 

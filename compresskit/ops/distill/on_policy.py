@@ -28,7 +28,7 @@ def jensen_shannon(found: Tensor, wanted: Tensor, beta: float, mask: Tensor | No
     Args:
         found: The student's logits, floating point ``(…, classes)``.
         wanted: The teacher's, same shape.
-        beta: Weight of the teacher in the mixture that both are held against, 0 to 1. At the ends it is the
+        beta: Weight of the teacher in the mixture that both are compared with, 0 to 1. At the ends it is the
             Kullback-Leibler divergence: 0 covers all that the teacher would say, 1 what the student says.
         mask: Boolean ``(…)``, true where a position counts; None is everywhere.
 

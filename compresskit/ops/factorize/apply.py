@@ -44,12 +44,12 @@ def apply(
         chosen: The plan.
         choice: What takes the place of which layer.
         data: What it is run on.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         Facts: the output's distance from the original's before and after the refit, on samples that it didn't use where
         there are enough; and which was ``kept``: the factors of the original weights, fitted ones, or these with batch
-        normalizations estimated anew too, whatever is nearest.
+        normalizations re-estimated too, whatever is nearest.
     """
     fits = chosen.settings.refit and bool(data.batches) and bool(choice)
     original = copy.deepcopy(module) if fits else module

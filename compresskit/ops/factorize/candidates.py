@@ -229,8 +229,8 @@ def _misfit(layer: Plain, kinds: Sequence[Kind]) -> str:
 
 def _no_gain(here: Candidate, rank: int | None, multiple: int) -> str:
     if rank is not None:
-        return f"at rank {rank} its factors would take no less than it does: {even(here)}"
-    return f"too small: no rank that is a multiple of {multiple} takes less than it does ({even(here)})"
+        return f"at rank {rank} its factors would not be smaller: {even(here)}"
+    return f"too small: no rank that is a multiple of {multiple} is below break-even ({even(here)})"
 
 
 def even(here: Candidate) -> str:
@@ -254,7 +254,7 @@ def _unfit(name: str, layer: nn.Module, called: bool, shared: dict[int, list[str
         or _without_matrix(layer)
         or _tied(name, layer, shared)
         or _special(layer)
-        or ("" if called else "it is never called: its weight is read elsewhere, or not at all")
+        or ("" if called else "it is never called: its weight is used elsewhere or not at all")
         or ("" if layer.get_parameter("weight").isfinite().all() else "its weight holds NaN or Inf")
     )
 

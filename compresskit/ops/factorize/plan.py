@@ -115,7 +115,7 @@ class FactorizePlan:
         if least > target + 1e-9:
             raise UsageError(
                 f"{option} {target:g} can't be met: with the smallest ranks {least:.3f} of the {unit} of all Linear "
-                "layers and convolutions is left",
+                "layers and convolutions remains",
                 f"give {least + 5e-4:.3f} or more, or `round_to` 1",
             )
         byprice: dict[str, dict[int, Option]] = {}
@@ -173,7 +173,7 @@ def plan(
         module: In eval mode; not changed.
         data: What it is run on.
         settings: What the user asked for.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
         measured: Measure on the data what the model's output loses: for targets that are split over layers.
 
     Raises:
@@ -195,7 +195,9 @@ def plan(
                 )
             except RuntimeError as error:
                 what = str(error).partition("\n")[0]
-                notes.append(f"errors are weighed by the layers' inputs alone: the model gives no gradients ({what})")
+                notes.append(
+                    f"errors are weighted by the layers' inputs only, because the model gives no gradients ({what})"
+                )
     metrics = {name: Metric(inner.get(name), outer.get(name)) for name in names}
     taken: dict[tuple[str, Kind], Algorithm] = {}
     share: dict[str, dict[Option, float]] = {}

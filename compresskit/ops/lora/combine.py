@@ -89,7 +89,7 @@ def _common_base(adapters: Sequence[AdapterFile]) -> str | None:
         )
     for adapter in adapters:
         if adapter.kind != "LORA" or any(name.endswith("magnitude_vector") for name in adapter.tensors):
-            raise InputError(f"{adapter.source} is no plain LoRA, and only those can be combined")
+            raise InputError(f"{adapter.source} is not a plain LoRA adapter; only those can be combined")
     return next(iter(known), None)
 
 

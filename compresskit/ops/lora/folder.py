@@ -2,7 +2,7 @@
 
 Files are read as data: the config's values are checked one by one, tensors come through this project's own reader, and
 neither PEFT nor pickle is needed. What a config asks for beyond the adapters known here is refused, not dropped. The
-hash of the base that an adapter was trained on stands in the metadata of its tensors, where PEFT doesn't mind it.
+hash of the base that an adapter was trained on stands in the metadata of its tensors, where PEFT ignores it.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def check_config(data: dict[str, Any], where: str) -> None:
         raise InputError(f"{where} is of the kind {kind!r}; known are {', '.join(_KINDS)}")
     unknown = [key for key, value in data.items() if key not in _PLAIN and value not in (None, False, [], {}, 0, "")]
     if unknown:
-        raise InputError(f"{where} asks for what is not known here: {listing(unknown)}", "merge it with PEFT first")
+        raise InputError(f"{where} uses unknown settings: {listing(unknown)}", "merge it with PEFT first")
     if data.get("bias", "none") != "none":
         raise InputError(f"{where}: it trained biases too (bias = {data['bias']!r})", "merge it with PEFT first")
     init = data.get("init_lora_weights", True)

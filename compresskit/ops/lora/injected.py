@@ -238,7 +238,7 @@ def recomputing(module: nn.Module) -> Iterator[None]:
     enable = getattr(module, "activation_checkpointing_enable", None)
     if not callable(enable) or not getattr(module, "supports_gradient_checkpointing", False):
         raise UsageError(
-            f"`recompute` is for models of transformers with blocks, not for {type(module).__name__}", "leave it away"
+            f"`recompute` is for models of transformers with blocks, not for {type(module).__name__}", "remove it"
         )
     enable(activation_checkpointing_kwargs={"use_reentrant": False})
     before_batch = module.register_forward_pre_hook(lambda *_: give_back())

@@ -92,7 +92,7 @@ def sqnr(weight: Tensor, packed: Packed) -> float:
 
     Args:
         weight: The original; read in blocks.
-        packed: What became of it.
+        packed: The result.
     """
     rows = weight.shape[0]
     step = max(1, _BLOCK // math.prod(weight.shape[1:]))

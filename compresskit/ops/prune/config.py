@@ -80,7 +80,7 @@ def accepts(config: Any, changes: Mapping[str, Any]) -> bool:
 
 @torch.no_grad()
 def check_config(module: nn.Module, run: Callable[[nn.Module], Any]) -> None:
-    """Build the model anew from its config, with the same tensors, and hold its output against the module's own.
+    """Build the model anew from its config, with the same tensors, and compare its output with the module's own.
 
     Args:
         module: A transformers model in eval mode.

@@ -1,6 +1,6 @@
 """torch-pruning's graph with a count of what it does: some walks would never end.
 
-A clock would end them too, but sooner on a busy machine, and then another model would come out.
+A clock would end them too, but earlier on a busy machine, and then another model would come out.
 """
 
 from __future__ import annotations

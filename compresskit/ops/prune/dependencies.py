@@ -23,10 +23,10 @@ from compresskit.ops.prune.counted_graph import EFFORT, Effort, OutOfSteps, coun
 from compresskit.ops.prune.graph import Axis, Group, Member, axis_size
 from compresskit.ops.prune.limit import OutOfTime, time_limit
 
-_OUTPUT = "it gives the model's output"
+_OUTPUT = "it produces the model's output"
 _MIXED = "its channels are mixed by the normalization '{}'"
 _HEADS = "its channels belong to heads of attention: `method` width prunes heads"
-_LATE = "torch-pruning did not find out which channels hang together"
+_LATE = "torch-pruning did not determine which channels are coupled"
 _ELSEWHERE = "prune whole blocks (`method` depth), or single weights (`method` magnitude)"
 
 
@@ -150,11 +150,11 @@ def _found(graph: Any, names: Mapping[nn.Module, str], effort: Effort) -> Iterat
         except OutOfSteps:
             if effort.left < 0:
                 raise _too_much() from None
-            found = "torch-pruning took too many steps to find out what hangs together with it"
+            found = "torch-pruning needed too many steps to find the coupled channels"
         except OutOfTime:
             raise
         except Exception as error:  # its own, of any kind
-            found = f"torch-pruning can't tell what hangs together with it ({type(error).__name__})"
+            found = f"torch-pruning cannot determine the coupled channels ({type(error).__name__})"
         seen.add(layer)
         if not isinstance(found, str):
             seen.update(item.dep.target.module for item in found if graph.is_out_channel_pruning_fn(item.dep.handler))
@@ -197,7 +197,7 @@ def _apart(module: nn.Module, graph: Any) -> dict[str, str]:
         if isinstance(layer, nn.Embedding):
             found[name] = "embeddings are left alone"
         elif isinstance(layer, (nn.Linear, _ConvNd)) and layer not in graph.module2node:
-            found[name] = _HEADS if layer in heads else "it was not seen at work on the example"
+            found[name] = _HEADS if layer in heads else "it did not run on the example input"
     return found
 
 

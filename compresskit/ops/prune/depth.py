@@ -65,8 +65,8 @@ def blocks_of(module: nn.Module, batch: Batch, forward: Forward) -> list[Block]:
                 blocks.append(Block(name, place, _bare(out)))
     if len(blocks) < 2:
         raise InputError(
-            "the model has no row of blocks that hand each other values of one shape, so none can be dropped",
-            "prune `method` structured takes channels instead",
+            "the model has no sequence of blocks with equal input and output shapes, so none can be dropped",
+            "prune `method` structured removes channels instead",
         )
     return blocks
 
@@ -170,7 +170,7 @@ def drop_proven(
     if not equal:
         raise InputError(
             f"the model's code counts on having all its blocks: without {listing(list(names))} it fails",
-            "prune `method` structured takes channels instead",
+            "prune `method` structured removes channels instead",
         )
     return stacks
 

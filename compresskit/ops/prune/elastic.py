@@ -123,7 +123,7 @@ def elastic(module: nn.Module, data: CalibrationData, settings: ElasticSettings,
         module: In eval mode; not changed.
         data: With batches.
         settings: What the user asked for.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Raises:
         InputError: Nothing can be left out.
@@ -142,8 +142,8 @@ def elastic(module: nn.Module, data: CalibrationData, settings: ElasticSettings,
     blocks = _blocks(module, data, settings.keep_blocks, progress)
     if not ranked and not blocks:
         raise InputError(
-            "neither channels nor blocks of this model can be left out",
-            "its channels hang together with its outputs or are too few: see `round_to`",
+            "neither channels nor blocks of this model can be removed",
+            "its channels are coupled with its outputs or are too few: see `round_to`",
         )
     return Elastic(ranked, blocks, settings.multiple, told if ranked else (), size)
 
@@ -163,7 +163,7 @@ def again(module: nn.Module, data: CalibrationData, facts: ElasticFacts, setting
     wrong += [name for name in facts.blocks if name not in blocks]
     if wrong:
         raise InputError(
-            f"the supernet's card tells of other channels or blocks than this model has: {listing(wrong)}",
+            f"the supernet's card lists other channels or blocks than this model has: {listing(wrong)}",
             "check `arch` and `arch_args`",
         )
     ranked = [Ranked(by_name[name], order, ()) for name, order in facts.order.items()]

@@ -43,7 +43,7 @@ class PruneSettings(ShrinkSettings):
 
     Attributes:
         criterion: What a channel is worth.
-        ranking: How groups are held against each other.
+        ranking: How groups are compared.
         limit_s: Longest time that torch-pruning may take, seconds; None is none.
         effort: Most comparisons that it may take.
     """
@@ -93,7 +93,7 @@ class PrunePlan:
         least = self.least(cost)
         if least > target + 1e-9:
             raise UsageError(
-                f"the target {target:g} can't be met: with the narrowest widths {least:.3f} is left",
+                f"the target {target:g} can't be met: with the narrowest widths {least:.3f} remains",
                 f"give {least + 5e-4:.3f} or more"
                 + (f", or `round_to` 1 in place of {self.settings.multiple}" if self.settings.multiple > 1 else ""),
             )
@@ -108,7 +108,7 @@ class PrunePlan:
         return {r.group.name: r.kept(widths[r.group.name]) for r in self.ranked}, share
 
     def least(self, cost: Cost) -> float:
-        """The share that the narrowest widths leave."""
+        """The share thafter the strongest pruning widths leave."""
         return cost.share({r.group.name: widths_of(r.group, self.settings.multiple)[-1] for r in self.ranked})
 
     def _classes(self) -> dict[str, object]:
@@ -139,14 +139,14 @@ def plan(module: nn.Module, data: CalibrationData, settings: PruneSettings, prog
         module: In eval mode; not changed.
         data: What it is run on.
         settings: What the user asked for.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Raises:
         UsageError: A glob matches nothing, or a criterion needs data.
         InputError: Nothing can be cut.
     """
     if not data.batches and (settings.criterion not in FREE or settings.ranking == "measured"):
-        raise UsageError("channels are ranked by data", "give `data` FILE, or `importance` l2 `ranking` isomorphic")
+        raise UsageError("ranking the channels needs data", "give `data` FILE, or `importance` l2 `ranking` isomorphic")
     groups, skipped = _cuttable(module, data, settings)
     moments = input_moments(module, groups, data) if data.batches else {}
     ranked = rank(module, groups, settings.criterion, data, moments, progress)
@@ -196,7 +196,7 @@ def _wanted(module: nn.Module, groups: Sequence[Group], settings: PruneSettings)
         given = [m.layer for m in group.of("out")]
         shut = next((n for n in given if matches(n, settings.exclude)), None)
         if shut is not None:
-            left |= {n: EXCLUDED if n == shut else f"it goes with '{shut}', which is excluded" for n in given}
+            left |= {n: EXCLUDED if n == shut else f"it is coupled with '{shut}', which is excluded" for n in given}
         elif all(map(settings.left_out, given)):
             left |= dict.fromkeys(given, NOT_INCLUDED)
         else:
@@ -215,12 +215,12 @@ def apply(
         chosen: The plan.
         kept: Group name to the units that stay.
         data: What it is run on.
-        progress: Called now and then.
+        progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
         Facts: the output's distance from the original's before and after the refit, on samples that it didn't use where
         there are enough; and which was ``kept``: the bare cut, fitted layers, or those with batch normalizations
-        estimated anew too, whatever is nearest.
+        re-estimated too, whatever is nearest.
     """
     groups = [g for g in chosen.groups if len(kept[g.name]) < g.units]
     fits = chosen.settings.refit and bool(data.batches) and bool(groups)

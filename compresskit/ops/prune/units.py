@@ -1,7 +1,7 @@
 """Columns of a weight removed in units (a neuron, an attention head), the others making up for them.
 
 "ZipLM: Inference-Aware Structured Pruning of Language Models" (Kurtić et al., 2023), its removal of structures: again
-and again those go that cost the least once all others have made up for them; here some at a time, and without its
+and again those go that cost the least once all others have compensated them; here some at a time, and without its
 search over measured latencies.
 """
 
@@ -14,7 +14,7 @@ from compresskit.ops.calibration.gram import damped, damping_of, flat_weight
 from compresskit.ops.calibration.moments import Moments
 
 _STEPS = 64
-"""Steps in which units are removed, at most: costs are computed anew after each."""
+"""Steps in which units are removed, at most: costs are recomputed after each."""
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def prune_units(
 
 
 def _costs(weight: Tensor, inverse: Tensor, size: int) -> Tensor:
-    """What the output loses by each unit once the other columns made up for it, ``(units,)``."""
+    """What the output loses by each unit once the other columns compensated it, ``(units,)``."""
     if size == 1:
         return weight.square().sum(0) / inverse.diagonal()
     units = weight.shape[1] // size

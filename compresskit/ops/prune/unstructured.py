@@ -32,7 +32,7 @@ class Calibrated:
 
     Attributes:
         prune: Weight, the weight whose output is aimed at, and moments of the inputs to a weight with zeros.
-        drift: Share of what earlier layers lost that is made up for, 0 to 1.
+        drift: Share of what earlier layers lost that is compensated, 0 to 1.
         centred: Where a layer has a bias, which makes up for the mean error, the moments are without the inputs' mean.
     """
 
@@ -85,7 +85,7 @@ def plan_layers(module: nn.Module, pattern: Pattern, include: Sequence[str], exc
         else:
             skipped[name] = reason
     if not chosen:
-        raise InputError(_nothing(skipped), "what compresskit can do with a model: compresskit inspect MODEL")
+        raise InputError(_nothing(skipped), "to see what can be compressed: compresskit inspect MODEL")
     return Layers(chosen, skipped)
 
 

@@ -101,7 +101,7 @@ def heads(module: nn.Module, batch: Batch, forward: Forward) -> list[Part]:
     if not found:
         raise InputError(
             f"the config of {type(module).__name__} can't tell of fewer heads: their width isn't in it",
-            "leave `heads` out; prune `method` structured cuts heads of models given by `arch`",
+            "remove `heads`; prune `method` structured cuts heads of models given by `arch`",
         )
     return found
 
@@ -161,7 +161,7 @@ def prune_width(
         parts: Each with the number of units that stay.
         batches: Calibration inputs by name.
         forward: Calls the module with a batch.
-        drift: Share of what earlier parts lost that is made up for, 0 to 1.
+        drift: Share of what earlier parts lost that is compensated, 0 to 1.
         progress: Called after each part.
 
     Returns:

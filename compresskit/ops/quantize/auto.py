@@ -19,7 +19,7 @@ from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
 
 CHOICES = (2, 3, 4, 8)
 _SPARE = 0.02
-"""Share of the packed bytes that fragile layers may take beyond plain ``bits`` when no size is asked for."""
+"""Share of the packed bytes that sensitive layers may take beyond plain ``bits`` when no size is asked for."""
 _STEPS = (1.0, 1.06, 1.15, 1.3, 1.6, 2.0)
 """Sizes tried, as multiples of the first, until a quality limit is kept."""
 _OVERHEAD = 0.01
@@ -46,7 +46,7 @@ class Wanted:
     """What limits the choice; None where nothing was asked for.
 
     Attributes:
-        bits: Of a layer that isn't fragile.
+        bits: Of a layer that isn't sensitive.
         target_bits: Mean bits of a weight with its scales.
         max_bytes: Size of the whole file.
         within: Says whether a model (with its weights rounded in place) keeps the quality limit, and its figures.
@@ -188,8 +188,8 @@ def _kept(
             for name, weight in kept.items():
                 weight.data = before[name]
         if passed:
-            return bits, f"the quality limit holds on held-out calibration data with plain rounding already: {said}"
-    return bits, f"plain rounding doesn't keep the quality limit on held-out calibration data: {said}"
+            return bits, f"plain rounding already meets the quality limit on held-out calibration data: {said}"
+    return bits, f"plain rounding misses the quality limit on held-out calibration data: {said}"
 
 
 def _says(bits: Mapping[str, int], usual: int, found: Mapping[str, float], mean: float) -> str:
@@ -200,7 +200,7 @@ def _says(bits: Mapping[str, int], usual: int, found: Mapping[str, float], mean:
     if wider:
         share = 100 * sum(found[n] for n in wider) / total
         text += f"; {len(wider)} of {len(bits)} layers wider than {usual} bit: {listing(wider, 4)}"
-        text += f" (rounding them to {usual} makes {share:.0f} % of the error)"
+        text += f" (rounding them to {usual} causes {share:.0f} % of the error)"
     if fewer:
         share = 100 * sum(found[n] for n in fewer) / total
         text += f"; {len(fewer)} narrower ({share:.0f} % of the error)"

@@ -33,7 +33,7 @@ _ROWS = 512
 
 @dataclass(frozen=True)
 class Scaled:
-    """What became of a group of layers that share an input.
+    """The result for a group of layers that share an input.
 
     Attributes:
         moments: Of the inputs as the layers get them now, by layer.

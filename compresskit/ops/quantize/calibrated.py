@@ -37,7 +37,7 @@ class Method:
     Attributes:
         calibrated: For layers whose inputs are known.
         free: For the others: embeddings, and what calibration never reached.
-        drift: How much of what earlier layers lost is made up for, 0 to 1; above 0 the original model's activations
+        drift: How much of what earlier layers lost is compensated, 0 to 1; above 0 the original model's activations
             are carried along.
         repair: Rank of the low-rank repair; 0 for none.
         scale: Scale each group of Linear layers that share an input, as AWQ does.
@@ -264,4 +264,4 @@ def _notes(run: _Run, missed: Sequence[str]) -> Iterable[str]:
             reason = "the first batch didn't reach them" if name in missed else "no sample reached them"
         reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
-        yield f"rounded without calibration, since {reason}: {listing(names)}"
+        yield f"rounded without calibration because {reason}: {listing(names)}"

@@ -106,7 +106,7 @@ class _Int4:
     Attributes:
         packed: The weight as it is stored, for many rows at once.
         parts: Codes as the kernel orders them, and bfloat16 ``(groups, rows, 2)`` of scales and zeros.
-        group: Columns that share a scale.
+        group: Group size: columns that share a scale.
         columns: With padding.
         most: Rows at once; more are multiplied by the unpacked weight.
     """

@@ -1,7 +1,7 @@
 """GPTQ: rounding column by column, each error spread over the columns that are still to come.
 
 "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers" (Frantar et al., 2022). The error
-of a column goes where the inputs' second moments say that it can be made up for. A group's range is searched when its
+of a column goes where the inputs' second moments say that it can be compensated. A group's range is searched when its
 turn comes, on the weights as corrected by then.
 """
 
@@ -34,8 +34,8 @@ def quantize_gptq(
         moments: Of the layer's inputs.
         damping: Added to the gram's diagonal, as a fraction of its mean; None takes more the fewer positions
             were seen for a column. Grows tenfold until the gram can be factored.
-        order: Round the columns with the largest inputs first. Ranges are then searched before anything is rounded,
-            since a group is made of neighbours in the stored order.
+        order: Quantize the columns with the largest inputs first (act-order). Ranges are then searched before
+            anything is rounded, since a group is made of neighbours in the stored order.
 
     Returns:
         The packed weight.

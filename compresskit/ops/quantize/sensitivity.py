@@ -51,7 +51,7 @@ def distances(
     *,
     scores: bool = False,
 ) -> dict[str, float]:
-    """What becomes of the output for each layer, when its weight alone is changed.
+    """How the output changes for each layer, when its weight alone is changed.
 
     Args:
         module: In eval mode; is as before afterwards.

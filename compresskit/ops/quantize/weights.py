@@ -111,7 +111,7 @@ def plan_layers(module: nn.Module, selection: Selection) -> Layers:
             plan.ties[name] = owner
         plan.layers[name], plan.grids[name] = layer, plan.grids.get(owner, grid)
     if not plan.layers:
-        raise InputError(_nothing(layers, skipped), "what compresskit can do with a model: compresskit inspect MODEL")
+        raise InputError(_nothing(layers, skipped), "to see what can be compressed: compresskit inspect MODEL")
     return plan
 
 

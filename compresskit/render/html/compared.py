@@ -55,7 +55,7 @@ def pick(values: Sequence[str], index: int) -> str:
 def sizes(report: Report) -> Chart:
     """Bytes that ship, a bar a model."""
     found = [Measurement(model=m.name, name="size", value=float(m.bytes)) for m in report.models]
-    return _bars(report, "Size of what ships", found, figures.size, "B")
+    return _bars(report, "Size of the deployed file", found, figures.size, "B")
 
 
 def _bars(

@@ -1,4 +1,4 @@
-"""A search on the page: every candidate in a trade-off picture, which question mattered, and what became of each."""
+"""A search on the page: its candidates in a trade-off picture, the importance of each choice, and all outcomes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from compresskit.searched import STATES, Search, Tried, tried_text
 
 _LOOKS = {
     "kept": ("passes", "#2f9e57", "circle"),
-    "missed": ("misses a bar", "#d1495b", "x"),
-    "looked": ("only looked at", "#b7bdc6", "circle-open"),
-    "dropped": ("given up after the first look", "#8a919c", "circle-open"),
+    "missed": ("misses a limit", "#d1495b", "x"),
+    "looked": ("preview only", "#b7bdc6", "circle-open"),
+    "dropped": ("dropped after the preview", "#8a919c", "circle-open"),
 }
 _WINNER = ("the result", "#f2a900", "star")
-HEADER = ("", "candidate", "steps", "smaller", "speed", "change", "what became of it", "seconds")
+HEADER = ("", "candidate", "steps", "smaller", "speed", "change", "outcome", "seconds")
 
 
 def searches(search: Search) -> list[Chart]:
@@ -44,7 +44,7 @@ def lines(search: Search) -> list[tuple[str, ...]]:
 def _line(one: Tried, search: Search) -> tuple[str, ...]:
     mark = "→" if one.number == search.winner else "•" if one.number in search.front else ""
     ratios = ["–" if value is None else f"{value:.2f}×" for value in (one.smaller, one.faster)]
-    change = "–" if one.drop is None else f"{-one.drop:+.2f} pt"
+    change = "–" if one.drop is None else f"{0 - one.drop:+.2f} pt"
     became = STATES[one.state]
     why = f"{became}: {as_flags(one.reason)}" if one.reason else became
     return mark, str(one.number), tried_text(one), *ratios, change, why, f"{one.seconds:.0f}"
@@ -74,7 +74,7 @@ def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], flo
         (str(one.number), figures.clean(tried_text(one)), f"{at:.2f}×", f"{-(one.drop or 0):+.2f}")
         for one, at in points
     ]
-    where = f"measured on {figures.clean(search.chosen_by)}, by which the choice was made"
+    where = f"measured on {figures.clean(search.chosen_by)}, which the choice was based on"
     note = f"up and to the right is better; {where}; whiskers: 95 % interval"
     return Chart(title, traces, layout, ("candidate", "steps", axis, "change, pt"), told, note, 420)
 

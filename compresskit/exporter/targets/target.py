@@ -1,0 +1,108 @@
+"""What a target is: a format in which other programs run a language model."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from compresskit.errors import UsageError, listing, missing_extra
+from compresskit.model import Model
+from compresskit.report import Gate
+from compresskit.stage import Progress, silent
+
+if TYPE_CHECKING:
+    from compresskit.ops.packed.layout import Grid
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        gates: What holds it against the module; a miss raises.
+        notes: What a user must know of it.
+    """
+
+    gates: list[Gate]
+    notes: list[str] = field(default_factory=list)
+
+
+class Target(ABC):
+    """A format, written by its own library.
+
+    Attributes:
+        name: As ``--to`` takes it.
+        package: What must be installed, as it is imported.
+        extra: The extra of compresskit that brings it.
+        ending: What is put behind the output's name: ``.gguf``, or ``-genai`` of a folder.
+        marker: A file that each folder of the format has; None where the format is a file.
+        architectures: ``model_type`` of the configs that it can carry.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    extra: ClassVar[str]
+    ending: ClassVar[str]
+    marker: ClassVar[str | None] = None
+    architectures: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def reason_against(self, grid: Grid) -> str | None:
+        """Why codes on a grid can't be carried, as words that follow the name of a layer; None when they can."""
+
+    @abstractmethod
+    def write(self, model: Model, place: Path, progress: Progress = silent) -> Written:
+        """Write a model whose architecture :meth:`check` let pass.
+
+        Args:
+            model: With its module.
+            place: The file, or a folder that exists and is empty.
+            progress: Called now and then.
+
+        Raises:
+            GateError: What was written isn't what the model is.
+            InputError: Something in the model can't be carried.
+        """
+
+    def check_package(self) -> None:
+        """Refuse to begin without the format's library.
+
+        Raises:
+            MachineError: It isn't installed.
+        """
+        if importlib.util.find_spec(self.package) is None:
+            raise missing_extra(self.package, self.extra)
+
+    def check(self, model: Model, grids: Iterable[tuple[str, Grid]] = ()) -> None:
+        """Refuse, before any work, what the format can't carry.
+
+        Args:
+            model: What is to be written, or to be quantized first.
+            grids: Names of layers, or what decides on some, each with what codes will mean there.
+
+        Raises:
+            UsageError: It is no language model of a known architecture, or codes of that kind have no place.
+            MachineError: The format's library isn't installed.
+        """
+        self.check_package()
+        if isinstance(model.body, Path) or model.card.arch.kind != "transformers":
+            raise UsageError(
+                f"`to` {self.name} takes a language model in a Hugging Face folder, or a bundle of one; "
+                f"{model.source} is none"
+            )
+        kind = getattr(model.body.config, "model_type", "")
+        if kind not in self.architectures or model.card.task != "causal-lm":
+            raise UsageError(
+                f"`to` {self.name} can't carry {model.card.arch.reference}",
+                f"it carries causal language models of: {', '.join(self.architectures)}",
+            )
+        against: dict[str, list[str]] = {}
+        for name, grid in grids:
+            if reason := self.reason_against(grid):
+                against.setdefault(reason, []).append(name)
+        for reason, layers in against.items():
+            raise UsageError(f"`to` {self.name} can't carry {listing(layers)}: {reason}")

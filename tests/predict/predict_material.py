@@ -1,0 +1,96 @@
+"""Small models with all that surrounds real ones: a tokenizer, labels, pooling, pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sat", "ran", "on", "mat", "a", "far", "away"]
+TEXTS = ["the cat sat on the mat", "a dog ran far away", "cat"]
+
+
+def tokenizer(folder: Path) -> None:
+    """As all-MiniLM's: its own padding and truncation are of one training run, and must not be obeyed."""
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.enable_padding(length=24)
+    made.save(str(folder / "tokenizer.json"))
+    kept = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 30, "pad_token": "[PAD]",
+            "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+
+
+def bert(folder: Path, kind: str, **more: Any) -> Path:
+    """A Hugging Face folder of a random BERT."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32, initializer_range=0.4, **more,
+    )  # fmt: skip
+    getattr(transformers, kind)(config).eval().save_pretrained(folder)
+    tokenizer(folder)
+    return folder
+
+
+def classifier(folder: Path) -> Path:
+    """A Hugging Face folder of a classifier of texts, with labels."""
+    return bert(folder, "BertForSequenceClassification", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
+
+
+def sentences(folder: Path) -> Path:
+    """A sentence-transformers folder."""
+    bert(folder, "BertModel")
+    kinds = ["Transformer", "Pooling", "Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    told = {"embedding_dimension": 16, "pooling_mode": "mean"}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 6, "do_lower_case": false}')
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\ntags:\n- x\n---\n# A model\n")
+    return folder
+
+
+NET = """\
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(144, 3)
+
+    def forward(self, x):
+        return self.last(self.conv(x).relu().flatten(1))
+"""
+
+
+def pictures(folder: Path) -> None:
+    """In a folder: net.py, m.pt, and pictures of three classes that aren't of the net's size."""
+    from PIL import Image
+
+    names: dict[str, Any] = {}
+    exec(NET, names)
+    (folder / "net.py").write_text(NET)
+    torch.manual_seed(0)
+    torch.save(names["Net"]().state_dict(), folder / "m.pt")
+    draw = np.random.default_rng(0)
+    for kind in ("cat", "dog", "fox"):
+        (folder / "pictures" / kind).mkdir(parents=True)
+        for number in range(3):
+            pixels = draw.integers(0, 255, (10, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / kind / f"{number}.png")
