@@ -367,7 +367,7 @@ def assignments(space: Space) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Answers with what was chosen, else with nothing; numbers lie at a share of their range."""
+    """Answers with what was chosen, else with nothing; other values lie at a share of their range."""
 
     chosen: Mapping[str, str]
     share: float
@@ -375,7 +375,7 @@ class _Fixed:
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         if name in self.chosen:
             return self.chosen[name]
-        return NONE if NONE in choices else choices[0]
+        return NONE if NONE in choices else choices[round(self.share * (len(choices) - 1))]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         return low + step * round(self.share * ((high - low) // step))
