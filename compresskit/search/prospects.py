@@ -68,12 +68,15 @@ class Prospects:
         return 0.0
 
     def forgiven(self, values: Mapping[str, Any], rung: Rung, drop: float) -> float:
-        """Points of a candidate's drop that training by itself may have caused."""
+        """Points of a candidate's drop that training by itself may have caused.
+
+        No more than the least that anything lost which was trained in full: what others lose beyond that is their own.
+        """
         lost = self.forgotten()
         if not lost or not self.trained(values) or rung in ("look", "brief"):
             return 0.0
-        trunk = self._of_trunk(values, drop)
-        return max(0.0, min(trunk, _KNOWN_BY_HEART * lost))
+        drops = [one.drop or 0.0 for one in self.ended("trained", "whole") if self.trained(one.values)]
+        return max(0.0, min([*drops, drop, _KNOWN_BY_HEART * lost]))
 
     def _of_trunk(self, values: Mapping[str, Any], drop: float) -> float:
         """The least drop of what ends otherwise but is trained the same."""
