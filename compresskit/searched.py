@@ -126,14 +126,14 @@ def tried_text(one: Tried) -> str:
         chooser = f"{kind}.auto"
         if f"{chooser}." in " ".join(one.values) and chooser not in methods:
             picked = {k.partition(f"{chooser}.")[2].replace("_", "-"): v for k, v in one.values.items()}
-            shown = {key: value for key, value in picked.items() if key in _TELLING}
+            shown = {key: value for key, value in picked.items() if key in TELLING}
             kept = {key: value for key, value in (options or {}).items() if key not in ("bits", "layer-bits")}
             step = {method: {**kept, **shown}} if shown else step
         told.append(_step_text(step))
     return " + ".join(told) or "nothing"
 
 
-_TELLING = (
+TELLING = (
     "width",
     "drop",
     "target-macs",
@@ -146,13 +146,14 @@ _TELLING = (
     "target-bits",
     "bits",
 )
+"""The options of a step that tell most of it."""
 
 
 def _step_text(step: dict[str, Any]) -> str:
     method, options = next(iter(step.items()))
     options = options if isinstance(options, dict) else {}
     rules = [str(rule).rpartition("=")[2].partition("/")[0] for rule in options.get("layer-bits") or ()]
-    told = {key: options[key] for key in _TELLING if key in options}
+    told = {key: options[key] for key in TELLING if key in options}
     if rules and "bits" in options:
         bits = sorted({int(options["bits"]), *map(int, rules)})
         told["bits"] = f"{bits[0]} to {bits[-1]}"
