@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import tempfile
 import time
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from cifar import NORMALIZE
@@ -136,6 +138,7 @@ def searched(place: Path, seed: int, blind: bool) -> Search:
 
     from compresskit import compress
     from compresskit.search import searching
+    from compresskit.search.space import Space
 
     out = place / "random"
     for folder in (out, Path(f"{out}.study"), place / "steps"):
@@ -143,8 +146,10 @@ def searched(place: Path, seed: int, blind: bool) -> Search:
     patches = []
     if blind:
         patches = [
-            patch.object(searching, "assignments", lambda _: ()),
-            patch.object(searching.Searching, "_given_up", lambda *_: ""),
+            patch.object(searching.Policy, "next", lambda *_, **__: None),
+            patch.object(searching, "_Untrained", lambda trial, _: trial),
+            patch.object(Space, "untrained", lambda _, values: dict(values)),
+            patch.object(Space, "steps", partialmethod(_in_full, Space.steps)),
             patch.object(optuna.samplers, "TPESampler", lambda **_: optuna.samplers.RandomSampler(seed=seed)),
         ]
     for one in patches:
@@ -159,6 +164,11 @@ def searched(place: Path, seed: int, blind: bool) -> Search:
             one.stop()
     assert report.search is not None
     return report.search
+
+
+def _in_full(space: Any, steps: Any, values: Any, **_how: Any) -> Any:
+    """The steps of a candidate, never in their cheap form."""
+    return steps(space, values)
 
 
 def area(search: Search) -> float:

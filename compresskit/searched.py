@@ -10,8 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-STATES = {"kept": "passes", "missed": "misses", "dropped": "dropped", "failed": "failed"}
+STATES = {
+    "kept": "passes", "missed": "misses", "looked": "preview", "dropped": "dropped", "cut": "interrupted",
+    "failed": "failed",
+}  # fmt: skip
 """The outcome of a candidate, in words."""
+Rung = Literal["look", "brief", "trained", "whole"]
 
 
 class _Part(BaseModel):
@@ -26,7 +30,10 @@ class Tried(_Part):
         steps: Of its recipe, with all options.
         values: What was picked, by the space's names.
         state: ``kept``: it keeps the bars on the samples that the choice is made by; ``missed``: it doesn't;
-            ``dropped``: it was given up after the cheap look; ``failed``: a step refused.
+            ``looked``: neither is known, as it wasn't followed to its end; ``dropped``: it was given up after the cheap
+            look; ``cut``: the time was over; ``failed``: a step refused.
+        rung: How far it was followed: ``look``: untrained and plainly rounded; ``brief``: trained for an epoch or less;
+            ``trained``: trained in full and plainly rounded; ``whole``: to its end.
         reason: Why it was dropped or failed.
         bytes: What ships.
         smaller: The original's bytes over these.
@@ -35,6 +42,7 @@ class Tried(_Part):
         value: The metric on the samples that the choice is made by; similarity to the original without a metric.
         drop: How much worse than the original, in the metric's points.
         interval: 95 % of the drop.
+        forgiven: Points of the drop that don't count against it, as training by itself may have caused them.
         seconds: That it took.
         trained: Its recipe trains.
     """
@@ -42,7 +50,8 @@ class Tried(_Part):
     number: Count
     steps: list[dict[str, Any]]
     values: dict[str, Any]
-    state: Literal["kept", "missed", "dropped", "failed"]
+    state: Literal["kept", "missed", "looked", "dropped", "cut", "failed"]
+    rung: Rung = "whole"
     reason: str = ""
     bytes: Count | None = None
     smaller: float | None = None
@@ -51,6 +60,7 @@ class Tried(_Part):
     value: float | None = None
     drop: float | None = None
     interval: tuple[float, float] | None = None
+    forgiven: float = 0.0
     seconds: float = 0.0
     trained: bool = False
 
@@ -104,6 +114,23 @@ class Search(_Part):
 def steps_text(steps: Sequence[dict[str, Any]]) -> str:
     """The steps of a candidate in short: methods with the option that matters."""
     return " + ".join(_step_text(step) for step in steps) or "nothing"
+
+
+def tried_text(one: Tried) -> str:
+    """The steps of a candidate in short; one that was chosen by another method, with what was picked of that."""
+    methods = [next(iter(step)) for step in one.steps]
+    told = []
+    for step in one.steps:
+        method, options = next(iter(step.items()))
+        kind = method.partition(".")[0]
+        chooser = f"{kind}.auto"
+        if f"{chooser}." in " ".join(one.values) and chooser not in methods:
+            picked = {k.partition(f"{chooser}.")[2].replace("_", "-"): v for k, v in one.values.items()}
+            shown = {key: value for key, value in picked.items() if key in TELLING}
+            kept = {key: value for key, value in (options or {}).items() if key not in ("bits", "layer-bits")}
+            step = {method: {**kept, **shown}} if shown else step
+        told.append(_step_text(step))
+    return " + ".join(told) or "nothing"
 
 
 TELLING = (

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,6 +27,7 @@ SIDECAR = "sidecar"
 """Folder in a context's ``work``: what a stage puts there goes into the bundle, beside the model."""
 Form = Literal["torch", "onnx", "weights"]
 Progress = Callable[[str, int, int], None]
+T = TypeVar("T")
 
 
 def silent(_what: str, _done: int, _total: int) -> None:
@@ -35,6 +36,11 @@ def silent(_what: str, _done: int, _total: int) -> None:
 
 def say_nothing(_text: str) -> None:
     """A line for the user that nobody reads."""
+
+
+def anew(_name: str, make: Callable[[], T]) -> T:
+    """What was asked for, computed now: nothing is remembered."""
+    return make()
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Context:
         tell: Shows the user a line right away: what long work will cost.
         max_bytes: Size the result must keep, where the user gave one: a stage that chooses may aim at it.
         max_drop: Drop of quality the result must keep, as ``0.5pt`` or ``1%``.
+        once: Called as ``once(name, make)``: gives what ``make`` gave for this model and these data under that name
+            before, else calls it. For long measurements that other options of the same method share.
     """
 
     work: Path
@@ -62,6 +70,7 @@ class Context:
     max_bytes: int | None = None
     max_drop: str | None = None
     teacher: Model | None = None
+    once: Callable[[str, Callable[[], Any]], Any] = field(default=anew)
 
 
 @dataclass(frozen=True)
@@ -121,11 +130,13 @@ class Searched:
         models: Kinds of models for which it is tried: ``cnn``, ``text``, ``causal-lm``, ``linear``, ``tiny``.
         options: That are given besides, by field.
         preview: Options of the cheap first look at a candidate, which win over all others; None leaves the step out.
+        efforts: Options of a candidate that is made with care, from quick to slow; the time left decides.
     """
 
     models: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     preview: Mapping[str, Any] | None = field(default_factory=dict)
+    efforts: tuple[Mapping[str, Any], ...] = ()
 
 
 class Stage(BaseModel, ABC):

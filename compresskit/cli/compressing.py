@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 
 from compresskit.cli.console import check_output, drawing, progressing, tell
-from compresskit.cli.inputs import command_line, default_output, parse_args, parse_shape
+from compresskit.cli.inputs import command_line, default_output, parse_args, parse_axes, parse_shape
 from compresskit.errors import UsageError
 from compresskit.recipe.plan import Recipe
 from compresskit.runner.cache import Cache
 from compresskit.search import compress as searching
 from compresskit.search.request import Request, prepared
-from compresskit.search.space import read_space
+from compresskit.search.space_file import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import say_nothing, silent
 
@@ -77,7 +77,9 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
         "compress", (), model=str(model), arch=asked.arch, arch_args=parse_args(asked.arch_args),
         input_shape=parse_shape(asked.input_shape), key=asked.key, data=samples.data, eval_data=samples.eval_data,
         normalize=asked.normalize, sequence=asked.sequence, metric=asked.metric, threads=asked.threads,
-        seed=asked.seed, **asdict(bounds),
+        seed=asked.seed, allow_nonfinite=asked.allow_nonfinite,
+        batch_axis={name: "none" if at is None else at for name, at in parse_axes(asked.batch_axis).items()} or None,
+        **asdict(bounds),
     )  # fmt: skip
     kinds = tuple(word.strip() for word in asked.steps.split(",")) if asked.steps else ()
     space = None if asked.space is None else read_space(asked.space)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from compresskit.render import figures
-from compresskit.searched import Judged, Search, Tried, steps_text
+from compresskit.searched import Judged, Search, Tried, tried_text
 
 _IMPORTANT, _SHARE = 4, 0.02
 """Questions that are named at most, and the share of the differences that each must explain."""
@@ -23,7 +23,10 @@ def table(search: Search) -> tuple[tuple[str, ...], list[tuple[int, tuple[str, .
 def lines(search: Search) -> list[str]:
     """How many candidates were tried and their outcomes, and which choices mattered."""
     states: Counter[str] = Counter(one.state for one in search.tried)
-    words = {"kept": "pass", "missed": "miss", "dropped": "dropped early", "failed": "failed"}
+    words = {
+        "kept": "pass", "missed": "miss", "looked": "preview only", "dropped": "dropped early", "cut": "interrupted",
+        "failed": "failed",
+    }  # fmt: skip
     told = ", ".join(f"{states[state]} {word}" for state, word in words.items() if states[state])
     count = len(search.tried)
     found = [f"{count} candidate{'s' * (count != 1)} tried in {search.seconds:.0f} s: {told}"]
@@ -50,4 +53,4 @@ def _cells(one: Tried, judged: Judged | None, search: Search) -> tuple[str, ...]
     chosen = f"{0 - one.drop:+.2f}" if one.drop is not None else figures.DASH
     mark = "→" if one.number == search.winner else ""
     smaller = f"{one.smaller:.1f}×" if one.smaller is not None else figures.DASH
-    return mark, f"{one.number}: {figures.clean(steps_text(one.steps))}", smaller, speed, chosen, evaluated
+    return mark, f"{one.number}: {figures.clean(tried_text(one))}", smaller, speed, chosen, evaluated

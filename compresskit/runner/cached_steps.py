@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compresskit import registry
 from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME, seal
@@ -22,7 +23,10 @@ from compresskit.runner.stage_runner import StageRunner, aimed_at, form, workpla
 from compresskit.runner.step_costs import StepCosts
 from compresskit.runner.steps import Job, Steps, bundle, light
 from compresskit.runner.teacher import teacher_of
-from compresskit.stage import MODEL, Progress, Stage
+from compresskit.stage import MODEL, Context, Progress, Stage
+
+_REMEMBERED = 8
+"""Measurements of models that are kept in memory, those used last."""
 
 
 def read_model(recipe: Recipe, path: Path) -> Model:
@@ -56,6 +60,7 @@ class Cached(Steps[At]):
         self.surroundings = surroundings(job.measuring.threads)
         self._job, self._recipe, self._cache = job, recipe, cache
         self._samples = None if job.samples is None else job.samples.fingerprint()
+        self._found_out: dict[tuple[str, str], Any] = {}
         self.first = self._origin(model, recipe.arch)
         # Only what is known of it is needed from here on: its weights would lie in memory for nothing.
         self._original = self.first.ready.model
@@ -93,7 +98,7 @@ class Cached(Steps[At]):
             return (stage,)
         key = digest("chosen", self._key(now.key, stage))
         if (known := self._cache.recall(key)) is None:
-            found = stage.choose(self._model(now), self._job.context(work, None)).stages
+            found = stage.choose(self._model(now), self._context(now, work, None)).stages
             known = {"stages": [[one.name(), one.model_dump(mode="json", exclude_unset=True)] for one in found]}
             self._cache.remember(key, known)
         return tuple(registry.get(name)(**options) for name, options in known["stages"])
@@ -165,13 +170,25 @@ class Cached(Steps[At]):
         with self._cache.fill(key) as folder:
             with workplace(folder) as work:
                 runner = StageRunner(self._model(now), dict(now.ready.counts))
-                ctx = job.context(work, self._teacher(stage, runner.model))
+                ctx = self._context(now, work, self._teacher(stage, runner.model))
                 runner.apply(stage, ctx, exported=self._exported(now, work), check=job.fits)
                 result = job.ship(runner.model, folder)
                 target = measuring.target or aimed_at(runner.stages)
                 names = [step.name() for step in runner.stages]
                 write_note(folder, result, runner.counts, *names, notes=runner.notes, target=target)
             bundle(folder, runner.model.card, self._original.source)
+
+    def _context(self, now: At, work: Path, teacher: Model | None) -> Context:
+        """What a stage may use, with what others found out about the same model."""
+
+        def once(name: str, make: Callable[[], Any]) -> Any:
+            key = now.key, name
+            self._found_out[key] = self._found_out.pop(key) if key in self._found_out else make()
+            while len(self._found_out) > _REMEMBERED:
+                del self._found_out[next(iter(self._found_out))]
+            return self._found_out[key]
+
+        return replace(self._job.context(work, teacher), once=once)
 
     def _model(self, now: At) -> Model:
         """The model as it is now, fresh from disk, its card that of the original with more history."""

@@ -13,7 +13,7 @@ from compresskit.runner.timing import SEQUENCE
 from compresskit.search.compress import Showing
 from compresskit.search.compress import compress as search
 from compresskit.search.request import Request
-from compresskit.search.space import read_space
+from compresskit.search.space_file import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import Progress, silent
 
@@ -28,7 +28,9 @@ def compress(
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
+    batch_axis: dict[str, int | None] | None = None,
     key: str | None = None,
+    allow_nonfinite: bool = False,
     normalize: str | None = None,
     sequence: int = SEQUENCE,
     metric: str | None = None,
@@ -60,7 +62,9 @@ def compress(
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
         input_shape: Shape of the model's input; the first axis is the batch axis.
+        batch_axis: Batch axis by input of an ONNX file; None for an input that all samples share.
         key: Which state dict of the file to read.
+        allow_nonfinite: Accept NaN and infinities among the weights.
         normalize: For images: ``MEAN/STD`` a channel, or ``imagenet``.
         sequence: Maximum tokens of a text sample, and tokens of a timed sample.
         metric: Name or ``FILE.py:NAME``; chosen by the data if not given.
@@ -95,6 +99,8 @@ def compress(
              {"data": data, "eval_data": eval_data, "select_data": select_data}.items()}  # fmt: skip
     recipe = Recipe(
         "compress", (), model=str(model), arch=arch, arch_args=arch_args or {}, input_shape=input_shape, key=key,
+        batch_axis={n: "none" if at is None else at for n, at in (batch_axis or {}).items()} or None,
+        allow_nonfinite=allow_nonfinite,
         data=named["data"], eval_data=named["eval_data"],
         normalize=normalize, sequence=sequence, metric=metric, max_drop=max_drop, max_size=max_size,
         min_speedup=min_speedup, threads=threads, seed=seed,

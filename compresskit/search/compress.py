@@ -23,16 +23,16 @@ from compresskit.runner.judging import Measuring, ReportBuilder
 from compresskit.runner.pipeline import run_recipe
 from compresskit.search.request import Found, Request, identity, prepared
 from compresskit.search.searching import Bars, Searching
-from compresskit.search.space import space_of
+from compresskit.search.space_file import space_of
 from compresskit.search.study import SearchStudy, shown
-from compresskit.search.tried import front, ranked
+from compresskit.search.tried import front, shortlist
 from compresskit.search.trying import Figures, Trying, until
 from compresskit.searched import Judged, Search, Tried, steps_text
 from compresskit.stage import Progress, say_nothing, silent
 
 RECIPE = "recipe.yaml"
 """In the bundle: the recipe that makes it again."""
-_JUDGED = 6
+_JUDGED = 8
 """Candidates that are measured on the evaluation data, at most."""
 _RESERVE, _LEAST_S, _MOST_S = 0.12, 10.0, 180.0
 """Share of the time that is kept for the verdict, and its bounds in seconds."""
@@ -174,7 +174,7 @@ def _finish(request: Request, found: Found, searching: Searching, cache: Cache, 
     trying, bars = found.trying, searching.bars
     trying.patient(showing.progress)
     best = front(tried, request.goals)
-    wanted = ranked(best, request.pick)[:_JUDGED]
+    wanted = shortlist(best, bars.close(tried) if best else [], request.pick, _JUDGED)
     if not wanted:
         if (nearest := _nearest(tried, bars)) is None:
             reasons = list(dict.fromkeys(one.reason for one in tried if one.reason))
@@ -269,7 +269,7 @@ def _nearest(tried: Sequence[Tried], bars: Bars) -> Tried | None:
 
     def missed(one: Tried) -> float:
         figures = Figures(one.bytes or 0, one.faster, one.value or 0.0, one.drop or 0.0, one.interval)
-        return max(bars.missed(figures).values(), default=0.0)
+        return max(bars.missed(figures, one.forgiven).values(), default=0.0)
 
     known = [one for one in tried if one.bytes is not None]
     return min(known, key=lambda one: (missed(one), one.number), default=None)

@@ -21,6 +21,8 @@ from compresskit.search.tried import Goal, Pick
 from compresskit.search.trying import Look, Trying
 from compresskit.stage import Progress
 
+_MUCH_FASTER = 0.8
+"""Share of float32's time in which bfloat16 must be done to be worth its rounding."""
 HOLD_OUT = 0.2
 """Share of the data by which candidates are chosen."""
 
@@ -126,11 +128,12 @@ def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> 
     if space is None:
         found = layers_and_kinds(trying.model)
         space = default_space(trying.model, found, kind_of(trying.model, found))
-        if space.slots and space.trains():
-            fits = epochs_that_fit(request.seconds, trying.seconds_a_pass())
-            space = space.at_most(fits)
-            if fits < 1:
+        if space.slots and space.trains() and (took := trying.seconds_a_pass):
+            if (fits := epochs_that_fit(request.seconds, min(took.values()))) < 1:
+                space = space.at_most(fits)
                 notes.append("nothing was trained: an epoch takes more than a third of `time`")
+            if took["bfloat16"] < _MUCH_FASTER * took["float32"]:
+                space = space.in_bfloat16()
     if request.kinds:
         space = space.only(request.kinds)
     if not space.slots:

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import CompressKitError
 from compresskit.recipe.limits import Limits
-from compresskit.search.space import Space, assignments
+from compresskit.search.policy import Policy, Wish, cut_off
+from compresskit.search.prospects import Clock, known_of
+from compresskit.search.space import LENGTH, Picker, Space
 from compresskit.search.study import Outcome, SearchStudy
-from compresskit.search.tried import Goal, costs, dominates, front
+from compresskit.search.tried import Goal, costs
 from compresskit.search.trying import Figures, OutOfTime, Trying
-from compresskit.searched import STATES, Tried, steps_text
+from compresskit.searched import STATES, Rung, Tried, tried_text
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-_CLOSE = 1.03
-"""Times of a call whose ratio is below this are not told apart by a short look."""
 _FAR = 8
 """Times that the best candidates miss a bar by, from which on further ones are not worth their time."""
 _FEW = 4
-"""Candidates that must be known before one is given up for being among the worse."""
+"""Candidates that must be known before the search is given up."""
 _AGAIN = 12
 """Candidates in a row that were known already, after which the space counts as searched."""
 
@@ -41,16 +41,32 @@ class Bars:
     limits: Limits
     drop: float | None
 
-    def missed(self, found: Figures) -> dict[str, float]:
-        """By how much each bar is missed, as a share of it; 0 and below keep it."""
+    def missed(self, found: Figures, forgiven: float = 0.0) -> dict[str, float]:
+        """By how much each bar is missed, as a share of it; 0 and below keep it.
+
+        Args:
+            found: What was measured.
+            forgiven: Points of the drop that don't count.
+        """
         missed: dict[str, float] = {}
         if self.drop is not None:
-            missed["drop"] = (found.drop - self.drop - 1e-9) / max(0.1, self.drop)
+            missed["drop"] = (found.drop - forgiven - self.drop - 1e-9) / max(0.1, self.drop)
         if self.limits.max_bytes is not None:
             missed["size"] = found.bytes / self.limits.max_bytes - 1
         if self.limits.min_speedup is not None and found.faster is not None:
             missed["speed"] = self.limits.min_speedup / found.faster - 1
         return missed
+
+    def close(self, tried: Sequence[Tried]) -> list[Tried]:
+        """Candidates that were followed to their end and miss only the bar for quality, by no more than chance."""
+        found = []
+        for one in tried:
+            if one.state != "missed" or one.interval is None or self.drop is None:
+                continue
+            figures = Figures(one.bytes or 0, one.faster, 0.0, one.interval[0], None)
+            if max(self.missed(figures, one.forgiven).values()) <= 0:
+                found.append(one)
+        return found
 
 
 @dataclass
@@ -92,9 +108,12 @@ class Searching:
         Raises:
             KeyboardInterrupt: Ctrl-C; all that was finished is in the study.
         """
-        for values in assignments(self.space):
-            self.study.queue(values)
-        self.study.run(self._try, stop=self._stop)
+        self._total = (self.study.attribute("seconds") or 0.0) + self.deadline - time.monotonic()
+        self._a_pass = min(self.trying.seconds_a_pass.values(), default=0.0) if self.space.trains() else 0.0
+        self._policy = Policy(self.space, self.goals, self.bars.drop)
+        for values in cut_off(self.study.tried()):
+            self.study.queue(Wish(values))
+        self.study.run(self._try, stop=self._stop, wish=self._wish)
 
     def _stop(self) -> bool:
         tried = self.study.tried()
@@ -102,11 +121,24 @@ class Searching:
             self.stopped = "the time was over"
         elif self.most is not None and len(tried) >= self.most:
             self.stopped = f"{self.most} candidates were tried"
-        elif self._again >= _AGAIN:
+        elif self._again >= 2 * _AGAIN or (self._again >= _AGAIN and self._wish() is None):
             self.stopped = "no new candidate was found"
         elif self._hopeless(tried):
             self.stopped = "no candidate came near the limits"
         return bool(self.stopped)
+
+    def _wish(self) -> Wish | None:
+        """What is to be tried next; None is what the sampler proposes."""
+        self._policy.known = [*self.study.tried(), *self.study.running()]
+        return self._policy.next(self._clock(), exhausted=self._again >= _AGAIN)
+
+    def _clock(self) -> Clock:
+        left = max(0.0, self.deadline - time.monotonic())
+        if self.most is not None:  # what is nearer to its end counts
+            left = min(left, self._total * (1 - len(self._policy.known) / self.most))
+        samples = 0 if self.trying.data is None else len(self.trying.data)
+        clock = Clock(self._total, left, self._a_pass / max(1, samples), samples)
+        return self._policy.measured(clock)
 
     def _hopeless(self, tried: Sequence[Tried]) -> bool:
         """Some were measured, and a size or speed that is asked for is far from everything that was found."""
@@ -118,49 +150,53 @@ class Searching:
             return True
         return speed is not None and max(one.faster or 0.0 for one in known) * _FAR < speed
 
-    def _try(self, trial: Trial) -> Outcome:
+    def _try(self, trial: Trial, wish: Wish | None) -> Outcome:
         start = time.monotonic()
-        values = self.space.pick(trial)
-        steps = self.space.steps(values)
-        taken = self.study.taken(trial)  # asked first: what ends in between is among those that were tried
-        known = self.study.tried()
-        made = _Making(trial.number, values, steps)
-        same = next((one for one in known if one.values == values and one.bytes is not None), None)
-        if same is not None or not steps or taken:
+        picked = self.space.untrained(self.space.pick(_Untrained(trial, self.space))) if wish is None else wish.values
+        values: dict[str, Any] = dict(picked)
+        rung: Rung = "look" if wish is None else wish.rung
+        steps = self.space.steps(values, preview=rung != "whole", trained=rung != "look")
+        if (rung == "trained" or not self.space.lengths(values)) and steps == self.space.steps(values):
+            rung = "whole"  # there is no other form of it
+        taken = self.study.taken(
+            trial, values, rung
+        )  # asked first: what ends in between is among those that were tried
+        made = _Making(trial.number, values, steps, rung)
+        if not steps or taken or known_of(self.study.tried(), values, rung):
             self._again += 1
             return Outcome(None, None, {})
         self._again = 0
         self.count += 1
+        missed: dict[str, float] = {}
         try:
-            tried, missed = self._followed(made, known)
+            if why := self._too_large(steps):
+                tried = made.tried("dropped", why)
+            else:
+                tried, missed = self._judged(made, *self._measured(made.steps))
         except OutOfTime:
-            tried, missed = made.tried("dropped", "the time was over before it finished"), {}
+            tried = made.tried("cut", "the time was over before it finished")
         except CompressKitError as error:
-            tried, missed = made.tried("failed", error.message), {}
+            tried = made.tried("failed", error.message)
         tried = tried.model_copy(update={"seconds": round(time.monotonic() - start, 2)})
         self.tell(line(tried, self.deadline - time.monotonic()))
-        return Outcome(tried, self._costs(tried), missed)
+        return Outcome(tried, self._costs(tried) if wish is None else None, missed)
+
+    def _too_large(self, steps: Sequence[dict[str, Any]]) -> str:
+        """Why nothing of a candidate is computed: its size is known to miss the bar. Some are measured all the same."""
+        most, least = self.bars.limits.max_bytes, 0
+        if most is not None and sum(one.bytes is not None for one in self._policy.known) >= _FEW:
+            least = self.trying.least_bytes(steps)
+        if most is None or least <= most:
+            return ""
+        return f"it takes at least {least:,} bytes, more than the limit of {most:,}; it was not computed"
 
     def _costs(self, tried: Tried) -> tuple[float, ...] | None:
         """What is to be small; None of a candidate that was given up."""
-        if tried.state not in ("kept", "missed"):
+        if tried.bytes is None:
             return None
         found = costs(tried, self.goals)
         # Without a metric there is no bar for quality: it is one more thing that is wanted.
         return found if self.bars.drop is not None else (*found, tried.drop or 0.0)
-
-    def _followed(self, made: _Making, known: Sequence[Tried]) -> tuple[Tried, dict[str, float]]:
-        """A candidate as far as it is worth it, and by how much it misses: a cheap look first, where there is one."""
-        preview = self.space.steps(made.values, preview=True)
-        if preview and preview != made.steps:
-            figures, steps = self._measured(preview)
-            missed = self.bars.missed(figures)
-            if self.bars.drop is not None and max(missed.values()) <= 0:
-                return self._judged(made, figures, steps)  # as cheap as it is, it keeps the bars
-            if why := self._given_up(figures, missed, known):
-                tried = made.tried("dropped", why, figures, self.trying.base, self.machine)
-                return tried.model_copy(update={"steps": steps, "trained": _trains(steps)}), missed
-        return self._judged(made, *self._measured(made.steps))
 
     def _measured(self, steps: Sequence[dict[str, Any]]) -> tuple[Figures, list[dict[str, Any]]]:
         """Figures, and the steps with explicit options."""
@@ -169,32 +205,65 @@ class Searching:
         return self.trying.measure(at), list(replace(recipe, steps=taken).document()["steps"])
 
     def _judged(self, made: _Making, figures: Figures, steps: list[dict[str, Any]]) -> tuple[Tried, dict[str, float]]:
-        missed = self.bars.missed(figures)
-        kept = max(missed.values(), default=0.0) <= 0
-        tried = made.tried("kept" if kept else "missed", _why(missed), figures, self.trying.base, self.machine)
-        return tried.model_copy(update={"steps": steps, "trained": _trains(steps)}), missed
+        forgiven = self._policy.forgiven(made.values, made.rung, figures.drop)
+        missed = self.bars.missed(figures, forgiven)
+        state, reason = "missed", _why(missed)
+        if max(missed.values(), default=0.0) <= 0:
+            state = "kept"
+        elif made.rung != "whole":
+            state, reason = "looked", ""
+            if why := self._given_up(missed):
+                state, reason = "dropped", why
+            elif self.bars.drop is not None:  # what the sampler learns: whether the next rungs can make up for it
+                expected = self._policy.expected(made.values, made.rung, figures.drop)
+                missed["drop"] = (expected - self.bars.drop) / max(0.1, self.bars.drop)
+        tried = made.tried(state, reason, figures, self.trying.base, self.machine)
+        update = {"steps": steps, "trained": _trains(steps), "forgiven": round(forgiven, 4)}
+        return tried.model_copy(update=update), missed
 
-    def _given_up(self, figures: Figures, missed: dict[str, float], known: Sequence[Tried]) -> str:
+    def _given_up(self, missed: dict[str, float]) -> str:
         """Why a candidate isn't followed further; empty where it is. Training makes nothing smaller or faster."""
         if missed.get("size", 0.0) > 0.02:
             return "it exceeds the size limit, which training does not change"
         if missed.get("speed", 0.0) > 0.1:
             return "it misses the speed limit, which training does not change"
-        base = self.trying.base
-        ratios = {"size": base.bytes / max(1, figures.bytes), "latency": figures.faster or 1.0}
-        mine = tuple(-math.log(ratios[goal]) for goal in self.goals)
-        if self.bars.drop is not None:
-            slack = tuple(math.log(_CLOSE) if goal == "latency" else 0.0 for goal in self.goals)
-            for one in front(known, self.goals):
-                theirs = zip(costs(one, self.goals), slack, mine, strict=True)
-                if all(cost - near <= own for cost, near, own in theirs):
-                    words = " and not ".join({"size": "smaller", "latency": "faster"}[goal] for goal in self.goals)
-                    return f"it is not {words} than candidate {one.number}, which passes"
-        looked = [(*costs(one, self.goals), one.drop) for one in known if one.drop is not None]
-        better = sum(dominates(other, (*mine, figures.drop)) for other in looked)
-        if len(looked) >= _FEW and better > len(looked) / 3:
-            return f"{better} of {len(looked)} other candidates are better in every figure after the preview"
         return ""
+
+
+@dataclass
+class _Untrained:
+    """Asks a trial, but neither how to train nor, where something is to be trained, how to quantize afterwards.
+
+    The first look doesn't train. Later the time decides for how long, and all ways to quantize are tried on the result.
+
+    Attributes:
+        trial: Is asked all else.
+        space: Where the questions come from.
+        recovers: Something is to be trained.
+    """
+
+    trial: Picker
+    space: Space
+    recovers: bool = False
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """See :class:`Picker`."""
+        if (method := self.space.recovers(name)) in choices:
+            self.recovers = True
+            return method
+        if self.recovers and name == self.space.names()[-1] and (final := self.space.quickest_final()) in choices:
+            return final
+        return self.trial.suggest_categorical(name, choices)
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """See :class:`Picker`."""
+        return low if name.endswith(f".{LENGTH}") else self.trial.suggest_int(name, low, high, step=step, log=log)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """See :class:`Picker`."""
+        return self.trial.suggest_float(name, low, high, step=step, log=log)
 
 
 @dataclass(frozen=True)
@@ -202,6 +271,7 @@ class _Making:
     number: int
     values: dict[str, Any]
     steps: list[dict[str, Any]]
+    rung: Rung
 
     def tried(
         self, state: Any, reason: str = "", figures: Figures | None = None, base: Figures | None = None,
@@ -220,7 +290,7 @@ class _Making:
                 "interval": figures.interval,
             }
         return Tried(
-            number=self.number, steps=self.steps, values=self.values, state=state, reason=reason,
+            number=self.number, steps=self.steps, values=self.values, state=state, rung=self.rung, reason=reason,
             trained=_trains(self.steps), **known,
         )  # fmt: skip
 
@@ -243,10 +313,10 @@ def line(tried: Tried, left: float) -> str:
         figures.append(f"about {tried.faster:.1f}× as fast")
     if tried.drop is not None:
         figures.append(f"{0 - tried.drop:+.2f} pt")
-    why = f" ({tried.reason})" if tried.reason and tried.state in ("dropped", "failed") else ""
+    why = f" ({tried.reason})" if tried.reason and tried.state in ("dropped", "cut", "failed") else ""
     minutes = f"{max(0, int(left)) // 60}:{max(0, int(left)) % 60:02d} left"
     measured = ", ".join(figures) or "nothing measured"
-    return f"candidate {tried.number}: {steps_text(tried.steps)}: {measured}; {STATES[tried.state]}{why}; {minutes}"
+    return f"candidate {tried.number}: {tried_text(tried)}: {measured}; {STATES[tried.state]}{why}; {minutes}"
 
 
 def epochs_that_fit(seconds: float, a_pass: float) -> float:

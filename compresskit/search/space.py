@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from compresskit import registry
 from compresskit.errors import UsageError
-from compresskit.recipe import tree
-from compresskit.recipe.problems import Problems
 from compresskit.stage import Stage, Tunable
 
 NONE = "none"
 """The alternative of leaving a step out."""
-_RANGE = ("from", "to", "step", "log")
+LENGTH, SAMPLES = "epochs", "train_samples"
+"""Options that say how long a step trains; where the first has a range, the time that is left decides."""
+_SHARES = (0.5, 0.43, 0.36, 0.29, 0.21, 0.14, 0.75, 0.0, 1.0)
+"""Where in its ranges a way to quantize is tried on what was trained."""
 
 
 class Picker(Protocol):
@@ -73,6 +73,13 @@ class Choice:
         """It makes nothing smaller, but trains what other steps cut: alone it is no candidate."""
         return self.preview is None
 
+    @property
+    def efforts(self) -> tuple[Mapping[str, Any], ...]:
+        """Options of the careful form, from quick to slow; empty where the space says them itself."""
+        declared = self.stage.searched.efforts if self.stage.searched else ()
+        taken = {name for effort in declared for name in effort}
+        return () if taken & {*self.options, *self.ranges} or not self.preview else declared
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -126,24 +133,104 @@ class Space:
                 values[key] = _suggested(picker, key, found)
         return values
 
-    def steps(self, values: Mapping[str, Any], *, preview: bool = False) -> list[dict[str, Any]]:
+    def steps(self, values: Mapping[str, Any], *, preview: bool = False, trained: bool = False) -> list[dict[str, Any]]:
         """The steps of a recipe file for some values.
 
         Args:
-            values: From :meth:`pick`.
+            values: From :meth:`pick`; and by the same kind of name any other option of a method that was picked.
             preview: The cheap form of each step.
+            trained: Of steps that train for as long as the time allows the form that the values say, all the same.
         """
+        found = []
+        for name, choice in self._chosen(values):
+            fitted = LENGTH in choice.ranges
+            cheap = preview and not (trained and fitted)
+            if cheap and choice.preview is None:
+                continue
+            asked = {option: _low(known) for option, known in choice.ranges.items()}
+            prefix = _key(name, choice.method, "")
+            more = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+            options = {**choice.options, **asked, **more, **((choice.preview or {}) if cheap else {})}
+            found.append({choice.method: {o.replace("_", "-"): _plain(v) for o, v in options.items()}})
+        return found
+
+    def _chosen(self, values: Mapping[str, Any]) -> list[tuple[str, Choice]]:
+        """The methods that were picked, with the names of their slots."""
         found = []
         for name, slot in zip(self.names(), self.slots, strict=True):
             label = values.get(name, NONE)
-            choice = next((c for c in slot.choices if c is not None and c.method == label), None)
-            if choice is None or (preview and choice.preview is None):
-                continue
-            options = {**choice.options, **{o: values[_key(name, label, o)] for o in choice.ranges}}
-            if preview:
-                options |= choice.preview or {}
-            found.append({choice.method: {o.replace("_", "-"): _plain(v) for o, v in options.items()}})
+            found += [(name, choice) for choice in slot.choices if choice is not None and choice.method == label]
         return found
+
+    def trunk(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What was picked but for how long to train and how to quantize at the end: what is trained only once."""
+        names = self.names()
+        kept = [(name, choice) for name, choice in self._chosen(values) if name != names[-1] or not self._quantizes()]
+        prefixes = [_key(name, choice.method, "") for name, choice in kept]
+        lengths = {prefix + option for prefix in prefixes for option in (LENGTH, SAMPLES)}
+        own = set(names[:-1] if self._quantizes() else names)
+        return {
+            key: value for key, value in values.items()
+            if (key in own or any(key.startswith(prefix) for prefix in prefixes)) and key not in lengths
+        }  # fmt: skip
+
+    def finals(self) -> list[dict[str, Any]]:
+        """Ways to quantize at the end, each with its ranges at some values."""
+        if not self.slots or not self._quantizes():
+            return []
+        name, found = self.names()[-1], []
+        for choice in sorted(self.slots[-1].choices, key=lambda choice: choice is not None):
+            for share in _SHARES if choice is not None and choice.ranges else (0.5,):
+                label = NONE if choice is None else choice.method
+                at = _Fixed({name: label}, share)
+                asked = {} if choice is None else choice.ranges
+                found.append(
+                    {name: label, **{k: _suggested(at, k, r) for o, r in asked.items() if (k := _key(name, label, o))}}
+                )
+        return found
+
+    def quickest_final(self) -> str | None:
+        """The slot of the last step and its method that has no cheaper form; None where there is none."""
+        choices = [c for c in self.slots[-1].choices if c is not None and not c.preview and not c.recovers]
+        return choices[0].method if choices and self._quantizes() else None
+
+    def _quantizes(self) -> bool:
+        """Whether the last step only quantizes, so that what is before it can be kept for other ways to do so."""
+        return all(choice is None or choice.stage.kind.quantizes for choice in self.slots[-1].choices)
+
+    def untrained(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values without how long to train."""
+        lengths = {key[: -len(LENGTH)] + option for key in self.lengths(values) for option in (LENGTH, SAMPLES)}
+        return {key: value for key, value in values.items() if key not in lengths}
+
+    def lengths(self, values: Mapping[str, Any]) -> dict[str, Tunable]:
+        """The options of picked methods that say for how many epochs to train, as far as the time decides."""
+        return {
+            _key(name, choice.method, LENGTH): choice.ranges[LENGTH]
+            for name, choice in self._chosen(values) if LENGTH in choice.ranges
+        }  # fmt: skip
+
+    def recovers(self, slot: str) -> str | None:
+        """The method in a slot that only recovers what was cut; None where there is none."""
+        found = dict(zip(self.names(), self.slots, strict=True)).get(slot)
+        return next((c.method for c in found.choices if c is not None and c.recovers), None) if found else None
+
+    def recovery(self, values: Mapping[str, Any]) -> list[str]:
+        """Those among :meth:`lengths` of methods that the first look leaves out."""
+        return [_key(name, c.method, LENGTH) for name, c in self._chosen(values) if LENGTH in c.ranges and c.recovers]
+
+    def careful(self, values: Mapping[str, Any], effort: int) -> dict[str, Any]:
+        """Options of the careful form of what was picked.
+
+        Args:
+            values: From :meth:`pick`.
+            effort: From 0 on; the slowest form where there are fewer.
+        """
+        return {
+            _key(name, choice.method, option): value
+            for name, choice in self._chosen(values) if choice.efforts
+            for option, value in choice.efforts[min(effort, len(choice.efforts) - 1)].items()
+        }  # fmt: skip
 
     def only(self, kinds: Sequence[str]) -> Space:
         """Without the steps of other kinds.
@@ -166,6 +253,19 @@ class Space:
         """With so many epochs of training at most; below one, without the steps that train."""
         return replace(self, slots=tuple(slot for old in self.slots if (slot := _limited(old, epochs)) is not None))
 
+    def in_bfloat16(self) -> Space:
+        """With training in that precision, where a range says for how long to train."""
+        return Space(
+            tuple(
+                Slot(tuple(
+                    replace(c, options={**c.options, "precision": "bfloat16"})
+                    if c is not None and LENGTH in c.ranges and "precision" in c.stage.model_fields else c
+                    for c in slot.choices
+                ))
+                for slot in self.slots
+            )
+        )  # fmt: skip
+
     def document(self) -> dict[str, Any]:
         """The mapping of a file that says the same."""
         steps: list[Any] = []
@@ -182,84 +282,6 @@ class Space:
 def tunable(stage: type[Stage], name: str) -> Tunable | None:
     """The range that a stage's field declares for searching."""
     return next((found for found in stage.model_fields[name].metadata if isinstance(found, Tunable)), None)
-
-
-def read_space(path: Path) -> Space:
-    """Read a file that says what may be tried.
-
-    Raises:
-        UsageError: With everything that is wrong.
-        InputError: It can't be read.
-    """
-    from compresskit.recipe.including import read
-
-    problems = Problems()
-    root = read(path, problems)
-    problems.raise_any()
-    return space_of(None if root is None else root.plain(), str(path))
-
-
-def space_of(document: Any, name: str = "the space") -> Space:
-    """A space from a mapping that :meth:`Space.document` gave.
-
-    Raises:
-        UsageError: It is none.
-    """
-    steps = document.get("steps") if isinstance(document, dict) else None
-    if not isinstance(document, dict) or not isinstance(steps, list) or not steps or len(document) > 1:
-        raise UsageError(f"{name}: expected steps, a list; `dry_run` without `space` prints an example")
-    return Space(tuple(_slot(step, f"{name}: steps[{place}]") for place, step in enumerate(steps)))
-
-
-def _slot(step: Any, where: str) -> Slot:
-    if isinstance(step, dict) and "one-of" in step:
-        options = step["one-of"]
-        if len(step) > 1 or not isinstance(options, list) or not options:
-            raise UsageError(f"{where}: expected one-of and a list of methods")
-        found = tuple(None if o == NONE else _choice(o, where) for o in options)
-        if all(choice is None for choice in found):
-            raise UsageError(f"{where}: names no method, as quantize.auto")
-        return Slot(found)
-    return Slot((_choice(step, where),))
-
-
-def _choice(found: Any, where: str) -> Choice:
-    step = {found: {}} if isinstance(found, str) else found
-    named = [key for key in step if key != "preview"] if isinstance(step, dict) else []
-    if len(named) != 1:
-        raise UsageError(f"{where}: expected a method with its options, found {tree.shown(found)}")
-    method, given = named[0], step[named[0]] or {}
-    stage = registry.get(method)
-    if not isinstance(given, dict):
-        raise UsageError(f"{where}.{method}: expected options, found {tree.shown(given)}")
-    options: dict[str, Any] = {}
-    for key, value in given.items():
-        name = str(key).replace("-", "_")
-        if name not in stage.model_fields:
-            raise UsageError(f"{where}.{method}: there is no option '{key}'")
-        ranged = isinstance(value, dict) and set(value) & {"from", "to", "any-of"}
-        options[name] = _range(value, f"{where}.{method}.{key}") if ranged else value
-    ranges = {name: value for name, value in options.items() if isinstance(value, Tunable)}
-    fixed = {name: value for name, value in options.items() if name not in ranges}
-    preview = step.get("preview", stage.searched.preview if stage.searched and "preview" not in step else {})
-    if preview is not None and preview != "skip" and not isinstance(preview, dict):
-        raise UsageError(f"{where}.{method}.preview: expected options or skip, found {tree.shown(preview)}")
-    shown = None if preview in (None, "skip") else {str(k).replace("-", "_"): v for k, v in preview.items()}
-    return Choice(method, fixed, ranges, shown)
-
-
-def _range(value: dict[str, Any], where: str) -> Tunable:
-    if "any-of" in value:
-        if len(value) > 1 or not isinstance(value["any-of"], list) or not value["any-of"]:
-            raise UsageError(f"{where}: expected any-of and a list of values")
-        return Tunable(choices=tuple(value["any-of"]))
-    low, high, step = value.get("from"), value.get("to"), value.get("step")
-    numbers = all(
-        isinstance(n, (int, float)) and not isinstance(n, bool) for n in (low, high, 1 if step is None else step)
-    )
-    if set(value) - set(_RANGE) or not numbers or low is None or high is None or not low <= high or (step or 1) <= 0:
-        raise UsageError(f"{where}: expected from, to, and step or log, found {tree.shown(value)}")
-    return Tunable(low, high, step, bool(value.get("log", False)))
 
 
 def _key(slot: str, method: str, option: str) -> str:
@@ -307,6 +329,10 @@ def _as_range(found: Tunable) -> dict[str, Any]:
     return {"from": found.low, "to": found.high, **more, **({"log": True} if found.log else {})}
 
 
+def _low(found: Tunable) -> Any:
+    return found.choices[0] if found.choices else found.low
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
@@ -319,7 +345,7 @@ def assignments(space: Space) -> Iterator[dict[str, Any]]:
     """The candidates that are tried first: each final step alone, then each cut before each of them.
 
     Ranges are at their middle, of the final steps alone at their ends too. What recovers goes with a cut: without it
-    the first look at the candidate is the candidate without training.
+    the first look at the candidate is the candidate without training. Then one final step is enough, the quickest.
     """
     names = space.names()
     last = len(space.slots) - 1
@@ -334,14 +360,14 @@ def assignments(space: Space) -> Iterator[dict[str, Any]]:
     for name, slot in before:
         for cut in slot.choices:
             if cut is not None and not cut.recovers:
-                for choice in finals:
+                for choice in finals[:1] if recovery else finals:
                     chosen = {**recovery, name: cut.method, names[last]: choice.method}
                     yield space.pick(_Fixed(chosen, 0.5))
 
 
 @dataclass(frozen=True)
 class _Fixed:
-    """Answers with what was chosen, else with nothing; numbers lie at a share of their range."""
+    """Answers with what was chosen, else with nothing; other values lie at a share of their range."""
 
     chosen: Mapping[str, str]
     share: float
@@ -349,7 +375,7 @@ class _Fixed:
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         if name in self.chosen:
             return self.chosen[name]
-        return NONE if NONE in choices else choices[0]
+        return NONE if NONE in choices else choices[round(self.share * (len(choices) - 1))]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         return low + step * round(self.share * ((high - low) // step))

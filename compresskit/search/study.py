@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, MachineError, UsageError, missing_extra
 from compresskit.exporter.quiet import first_line
-from compresskit.searched import Tried
+from compresskit.search.policy import Wish
+from compresskit.searched import Rung, Tried
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -107,35 +108,52 @@ class SearchStudy:
                 f"{shown(place)} is the study of {_other(other[0])}", "give another `study`, or remove that one"
             )
 
-    def queue(self, values: Mapping[str, Any]) -> None:
-        """Try a candidate before those that the sampler proposes; once, whoever asks."""
+    def queue(self, wish: Wish) -> None:
+        """Try a candidate before those that the sampler proposes."""
+        values = {key: value for key, value in wish.values.items() if wish.rung == "look"}
         with _quiet():
-            self._study.enqueue_trial(dict(values), skip_if_exists=True)
+            self._study.enqueue_trial(values, user_attrs={"wish": wish.to_json()} if not values else None)
+
+    def running(self) -> list[Tried]:
+        """The candidates that workers are trying now; nothing is measured of them yet."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        found = [(trial.number, trial.user_attrs.get("making")) for trial in trials if not _dead(trial)]
+        return [
+            Tried(number=number, steps=[], values=made["values"], rung=made["rung"], state="looked")
+            for number, made in found if made is not None
+        ]  # fmt: skip
 
     def tried(self) -> list[Tried]:
         """All candidates that came to an end."""
         found = [trial.user_attrs.get("tried") for trial in self._study.get_trials(deepcopy=False)]
         return [Tried.model_validate_json(text) for text in found if text]
 
-    def taken(self, trial: Trial) -> bool:
-        """Whether another worker, which began earlier, is working on the same candidate."""
-        from optuna.trial import TrialState
+    def taken(self, trial: Trial, values: Mapping[str, Any], rung: Rung) -> bool:
+        """Tell what a trial is about; whether another worker, which began earlier, is working on the same."""
+        trial.set_user_attr("making", {"values": dict(values), "rung": rung})
+        return any(
+            one.number < trial.number and one.values == values and one.rung == rung for one in self.running()
+        )  # fmt: skip
 
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return any(one.number < trial.number and one.params == trial.params and not _dead(one) for one in running)
-
-    def run(self, work: Callable[[Trial], Outcome], *, stop: Callable[[], bool]) -> None:
+    def run(
+        self, work: Callable[[Trial, Wish | None], Outcome], *, stop: Callable[[], bool],
+        wish: Callable[[], Wish | None],
+    ) -> None:  # fmt: skip
         """Try candidates until it is time to stop.
 
         Args:
-            work: Tries one.
-            stop: Asked after each.
+            work: Tries one, as far as it is wished; without a wish it takes a first look at what the trial picks.
+            stop: Asked before each.
+            wish: Says what to try next; None leaves it to the sampler.
         """
         from optuna.exceptions import TrialPruned
 
         def objective(trial: Trial) -> tuple[float, ...]:
+            asked = trial.user_attrs.get("wish")
             with _alive(trial):
-                found = work(trial)
+                found = work(trial, None if asked is None else Wish.of(asked))
             if found.tried is not None:
                 trial.set_user_attr("tried", found.tried.model_dump_json())
             for name, missed in found.missed.items():
@@ -146,7 +164,8 @@ class SearchStudy:
 
         with _quiet():
             while not stop():
-                self.take_over()
+                if not self.take_over() and (wanted := wish()) is not None:
+                    self.queue(wanted)
                 self._study.optimize(objective, n_trials=1)
 
     def take_over(self) -> int:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from compresskit.runner.measure import score
 from compresskit.runner.prepare import with_inputs
 from compresskit.runner.sources import opener, parted
 from compresskit.runner.steps import Job
+from compresskit.search.sizes import inventory_of, least_bytes
 from compresskit.stage import Progress
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ class Trying:
         )  # fmt: skip
         model = with_inputs(model, self.data if self.data is not None else self.select)
         self.model = model
+        self._inventory = inventory_of(model) if look.limits.max_bytes is not None else None
         self._job = Job((), work / "none", self.data, measuring, progress=progress)
         self._steps = Cached(model, self._job, recipe, cache)
         self._cache = cache
@@ -180,6 +183,10 @@ class Trying:
         change = paired(self.metric, self._score, new)
         return Figures(size, self._faster(session), new.value, change.drop, change.interval)
 
+    def least_bytes(self, steps: Sequence[Mapping[str, Any]]) -> int:
+        """Bytes that a candidate takes at least, known before anything is computed; 0 where that isn't known."""
+        return 0 if self._inventory is None else least_bytes(self._inventory, steps)
+
     def patient(self, progress: Progress) -> None:
         """Forget the time: what is left to do is done whole."""
         self._job = replace(self._job, progress=progress)
@@ -194,23 +201,30 @@ class Trying:
         recipe = self._look.recipe
         return opener(self.model, recipe.normalize, recipe.sequence, paths=[recipe.data])(recipe.eval_data)
 
-    def seconds_a_pass(self) -> float:
-        """A rough guess of what one epoch of training takes: three forward passes' time for each sample, in torch."""
+    @cached_property
+    def seconds_a_pass(self) -> dict[str, float]:
+        """A rough guess of what one epoch of training takes, by precision; empty where nothing can be trained.
+
+        Four forward passes' time for each sample: forward and backward, and the teacher.
+        """
         from compresskit.stages.batches import batches_of, forward_of
 
         if self.data is None or isinstance(self.model.body, Path):
-            return 0.0
+            return {}
         import torch
 
         batch = batches_of(self.data, self.model.card.inputs, 64, 64)[0]
         forward = forward_of(self.model.module.eval(), self.model.card.inputs)
-        took = []
+        rows = max(1, len(next(iter(batch.values()))))
+        took: dict[str, list[float]] = {"float32": [], "bfloat16": []}
         with torch.no_grad():
             for _ in range(4):
-                start = time.perf_counter()
-                forward(self.model.module, batch)
-                took.append(time.perf_counter() - start)
-        return 3.0 * min(took) / max(1, len(next(iter(batch.values())))) * len(self.data)
+                for precision, times in took.items():
+                    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                        start = time.perf_counter()
+                        forward(self.model.module, batch)
+                        times.append(time.perf_counter() - start)
+        return {precision: 4.0 * min(times) / rows * len(self.data) for precision, times in took.items()}
 
     def _candidate(self, at: At) -> Any:
         measuring = self._job.measuring

@@ -168,9 +168,9 @@ class PruneStructured(Recovery):
         """Cut once, fit, and train for this step's part of the epochs."""
         import copy
 
-        from compresskit.ops.prune.structured import apply, plan
+        from compresskit.ops.prune.structured import apply
 
-        made = plan(module, data, self.settings(ctx), ctx.progress)
+        made = self._plan(module, data, ctx, first=step == 1)
         unit, target = self.aim()
         share = target ** (step / self.steps)
         if self.target_latency is not None:
@@ -213,6 +213,23 @@ class PruneStructured(Recovery):
                 *({**point, "epoch": point["epoch"] + len(earlier)} for point in told["training"]["curve"]),
             ]
             found.facts["training"] = told["training"] | {"curve": curve, "epochs": len(curve)}
+
+    def _plan(self, module: nn.Module, data: CalibrationData, ctx: Context, *, first: bool) -> PrunePlan:
+        """What can be cut and what it costs, which is the same for every target: of the whole model found once."""
+        from torch import nn
+
+        from compresskit.ops.prune.structured import plan
+
+        settings = self.settings(ctx)
+        if not first:
+            return plan(module, data, settings, ctx.progress)
+
+        def found() -> PrunePlan:
+            # Without the module, which is about to be cut.
+            return replace(plan(module, data, settings, ctx.progress), module=nn.Identity())
+
+        kept: PrunePlan = ctx.once(f"{self.name()} {self.samples} {settings}", found)
+        return replace(kept, module=module)
 
     def _notes(self, facts: dict[str, Any], ctx: Context) -> list[str]:
         share = facts["share"]

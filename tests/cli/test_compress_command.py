@@ -23,6 +23,12 @@ steps:
 FILES = ("compress", "m.pt", *ARCH, "--data", "d.npz", "--eval-data", "d.npz", "--cache", "steps", "--no-html")
 ASKED = (*FILES, "--space", "space.yaml", "--no-bench", "--max-drop", "20pt", "-o", "out")
 
+TRAINS = """\
+steps:
+  - one-of: [none, {factorize.svd: {rank: {any-of: [4, 8]}, include: [first]}}]
+  - one-of: [none, {distill.kd: {teacher: $model, epochs: {from: 1, to: 3}}, preview: skip}]
+  - one-of: [{quantize.rtn: {bits: 8}}, {quantize.auto: {target-bits: {any-of: [3, 5]}}, preview: {preset: fast}}]
+"""
 DIES = """\
 import os
 from compresskit.search import trying
@@ -70,6 +76,23 @@ def test_a_search_gives_a_model_that_passes_and_the_recipe_that_makes_its_bytes(
     assert again.code == 0, again
     for name in ("model.onnx", "model.safetensors"):
         assert (place / "again" / name).read_bytes() == (place / "out" / name).read_bytes()
+
+
+def test_what_promises_most_is_trained_and_then_ends_in_every_way_to_quantize(place: Path, cli: Cli) -> None:
+    (place / "space.yaml").write_text(TRAINS, encoding="utf-8")
+    done = cli(*ASKED, "--trials", 12)
+    assert done.code == 0, done
+    search = found(place).search
+    assert search is not None
+    by_rung = {rung: [one for one in search.tried if one.rung == rung] for rung in ("look", "brief", "whole")}
+    assert not any(one.trained for one in by_rung["look"])
+    # The first that is trained, briefly, is the original.
+    assert [step for one in by_rung["brief"][:1] for step in one.steps] and len(by_rung["brief"][0].steps) == 1
+    trained = [one for one in search.tried if one.rung in ("trained", "whole") and one.trained]
+    assert {one.values["distill.kd.epochs"] for one in trained} <= {1, 2, 3}
+    ends = {one.values["quantize"] for one in trained}
+    assert ends == {"quantize.rtn", "quantize.auto"}
+    assert "target-bits 3" in done.err and "target-bits 5" in done.err
 
 
 def test_the_same_command_goes_on_where_the_search_was(place: Path, cli: Cli) -> None:
@@ -140,6 +163,7 @@ def test_unlabelled_samples_choose_by_likeness(place: Path, cli: Cli) -> None:
         (("--study", "d.npz"), 2, "holds no study"),
         (("--study", "nosuch://x"), 4, "doesn't answer"),
         (("--max-size", "small"), 2, "a size is a number"),
+        (("--batch-axis", "state"), 2, "--batch-axis state: expected NAME=AXIS"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_tried(

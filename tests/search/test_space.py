@@ -12,7 +12,8 @@ import yaml
 from compresskit import registry
 from compresskit.errors import UsageError
 from compresskit.recipe.reading import parse_recipe
-from compresskit.search.space import NONE, Choice, Slot, Space, assignments, read_space, tunable
+from compresskit.search.space import NONE, Choice, Slot, Space, assignments, tunable
+from compresskit.search.space_file import read_space
 
 
 class Ends:

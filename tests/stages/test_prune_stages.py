@@ -56,6 +56,32 @@ def pruned(made: Path, name: str, *, data: str | None = None, export: bool = Fal
     return run(model, [stage], made / "out", data=source, export=export, bench=False, force=True)
 
 
+def test_what_can_be_cut_is_found_once_for_all_targets(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compresskit.ops.prune import structured
+    from compresskit.stage import Context
+
+    plan, planned = structured.plan, []
+    monkeypatch.setattr(structured, "plan", lambda *args: planned.append(args) or plan(*args))
+    kept: dict[str, Any] = {}
+
+    def once(name: str, make: Any) -> Any:
+        kept.setdefault(name, None)
+        kept[name] = kept[name] or make()
+        return kept[name]
+
+    def cut(share: float, once: Any = None) -> dict[str, torch.Tensor]:
+        model = load(made / "net.pt", arch=f"{made / 'net.py'}:net", input_shape=(1, 3, 8, 8))
+        ctx = Context(made, open_source(str(made / "data.npz")), **({"once": once} if once else {}))
+        return method("prune.structured", target_macs=share).run(model, ctx).module.state_dict()
+
+    found = [cut(0.8, once), cut(0.6, once)]
+    assert len(planned) == 1
+    for share, tensors in zip((0.8, 0.6), found, strict=True):
+        alone = cut(share)
+        assert all(torch.equal(tensor, alone[name]) for name, tensor in tensors.items())
+    assert len(planned) == 3
+
+
 def test_a_clock_that_jumps_changes_no_byte(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned(made, "structured", data="data.npz", target_macs=0.6)
     weights = (made / "out" / "model.safetensors").read_bytes()

@@ -119,7 +119,9 @@ class Asked:
     arch: shared.Arch = None
     arch_args: shared.ArchArgs = None
     input_shape: shared.InputShape = None
+    batch_axis: shared.BatchAxis = None
     key: shared.Key = None
+    allow_nonfinite: shared.AllowNonfinite = False
     no_bench: shared.NoBench = False
     threads: shared.Threads = 0
     seed: shared.Seed = 0

@@ -106,6 +106,7 @@ def plan_bits(
     *,
     ties: Mapping[str, str] = MappingProxyType({}),
     scores: bool = False,
+    once: Callable[[str, Callable[[], Any]], Any] = lambda _name, make: make(),
 ) -> Plan:
     """Choose the bits of each layer.
 
@@ -119,6 +120,7 @@ def plan_bits(
         progress: Told of each layer.
         ties: Layers whose weight is that of another one, and which: they get its bits.
         scores: See :func:`~compresskit.ops.quantize.sensitivity.distances`.
+        once: Gives what was measured for these grids and inputs before; see :class:`compresskit.stage.Context`.
 
     Raises:
         InputError: Not even the fewest bits keep the mean that was asked for.
@@ -126,7 +128,11 @@ def plan_bits(
     owners = {name: layer for name, layer in layers.items() if name not in ties}
     shapes = {name: tuple(layer.get_parameter("weight").shape) for name, layer in owners.items()}
     changed = {name: partial(rounded, grid=grid(shape, wanted.bits)) for name, shape in shapes.items()}
-    found = distances(module, changed, batches, forward, progress, scores=scores)
+    grids = [(name, grid(shape, wanted.bits)) for name, shape in shapes.items()]
+    found = once(
+        f"effect of rounding: {grids}",
+        lambda: distances(module, changed, batches, forward, progress, scores=scores),
+    )
     sizes = {name: {b: grid(shape, b).nbytes(shape) for b in CHOICES} for name, shape in shapes.items()}
     items = [Layer(name, found[name], sizes[name]) for name in owners]
     weights = sum(math.prod(shape) for shape in shapes.values())

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from compresskit.errors import as_flags
 from compresskit.render import figures
 from compresskit.render.html.chart import Axis, Chart, Mark, Series, metric, span, unit
-from compresskit.searched import STATES, Search, Tried, steps_text
+from compresskit.searched import STATES, Search, Tried, tried_text
 
-_LOOKS = {"kept": ("passes", 3), "missed": ("misses a limit", 2), "dropped": ("dropped after the preview", 0)}
+_LOOKS = {
+    "kept": ("passes", 3),
+    "missed": ("misses a limit", 2),
+    "looked": ("preview only", 1),
+    "dropped": ("dropped after the preview", 0),
+}
 _WINNER = ("the result", 5)
 HEADER = ("candidate", "steps", "smaller", "speed", "change", "outcome", "seconds")
 
@@ -36,7 +41,7 @@ def _line(one: Tried, search: Search) -> tuple[str, ...]:
     change = figures.DASH if one.drop is None else f"{0 - one.drop:+.2f} pt"
     became = STATES[one.state]
     why = f"{became}: {as_flags(one.reason)}" if one.reason else became
-    return f"{mark}{one.number}", steps_text(one.steps), *ratios, change, why, f"{one.seconds:.0f}"
+    return f"{mark}{one.number}", tried_text(one), *ratios, change, why, f"{one.seconds:.0f}"
 
 
 def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], float | None]) -> Chart | None:
@@ -57,4 +62,4 @@ def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], flo
 def _mark(one: Tried, at: float) -> Mark:
     change = 0 - (one.drop or 0.0)
     low, high = (None, None) if one.interval is None else (-one.interval[1], -one.interval[0])
-    return Mark(at, change, f"{one.number}: {steps_text(one.steps)}: {at:.2f}×, {change:+.2f} pt", low, high)
+    return Mark(at, change, f"{one.number}: {tried_text(one)}: {at:.2f}×, {change:+.2f} pt", low, high)
