@@ -39,6 +39,7 @@ def run_stage(
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
@@ -67,7 +68,7 @@ def run_stage(
     for place in places:
         check_output(place, inputs, force=force)
     check_json(json, inputs, target)
-    check_html(html, inputs, target)
+    check_html(html, inputs, target, interactive=interactive)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
@@ -100,5 +101,7 @@ def run_stage(
         for kind, file in zip(targets if first else [], places, strict=False):
             made = export_to(load_model(target, {}), kind, file, force=force, progress=progress)
             told(f"{file}: {'; '.join(made.notes)}")
-    code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
+    code = finish(
+        report, json=json, html=html, interactive=interactive, quiet=quiet, markdown=markdown, output=str(target)
+    )
     raise typer.Exit(code if first else 0)

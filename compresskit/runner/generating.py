@@ -24,9 +24,11 @@ def open_writer(path: Path, engine: str | None = None, *, threads: int = 0, cont
         InputError: The file is missing or damaged.
         MachineError: The program isn't installed.
     """
-    kind_of(path)
     name, place = find(path, engine)
-    options = {"loader": load_module} if name == "transformers" else {}
+    options = {}
+    if name == "transformers":
+        kind_of(place)
+        options["loader"] = load_module
     return get(name, place, threads=threads, context=context, **options)
 
 
@@ -47,7 +49,7 @@ def generate(
     Args:
         path: A .gguf file, a folder for onnxruntime-genai, a bundle or a Hugging Face folder.
         prompt: Text.
-        tokens: Most new tokens.
+        tokens: Maximum number of new tokens.
         temperature: 0 takes the likeliest token each time.
         engine: ``llama.cpp``, ``genai`` or ``transformers``; None is the one of the form.
         chat: The prompt is what a user says; the model's chat template is put around it.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME
+from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.model import Model
 from compresskit.runner.candidate import files_of
 from compresskit.runner.prepare import Prepared, counted
@@ -124,7 +125,11 @@ def ship(model: Model, folder: Path, to_onnx: Callable[[Model, Path], Prepared] 
     if to_onnx is None:
         return None
     result = to_onnx(model, folder / ONNX_NAME)
-    return result if result.path.parent == folder else replace(result, path=_moved(result.path, folder / ONNX_NAME))
+    if result.path.parent != folder:
+        result = replace(result, path=_moved(result.path, folder / ONNX_NAME))
+    if result.proof is None:  # written by a stage; an export says its use already
+        describe(result.path, model.card, model.source)
+    return result
 
 
 def _moved(path: Path, target: Path) -> Path:

@@ -29,6 +29,7 @@ def command(
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
@@ -38,8 +39,8 @@ def command(
     inputs with zeros, extremes and several batch sizes. Batch and sequence axes are dynamic. Exit code 1: the outputs
     differ.
 
-    --to gguf writes a language model for llama.cpp, tokenizer included: its numbers are those of MODEL, read back and
-    compared.
+    A language model goes to llama.cpp with --to gguf, to onnxruntime-genai with --to genai, and to transformers and
+    vLLM with --to compressed-tensors. The codes stay those of MODEL; each file is read back, or run, and compared.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model
@@ -60,7 +61,7 @@ def command(
     for place in [*places, *([target] if onnx else [])]:
         check_output(place, inputs, force=force)
         check_json(json, inputs, place)
-        check_html(html, inputs, place)
+        check_html(html, inputs, place, interactive=interactive)
     if several and (json or html):
         raise UsageError("--json and --html take the report of one format", "give one --to")
     loaded = load_model(model, reading.load_options())
@@ -70,5 +71,6 @@ def command(
         if onnx:
             source = opener(loaded, None, 128, paths=[data])(data)
             made.append((export(loaded, target, data=source, seed=seed, **options), target))
-    codes = [finish(report, json=json, html=html, quiet=quiet, output=str(place)) for report, place in made]
+    shown: Any = {"json": json, "html": html, "interactive": interactive, "quiet": quiet}
+    codes = [finish(report, **shown, output=str(place)) for report, place in made]
     raise typer.Exit(max(codes))

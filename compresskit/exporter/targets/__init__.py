@@ -12,6 +12,8 @@ __all__ = ["Target", "get", "names"]
 
 _TARGETS = {
     "gguf": "compresskit.exporter.targets.gguf:Gguf",
+    "genai": "compresskit.exporter.targets.genai:Genai",
+    "compressed-tensors": "compresskit.exporter.targets.compressed_tensors:CompressedTensors",
 }
 
 

@@ -1,0 +1,185 @@
+"""A folder of compressed-tensors: the module's codes, for transformers and vLLM."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from compresskit.checkpoint.bundle import extras_of
+from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
+from compresskit.errors import GateError, InputError
+from compresskit.exporter.quiet import first_line, quiet
+from compresskit.exporter.targets.target import Target, Written
+from compresskit.exporter.targets.weights import Weight, check_shapes, weights_of
+from compresskit.model import Model
+from compresskit.ops.packed.grid import Packed, dequantize, unpack
+from compresskit.ops.packed.layout import Grid
+from compresskit.report import Gate
+from compresskit.stage import Progress, silent
+
+_TOKENS = 32
+_EXACT, _ROUNDED = 1e-5, 1e-2
+"""How far logits may be from the module's, relative: as they are, and where embeddings or what
+transformers unpacks by zero points are rounded to float16."""
+
+
+class CompressedTensors(Target):
+    """A folder with config.json, one model.safetensors, and the tokenizer; embeddings are stored as floats."""
+
+    name: ClassVar[str] = "compressed-tensors"
+    package: ClassVar[str] = "compressed_tensors"
+    extra: ClassVar[str] = "compressed-tensors"
+    ending: ClassVar[str] = "-compressed-tensors"
+    marker: ClassVar[str | None] = "config.json"
+    architectures: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+
+    def reason_against(self, grid: Grid) -> str | None:
+        """See :class:`Target`."""
+        if not grid.format.equal_steps:
+            return f"the format has no {grid.format.name}; quantize with equal steps"
+        return None
+
+    def write(self, model: Model, place: Path, progress: Progress = silent) -> Written:
+        """See :class:`Target`. The gate: transformers loads the folder, and gives the module's logits."""
+        found = weights_of(model.module, self.name)
+        check_shapes(model.module, found, self.name)
+        coded = {n.removesuffix(".weight"): w for n, w in found.items() if isinstance(w, Packed) and _linear(n)}
+        _check_groups(coded)
+        rounded = [name for name, weight in found.items() if isinstance(weight, Packed) and not _linear(name)]
+        progress("writing compressed-tensors", 0, 2)
+        data = json.loads((model.source / "config.json").read_text(encoding="utf-8"))
+        data["quantization_config"] = _config(coded)
+        entries = [entry for name, weight in found.items() for entry in _entries(name, weight)]
+        write_safetensors(place / "model.safetensors", entries, {"format": "pt"})
+        for extra in extras_of(model.source):
+            if len(extra.parts) == 1:
+                (place / extra).write_bytes((model.source / extra).read_bytes())
+        (place / "config.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+        progress("writing compressed-tensors", 1, 2)
+        shifted = any(weight.zeros is not None for weight in coded.values())
+        gate = _prove(model.module, place, _ROUNDED if rounded or shifted else _EXACT, dense=shifted)
+        progress("writing compressed-tensors", 2, 2)
+        notes = [f"{len(coded)} layers as codes, loaded by AutoModelForCausalLM.from_pretrained"]
+        if shifted:  # transformers 5.24 makes room for zero points that aren't packed, and finds packed ones
+            notes.append(
+                "transformers loads zero points with quantization_config=CompressedTensorsConfig(dequantize=True)"
+            )
+        if rounded:
+            notes.append("the format has no codes for embeddings: they are stored in float16")
+        return Written([gate], notes)
+
+
+def _linear(name: str) -> bool:
+    return "embed_tokens" not in name
+
+
+def _check_groups(coded: dict[str, Packed]) -> None:
+    for name, weight in coded.items():
+        if weight.grid.group_size and weight.shape[1] % weight.grid.group_size:
+            raise InputError(
+                f"compressed-tensors can't carry {name}: its {weight.shape[1]} columns don't fill groups",
+                "quantize in groups that divide its columns",
+            )
+
+
+def _config(coded: dict[str, Packed]) -> dict[str, Any]:
+    """The format's own description: a group of layers for each grid."""
+    from compressed_tensors.config import CompressionFormat
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        QuantizationStatus,
+    )
+
+    by_grid: dict[Grid, list[str]] = {}
+    for name, weight in coded.items():
+        by_grid.setdefault(weight.grid, []).append(name)
+    groups = {}
+    for at, (grid, names) in enumerate(by_grid.items()):
+        size = {"strategy": "group", "group_size": grid.group_size} if grid.group_size else {"strategy": "channel"}
+        weights = QuantizationArgs(num_bits=grid.bits, type="int", symmetric=grid.symmetric, **size)
+        groups[f"group_{at}"] = QuantizationScheme(targets=names, weights=weights)
+    packed = CompressionFormat.pack_quantized.value
+    found = QuantizationConfig(
+        config_groups=groups, format=packed, quantization_status=QuantizationStatus.COMPRESSED
+    ).model_dump(mode="json", exclude_none=True)  # fmt: skip
+    return {**found, "quant_method": "compressed-tensors"}
+
+
+def _entries(name: str, weight: Weight) -> Iterator[Entry]:
+    """The tensors of one weight, each made when it is written."""
+    if not isinstance(weight, Packed):
+        yield Entry(name, weight.dtype, tuple(weight.shape), weight.contiguous)
+        return
+    if not _linear(name):
+        yield Entry(name, torch.float16, weight.shape, lambda: dequantize(weight, torch.float16))
+        return
+    rows, columns = weight.shape
+    bits, groups = weight.grid.bits, weight.scales.shape[1]
+    yield Entry(f"{name}_packed", torch.int32, (rows, math.ceil(columns * bits / 32)), lambda: _codes(weight))
+    yield Entry(f"{name}_scale", weight.scales.dtype, (rows, groups), weight.scales.contiguous)
+    yield Entry(f"{name}_shape", torch.int64, (2,), lambda: torch.tensor([rows, columns]))
+    if weight.zeros is not None:
+        packed_rows = math.ceil(rows * bits / 32)
+        yield Entry(f"{name}_zero_point", torch.int32, (packed_rows, groups), lambda: _points(weight))
+
+
+def _codes(weight: Packed) -> Tensor:
+    """Codes in the format's own packing, which takes them signed."""
+    _, size, _ = weight.grid.layout(weight.shape[1])
+    return _packed(unpack(weight.codes, weight.grid.bits, size).flatten(1), weight.grid.bits, 1)
+
+
+def _points(weight: Packed) -> Tensor:
+    assert weight.zeros is not None  # narrows the type
+    return _packed(unpack(weight.zeros, weight.grid.bits, weight.scales.shape[1]), weight.grid.bits, 0)
+
+
+def _packed(codes: Tensor, bits: int, axis: int) -> Tensor:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    signed = (codes.to(torch.int16) - (1 << (bits - 1))).to(torch.int8)
+    found: Tensor = pack_to_int32(signed, bits, packed_dim=axis)
+    return found.contiguous()
+
+
+def _prove(module: Any, folder: Path, limit: float, *, dense: bool) -> Gate:
+    """Load the folder by transformers and compare logits on made-up tokens.
+
+    Args:
+        module: The original, its layers packed or not.
+        folder: What was written.
+        limit: Largest difference, over the largest logit.
+        dense: Let transformers unpack the weights while it loads.
+
+    Raises:
+        GateError: They are too far off.
+        InputError: transformers doesn't load it.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    options: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dense else {}
+    try:
+        with quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, local_files_only=True, **options
+            )  # fmt: skip
+    except Exception as error:  # whatever transformers or the format's library raises
+        raise InputError(f"transformers does not load the folder: {first_line(error)}") from error
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, module.config.vocab_size, (1, _TOKENS), generator=generator)
+    with torch.inference_mode():
+        expected = module(tokens).logits.float()
+        found = loaded(tokens).logits.float()
+    off = float((found - expected).abs().max() / expected.abs().max())
+    if not off <= limit:
+        raise GateError(f"logits of the folder under transformers are {off:.2g} relative from the module's")
+    reason = f"{_TOKENS} tokens, loaded by transformers"
+    return Gate(name="compressed-tensors logits", limit=f"≤ {limit:g} relative", value=off, passed=True, reason=reason)
