@@ -95,13 +95,14 @@ def block_of(grid: Grid, columns: int) -> int | None:
 
 
 def _attributes(layer: PackedLayer) -> dict[str, Any]:
-    columns = math.prod(layer.shape[1:])
+    shape = layer.packed.shape
+    columns = math.prod(shape[1:])
     return {
         "bits": layer.grid.bits,
         "format": layer.grid.format.name,
         "group": layer.grid.group_size or columns,
         "block": block_of(layer.grid, columns) or 0,
-        "shape": list(layer.shape),
+        "shape": list(shape),
     }
 
 
@@ -120,7 +121,7 @@ class _Lowered(PackedLayer):
     @property
     def weight(self) -> Tensor:
         """The dequantized weight, for code that reads it directly."""
-        return _emit("Weight", self, [], torch.float32, self.shape).to(self.dtype)
+        return _emit("Weight", self, [], torch.float32, self.packed.shape).to(self.dtype)
 
 
 class LoweredLinear(_Lowered, PackedLinear):

@@ -201,3 +201,11 @@ def test_weights_mapped_from_the_file_are_calibrated_to_the_same_bytes(
     compresskit.run(folders[name], [stage], tmp_path / "mapped", **calibrated)
     one, two = ((tmp_path / at / "model.safetensors").read_bytes() for at in ("whole", "mapped"))
     assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "gemma3", "gpt2"])
+def test_the_onnx_file_holds_the_same_codes(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    report = compresskit.run(folders[name], [options(4)], tmp_path / "out", bench=False)
+    assert next(gate for gate in report.gates if gate.name == "ONNX parity").passed
+    assert weights_of(folders[name]) / (tmp_path / "out" / "model.onnx").stat().st_size >= 3

@@ -22,26 +22,31 @@ class Stacked(_Layer):
     """What stands where a parameter ``(experts, rows, columns)`` was: indexed, or given to torch's functions.
 
     Attributes:
-        stack: Sizes of the tensor.
+        shape: Sizes of the tensor.
         weight: The same values as a matrix ``(experts · rows, columns)``.
     """
 
-    stack: tuple[int, ...]
+    shape: tuple[int, ...]
     weight: Any
 
     @property
     def tensor(self) -> Tensor:
         """All experts ``(experts, rows, columns)``."""
-        whole: Tensor = self.weight.reshape(self.stack)
+        whole: Tensor = self.weight.reshape(self.shape)
         return whole
 
     def __getitem__(self, index: Any) -> Tensor:
         """Those experts."""
         return self.tensor[index]
 
-    def transpose(self, first: int, second: int) -> Tensor:
-        """All experts, two of their axes exchanged."""
-        return self.tensor.transpose(first, second)
+    def __getattr__(self, name: str) -> Any:
+        """What only a tensor has: its device, its transposed."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_") or not hasattr(Tensor, name):
+                raise
+        return getattr(self.tensor, name)
 
     @classmethod
     def __torch_function__(
@@ -69,7 +74,7 @@ class Experts(Stacked, nn.Module):
 
     def __init__(self, parameter: Tensor) -> None:
         super().__init__()
-        self.stack = tuple(parameter.shape)
+        self.shape = tuple(parameter.shape)
         matrix = parameter.detach().reshape(-1, parameter.shape[-1])
         self.weight = nn.Parameter(matrix, requires_grad=parameter.requires_grad)
 

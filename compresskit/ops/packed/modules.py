@@ -181,16 +181,22 @@ class PackedExperts(Stacked, PackedLayer):
 
     def __init__(self, layer: Experts, packed: Packed) -> None:
         super().__init__(packed, computes(layer))
-        self.stack = layer.stack
+        self.shape = layer.shape
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as stored, as the matrix that the layer had."""
+        matrix = (self.shape[0] * self.shape[1], self.shape[2])
+        return Packed(self.codes, self.scales, self.zeros, matrix, self.grid)
 
     def __getitem__(self, index: Any) -> Tensor:
         """Those experts."""
         if isinstance(index, Tensor) and index.dim():
             return super().__getitem__(index)
-        rows = self.stack[1]
+        rows = self.shape[1]
         part = slice(int(index) * rows, (int(index) + 1) * rows)
         zeros = None if self.zeros is None else self.zeros[part]
-        return dequantize(Packed(self.codes[part], self.scales[part], zeros, self.stack[1:], self.grid), self.dtype)
+        return dequantize(Packed(self.codes[part], self.scales[part], zeros, self.shape[1:], self.grid), self.dtype)
 
 
 _PACKED: dict[type[nn.Module], type[PackedLayer]] = {

@@ -13,7 +13,8 @@ from compresskit.ops.packed.layout import Grid
 _SIZES = (16, 32, 64, 128, 256)
 ROUTES = "chooses among experts"
 """Why a router is left alone: it is small, and an error in it sends tokens to other experts."""
-_ROUTERS = ("gate", "router", "shared_expert_gate")
+_GATES = ("gate", "shared_expert_gate")
+_ROUTER = "router"
 FLOAT = 16
 """Bits of a layer that stays in floating point, in :attr:`Selection.layer_bits`."""
 
@@ -90,7 +91,8 @@ class Selection:
 
 
 def routers(names: Iterable[str]) -> set[str]:
-    """Of a model's layers those that choose among experts: called so, and beside ``experts``."""
+    """Of a model's layers those that choose among experts: in a ``router``, or gates beside ``experts``."""
     known = list(names)
     holders = {f".{name}".rpartition(".experts.")[0] for name in known if ".experts." in f".{name}"}
-    return {name for name in known if any(f".{name}.".startswith(f"{at}.{own}.") for at in holders for own in _ROUTERS)}
+    gates = {f"{holder}.{gate}" for holder in holders for gate in _GATES}
+    return {name for name in known if f".{name}" in gates or _ROUTER in name.split(".")}
