@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from compresskit.checkpoint.tensors import Tensors
+
 SCORES_ONLY = "scores only, can't generate"
 """Of the ONNX file of a language model: it has no cache of keys and values."""
 ONNX_SAYS = "onnx"
@@ -241,6 +243,10 @@ class Model:
         source: Where it was read from; the original that a verdict compares with.
         key: Which of the state dicts in the file these are; None where the file's form tells.
         notes: What a reader must know of what was read.
+        half: ``bfloat16`` or ``float16`` where the weights were stored so: what stays as it was read is written so
+            again, though a module computes in float32.
+        weights: The values of a module on the meta device, by its names; None where it holds them itself.
+        written: The values of a module on the meta device as they will ship: a file, or the index of shards.
     """
 
     body: nn.Module | Path
@@ -248,6 +254,9 @@ class Model:
     source: Path
     key: str | None = None
     notes: tuple[str, ...] = ()
+    half: str | None = None
+    weights: Tensors | None = None
+    written: Path | None = None
 
     @property
     def module(self) -> nn.Module:

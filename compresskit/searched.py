@@ -106,7 +106,7 @@ def steps_text(steps: Sequence[dict[str, Any]]) -> str:
     return " + ".join(_step_text(step) for step in steps) or "nothing"
 
 
-_TELLING = (
+TELLING = (
     "width",
     "drop",
     "target-macs",
@@ -119,13 +119,14 @@ _TELLING = (
     "target-bits",
     "bits",
 )
+"""The options of a step that tell most of it."""
 
 
 def _step_text(step: dict[str, Any]) -> str:
     method, options = next(iter(step.items()))
     options = options if isinstance(options, dict) else {}
     rules = [str(rule).rpartition("=")[2].partition("/")[0] for rule in options.get("layer-bits") or ()]
-    told = {key: options[key] for key in _TELLING if key in options}
+    told = {key: options[key] for key in TELLING if key in options}
     if rules and "bits" in options:
         bits = sorted({int(options["bits"]), *map(int, rules)})
         told["bits"] = f"{bits[0]} to {bits[-1]}"

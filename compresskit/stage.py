@@ -215,6 +215,19 @@ class Stage(BaseModel, ABC):
             return "training"
         return "calibration" if "calibration" in self.needs else None
 
+    def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
+        """How it takes the weights of a folder of which nothing is exported.
+
+        Args:
+            data: It is given data.
+            limited: The user set limits of size or quality.
+
+        Returns:
+            ``all`` in memory; ``mapped`` from the file in half precision, where it writes into none of two axes or
+            more; ``streamed`` where it needs each layer's own alone, which it reads from ``Model.weights``.
+        """
+        return "all"
+
     @property
     def aims_at(self) -> str | None:
         """Name of the CPU that the result is made for; None is this machine, or all."""

@@ -3,9 +3,9 @@
     python docs/replay.py [--write] FOLDER PAGE.md …
 
 Blocks count by the words behind their three ticks: ``text run`` holds ``$ compresskit …`` with its output below,
-``text run lines=12`` the first lines of it, and ``yaml file=NAME`` a file that is written first. Commands run in FOLDER
-one after the other; ``$ cd NAME`` goes into a folder of it. ``# exit code 1`` behind a command says that it has to end
-so.
+``text run lines=12`` the first lines of it, ``python run`` a program, and ``yaml file=NAME`` a file that is written
+first. All run in FOLDER one after the other; ``$ cd NAME`` goes into a folder of it. ``# exit code 1`` behind a command
+says that it has to end so.
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class Replay:
                 (self.folder / word.removeprefix("file=")).write_text(body, encoding="utf-8")
         if "run" not in words:
             return found[0]
+        if found["kind"] == "python":
+            self._run(["-c", body], "a python block", 0)
+            return found[0]
         most = next((int(w.removeprefix("lines=")) for w in words if w.startswith("lines=")), None)
         parts = [self._command(line, most) for line in commands_of(body)]
         return f"```{found['kind']} {found['words']}\n{''.join(parts)}```"
@@ -72,17 +75,21 @@ class Replay:
             return f"$ {typed}\n"
         if words[0] != "compresskit":
             raise Failed(f"only compresskit and cd are run, found: {typed}")
+        lines = [line.rstrip() for line in self._run(["-m", *words], typed, expected).strip("\n").splitlines()]
+        if most is not None and len(lines) > most:
+            lines = [*lines[:most], "…"]
+        return "".join(f"{line}\n" for line in (f"$ {typed}", *lines))
+
+    def _run(self, words: list[str], typed: str, expected: int) -> str:
+        """What Python prints with these words."""
         env = {name: value for name, value in os.environ.items() if name not in _HIDDEN} | self._own
         done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=self.folder, env=env, encoding="utf-8", check=False, timeout=1200,
+            [sys.executable, *words], cwd=self.folder, env=env, encoding="utf-8", check=False, timeout=1200,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         if done.returncode != expected:
             raise Failed(f"{typed}\nended with {done.returncode}, expected {expected}:\n{done.stdout}")
-        lines = [line.rstrip() for line in done.stdout.strip("\n").splitlines()]
-        if most is not None and len(lines) > most:
-            lines = [*lines[:most], "…"]
-        return "".join(f"{line}\n" for line in (f"$ {typed}", *lines))
+        return done.stdout
 
 
 def commands_of(body: str) -> list[str]:

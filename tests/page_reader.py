@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes, its scripts and styles by their id or tag, and its words.
+    """The tags of a page with their attributes, its scripts and styles by their id or tag, and its words
+    with plain spaces.
 
     Args:
         text: The page.
@@ -31,7 +32,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.data[self._in] = self.data.get(self._in, "") + data
         if self._in not in ("script", "style", "figures"):
-            self.words.append(data)
+            self.words.append(data.replace("\u00a0", " "))
 
     def loaded(self) -> list[str]:
         """What the page would fetch by itself or lets its scripts fetch; empty for one that works from disk alone."""

@@ -12,6 +12,7 @@ from typing import Any
 from compresskit.checkpoint.atomic import CARD_NAME, writing
 from compresskit.checkpoint.files import contained, read_json, unreadable
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
+from compresskit.checkpoint.tensors import INDEX
 from compresskit.errors import InputError
 from compresskit.model import ONNX_SAYS, SCORES_ONLY, Card
 from compresskit.report import NAME, PAGE
@@ -38,6 +39,12 @@ _MODEL_SUFFIXES = (".onnx", ".safetensors", ".bin", ".pt", ".data")
 def is_bundle(path: Path | str) -> bool:
     """True for a folder with a compresskit.json."""
     return (Path(path) / CARD_NAME).is_file()
+
+
+def weights_of(path: Path | str) -> Path:
+    """The weights of a bundle: a file, or the index of shards; may be missing."""
+    whole, index = (Path(path) / name for name in (WEIGHTS_NAME, WEIGHTS_NAME + INDEX))
+    return index if index.is_file() and not whole.exists() else whole
 
 
 def extras_of(folder: Path | str) -> list[Path]:

@@ -51,9 +51,9 @@ def load_huggingface(folder: Path | str, *, allow_nonfinite: bool = False) -> Mo
     tensors = open_shards(folder)
     if not allow_nonfinite:
         check_finite(tensors)
-    _check_size(folder, kind, config, tensors)
+    check_size(folder, build_meta(folder, kind, config), tensors)
     module = _load(folder, kind, config, tensors)
-    return Model(module, card_of(module), folder)
+    return Model(module, card_of(module), folder, half=tensors.half())
 
 
 def build_from_config(folder: Path | str, *, class_name: str | None = None) -> nn.Module:
@@ -143,12 +143,38 @@ def _check_numbers(path: Path, data: dict[str, Any]) -> None:
                 raise InputError(f"{path} is refused: {key} is {value}, at most {most} is taken")
 
 
-def _check_size(folder: Path, kind: Any, config: Any, tensors: Tensors) -> None:
-    """A config may claim any size: build its shapes first, and hold them against the weights that are there."""
+def build_meta(folder: Path, kind: Any, config: Any) -> nn.Module:
+    """The architecture on the meta device, in float32 and eval mode: all of it but the values.
+
+    Args:
+        folder: Holds config.json, for the errors.
+        kind: What :func:`read_config` gave.
+        config: What it gave beside.
+
+    Raises:
+        InputError: transformers refuses the config.
+    """
     import torch
 
+    config.dtype = torch.float32
     with _quiet(), _refusing(folder), torch.device("meta"):
-        declared = sum(p.numel() for p in kind(config).parameters())
+        module = kind(config)
+        module.tie_weights()
+    return _prepared(module)
+
+
+def check_size(folder: Path, module: nn.Module, tensors: Tensors) -> None:
+    """Refuse a config that claims more than there is.
+
+    Args:
+        folder: Holds config.json.
+        module: What :func:`build_meta` gave.
+        tensors: The weights that are there.
+
+    Raises:
+        InputError: It has more than twice the parameters.
+    """
+    declared = sum(p.numel() for p in module.parameters())
     if declared > 2 * tensors.numel() + (1 << 24):
         raise InputError(
             f"{folder / CONFIG} describes {declared} parameters, the weights beside it hold {tensors.numel()}"

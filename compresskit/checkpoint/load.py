@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from compresskit.checkpoint.arch import build, portable_reference
-from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME, is_bundle, read_card
+from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME, is_bundle, read_card, weights_of
 from compresskit.checkpoint.files import contained, unreadable
 from compresskit.checkpoint.huggingface import build_from_config, is_huggingface, load_huggingface
 from compresskit.checkpoint.load_state import load_into
@@ -147,7 +147,7 @@ def _load_tensors(
     outside = load_into(module, tensors)
     beside = [f"left out of {path.name}, beside the model's own prefix: {listing(outside)}"] if outside else []
     card = Card(form, Arch("python", portable_reference(arch), args), inputs_from_shape(module, shape))
-    return Model(module, card, path, key, (*tensors.notes, *beside))
+    return Model(module, card, path, key, (*tensors.notes, *beside), tensors.half())
 
 
 def inputs_from_shape(module: nn.Module, shape: tuple[int, ...] | None) -> tuple[InputSpec, ...]:
@@ -225,17 +225,17 @@ def _load_bundle(
     if arch is not None and original.kind == "transformers":
         raise UsageError(f"`arch` does not go with {path}: its config.json describes the architecture", "remove `arch`")
     rebuild = arch is not None or (original.kind == "transformers" and (replay is not None or not card.history))
-    if rebuild and (path / WEIGHTS_NAME).is_file():
+    if rebuild and weights_of(path).is_file():
         return _rebuild(path, card, arch, args, allow_nonfinite, replay)
     if arch is not None:
         raise InputError(f"{path} has no {WEIGHTS_NAME}: only its ONNX file can be used", "remove `arch`")
     if (path / ONNX_NAME).exists():
         return _shipped(path, card, allow_nonfinite)
-    if not (path / WEIGHTS_NAME).exists():
+    if not weights_of(path).exists():
         raise InputError(f"{path} has neither {ONNX_NAME} nor {WEIGHTS_NAME}")
     if original.kind == "python":
         raise needs_arch(path, card)
-    weights = contained(path, WEIGHTS_NAME, str(path))
+    weights = contained(path, weights_of(path).name, str(path))
     open_tensors(weights, allow_nonfinite=allow_nonfinite)
     return Model(weights, card, path)
 
@@ -265,7 +265,8 @@ def _replayed(path: Path, replay: Replay, module: nn.Module, card: Card, tensors
 def _rebuild(
     path: Path, card: Card, arch: str | None, args: dict[str, Any] | None, allow_nonfinite: bool, replay: Replay | None
 ) -> Model:
-    tensors = open_tensors(contained(path, WEIGHTS_NAME, str(path)), allow_nonfinite=allow_nonfinite)
+    tensors = open_tensors(contained(path, weights_of(path).name, str(path)), allow_nonfinite=allow_nonfinite)
+    half = tensors.half()
     if arch is None:
         module = build_from_config(path, class_name=card.arch.reference or None)
     else:
@@ -279,4 +280,4 @@ def _rebuild(
             )
         tensors = _replayed(path, replay, module, card, tensors)
     load_into(module, tensors)
-    return Model(module, card, path)
+    return Model(module, card, path, half=half)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 INDEX = ".index.json"
 """How the name of an index of shards ends."""
 _BLOCK = 1 << 22
+_HALVES = ("bfloat16", "float16")
+_PARTS = ("scales", "repair_in", "repair_out")
 _FLOATS = ("float64", "float32", "float16", "bfloat16", "complex64", "complex128")
 
 
@@ -98,6 +100,18 @@ class Tensors:
         """Elements of all tensors, tied ones counted once."""
         return sum(region.numel for name, region in self._regions.items() if name not in self.ties)
 
+    def half(self) -> str | None:
+        """``bfloat16`` or ``float16``, whichever more weights are stored in; None where none are.
+
+        Parts of packed weights don't count: their dtype is that of the format.
+        """
+        count = dict.fromkeys(_HALVES, 0)
+        for name, region in self._regions.items():
+            if region.dtype in count and name.rpartition(".")[2] not in _PARTS:
+                count[region.dtype] += region.numel
+        most = max(count, key=lambda dtype: count[dtype])
+        return most if count[most] else None
+
     def get(self, name: str) -> torch.Tensor:
         """One tensor, dense, on the CPU, in its stored dtype.
 
@@ -110,6 +124,16 @@ class Tensors:
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor, one at a time."""
         return ((name, self.get(name)) for name in self._regions)
+
+    def release(self) -> None:
+        """Give back the memory of the file maps; what is asked for later is read again.
+
+        Not for tensors that something writes to, or holds and may write to: it would read what the file has.
+        """
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is not None:  # elsewhere the system takes pages when it needs them
+            for data in {id(data): data for data in self._maps.values()}.values():
+                data.madvise(advice)
 
     def _view(self, name: str, region: Region) -> torch.Tensor:
         import torch
@@ -198,12 +222,31 @@ def check_finite(tensors: Tensors) -> None:
     Raises:
         InputError: Names the tensors that have them.
     """
-    bad = [name for name in tensors if name not in tensors.ties and not _finite(tensors, name)]
+    bad = []
+    for name in tensors:
+        if name not in tensors.ties and not _finite(tensors, name):
+            bad.append(name)
+        tensors.release()
     if bad:
         raise InputError(
             f"{tensors.source} has NaN or infinite values in {listing(bad)}",
             "pass `allow_nonfinite` to go on all the same",
         )
+
+
+def stored_dtype(tensor: torch.Tensor, half: str | None) -> torch.dtype:
+    """The dtype to write a tensor in: that of the original's weights where it holds every value.
+
+    Args:
+        tensor: Of any dtype; only float32 is changed.
+        half: See :class:`~compresskit.model.Model`.
+    """
+    import torch
+
+    if half is None or tensor.dtype != torch.float32:
+        return tensor.dtype
+    dtype: torch.dtype = getattr(torch, half)
+    return dtype if torch.equal(tensor.to(dtype).float(), tensor) else tensor.dtype
 
 
 def _finite(tensors: Tensors, name: str) -> bool:

@@ -53,8 +53,8 @@ def search(model: Path | None, samples: Samples, bounds: Bounds, asked: Asked, s
         return _show_space(request, cache)
     inputs = (model, samples.data, samples.eval_data, samples.select_data, asked.arch, asked.metric)
     check_output(target, inputs, force=asked.force)
-    showing.check(inputs, target)
-    draw = None if asked.no_html else drawing()
+    showing.check(inputs, target, beside=not asked.no_html)
+    draw = None if asked.no_html else drawing(interactive=showing.interactive)
     try:
         with progressing(showing.quiet) as progress:
             how = searching.Showing(progress, told, draw, command_line(), asked.force)

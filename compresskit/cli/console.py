@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -136,17 +137,30 @@ def check_html(
     inputs: Iterable[Path | str | None] = (),
     output: Path | None = None,
     option: str = "--html",
+    *,
+    interactive: bool = False,
+    beside: bool = False,
 ) -> None:
     """Refuse a page that can't be drawn or written, or that would take the place of something else than a page.
 
+    Args:
+        target: As typed, if it was.
+        inputs: As :func:`check_json`.
+        output: As :func:`check_json`.
+        option: What the file was given to.
+        interactive: It is to have plotly's pictures.
+        beside: A page is written beside the report too.
+
     Raises:
-        UsageError: As :func:`check_json`, or another file is there.
-        MachineError: plotly isn't installed.
+        UsageError: As :func:`check_json`, another file is there, or no page is written that could be interactive.
+        MachineError: It is to be interactive, and plotly isn't installed.
     """
+    if interactive and target is None and not beside:
+        raise UsageError("--interactive is about a page, and none is written", f"give {option} FILE")
+    if interactive and find_spec("plotly") is None:
+        raise missing_package("plotly")
     if target is None:
         return
-    if find_spec("plotly") is None:
-        raise missing_package("plotly")
     if str(target) == "-":
         raise UsageError(f"{option} -: a page goes to a file", "give its name")
     check_json(str(target), inputs, output, option=option)
@@ -157,24 +171,21 @@ def check_html(
             raise UsageError(f"{option} {target} exists already, and is not a page of compresskit", "give another file")
 
 
-def drawing() -> Callable[[Report], str] | None:
-    """What draws a report as a page; None, and a line that says so, where plotly isn't installed."""
-    if find_spec("plotly") is None:
-        tell("no report.html is written: plotly is not installed (pip install plotly)")
-        return None
+def drawing(*, interactive: bool) -> Callable[[Report], str]:
+    """What draws a report as a page."""
     from compresskit.render.html import html
 
-    return html
+    return partial(html, interactive=interactive)
 
 
-def write_page(report: Report, target: Path | None, output: str = "") -> None:
+def write_page(report: Report, target: Path | None, output: str = "", *, interactive: bool = False) -> None:
     """Put a page where ``--html`` says, if it was given."""
     if target is None:
         return
     from compresskit.checkpoint.atomic import write_file
     from compresskit.render.html import html
 
-    text = html(report, output=output)
+    text = html(report, output=output, interactive=interactive)
     write_file(target, lambda path: path.write_bytes(text.encode("utf-8")), force=True)
 
 
@@ -256,12 +267,13 @@ def using(output: str) -> str:
 
 
 def finish(
-    report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None, output: str = ""
-) -> int:
+    report: Report, *, json: str | None, quiet: bool, markdown: bool = False, html: Path | None = None,
+    interactive: bool = False, output: str = "",
+) -> int:  # fmt: skip
     """Show a report, and log it where the environment says; returns the exit code that follows from it."""
     with listening():
         write_json(report.to_json(), json)
-        write_page(report, html, output)
+        write_page(report, html, output, interactive=interactive)
         if json != "-" and not quiet:
             if markdown:
                 from compresskit.render.markdown import markdown as as_markdown

@@ -151,19 +151,29 @@ class Showing:
 
     json: shared.Json = None
     html: shared.Html = None
+    interactive: shared.Interactive = False
     markdown: shared.Markdown = False
     quiet: shared.Quiet = False
 
-    def check(self, inputs: Iterable[Path | str | None], output: Path | None = None) -> None:
-        """Refuse files that can't be written, or would hurt an input or the output, before the work is done."""
+    def check(self, inputs: Iterable[Path | str | None], output: Path | None = None, *, beside: bool = False) -> None:
+        """Refuse files that can't be written, or would hurt an input or the output, before the work is done.
+
+        Args:
+            inputs: What the command reads.
+            output: What it writes.
+            beside: It writes a page beside its report.
+        """
         from compresskit.cli.console import check_html, check_json
 
         inputs = list(inputs)
         check_json(self.json, inputs, output)
-        check_html(self.html, inputs, output)
+        check_html(self.html, inputs, output, interactive=self.interactive, beside=beside)
 
     def finish(self, report: Report, output: str = "") -> int:
         """Show a report; returns the exit code that follows from it."""
         from compresskit.cli.console import finish
 
-        return finish(report, json=self.json, quiet=self.quiet, markdown=self.markdown, html=self.html, output=output)
+        return finish(
+            report, json=self.json, quiet=self.quiet, markdown=self.markdown, html=self.html,
+            interactive=self.interactive, output=output,
+        )  # fmt: skip

@@ -42,7 +42,7 @@ Json = Annotated[
     typer.Option(
         "--json",
         metavar="FILE|-",
-        help="Write the report as JSON to FILE; - writes to stdout instead of the table.",
+        help="Write the result as JSON to FILE; - writes to stdout instead of the table.",
         rich_help_panel=_OUT,
     ),
 ]
@@ -55,6 +55,10 @@ Html = Annotated[
         rich_help_panel=_OUT,
         show_default=False,
     ),
+]
+Interactive = Annotated[
+    bool,
+    typer.Option("--interactive", help="Page with interactive charts by plotly; 5 MB.", rich_help_panel=_OUT),
 ]
 NoHtml = Annotated[bool, typer.Option("--no-html", help="Do not write report.html.", rich_help_panel=_OUT)]
 Markdown = Annotated[

@@ -76,7 +76,7 @@ def _run_matrix(recipes: Sequence[Recipe], target: Path, running: Running) -> in
     if page is not None:
         from compresskit.render.html import joined
 
-        write_page(joined(names, reports), page)
+        write_page(joined(names, reports), page, interactive=showing.interactive)
     if not showing.quiet:
         from compresskit.render.matrix import print_matrix
 
@@ -91,9 +91,10 @@ def _page_of_matrix(recipe: Recipe, target: Path, running: Running) -> Path | No
         UsageError: It can't be written there.
     """
     html = running.showing.html
-    page = html or (target / PAGE if running.pages and drawing() is not None else None)
-    if page is not None and (html or page.exists()):
-        check_html(page, _inputs(recipe), option="--html" if html else "the page of the matrix,")
+    page = html or (target / PAGE if running.pages else None)
+    if html or running.showing.interactive or (page is not None and page.exists()):
+        option = "the page of the matrix," if page and not html else "--html"
+        check_html(page, _inputs(recipe), option=option, interactive=running.showing.interactive)
     return page
 
 
@@ -101,11 +102,13 @@ def run_one(recipe: Recipe, target: Path, running: Running) -> Report:
     """Run one recipe into ``target``."""
     inputs, showing = _inputs(recipe), running.showing
     check_output(target, inputs, force=running.force)
-    (replace(showing, html=None) if recipe.point else showing).check(inputs, target)
+    own = replace(showing, html=None, interactive=False) if recipe.point else showing
+    own.check(inputs, target, beside=running.pages)
+    draw = drawing(interactive=showing.interactive) if running.pages else None
     with progressing(showing.quiet) as progress:
         return run_recipe(
             recipe, target, bench=running.bench, cache=running.cache, force=running.force, command=command_line(),
-            progress=progress, tell=say_nothing if showing.quiet else tell, draw=drawing() if running.pages else None,
+            progress=progress, tell=say_nothing if showing.quiet else tell, draw=draw,
         )  # fmt: skip
 
 

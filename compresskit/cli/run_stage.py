@@ -39,6 +39,7 @@ def run_stage(
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
@@ -53,6 +54,7 @@ def run_stage(
     from compresskit.recipe.limits import Limits
     from compresskit.recipe.naming import named_by
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.loading import load_for
     from compresskit.runner.pipeline import run
     from compresskit.runner.sources import opener
     from compresskit.runner.steps import Job
@@ -66,11 +68,13 @@ def run_stage(
     for place in places:
         check_output(place, inputs, force=force)
     check_json(json, inputs, target)
-    check_html(html, inputs, target)
+    check_html(html, inputs, target, interactive=interactive)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
-    loaded = load_model(model, reading.load_options())
+    limited = max_drop is not None or max_size is not None
+    how = {"export": not no_export, "data": data is not None, "limited": limited}
+    loaded = load_for(model, [stage], **how, **reading.load_options())
     check_targets(loaded, targets, [stage])
     open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
     measuring = Measuring(
@@ -97,5 +101,7 @@ def run_stage(
         for kind, file in zip(targets if first else [], places, strict=False):
             made = export_to(load_model(target, {}), kind, file, force=force, progress=progress)
             told(f"{file}: {'; '.join(made.notes)}")
-    code = finish(report, json=json, html=html, quiet=quiet, markdown=markdown, output=str(target))
+    code = finish(
+        report, json=json, html=html, interactive=interactive, quiet=quiet, markdown=markdown, output=str(target)
+    )
     raise typer.Exit(code if first else 0)

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError
 from compresskit.exporter.recurrent import recurrent_twin
+from compresskit.ops.packed.experts import unrouted
 from compresskit.ops.packed.grid import Grid
-from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
+from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedExperts, PackedLayer, PackedLinear
 
 DOMAIN = "compresskit"
 MIN_BLOCK = 16
@@ -43,7 +44,8 @@ def lowered(module: nn.Module) -> nn.Module:
         if twin := _twin(layer):
             memo[id(layer)] = twin
     try:
-        return copy.deepcopy(module, memo).eval()
+        with unrouted(module):
+            return copy.deepcopy(module, memo).eval()
     except (TypeError, RuntimeError, RecursionError) as error:
         raise InputError(
             f"the model can't be copied for the export: {error}",
@@ -146,8 +148,8 @@ class LoweredLinear(_Lowered, PackedLinear):
 class LoweredEmbedding(_Lowered, PackedEmbedding):
     """Emits ``Embedding``."""
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 ``(…)`` to ``(…, embedding_dim)``."""
+    def rows(self, ids: Tensor) -> Tensor:
+        """The rows as they are stored."""
         return _emit("Embedding", self, [ids], torch.float32, (*ids.shape, self.embedding_dim)).to(self.dtype)
 
 
@@ -155,7 +157,16 @@ class LoweredConv(_Lowered, PackedConv):
     """Its ``forward`` is the packed layer's; the weight it reads emits ``Weight``."""
 
 
+class LoweredExperts(_Lowered, PackedExperts):
+    """All experts are unpacked by ``Weight``, whichever are asked for."""
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Those experts."""
+        return self.tensor[index]
+
+
 _TWINS: dict[type[PackedLayer], type[_Lowered]] = {
+    PackedExperts: LoweredExperts,
     PackedLinear: LoweredLinear,
     PackedEmbedding: LoweredEmbedding,
     PackedConv: LoweredConv,

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from compresskit.ops.packed.experts import unrouted
 from compresskit.ops.packed.modules import PackedConv, PackedLayer, PackedLinear
 
 
@@ -22,7 +24,7 @@ def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> d
     without weights (attention scores) and elementwise work are left out. A layer that is called twice counts twice.
 
     Args:
-        module: Any module; its training flags are as before afterwards.
+        module: Any module, on the meta device too; its training flags are as before afterwards.
         feeds: Tensors or arrays, by keyword of ``forward`` or in its order; in its order also where it doesn't know
             the names, which data without a name for its one input bring.
 
@@ -40,12 +42,20 @@ def count_macs(module: nn.Module, feeds: Mapping[str, Any] | Sequence[Any]) -> d
                 handle = layer.register_forward_hook(_counter(counts, name), with_kwargs=True)
                 stack.callback(handle.remove)
         device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+        if device.type == "meta":
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(unrouted(module))
         if isinstance(feeds, Mapping) and _takes(module, feeds):
-            module(**{name: torch.as_tensor(value, device=device) for name, value in feeds.items()})
+            module(**{name: _fed(value, device) for name, value in feeds.items()})
         else:
-            values = feeds.values() if isinstance(feeds, Mapping) else feeds
-            module(*(torch.as_tensor(value, device=device) for value in values))
+            module(*(_fed(value, device) for value in (feeds.values() if isinstance(feeds, Mapping) else feeds)))
     return counts
+
+
+def _fed(value: Any, device: torch.device) -> Tensor:
+    if device.type != "meta":
+        return torch.as_tensor(value, device=device)
+    return torch.empty(value.shape, dtype=getattr(torch, str(value.dtype).removeprefix("torch.")), device=device)
 
 
 def _takes(module: nn.Module, feeds: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compresskit.errors import listing
@@ -82,7 +83,7 @@ def rows(report: Report) -> list[Row]:
         row = Row(
             model=figures.clean(entry.name),
             size=figures.size(entry.bytes),
-            smaller=figures.DASH if entry is base else _smaller(base, entry),
+            smaller=figures.DASH if entry is base else smaller(base, entry),
             quality=quality(report, entry),
             latency=f"{figures.milliseconds(latency.value)} ms" if latency else figures.DASH,
             speedup=figures.speedup(ratio),
@@ -97,7 +98,8 @@ def _timed(report: Report, run: Run) -> bool:
     return any(m.name == "latency_p50" and (m.runtime, m.batch) == run for m in report.measurements)
 
 
-def _smaller(base: ModelEntry, entry: ModelEntry) -> str:
+def smaller(base: ModelEntry, entry: ModelEntry) -> str:
+    """How many times smaller a model is than the original, or bigger; a dash where that can't be told."""
     if not base.bytes or not entry.bytes:
         return figures.DASH
     ratio = base.bytes / entry.bytes
@@ -158,26 +160,35 @@ def steps(report: Report) -> list[tuple[str, ...]]:
     ]
 
 
-def headline(report: Report, output: str = "") -> str:
-    """The line behind the verdict: what became what, and how the last model compares with the first."""
+def subject(report: Report, output: str = "") -> str:
+    """What was looked at: ``m.pt → out/model.onnx``, ``3 models against m.pt``, or the one model."""
     if not report.models:
         return figures.clean(report.command)
     base, last = report.models[0], report.models[-1]
     if last is base:
-        return "  ".join([figures.clean(base.path), ", ".join(quality(report, base))]).strip()
-    same = base.path == last.path
-    names = (base.name, last.name) if same else (base.path, output or last.path)
-    arrow = " → ".join(map(figures.clean, names))
-    if len(report.models) > 2:
-        one = base.name if any(entry.path == base.path for entry in report.models[1:]) else base.path
-        return arrow if output else f"{len(report.models) - 1} models against {figures.clean(one)}"
+        return figures.clean(base.path)
+    names = (base.name, last.name) if base.path == last.path else (base.path, output or last.path)
+    if len(report.models) == 2 or output:
+        return " → ".join(map(figures.clean, names))
+    one = base.name if any(entry.path == base.path for entry in report.models[1:]) else base.path
+    return f"{len(report.models) - 1} models against {figures.clean(one)}"
+
+
+def headline(report: Report, output: str = "") -> str:
+    """The line behind the verdict: what became what, and how the last model compares with the first."""
+    shown = subject(report, output)
+    if not report.models or len(report.models) > 2:
+        return shown
+    base, last = report.models[0], report.models[-1]
+    if last is base:
+        return "  ".join([shown, ", ".join(quality(report, base))]).strip()
     facts = []
     if base.bytes and last.bytes:
-        facts.append(_smaller(base, last) + ("" if last.bytes > base.bytes else " smaller"))
+        facts.append(smaller(base, last) + ("" if last.bytes > base.bytes else " smaller"))
     found = next((m for m in report.measurements if m.name == "speedup" and m.model == last.name), None)
     if found is not None and found.value > 0:
         facts.append(_pace(found))
-    return f"{arrow}  {', '.join([*facts, *quality(report, last)[:1]])}"
+    return f"{shown}  {', '.join([*facts, *quality(report, last)[:1]])}"
 
 
 def _pace(found: Measurement) -> str:
@@ -236,11 +247,17 @@ def skipped_lines(report: Report) -> list[str]:
     for name, reason in report.coverage.skipped.items():
         by_reason.setdefault(reason, []).append(name)
     ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    out = [f"{_layers(len(names))} unchanged ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
+    out = [f"{unchanged(report, names)} ({figures.prose(reason)}): {listing(names)}" for reason, names in ordered]
     if len(ordered) > REASONS_SHOWN:
         rest = sum(len(names) for _, names in ordered[REASONS_SHOWN:])
         out[REASONS_SHOWN:] = [f"{_layers(rest)} unchanged for other reasons: see report.json"]
     return out
+
+
+def unchanged(report: Report, names: Sequence[str]) -> str:
+    """How many layers were left as they are, and their bytes where these are known."""
+    size = sum(report.coverage.left.get(name, 0) for name in names)
+    return f"{_layers(len(names))} unchanged{f', {figures.size(size)}' if size else ''}"
 
 
 def explanation(report: Report) -> str:

@@ -166,7 +166,10 @@ def run(
         return run_recipe(recipe, output, bench=bench, cache=kept, force=force, progress=progress)
     if cache is not None:
         raise UsageError("cache is for the steps of a recipe", "give a recipe, or remove cache")
-    read, tokens = reading.whole(model), sequence or SEQUENCE
+    steps, tokens = tuple(steps), sequence or SEQUENCE
+    read = reading.to_change(
+        model, steps, export=export, data=data is not None, limited=max_drop is not None or max_size is not None
+    )
     train, evaluated = open_all(read, [data, eval_data], normalize, tokens)
     measuring = Measuring(
         evaluated, metric, limits, export=export, bench=bench, sequence=tokens, threads=threads or 0,

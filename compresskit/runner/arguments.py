@@ -12,9 +12,9 @@ from compresskit.model import Model
 from compresskit.report import Report
 from compresskit.runner.compare import Comparison, check_comparison, compare
 from compresskit.runner.judging import Measuring
-from compresskit.runner.loading import load, load_shipped
+from compresskit.runner.loading import load, load_for, load_shipped
 from compresskit.runner.sources import opener
-from compresskit.stage import Progress
+from compresskit.stage import Progress, Stage
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
@@ -38,6 +38,16 @@ class Reading:
             "arch": self.arch, "arch_args": self.arch_args or {}, "input_shape": self.input_shape,
             "allow_nonfinite": self.allow_nonfinite,
         }  # fmt: skip
+
+    def to_change(self, model: AnyModel, stages: Sequence[Stage], **about: bool) -> Model:
+        """The model for stages; see :func:`compresskit.runner.loading.load_for`, which takes ``about``.
+
+        Raises:
+            UsageError: As :meth:`whole`.
+        """
+        if isinstance(model, Model):
+            return self.whole(model)
+        return load_for(model, stages, **about, **self.options())
 
     def whole(self, model: AnyModel) -> Model:
         """The model with its module, where the architecture is known.

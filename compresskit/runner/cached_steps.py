@@ -23,7 +23,6 @@ from compresskit.runner.step_costs import StepCosts
 from compresskit.runner.steps import Job, Steps, bundle, light
 from compresskit.runner.teacher import teacher_of
 from compresskit.stage import MODEL, Progress, Stage
-from compresskit.usage import Usage
 
 
 def read_model(recipe: Recipe, path: Path) -> Model:
@@ -130,9 +129,8 @@ class Cached(Steps[At]):
         """A model before any step, with its ONNX file."""
         measuring = self._job.measuring
         key = digest(
-            "original", content(model.source), replace(model.card, usage=Usage()).to_json(), model.key,
-            self._recipe.allow_nonfinite, code_of(arch), measuring.export, measuring.seed, self._samples,
-            self.surroundings,
+            "original", content(model.source), model.card.to_json(), model.key, self._recipe.allow_nonfinite,
+            code_of(arch), measuring.export, measuring.seed, self._samples, self.surroundings,
         )  # fmt: skip
         if form(model) != "torch" or not measuring.export:
             shipped = Prepared(model.body) if isinstance(model.body, Path) and measuring.export else None
@@ -183,7 +181,7 @@ class Cached(Steps[At]):
         if now.place is None:
             raise TypeError("a step has an entry")
         found = read_model(self._recipe, now.place)
-        card = replace(found.card, format=self._original.card.format, usage=self._original.card.usage)
+        card = replace(found.card, format=self._original.card.format)
         return replace(found, card=card, source=self._original.source)
 
     def _exported(self, now: At, work: Path) -> Callable[[Model, str], Path]:

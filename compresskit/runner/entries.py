@@ -50,8 +50,7 @@ def at_entry(key: str, place: Path, light: Model) -> At:
 
 
 def _card(place: Path, light: Model) -> Card:
-    """What data told of a model's use isn't the cache's to remember: the same steps serve other data."""
-    return replace(read_card(place, verify=False), format=light.card.format, usage=light.card.usage)
+    return replace(read_card(place, verify=False), format=light.card.format)
 
 
 def write_note(

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
-from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable
 from compresskit.report import Report, judge
@@ -55,7 +54,6 @@ def export(
     counts = counted(model)
     with new_file(target, force=force) as place:
         result = to_onnx(model, place, data=data, seed=seed, progress=progress)
-        describe(place, model.card, model.source)
         data_file = place.with_name(f"{target.name}.data")
         if data_file.exists():
             data_file.replace(target.with_name(data_file.name))

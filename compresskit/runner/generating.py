@@ -49,7 +49,7 @@ def generate(
     Args:
         path: A .gguf file, a folder for onnxruntime-genai, a bundle or a Hugging Face folder.
         prompt: Text.
-        tokens: Most new tokens.
+        tokens: Maximum number of new tokens.
         temperature: 0 takes the likeliest token each time.
         engine: ``llama.cpp``, ``genai`` or ``transformers``; None is the one of the form.
         chat: The prompt is what a user says; the model's chat template is put around it.

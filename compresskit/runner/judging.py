@@ -12,7 +12,7 @@ from compresskit.benchmark.machine import environment
 from compresskit.benchmark.run import unclear
 from compresskit.benchmark.sweep import Point
 from compresskit.data.source import notes_of
-from compresskit.kinds import Kind
+from compresskit.kinds import QUANTIZE, Kind
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
 from compresskit.report import Coverage, Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
@@ -301,7 +301,7 @@ def report_on(
         ],
         command=command,
         layers=[*layers_of(baseline.name, baseline.path), *layers_of(new.name, new.path, history)],
-        coverage=coverage(facts, skipped),
+        coverage=coverage(facts, skipped, _left(after.place, history, skipped)),
         steps=list(log.steps),
     )
 
@@ -353,10 +353,24 @@ def _rounding(facts: dict[str, Any], name: str) -> tuple[list[Measurement], list
     return [Measurement(model=name, name="weight_sqnr", value=middle, unit="dB", n=len(known))], [note]
 
 
-def coverage(facts: dict[str, Any], skipped: dict[str, str]) -> Coverage:
-    """The layers that a stage changed, in words, and those it left alone."""
+def coverage(facts: dict[str, Any], skipped: dict[str, str], left: dict[str, int] | None = None) -> Coverage:
+    """The layers that a stage changed, in words, and those it left alone, with their bytes where they are known."""
     done = {name: _described(layer) for name, layer in facts.get("layers", {}).items()}
-    return Coverage(done=done, skipped=skipped)
+    return Coverage(done=done, skipped=skipped, left=left or {})
+
+
+def _left(weights: Path, history: Sequence[Applied], skipped: dict[str, str]) -> dict[str, int]:
+    """Bytes of the layers that quantization left alone, off the weights' headers."""
+    if not skipped or not history[-1].name.startswith(f"{QUANTIZE.name}.") or not weights.is_file():
+        return {}
+    from compresskit.checkpoint.tensors import open_tensors
+
+    tensors, found = open_tensors(weights, allow_nonfinite=True), dict.fromkeys(skipped, 0)
+    for name in tensors.names():
+        layer = name if name in found else name.rpartition(".")[0]
+        if layer in found and name not in tensors.ties:
+            found[layer] += tensors.region(name).nbytes
+    return {name: size for name, size in found.items() if size}
 
 
 def _described(layer: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from compresskit import registry
 from compresskit.errors import UsageError
 from compresskit.facts import Facts, read_facts
 from compresskit.model import Card, Model
+from compresskit.stage import Stage
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +68,43 @@ def load(
     )
     history_facts(model.card, path)
     return model
+
+
+def load_for(
+    path: str | Path,
+    stages: Sequence[Stage],
+    *,
+    export: bool,
+    data: bool = False,
+    limited: bool = False,
+    **options: Any,
+) -> Model:
+    """Read a model to be changed; its weights stay on disk where nothing needs more of them than one at a time.
+
+    Args:
+        path: As for :func:`load`.
+        stages: What it is read for.
+        export: It will be written as ONNX.
+        data: The stages get data.
+        limited: The user set limits of size or quality.
+        options: Keyword arguments of :func:`load`.
+
+    Raises:
+        CompressKitError: As :func:`load`.
+    """
+    from compresskit.checkpoint.huggingface_stream import describe_huggingface
+    from compresskit.checkpoint.load import kind_of
+    from compresskit.checkpoint.mapped import map_huggingface
+
+    nonfinite = options.get("allow_nonfinite", False)
+    plain = not any(value for name, value in options.items() if name != "allow_nonfinite")
+    if not export and plain and len(stages) == 1 and kind_of(path) == "huggingface":
+        ways = {"streamed": describe_huggingface, "mapped": map_huggingface}
+        way = ways.get(stages[0].reads(data=data, limited=limited))
+        found = None if way is None else way(Path(path), allow_nonfinite=nonfinite)
+        if found is not None:
+            return found
+    return load(path, **options)
 
 
 def load_shipped(

@@ -13,7 +13,6 @@ from pathlib import Path
 from compresskit import registry
 from compresskit.checkpoint.atomic import new_folder, refuse_within
 from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME, read_card
-from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.errors import GateError, UsageError
 from compresskit.model import Model
 from compresskit.recipe.limits import Limits
@@ -172,8 +171,6 @@ def _walk(steps: Steps[T], job: Job) -> list[T]:
 def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Report:
     """Write what ships, and compare it with the original by the limits that suit the steps that were not undone."""
     after = steps.deliver(taken[-1] if taken else steps.first, folder)
-    if after.shipped is not None:
-        describe(after.shipped.path, after.model.card, after.model.source)
     target = next((at.target for at in reversed(taken) if at.target), None)
     kinds = [registry.get(name).kind for at in taken for name in at.stages]
     log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates)

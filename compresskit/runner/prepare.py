@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.errors import InputError, UsageError
 from compresskit.model import SCORES_ONLY, Model
 from compresskit.report import Gate
@@ -127,6 +128,7 @@ def to_onnx(
     check = ParityCheck(seed=seed, data=data)
     with pooling(model.body, model.card.usage):
         result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
+    describe(path, model.card, model.source)
     notes = list(result.notes)
     if model.card.task == "causal-lm":
         notes.append(f"this ONNX file {SCORES_ONLY}: it has no KV cache; `to` gguf gives a file that generates")

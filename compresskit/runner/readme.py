@@ -24,7 +24,7 @@ _HUB = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 _VERDICTS = {
     Verdict.PASS: "every limit was met",
     Verdict.FAIL: "a limit was missed",
-    Verdict.INCONCLUSIVE: "a limit could not be proven",
+    Verdict.INCONCLUSIVE: "a limit could not be decided",
     Verdict.UNVERIFIED: "the quality was not measured on labelled data",
 }
 

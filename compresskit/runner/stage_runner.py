@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME
+from compresskit.checkpoint.onnx_metadata import describe
 from compresskit.model import Model
 from compresskit.runner.candidate import files_of
 from compresskit.runner.prepare import Prepared, counted
@@ -113,7 +114,10 @@ def ship(model: Model, folder: Path, to_onnx: Callable[[Model, Path], Prepared] 
     if form(model) == "torch":
         from compresskit.runner.weights import write_config, write_weights
 
-        write_weights(model, folder / WEIGHTS_NAME)
+        if model.written is None:
+            write_weights(model, folder / WEIGHTS_NAME)
+        else:
+            _moved(model.written, folder / model.written.name)
         write_config(model, folder)
     if form(model) == "weights" and isinstance(model.body, Path):
         model.body.rename(folder / WEIGHTS_NAME)
@@ -121,11 +125,15 @@ def ship(model: Model, folder: Path, to_onnx: Callable[[Model, Path], Prepared] 
     if to_onnx is None:
         return None
     result = to_onnx(model, folder / ONNX_NAME)
-    return result if result.path.parent == folder else replace(result, path=_moved(result.path, folder / ONNX_NAME))
+    if result.path.parent != folder:
+        result = replace(result, path=_moved(result.path, folder / ONNX_NAME))
+    if result.proof is None:  # written by a stage; an export says its use already
+        describe(result.path, model.card, model.source)
+    return result
 
 
 def _moved(path: Path, target: Path) -> Path:
-    """Move an ONNX file that has its final name already, since it names its external data."""
+    """Move files that have their final names already, since one names the others: external data, shards."""
     for part in reversed(list(files_of(path))):
         part.rename(target.with_name(part.name))
     return target

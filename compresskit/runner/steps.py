@@ -203,7 +203,8 @@ class InMemory(Steps[Taken]):
         """See :class:`Steps`."""
         model = self._runner.model
         result = self._job.ship(model, folder)
-        return Ready(light(model), result, self._runner.counts, folder / WEIGHTS_NAME)
+        place = folder / (WEIGHTS_NAME if model.written is None else model.written.name)
+        return Ready(light(model), result, self._runner.counts, place)
 
     def finish(self, now: Taken, folder: Path) -> None:
         """See :class:`Steps`."""
@@ -219,7 +220,7 @@ class InMemory(Steps[Taken]):
 
 def light(model: Model) -> Model:
     """What is known of a model without what lies in memory."""
-    return replace(model, body=model.source)
+    return replace(model, body=model.source, weights=None)
 
 
 def bundle(folder: Path, card: Card, source: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskit.checkpoint.bundle import weights_metadata
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
+from compresskit.checkpoint.tensors import stored_dtype
 from compresskit.errors import InputError
 from compresskit.model import Model
 
@@ -26,7 +27,8 @@ def write_weights(model: Model, path: Path) -> None:
     """Write a module's state as safetensors; one tensor at a time, nothing is copied that is contiguous already.
 
     Names that share their values are stored under the first of them; the architecture ties them again. Layers whose
-    stage says so are stored in bitsandbytes' format, and ``config.json`` beside the file then tells transformers.
+    stage says so are stored in bitsandbytes' format, and ``config.json`` beside the file then tells transformers. What
+    was read in half precision and is the same still is written so.
 
     Raises:
         InputError: The state holds something else than tensors.
@@ -34,8 +36,11 @@ def write_weights(model: Model, path: Path) -> None:
     """
     import torch
 
+    from compresskit.ops.packed.modules import PackedLayer
+
     entries: list[Entry] = []
     foreign = _bitsandbytes(model, model.module)
+    packed = {name for name, layer in model.module.named_modules() if isinstance(layer, PackedLayer)}
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...], torch.dtype]] = set()
     for name, tensor in model.module.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
@@ -50,7 +55,8 @@ def write_weights(model: Model, path: Path) -> None:
         if tensor.numel() and key in seen:
             continue
         seen.add(key)
-        entries.append(Entry(name, tensor.dtype, tuple(tensor.shape), partial(_same, tensor)))
+        dtype = tensor.dtype if layer in packed and leaf != "bias" else stored_dtype(tensor, model.half)
+        entries.append(Entry(name, dtype, tuple(tensor.shape), partial(tensor.to, dtype)))
     write_safetensors(path, entries, weights_metadata(model.card))
 
 
@@ -130,7 +136,3 @@ def _stored(packed: Packed, name: str) -> torch.Tensor:
     from compresskit.ops.quantize.bnb import stored
 
     return stored(packed)[name]
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor

@@ -64,6 +64,13 @@ class QuantizeAdaround(CalibratedWeightOnly):
         Raises:
             UsageError: There are no calibration data.
         """
+        from compresskit.ops.quantize.opened import opened
+
+        self.check_data(ctx)
+        with opened(model.module):
+            return self._run(model, ctx)
+
+    def _run(self, model: Model, ctx: Context) -> Model:
         from compresskit.ops.batchnorm import recalibrate
         from compresskit.ops.globs import matches
         from compresskit.ops.quantize.calibrated import Method
@@ -74,9 +81,8 @@ class QuantizeAdaround(CalibratedWeightOnly):
         from compresskit.ops.quantize.weights import plan_layers
         from compresskit.stages.batches import batches_of, forward_of
 
-        self.check_data(ctx)
         if isinstance(model.body, Path) or ctx.data is None:
-            raise TypeError("a module is needed")
+            raise TypeError("a module and data are needed")
         module, forward = model.body.eval(), forward_of(model.body, model.card.inputs)
         first = batches_of(ctx.data, model.card.inputs, BATCH, BATCH)[0]
         notes: list[str] = []

@@ -97,6 +97,10 @@ class QuantizeAuto(Stage):
             model = stage.run(model, ctx)
         return model
 
+    def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
+        """One by one where nothing is there to choose by, so that it comes to plain rounding."""
+        return "all" if data or limited or self.target_bits is not None else "streamed"
+
     def choose(self, model: Model, ctx: Context) -> Chosen:
         """The method with explicit options.
 
@@ -106,9 +110,12 @@ class QuantizeAuto(Stage):
         """
         if isinstance(model.body, Path):
             return self._of_file(model.body, model.source, ctx)
-        if self.bits == 8 and self.target_bits is None and ctx.max_bytes is None:
-            return self._eight(model.body, ctx)
-        return self._few(model, model.body, ctx)
+        from compresskit.ops.quantize.opened import opened
+
+        with opened(model.body):
+            if self.bits == 8 and self.target_bits is None and ctx.max_bytes is None:
+                return self._eight(model.body, ctx)
+            return self._few(model, model.body, ctx)
 
     def _of_file(self, path: Path, source: Path, ctx: Context) -> Chosen:
         """ONNX takes 8 bits only; bare tensors take rounding only."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from compresskit.ops.calibration.moments import Moments
     from compresskit.ops.packed.grid import Grid, Packed
+    from compresskit.ops.quantize.kept_blocks import KeptBlocks
 
 
 class QuantizeGptq(Repaired, CalibratedWeightOnly):
@@ -27,6 +29,7 @@ class QuantizeGptq(Repaired, CalibratedWeightOnly):
     """
 
     method: ClassVar[str] = "gptq"
+    keeps_blocks: ClassVar[bool] = True
 
     drift: Annotated[
         float,
@@ -41,6 +44,19 @@ class QuantizeGptq(Repaired, CalibratedWeightOnly):
         int, Field(ge=0, le=20, description="Iterations that refine scales and codes after rounding.")
     ] = 2
     damping: Damping = None
+    checkpoint: Annotated[
+        Path | None,
+        Field(
+            exclude=True,
+            json_schema_extra={"format": "output-path"},
+            description="Folder for the state after each block, and each epoch of training. The same command resumes "
+            "from it.",
+        ),
+    ] = None
+
+    def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
+        """Mapped, unless training follows."""
+        return "all" if self.epochs else "mapped"
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place.
@@ -60,5 +76,14 @@ class QuantizeGptq(Repaired, CalibratedWeightOnly):
                 return packed
             return refine(weight, packed, moments, rounds=self.refine, damping=self.damping)
 
-        method = Method(rounded, drift=self.drift)
+        method = Method(rounded, drift=self.drift, kept=self._kept(model, ctx))
         return self.calibrate(model, ctx, method, samples=self.samples)
+
+    def _kept(self, model: Model, ctx: Context) -> KeptBlocks | None:
+        if self.checkpoint is None or ctx.data is None:
+            return None
+        from compresskit.ops.quantize.kept_blocks import KeptBlocks
+        from compresskit.train.state import key_of
+
+        options = {"stage": self.name(), "options": self.options(), "data": ctx.data.fingerprint()}
+        return KeptBlocks(self.checkpoint, key_of(options, model.module))

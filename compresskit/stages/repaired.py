@@ -12,6 +12,7 @@ from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.recovery import LOW_RANK_RATES
+from compresskit.stages.streaming import quantized
 from compresskit.stages.training import TrainingOptions
 from compresskit.stages.weight_only import SAMPLES, WeightOnly
 
@@ -56,6 +57,10 @@ class Repaired(TrainingOptions, WeightOnly):
         """Of the terms; 0 for none."""
         return self.repair or (_TRAINED_RANK if self.epochs else 0)
 
+    def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
+        """One by one without terms."""
+        return "all" if self.rank else "streamed"
+
     def calibrate(self, model: Model, ctx: Context, method: Method, **how: Any) -> Model:
         """See :meth:`WeightOnly.calibrate`; the terms are trained then, against the model before."""
         self.check_training_data(ctx)
@@ -96,9 +101,8 @@ class Repaired(TrainingOptions, WeightOnly):
             calibrated: The same, as one that ignores its data.
         """
         from compresskit.ops.quantize.calibrated import Method
-        from compresskit.ops.quantize.weights import quantize_module
 
         if self.rank:
             return self.calibrate(model, ctx, Method(calibrated, free), samples=SAMPLES, embedding_group=False)
-        facts, skipped = quantize_module(model.module, self.selection(), free, ctx.progress)
+        model, facts, skipped = quantized(self, model, ctx, self.selection(), free)
         return self.recorded(model, facts, skipped)

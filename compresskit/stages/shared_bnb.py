@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from compresskit.facts.quantize import QuantizeFacts
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
 from compresskit.stage import Context, Stage
 from compresskit.stages.fields import Exclude, Include
+from compresskit.stages.streaming import quantized
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,18 +35,24 @@ class BnbStage(Stage):
         """A smaller file alone, as other weights of few bits."""
         return False
 
+    def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
+        """One by one: it needs no data."""
+        return "streamed"
+
     def rounded(self, model: Model, ctx: Context, grid: Grid, algorithm: Callable[[Tensor, Grid], Packed]) -> Model:
         """Quantize the linear layers of a module in place."""
-        from compresskit.ops.quantize.bnb import readable
+        from compresskit.ops.quantize.bnb import readable, stored
         from compresskit.ops.quantize.bnb_select import BnbSelection, kept
-        from compresskit.ops.quantize.weights import quantize_module
+        from compresskit.ops.quantize.opened import opened
 
         foreign = model.card.arch.kind == "transformers"
-        stay = kept(model.module, grid, transformers=foreign)
+        with opened(model.module):
+            stay = kept(model.module, grid, transformers=foreign)
         selection = BnbSelection(
             grid.bits, grid.group_size, grid.symmetric, self.include, self.exclude, grid.format, grid, stay
         )
-        facts, skipped = quantize_module(model.module, selection, algorithm, ctx.progress)
+        parts = stored if foreign else None
+        model, facts, skipped = quantized(self, model, ctx, selection, algorithm, parts)
         if foreign:
             facts["stored"] = "bitsandbytes"
             before = [a.facts["layers"] for a in model.card.history if a.facts.get("stored") == "bitsandbytes"]

@@ -38,6 +38,7 @@ class TrainingOptions(Stage):
     learns_scores: ClassVar[bool] = False
     """Whether the scores of sentence pairs are learnt; else their single texts are, from a teacher."""
     measures: ClassVar[bool] = True
+    keeps_blocks: ClassVar[bool] = False  # then `checkpoint` is not for training alone
     """Whether samples are held out unasked where there are many."""
 
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 1e-4, "muon": 2e-2}
@@ -128,7 +129,8 @@ class TrainingOptions(Stage):
     @model_validator(mode="after")
     def _nothing_idle(self) -> TrainingOptions:
         own = type(self).model_fields
-        idle = [n for n in TrainingOptions.model_fields if n != "epochs" and getattr(self, n) != own[n].default]
+        besides = ("epochs", "checkpoint") if self.keeps_blocks else ("epochs",)
+        idle = [n for n in TrainingOptions.model_fields if n not in besides and getattr(self, n) != own[n].default]
         if idle and not self.epochs:
             raise UsageError(f"`{idle[0]}` is for training, and `epochs` is 0", "give `epochs` N")
         return self

@@ -15,6 +15,7 @@ from compresskit.ops.calibration.moments import collectable
 from compresskit.ops.packed.modules import packed_twin, set_module
 from compresskit.ops.quantize.fake import FakeWeight, faked
 from compresskit.ops.quantize.fake_int8 import int8
+from compresskit.ops.quantize.opened import opened
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import Layers, fact, named, plan_layers
@@ -42,6 +43,13 @@ def quantize_trained(
         UsageError: A pattern matches nothing.
         InputError: Nothing can be quantized, or training diverged.
     """
+    with opened(module):
+        return _quantize_trained(module, selection, training_plan)
+
+
+def _quantize_trained(
+    module: nn.Module, selection: Selection, training_plan: TrainingPlan
+) -> tuple[dict[str, Any], dict[str, str], Fitted]:
     plan, teacher = _begun(module, selection)
     weights = {name: layer.get_parameter("weight") for name, layer in plan.layers.items()}
     owners = {name: plan.ties.get(name, name) for name in plan.layers}

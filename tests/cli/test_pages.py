@@ -57,19 +57,39 @@ def test_an_earlier_page_is_replaced(cli: Cli) -> None:
     assert "compresskit compare" in Path("page.html").read_text(encoding="utf-8")
 
 
-def test_without_plotly_a_page_is_an_error_only_where_it_was_asked_for(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_an_interactive_page_needs_plotly(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only an install for the edge is without it; what brings it there must not bring torch."""
     monkeypatch.setattr(console, "find_spec", lambda name: None)
-    found = cli(*COMMANDS["evaluate"], "--html", "page.html")
-    found.refused(4, "this needs plotly, which is not installed", "pip install plotly")
-    assert not Path("page.html").exists()
-    found = cli(*RUN_RECIPE)
-    assert (
-        found.code in (0, 1) and "no report.html is written: plotly is not installed (pip install plotly)" in found.err
-    )
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    for command in (COMMANDS["evaluate"], RUN_RECIPE):
+        found = cli(*command, "--html", "page.html", "--interactive")
+        found.refused(4, "this needs plotly, which is not installed", "pip install plotly")
     assert not list(Path().rglob("*.html"))
+    assert cli(*COMMANDS["evaluate"], "--html", "page.html").code in (0, 1)
+    assert cli(*RUN_RECIPE).code in (0, 1)
+    assert is_page(Path("page.html")) and is_page(Path("out/report.html"))
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "run, no page", "a matrix, no page"])
+def test_an_interactive_page_is_one_that_is_written(cli: Cli, here: Path, command: str) -> None:
+    name, *more = command.split(", ")
+    if name == "a matrix":
+        (here / "r.yaml").write_text(RECIPE + "matrix: {steps.2.bits: [4, 8]}\n", encoding="utf-8")
+    before = picture(here)
+    words = (*COMMANDS["run" if name == "a matrix" else name], *(("--no-html",) if more or name == "run" else ()))
+    cli(*words, "--interactive").refused(2, "--interactive is about a page", "give --html FILE")
+    assert picture(here) == before
+
+
+def test_a_run_leaves_an_interactive_page_where_it_is_asked_for(cli: Cli) -> None:
+    assert cli(*COMMANDS["run"], "--interactive").code == 0
+    drawn = Path("out/report.html").read_text(encoding="utf-8")
+    assert "Plotly.newPlot" in drawn and not Page(drawn).loaded()
+    assert cli("report", "out").code == 0
+    light = Path("out/report.html").read_text(encoding="utf-8")
+    assert "<script" not in light and len(light) < 150_000
+    assert cli("report", "out", "--interactive").code == 0
+    assert "Plotly.newPlot" in Path("out/report.html").read_text(encoding="utf-8")
 
 
 def test_a_page_is_not_put_into_what_is_written(cli: Cli) -> None:

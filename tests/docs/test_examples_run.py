@@ -25,12 +25,13 @@ def replayer() -> ModuleType:
 
 
 def replayed(page: Path) -> list[str]:
-    """The commands of a page that are run."""
+    """What a page runs: commands, and Python programs."""
     module = replayer()
     blocks = [
         found for found in module.BLOCK.finditer(page.read_text(encoding="utf-8")) if "run" in found["words"].split()
     ]
-    return [command for found in blocks for command in module.commands_of(found["body"])]
+    programs = [found["body"] for found in blocks if found["kind"] == "python"]
+    return programs + [command for found in blocks for command in module.commands_of(found["body"])]
 
 
 PAGES = [page for page in sorted(DOCS.glob("*.md")) if replayed(page)]
@@ -77,6 +78,10 @@ def test_a_replay_runs_checks_and_fills_in(tmp_path: Path) -> None:
         module.Replay(tmp_path).page(page.replace("bits: 8", "bits: 9"))
     wrong = page.replace("bits: 8", "bits: 9").replace("check r.yaml", "check r.yaml # exit code 2")
     assert "bits" in module.Replay(tmp_path).page(wrong)
+    module.Replay(tmp_path).page("```python run\nopen('made', 'w').close()\n```\n")
+    assert (tmp_path / "made").exists()
+    with pytest.raises(module.Failed, match="a python block"):
+        module.Replay(tmp_path).page("```python run\n1 / 0\n```\n")
     with pytest.raises(module.Failed, match="only compresskit"):
         module.Replay(tmp_path).page("```text run\n$ rm x\n```\n")
 

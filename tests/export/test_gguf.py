@@ -103,6 +103,14 @@ def test_codes_are_carried_and_llama_cpp_says_the_same(
     assert counted == len(prompt)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_codes_of_fused_experts_and_of_conv1d_are_carried(name: str, tmp_path: Path) -> None:
+    out = quantized(make_folder(tmp_path, name), tmp_path / "out", bits=4, symmetric=True, group_size=32)
+    written(out, tmp_path / "out.gguf")
+    types = [tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors]
+    assert types.count("Q4_0") == {"mixtral": 2 * (4 + 3) + 2, "gpt2": 2 * 4 + 2}[name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_llama_cpp_says_what_each_architecture_says(name: str, tmp_path: Path) -> None:

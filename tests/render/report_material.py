@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from compresskit.report import (
@@ -14,8 +15,11 @@ from compresskit.report import (
     NodeTime,
     Report,
     Verdict,
+    read_report,
 )
 
+KINDS = ("one", "three", "sweep", "matrix", "search")
+"""Reports of the demo's model: one result, three, a sweep over batches, a matrix's points, and a search."""
 ONNX = {"runtime": "onnxruntime", "batch": 1}
 
 
@@ -44,6 +48,11 @@ def make_report(**changes: Any) -> Report:
         "notes": ["calibrated with 512 images"],
     }
     return Report(**{**parts, **changes})
+
+
+def kept(kind: str) -> Report:
+    """A report of a real run, one of ``KINDS``."""
+    return read_report(Path(__file__).with_name("reports") / f"{kind}.json")
 
 
 def full_report() -> Report:

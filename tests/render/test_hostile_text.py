@@ -55,7 +55,7 @@ def texts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from texts(item, (*path, key))
-            if path and (path[0] in ("environment", "history") or path[-1] in ("done", "skipped", "drops")):
+            if path and (path[0] in ("environment", "history") or path[-1] in ("done", "skipped", "left", "drops")):
                 yield (*path, "key:", key)
 
 
@@ -117,9 +117,11 @@ def test_hostile_text_does_nothing_anywhere() -> None:
     assert drawn > 40
 
 
-def test_a_page_of_hostile_text_only_shows_it() -> None:
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_page_of_hostile_text_only_shows_it(interactive: bool) -> None:
     document = whole()
-    own = set(_ACTS.findall(html(Report.model_validate(document))))  # plotly's
+    own = set(_ACTS.findall(html(Report.model_validate(document), interactive=interactive)))  # plotly's
+    assert interactive or not own
     for path in [path for path in PLACES if path[-2:-1] != ("key:",)]:
         trial = spoiled(document, path)
         try:
@@ -127,7 +129,7 @@ def test_a_page_of_hostile_text_only_shows_it() -> None:
         except ValidationError:
             continue
         document = trial
-    page = html(Report.model_validate(document))
+    page = html(Report.model_validate(document), interactive=interactive)
     assert "alert(1)" in page
     assert set(_ACTS.findall(page)) <= own
     assert not own & {"\u202e", "\ud800", "\u2066"}

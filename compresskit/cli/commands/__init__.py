@@ -13,7 +13,7 @@ COMMANDS = {
     "report": "Write a report as one self-contained HTML page, or log its figures.",
     "inspect": "Show the layers of a model and estimate what each compression method could save.",
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
-    "generate": "Generate text with a language model, printed as it comes.",
+    "generate": "Generate text with a language model and print it while it is generated.",
     "predict": "Run a model on texts, images, rows of numbers or arrays.",
     "serve": "Serve a model over HTTP with the Open Inference Protocol (KServe v2).",
     "mcp": "Let an assistant use the commands, with the Model Context Protocol over standard input and output.",

@@ -29,6 +29,7 @@ def command(
     seed: shared.Seed = 0,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
@@ -60,7 +61,7 @@ def command(
     for place in [*places, *([target] if onnx else [])]:
         check_output(place, inputs, force=force)
         check_json(json, inputs, place)
-        check_html(html, inputs, place)
+        check_html(html, inputs, place, interactive=interactive)
     if several and (json or html):
         raise UsageError("--json and --html take the report of one format", "give one --to")
     loaded = load_model(model, reading.load_options())
@@ -70,5 +71,6 @@ def command(
         if onnx:
             source = opener(loaded, None, 128, paths=[data])(data)
             made.append((export(loaded, target, data=source, seed=seed, **options), target))
-    codes = [finish(report, json=json, html=html, quiet=quiet, output=str(place)) for report, place in made]
+    shown: Any = {"json": json, "html": html, "interactive": interactive, "quiet": quiet}
+    codes = [finish(report, **shown, output=str(place)) for report, place in made]
     raise typer.Exit(max(codes))

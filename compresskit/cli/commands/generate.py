@@ -9,7 +9,7 @@ import typer
 from compresskit.cli import options as shared
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.", show_default=False)]
-Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Most new tokens.")]
+Tokens = Annotated[int, typer.Option("--tokens", min=1, help="Maximum number of new tokens.")]
 Warmth = Annotated[float, typer.Option("--temperature", min=0, help="Sampling temperature; 0 is greedy.")]
 Engine = Annotated[
     str | None,
@@ -20,7 +20,7 @@ Engine = Annotated[
         show_default=False,
     ),
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="Put the model's chat template around PROMPT.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Apply the model's chat template to PROMPT.")]
 
 
 def command(
@@ -33,7 +33,7 @@ def command(
     threads: shared.Threads = 0,
     seed: shared.Seed = 0,
 ) -> None:
-    """Generate text with a language model, printed as it comes.
+    """Generate text with a language model and print it while it is generated.
 
     MODEL is a .gguf file (llama.cpp), a folder for onnxruntime-genai, a bundle or a Hugging Face folder (transformers).
     With --engine, a bundle's own .gguf file or -genai folder is taken from beside it.

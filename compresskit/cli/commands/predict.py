@@ -17,23 +17,16 @@ Inputs = Annotated[
         help="Texts; image files or folders of them; .txt, .csv or .jsonl files; one .npz; - for lines of stdin.",
     ),
 ]  # fmt: skip
-Top = Annotated[int, typer.Option("--top", min=0, help="Classes to name, the best first; 0: all.")]
+Top = Annotated[int, typer.Option("--top", min=0, help="Number of classes to show, best first; 0 shows all.")]
 Labels = Annotated[
     Path | None,
-    typer.Option("--labels", metavar="FILE", help="Names of the classes, one a line.", show_default=False),
+    typer.Option("--labels", metavar="FILE", help="File with the class names, one per line.", show_default=False),
 ]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Samples of one call.", rich_help_panel="Run")]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per call.", rich_help_panel="Run")]
 RuntimeName = Annotated[
     str,
     typer.Option("--runtime", metavar="NAME", help="Engine, such as onnxruntime or openvino.", rich_help_panel="Run"),
 ]
-Json = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="FILE|-", help="Write the answers there; - is stdout, without the table.",
-        rich_help_panel="Output",
-    ),
-]  # fmt: skip
 
 
 def command(
@@ -45,7 +38,7 @@ def command(
     runtime: RuntimeName = "onnxruntime",
     threads: shared.Threads = 0,
     allow_nonfinite: shared.AllowNonfinite = False,
-    json: Json = None,
+    json: shared.Json = None,
     quiet: shared.Quiet = False,
 ) -> None:
     """Run a model on texts, images, rows of numbers or arrays.

@@ -32,7 +32,13 @@ Log = Annotated[
 ]
 
 
-def command(report: shared.ReportArg, output: Page = None, log: Log = None, quiet: shared.Quiet = False) -> None:
+def command(
+    report: shared.ReportArg,
+    output: Page = None,
+    interactive: shared.Interactive = False,
+    log: Log = None,
+    quiet: shared.Quiet = False,
+) -> None:
     """Write a report as one self-contained HTML page, or log its figures.
 
     Nothing is measured: the page shows the content of the report. The exit code is 0 for every verdict.
@@ -48,7 +54,7 @@ def command(report: shared.ReportArg, output: Page = None, log: Log = None, quie
         return
     folder = Path() if str(report) == "-" else report if report.is_dir() else report.parent
     target = output or folder / PAGE
-    check_html(target, [] if report.is_dir() else [report], option="--output")
-    write_page(read_report(report), target)
+    check_html(target, [] if report.is_dir() else [report], option="--output", interactive=interactive)
+    write_page(read_report(report), target, interactive=interactive)
     if not quiet:
         write_out(f"{printable(target)}\n")

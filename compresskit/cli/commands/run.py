@@ -39,6 +39,7 @@ def command(
     no_bench: shared.NoBench = False,
     json: shared.Json = None,
     html: shared.Html = None,
+    interactive: shared.Interactive = False,
     no_html: shared.NoHtml = False,
     markdown: shared.Markdown = False,
     quiet: shared.Quiet = False,
@@ -80,5 +81,5 @@ def command(
     if dry_run:
         show_plan(points)
         return
-    running = Running(kept, not no_bench, Showing(json, html, markdown, quiet), force, pages=not no_html)
+    running = Running(kept, not no_bench, Showing(json, html, interactive, markdown, quiet), force, pages=not no_html)
     raise typer.Exit(run_all(points, output, running))

@@ -12,7 +12,7 @@ import numpy as np
 
 from compresskit.errors import GateError, InputError
 from compresskit.exporter.targets import gguf_blocks
-from compresskit.exporter.targets.gguf_arch import ARCHITECTURES, Named, add_metadata, converted
+from compresskit.exporter.targets.gguf_arch import ARCHITECTURES, Named, add_metadata, converted, experts_of
 from compresskit.exporter.targets.gguf_tokens import add_tokenizer, open_vocabulary
 from compresskit.exporter.targets.target import Target, Written
 from compresskit.exporter.targets.weights import Weight, check_shapes, weights_of
@@ -69,7 +69,7 @@ class Gguf(Target):
             add_metadata(writer, config, arch)
             add_tokenizer(writer, model.source, config.vocab_size)
             names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.name], config.num_hidden_layers)
-            kinds = self._declare(writer, names, converted(found, config, arch))
+            kinds = self._declare(writer, names, converted(found, config, arch), experts_of(config))
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             writer.add_file_type(_file_type(kinds))
             writer.write_header_to_file()
@@ -81,7 +81,7 @@ class Gguf(Target):
         worst = _distance(place, converted(found, config, arch))
         return Written([_proof(worst, kinds)], _notes(found, kinds))
 
-    def _declare(self, writer: Any, names: Any, weights: Any) -> list[str]:
+    def _declare(self, writer: Any, names: Any, weights: Any, experts: int) -> list[str]:
         """Say which tensors come, in order; returns their types."""
         import gguf
 
@@ -91,7 +91,10 @@ class Gguf(Target):
             if there is None:
                 raise InputError(f"gguf has no place for the tensor {name}")
             kind = _kind(there, weight)
-            layout = gguf_blocks.Layout(kind, tuple(weight.shape))
+            shape = tuple(weight.shape)
+            if "_exps." in there and len(shape) == 2:
+                shape = (experts, shape[0] // experts, shape[1])
+            layout = gguf_blocks.Layout(kind, shape)
             dtype = np.dtype(np.float32)  # of no effect where the type is given
             writer.add_tensor_info(there, layout.shape, dtype, layout.nbytes, gguf.GGMLQuantizationType[kind])
             kinds.append(kind)

@@ -131,8 +131,9 @@ def _add_window(writer: Any, config: Any, arch: Arch) -> None:
 def converted(found: dict[str, Weight], config: Any, arch: Arch) -> Iterator[Named]:
     """Weights as llama.cpp wants them, by names that the package's tensor map knows; one at a time."""
     for name, weight in found.items():
-        if ".experts." in name and name.rpartition(".")[2] in _FUSED:
-            yield from _experts(name, weight)
+        fused = name.removesuffix(".weight")  # codes lie in a layer of their own
+        if ".experts." in name and fused.rpartition(".")[2] in _FUSED:
+            yield from _experts(fused, weight, config)
             continue
         yield name, _converted(name, weight, config, arch)
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -144,13 +145,24 @@ _FUSED = ("gate_up_proj", "down_proj")
 _ROUTED = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
 
 
-def _experts(name: str, weight: Weight) -> Iterator[Named]:
-    """Fused experts ``(experts, rows, columns)``: gates and the way up lie one after the other."""
+def experts_of(config: Any) -> int:
+    """Experts of a block; 0 where there are none."""
+    return int(getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 0)
+
+
+def _experts(name: str, weight: Weight, config: Any) -> Iterator[Named]:
+    """Fused experts ``(experts, rows, columns)``: gates and the way up lie one after the other.
+
+    Codes keep all rows on one axis, ``(experts · rows, columns)``.
+    """
     block = next(part for part in name.split(".") if part.isdigit())
     kinds = _ROUTED[name.rpartition(".")[2]]
-    if not isinstance(weight, Tensor):
-        raise InputError(f"gguf: {name} is packed in a form that is not carried")
-    for kind, part in zip(kinds, weight.chunk(len(kinds), dim=1), strict=True):
+    if isinstance(weight, Tensor):
+        parts: list[Weight] = list(weight.chunk(len(kinds), dim=1))
+    else:
+        rows = torch.arange(weight.shape[0]).reshape(experts_of(config), len(kinds), -1)
+        parts = [take_rows(weight, rows[:, at].flatten()) for at in range(len(kinds))]
+    for kind, part in zip(kinds, parts, strict=True):
         yield f"blk.{block}.{kind}.weight", part
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compresskit.errors import InputError
 from compresskit.ops.packed.grid import Packed
 from compresskit.ops.packed.modules import PackedLayer, PackedLinear, same_tensor
+from compresskit.ops.quantize.opened import opened
 
 Weight = Tensor | Packed
 
@@ -52,17 +53,23 @@ def check_shapes(module: Any, found: Mapping[str, Weight], target: str) -> None:
     """
     with torch.device("meta"):
         plain = type(module)(module.config)
-    expected = {name: tuple(value.shape) for name, value in plain.named_parameters(remove_duplicate=False)}
+    expected = _shapes(plain)
+    with opened(plain):
+        packed = _shapes(plain)
     for name, value in found.items():
-        if expected.get(name) != tuple(value.shape):
+        if (packed if isinstance(value, Packed) else expected).get(name) != tuple(value.shape):
             raise InputError(
                 f"{target} can't carry {name}: "
                 + (
                     "the architecture has no such layer"
-                    if name not in expected
+                    if name not in expected | packed
                     else "its shape isn't that of config.json"
                 )
             )
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in module.named_parameters(remove_duplicate=False)}
 
 
 def take_rows(weight: Weight, index: Tensor) -> Weight:

@@ -13,6 +13,7 @@ from compresskit.ops.estimates.ranks import break_even
 from compresskit.ops.estimates.sizes import Inventory, Kind, Weight
 from compresskit.ops.packed.layout import Grid
 from compresskit.ops.packed.modules import PackedLayer, same_tensor
+from compresskit.ops.quantize.opened import opened
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import plan_layers
 
@@ -57,7 +58,8 @@ def grids_of(module: nn.Module, selection: Selection) -> dict[str, Grid]:
     Raises:
         InputError: There is no layer that could be quantized.
     """
-    plan = plan_layers(module, selection)
+    with opened(module):
+        plan = plan_layers(module, selection)
     return {name: grid for name, grid in plan.grids.items() if name not in plan.ties}
 
 

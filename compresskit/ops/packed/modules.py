@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compresskit.errors import InputError
+from compresskit.ops.packed.experts import Experts, Stacked
 from compresskit.ops.packed.grid import Packed, dequantize
+
+
+def computes(layer: nn.Module) -> torch.dtype:
+    """The dtype that a layer with a weight multiplies in: that of the weight, unless the layer says another."""
+    dtype: torch.dtype = getattr(layer, "computes", None) or layer.get_parameter("weight").dtype
+    return dtype
 
 
 class PackedLayer(nn.Module):
@@ -86,7 +93,7 @@ class PackedLinear(PackedLayer):
     repair_out: Tensor | None
 
     def __init__(self, layer: nn.Linear, packed: Packed) -> None:
-        super().__init__(packed, layer.weight.dtype)
+        super().__init__(packed, computes(layer))
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bias = layer.bias
         self.register_buffer("input_scale", None)
@@ -109,15 +116,29 @@ class PackedLinear(PackedLayer):
 
 
 class PackedEmbedding(PackedLayer):
-    """``nn.Embedding`` with packed rows; only the rows asked for are dequantized."""
+    """``nn.Embedding`` with packed rows; only the rows asked for are dequantized.
+
+    Attributes:
+        embed_scale: What rows are multiplied by once they were looked up, as transformers' scaled embeddings do; None
+            for nothing. It is part of the architecture and isn't stored.
+    """
+
+    embed_scale: Tensor | None
 
     def __init__(self, layer: nn.Embedding, packed: Packed) -> None:
-        super().__init__(packed, layer.weight.dtype)
+        super().__init__(packed, computes(layer))
         self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
         self.padding_idx = layer.padding_idx
+        scale = getattr(layer, "embed_scale", None) if _is_scaled(layer) else None
+        self.register_buffer("embed_scale", None if scale is None else torch.as_tensor(scale), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 ``(…)`` to ``(…, embedding_dim)``."""
+        rows = self.rows(ids)
+        return rows if self.embed_scale is None else rows * self.embed_scale.to(self.dtype)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The rows as they are stored."""
         flat = ids.reshape(-1)
         zeros = None if self.zeros is None else self.zeros[flat]
         rows = Packed(self.codes[flat], self.scales[flat], zeros, (flat.shape[0], self.embedding_dim), self.grid)
@@ -128,7 +149,7 @@ class PackedConv(PackedLayer):
     """``nn.Conv1d/2d/3d`` with a packed weight."""
 
     def __init__(self, layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, packed: Packed) -> None:
-        super().__init__(packed, layer.weight.dtype)
+        super().__init__(packed, computes(layer))
         self.in_channels, self.out_channels, self.groups = layer.in_channels, layer.out_channels, layer.groups
         self.kernel_size, self.stride, self.padding, self.dilation = (
             layer.kernel_size,
@@ -155,7 +176,25 @@ class PackedConv(PackedLayer):
         return conv(x, weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
+class PackedExperts(Stacked, PackedLayer):
+    """:class:`~compresskit.ops.packed.experts.Experts` with a packed weight; one expert alone is dequantized alone."""
+
+    def __init__(self, layer: Experts, packed: Packed) -> None:
+        super().__init__(packed, computes(layer))
+        self.stack = layer.stack
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Those experts."""
+        if isinstance(index, Tensor) and index.dim():
+            return super().__getitem__(index)
+        rows = self.stack[1]
+        part = slice(int(index) * rows, (int(index) + 1) * rows)
+        zeros = None if self.zeros is None else self.zeros[part]
+        return dequantize(Packed(self.codes[part], self.scales[part], zeros, self.stack[1:], self.grid), self.dtype)
+
+
 _PACKED: dict[type[nn.Module], type[PackedLayer]] = {
+    Experts: PackedExperts,
     nn.Linear: PackedLinear,
     nn.Embedding: PackedEmbedding,
     nn.Conv1d: PackedConv,
@@ -167,9 +206,10 @@ _PACKED: dict[type[nn.Module], type[PackedLayer]] = {
 def packable(layer: nn.Module) -> str | None:
     """None when a packed twin of the layer exists, else the reason why not.
 
-    Subclasses are refused: their ``forward`` may use the weight in ways that a packed layer can't follow.
+    Subclasses are refused, but for embeddings that scale their rows: their ``forward`` may use the weight in ways that
+    a packed layer can't follow.
     """
-    if type(layer) not in _PACKED:
+    if _kind(layer) not in _PACKED:
         return f"{type(layer).__name__} has no packed form"
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return "Embedding with max_norm changes its weight in forward"
@@ -180,7 +220,17 @@ def packable(layer: nn.Module) -> str | None:
 
 def packed_twin(layer: nn.Module, packed: Packed) -> PackedLayer:
     """The packed layer that takes the place of ``layer``."""
-    return _PACKED[type(layer)](layer, packed)  # type: ignore[arg-type]
+    return _PACKED[_kind(layer)](layer, packed)  # type: ignore[arg-type]
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    return nn.Embedding if _is_scaled(layer) else type(layer)
+
+
+def _is_scaled(layer: nn.Module) -> bool:
+    """True for transformers' embeddings that multiply their rows by ``embed_scale``."""
+    named = type(layer).__name__.endswith("ScaledWordEmbedding")
+    return isinstance(layer, nn.Embedding) and named and hasattr(layer, "embed_scale")
 
 
 def layer_of_card(root: nn.Module, name: str, what: str) -> nn.Module:
@@ -235,6 +285,9 @@ def _weight_says_all(layer: nn.Module) -> bool:
 def same_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """What two tensors have in common when they are the same values read the same way; an address alone may be a view.
 
-    Tensors without elements may all stand at address 0: callers leave them out.
+    On the meta device, where nothing has an address, it is the tensor itself. Tensors without elements may all stand at
+    address 0: callers leave them out.
     """
+    if tensor.is_meta:
+        return (id(tensor),)
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype

@@ -225,6 +225,11 @@ def _same(first: Any, second: Any) -> bool:
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=_EXACT, atol=_EXACT) for a, b in pairs)
 
 
+def is_conv1d(layer: nn.Module) -> bool:
+    """True for transformers' Conv1D."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+
 def conv1d_to_linear(module: nn.Module, among: Sequence[str] | None = None) -> list[str]:
     """Put a Linear in the place of each Conv1D of transformers (GPT-2), in place; returns their names.
 
@@ -234,7 +239,7 @@ def conv1d_to_linear(module: nn.Module, among: Sequence[str] | None = None) -> l
         module: Any module.
         among: Names of submodules; None: all.
     """
-    names = [n for n, m in module.named_modules() if n and type(m).__name__ == "Conv1D" and hasattr(m, "nf")]
+    names = [n for n, m in module.named_modules() if n and is_conv1d(m)]
     names = [name for name in names if among is None or name in among]
     for name in names:
         old = module.get_submodule(name)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from compresskit.ops.packed.grid import Grid
+from compresskit.ops.packed.modules import same_tensor
 from compresskit.ops.quantize.bnb import obstacle
 from compresskit.ops.quantize.select import Selection
 
@@ -42,11 +44,11 @@ def kept(module: nn.Module, grid: Grid, *, transformers: bool) -> dict[str, str]
         grid: What the others get.
         transformers: The result is to be read by transformers, which only knows what the library itself can hold.
     """
-    owners: dict[int, list[str]] = {}
+    owners: dict[tuple[Any, ...], list[str]] = {}
     layers = {n: m for n, m in module.named_modules(remove_duplicate=False) if "weight" in m._parameters}
     for name, layer in layers.items():
         if layer._parameters["weight"] is not None:
-            owners.setdefault(layer.get_parameter("weight").data_ptr(), []).append(name)
+            owners.setdefault(same_tensor(layer.get_parameter("weight")), []).append(name)
     wide = list(getattr(module, "_keep_in_fp32_modules", None) or []) if transformers else []
     found: dict[str, str] = {}
     for names in owners.values():

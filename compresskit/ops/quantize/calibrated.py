@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import listing
+from compresskit.facts import read_facts
+from compresskit.facts.quantize import QuantizeFacts
 from compresskit.ops.calibration.activation_stream import Batch, Forward
 from compresskit.ops.calibration.gram import corrected
 from compresskit.ops.calibration.moments import Moments, collectable
@@ -20,9 +22,11 @@ from compresskit.ops.packed.grid import Grid, Packed, dequantize
 from compresskit.ops.packed.modules import PackedLinear, packed_twin, set_module
 from compresskit.ops.quantize.awq import scale_group
 from compresskit.ops.quantize.eora import Repair, repaired, term
+from compresskit.ops.quantize.kept_blocks import KeptBlocks
+from compresskit.ops.quantize.opened import opened
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
-from compresskit.ops.quantize.weights import Layers, fact, named, packed_at, plan_layers
+from compresskit.ops.quantize.weights import Layers, add_extras, empty, fact, named, packed_at, plan_layers
 
 Calibrated = Callable[[Tensor, Grid, Moments], Packed]
 DataFree = Callable[[Tensor, Grid], Packed]
@@ -44,6 +48,8 @@ class Method:
         learn: Called with each segment and plainly rounded weights of its layers, by full name; gives better ones.
             The original model's activations are carried along. Tied layers go without.
         tune: The same, called with what ``calibrated`` gave.
+        kept: Where blocks are kept, so that a run that was killed goes on; for methods that change nothing but the
+            layers they quantize. None keeps nothing.
     """
 
     calibrated: Calibrated
@@ -53,6 +59,7 @@ class Method:
     scale: bool = False
     learn: Learn | None = None
     tune: Learn | None = None
+    kept: KeptBlocks | None = None
 
 
 @dataclass
@@ -66,8 +73,41 @@ class _Run:
     found: Trace | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     free: list[str] = field(default_factory=list)
+    kept: KeptBlocks | None = None
 
     def step(self, segment: Segment) -> None:
+        """Quantize the layers of a segment, or take them from an earlier run."""
+        if self.kept is None:
+            self._quantize(segment)
+            return
+        done, free = set(self.facts), len(self.free)
+        if not self._restored(self.kept):
+            self._quantize(segment)
+            made = [name for name in self.facts if name not in done]
+            facts = {"layers": {name: self.facts[name] for name in made}, "free": self.free[free:]}
+            self.kept.save(facts, {k: v for name in made for k, v in _state(name, self.module).items()})
+        self.kept = self.kept.next
+
+    def _restored(self, kept: KeptBlocks) -> bool:
+        found = kept.load()
+        if found is None:
+            return False
+        facts, tensors = found
+        layers = read_facts(QuantizeFacts, {"layers": facts["layers"], "ties": {}}, str(kept.folder)).layers
+        for name, known in layers.items():
+            owner = self.plan.ties.get(name, name)
+            own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.rpartition(".")[0] == name}
+            packed = packed_at(self.module, owner) if owner != name else empty(known, self.plan.grids[name])
+            twin = packed_twin(self.plan.layers[name], packed)
+            add_extras(twin, known)
+            twin.load_state_dict(own)
+            set_module(self.module, name, twin)
+        self.facts |= facts["layers"]
+        self.free += facts["free"]
+        self._tell()
+        return True
+
+    def _quantize(self, segment: Segment) -> None:
         """Quantize the layers of a segment, those that share an input together."""
         if self.method.learn is not None:
             self._learned(segment, self.method.learn)
@@ -192,6 +232,10 @@ class _Run:
         self.progress("quantize", len(self.facts), len(self.plan.layers))
 
 
+def _state(name: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for part, tensor in module.get_submodule(name).state_dict().items()}
+
+
 def _shared(moments: Moments) -> Moments:
     """For a weight that is read by rows too (an embedding): half the weight goes to plain squared errors."""
     gram = moments.gram
@@ -239,8 +283,20 @@ def quantize_calibrated(
         UsageError: A pattern matches nothing.
         InputError: There is no layer that could be quantized, or its inputs hold NaN or Inf.
     """
+    with opened(module):
+        return _quantize(module, selection, method, batches, forward, progress)
+
+
+def _quantize(
+    module: nn.Module,
+    selection: Selection,
+    method: Method,
+    batches: Sequence[Batch],
+    forward: Forward,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, str]]:
     plan = plan_layers(module, selection)
-    run = _Run(module, plan, method, progress)
+    run = _Run(module, plan, method, progress, kept=method.kept)
     if batches:
         with torch.no_grad():
             run.found = trace(module, partial(forward, module, batches[0]))

@@ -11,6 +11,9 @@ from compresskit.ops.packed.format import LINEAR, Format
 from compresskit.ops.packed.layout import Grid
 
 _SIZES = (16, 32, 64, 128, 256)
+ROUTES = "chooses among experts"
+"""Why a router is left alone: it is small, and an error in it sends tokens to other experts."""
+_ROUTERS = ("gate", "router", "shared_expert_gate")
 FLOAT = 16
 """Bits of a layer that stays in floating point, in :attr:`Selection.layer_bits`."""
 
@@ -84,3 +87,10 @@ class Selection:
         if self.grid_for(name, shape).nbytes((1, columns)) >= columns * itemsize:
             return f"would not get smaller ({columns} columns)"
         return None
+
+
+def routers(names: Iterable[str]) -> set[str]:
+    """Of a model's layers those that choose among experts: called so, and beside ``experts``."""
+    known = list(names)
+    holders = {f".{name}".rpartition(".experts.")[0] for name in known if ".experts." in f".{name}"}
+    return {name for name in known if any(f".{name}.".startswith(f"{at}.{own}.") for at in holders for own in _ROUTERS)}

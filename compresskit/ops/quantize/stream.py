@@ -14,7 +14,7 @@ from torch import Tensor
 from compresskit.errors import InputError
 from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.quantize.rtn import quantize_rtn, stored_dtype
-from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.select import ROUTES, Selection, routers
 from compresskit.ops.quantize.weights import fact, named
 
 
@@ -45,12 +45,16 @@ class Plan:
     """Which tensors are quantized.
 
     Attributes:
-        layers: Layer name to its grid; the tensor is called ``<layer>.weight``.
+        layers: Layer name to its grid; the tensor is called ``<layer>.weight``, that of fused experts as the layer.
         skipped: Tensors of two axes or more that are kept, with the reason.
     """
 
     layers: dict[str, Grid]
     skipped: dict[str, str]
+
+    def grid_of(self, name: str) -> Grid | None:
+        """The grid of a tensor; None where it is kept."""
+        return self.layers.get(_layer(name)) if name.endswith(_WEIGHT) or name in self.layers else None
 
 
 def plan(tensors: Tensors, selection: Selection) -> Plan:
@@ -61,13 +65,16 @@ def plan(tensors: Tensors, selection: Selection) -> Plan:
         InputError: There is nothing to quantize.
     """
     matrices = [n for n in tensors.names() if len(tensors.shape(n)) >= 2]
-    named = {n.removesuffix(".weight"): n for n in matrices if n.endswith(".weight")}
+    named = {_layer(n): n for n in matrices if n.endswith(_WEIGHT) or _fused(tensors, n)}
     selection.check(named)
     layers: dict[str, Grid] = {}
-    skipped = {n: "not a layer's weight by its name" for n in matrices if not n.endswith(".weight")}
+    skipped = {n: "not a layer's weight by its name" for n in matrices if _layer(n) not in named}
+    choosing = routers(named)
     for layer, name in named.items():
-        shape, dtype = tensors.shape(name), tensors.dtype(name)
-        if not dtype.is_floating_point:
+        shape, dtype = _shape(tensors, name), tensors.dtype(name)
+        if layer in choosing:
+            skipped[layer] = ROUTES
+        elif not dtype.is_floating_point:
             skipped[layer] = f"holds {str(dtype).removeprefix('torch.')}"
         elif 0 in shape:
             skipped[layer] = "is empty"
@@ -78,6 +85,24 @@ def plan(tensors: Tensors, selection: Selection) -> Plan:
     if not layers:
         raise InputError("there is no weight matrix here that could be quantized", "see: compresskit inspect MODEL")
     return Plan(layers, skipped)
+
+
+_WEIGHT = ".weight"
+
+
+def _layer(name: str) -> str:
+    return name.removesuffix(_WEIGHT)
+
+
+def _fused(tensors: Tensors, name: str) -> bool:
+    """True for one tensor with the weights of all experts of a block, ``(experts, rows, columns)``."""
+    return ".experts." in f".{name}" and len(tensors.shape(name)) == 3 and not name.endswith(_WEIGHT)
+
+
+def _shape(tensors: Tensors, name: str) -> tuple[int, ...]:
+    """Sizes of a weight as it is quantized: of fused experts the rows of all of them, one below the other."""
+    shape = tensors.shape(name)
+    return (shape[0] * shape[1], shape[2]) if _fused(tensors, name) else shape
 
 
 Producer = Callable[[], Tensor]
@@ -107,15 +132,14 @@ class Quantizer:
         A weight that is tied to a quantized one is stored once, and recorded in ``ties``.
         """
         for name in self.tensors.names():
-            layer = name.removesuffix(".weight")
-            grid = self.plan.layers.get(layer) if name.endswith(".weight") else None
-            owner = self.tensors.ties.get(name, "").removesuffix(".weight")
+            layer, grid = _layer(name), self.plan.grid_of(name)
+            owner = _layer(self.tensors.ties.get(name, ""))
             if grid is None:
                 yield name, self.tensors.dtype(name), self.tensors.shape(name), partial(self.tensors.get, name)
             elif self.plan.layers.get(owner) == grid:
                 self.ties[layer] = owner
             else:
-                yield from self._packed(layer, grid)
+                yield from self._packed(name, grid)
 
     def facts(self) -> dict[str, Any]:
         """What the card records, once every tensor was produced."""
@@ -123,21 +147,24 @@ class Quantizer:
         layers.update({name: layers[owner] for name, owner in self.ties.items()})
         return {"layers": layers, "ties": self.ties}
 
-    def _packed(self, layer: str, grid: Grid) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
-        name = f"{layer}.weight"
-        shape = self.tensors.shape(name)
+    def _packed(self, name: str, grid: Grid) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
+        layer, shape = _layer(name), _shape(self.tensors, name)
         groups, _, nbytes = grid.layout(math.prod(shape[1:]))
-        dtype = stored_dtype(self.tensors.get(name), grid)
-        yield f"{layer}.codes", torch.uint8, (shape[0], groups, nbytes), partial(self._part, layer, "codes")
-        yield f"{layer}.scales", dtype, (shape[0], groups), partial(self._part, layer, "scales")
+        dtype = stored_dtype(self._weight(name), grid)
+        yield f"{layer}.codes", torch.uint8, (shape[0], groups, nbytes), partial(self._part, name, "codes")
+        yield f"{layer}.scales", dtype, (shape[0], groups), partial(self._part, name, "scales")
         if not grid.symmetric:
             zeros = (shape[0], grid.zero_bytes(groups))
-            yield f"{layer}.zeros", torch.uint8, zeros, partial(self._part, layer, "zeros")
+            yield f"{layer}.zeros", torch.uint8, zeros, partial(self._part, name, "zeros")
 
-    def _part(self, layer: str, part: str) -> Tensor:
+    def _weight(self, name: str) -> Tensor:
+        return self.tensors.get(name).reshape(_shape(self.tensors, name))
+
+    def _part(self, name: str, part: str) -> Tensor:
+        layer = _layer(name)
         if self._held is None or self._held[0] != layer:
             self._held = None
-            weight, grid = self.tensors.get(f"{layer}.weight"), self.plan.layers[layer]
+            weight, grid = self._weight(name), self.plan.layers[layer]
             packed = named(layer, partial(quantize_rtn, weight, grid, clip=self.clip))
             self._held = (layer, packed)
             self._facts[layer] = fact("", packed, weight)

@@ -19,20 +19,41 @@ from compresskit.ops.packed.grid import Grid, Packed, sqnr
 from compresskit.ops.packed.modules import (
     PackedLayer,
     PackedLinear,
+    computes,
     layer_of_card,
     packable,
     packed_twin,
     same_tensor,
     set_module,
 )
-from compresskit.ops.quantize.select import Selection
+from compresskit.ops.quantize.opened import open_recorded, opened
+from compresskit.ops.quantize.select import ROUTES, Selection, routers
 
 Algorithm = Callable[[Tensor, Grid], Packed]
 T = TypeVar("T")
 
 
+class Weights:
+    """Where the weights of a module are, and where packed ones go: the module itself."""
+
+    def get(self, name: str, layer: nn.Module) -> Tensor:
+        """The weight of a layer, as that layer has it."""
+        return layer.get_parameter("weight")
+
+    def keep(self, name: str, packed: Packed) -> Packed:
+        """Keep a layer's packed weight; returns what the module is to hold of it."""
+        return packed
+
+
+IN_MODULE = Weights()
+
+
 def quantize_module(
-    module: nn.Module, selection: Selection, algorithm: Algorithm, progress: Callable[[str, int, int], None]
+    module: nn.Module,
+    selection: Selection,
+    algorithm: Algorithm,
+    progress: Callable[[str, int, int], None],
+    weights: Weights = IN_MODULE,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Replace the module's layers by packed ones, in place.
 
@@ -41,6 +62,7 @@ def quantize_module(
         selection: Which layers, and their grid.
         algorithm: Weight and grid to codes.
         progress: Called after each layer.
+        weights: Where they are.
 
     Returns:
         The facts, ``{"layers": {name: …}, "ties": {name: first name}}``, and the layers left alone with the reason.
@@ -49,6 +71,17 @@ def quantize_module(
         UsageError: A pattern matches nothing.
         InputError: There is no layer that could be quantized.
     """
+    with opened(module):
+        return _quantize(module, selection, algorithm, progress, weights)
+
+
+def _quantize(
+    module: nn.Module,
+    selection: Selection,
+    algorithm: Algorithm,
+    progress: Callable[[str, int, int], None],
+    weights: Weights,
+) -> tuple[dict[str, Any], dict[str, str]]:
     chosen = plan_layers(module, selection)
     facts: dict[str, Any] = {}
     for done, (name, layer) in enumerate(chosen.layers.items(), 1):
@@ -57,10 +90,10 @@ def quantize_module(
             facts[name] = facts[owner]
             set_module(module, name, packed_twin(layer, packed_at(module, owner)))
         else:
-            weight = layer.get_parameter("weight")
+            weight = weights.get(name, layer)
             packed = named(name, partial(algorithm, weight, chosen.grids[name]))
             facts[name] = fact(type(layer).__name__, packed, weight)
-            set_module(module, name, packed_twin(layer, packed))
+            set_module(module, name, packed_twin(layer, weights.keep(name, packed)))
         progress("quantize", done, len(chosen.layers))
     return {"layers": facts, "ties": chosen.ties}, chosen.skipped
 
@@ -83,7 +116,7 @@ class Layers:
 
 
 def plan_layers(module: nn.Module, selection: Selection) -> Layers:
-    """Decide without changing anything.
+    """Decide without changing anything; of Conv1D and fused experts only what is opened counts as layers.
 
     Raises:
         UsageError: A pattern matches nothing.
@@ -93,13 +126,13 @@ def plan_layers(module: nn.Module, selection: Selection) -> Layers:
     selection.check(layers)
     skipped = _bare_parameters(module)
     skipped |= {name: "quantized already" for name, layer in module.named_modules() if isinstance(layer, PackedLayer)}
-    plan = Layers({}, {}, {}, skipped)
+    plan, choosing = Layers({}, {}, {}, skipped), routers(layers)
     first: dict[tuple[Any, ...], str] = {}
     for name, layer in layers.items():
         weight = _matrix(layer)
         if weight is None:
             continue
-        reason = _unfit(name, layer, weight, selection)
+        reason = ROUTES if name in choosing else _unfit(name, layer, weight, selection)
         if reason:
             skipped[name] = reason
             continue
@@ -119,7 +152,7 @@ def _unfit(name: str, layer: nn.Module, weight: Tensor, selection: Selection) ->
     """None when the layer is to be quantized, else why not."""
     if weight.numel() == 0:
         return "its weight is empty"
-    reason = packable(layer) or selection.reason_against(name, tuple(weight.shape), weight.element_size())
+    reason = packable(layer) or selection.reason_against(name, tuple(weight.shape), computes(layer).itemsize)
     return reason or (None if name else "the model is this single layer: wrap it in a module")
 
 
@@ -185,6 +218,7 @@ def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
     Raises:
         InputError: A layer that the facts name is not in this architecture, or has another shape.
     """
+    open_recorded(module, facts.layers)
     plain: dict[str, Packed] = {}
     twins: dict[str, PackedLayer] = {}
     for name, fact in facts.layers.items():
@@ -195,13 +229,13 @@ def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
             found = type(layer).__name__ if weight is None else tuple(weight.shape)
             wanted = tuple(fact.shape)
             raise InputError(f"layer '{name}': the quantized weight is {wanted}, the architecture's is {found}")
-        packed = _empty(fact, grid)
+        packed = empty(fact, grid)
         if packable(layer) is not None:
             plain[name] = packed
             continue
         tied = twins.get(facts.ties.get(name, ""))
         twins[name] = packed_twin(layer, tied.packed if tied is not None else packed)
-        _add_extras(twins[name], fact)
+        add_extras(twins[name], fact)
         set_module(module, name, twins[name])
     return plain
 
@@ -218,7 +252,8 @@ def grid_of(fact: PackedFacts) -> Grid:
         raise InputError(str(error), "the card is damaged") from error
 
 
-def _empty(fact: PackedFacts, grid: Grid) -> Packed:
+def empty(fact: PackedFacts, grid: Grid) -> Packed:
+    """A packed weight of the sizes on record, its values to be filled in."""
     rows = fact.shape[0]
     groups, _, nbytes = grid.layout(math.prod(fact.shape[1:]))
     return Packed(
@@ -230,7 +265,7 @@ def _empty(fact: PackedFacts, grid: Grid) -> Packed:
     )
 
 
-def _add_extras(layer: PackedLayer, fact: PackedFacts) -> None:
+def add_extras(layer: PackedLayer, fact: PackedFacts) -> None:
     """Empty buffers for what a layer holds besides its packed weight."""
     if isinstance(layer, PackedLinear):
         if fact.repair:

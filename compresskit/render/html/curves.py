@@ -6,9 +6,7 @@ import math
 from typing import Any
 
 from compresskit.render import figures
-from compresskit.render.html.compared import MARGIN
-from compresskit.render.html.markup import Chart, label
-from compresskit.render.html.style import DASHES, PALETTE, SYMBOLS
+from compresskit.render.html.chart import Axis, Chart, Guide, Mark, Series, metric, span
 from compresskit.report import Report
 
 
@@ -29,37 +27,18 @@ def curves(report: Report) -> list[Chart]:
 
 
 def _curve(step: str, key: str, rows: list[dict[str, Any]], training: dict[str, Any], index: int) -> Chart | None:
-    found = [(row["epoch"], row[key]) for row in rows if _real(row.get(key))]
+    found = [(float(row["epoch"]), float(row[key])) for row in rows if _real(row.get(key))]
     if not found:
         return None
-    place = 1 + index % (len(DASHES) - 1)
-    trace = {
-        "type": "scatter", "mode": "lines+markers",
-        "x": [epoch for epoch, _ in found], "y": [value for _, value in found],
-        "line": {"color": PALETTE[place], "dash": DASHES[index % len(DASHES)], "width": 2.2},
-        "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 7},
-        "hovertemplate": f"epoch %{{x}}: %{{y:.5g}}<extra>{label(key)}</extra>",
-    }  # fmt: skip
+    name = metric(key)
+    marks = [Mark(epoch, value, f"epoch {epoch:g}: {name} {value:.5g}") for epoch, value in found]
     kept = training.get("kept_epoch")
-    shapes = []
-    if _real(kept) and len(found) > 1:
-        shapes.append(
-            {
-                "type": "line", "x0": kept, "x1": kept, "y0": 0, "y1": 1, "yref": "paper",
-                "line": {"dash": "dot", "width": 1.5, "color": "#8a919c"},
-            }
-        )  # fmt: skip
-    layout = {
-        "margin": MARGIN,
-        "shapes": shapes,
-        "showlegend": False,
-        "xaxis": {"title": {"text": "epoch"}, "fixedrange": True, **({"dtick": 1} if len(found) <= 12 else {})},
-        "yaxis": {"fixedrange": True, "nticks": 6, **({"tickformat": ".2~e"} if key == "lr" else {})},
-    }
-    named = {"loss": "Training loss", "lr": "Learning rate"}.get(key, f"{figures.clean(key)}, held out")
-    note = f"{step}; dotted: the epoch that was kept" if shapes else step
+    guides = [Guide(float(kept), "kept")] if _real(kept) and kept is not None and len(found) > 1 else []
+    x = Axis(*span([*(epoch for epoch, _ in found), *(guide.at for guide in guides)]), title="epoch", whole=True)
+    y = Axis(*span(value for _, value in found), shown="{:.3g}".format)
+    title = {"loss": "Training loss", "lr": "Learning rate"}.get(key, f"{name}, held out")
     lines = [(f"{epoch:g}", f"{value:.6g}") for epoch, value in found]
-    return Chart(named, [trace], layout, ("epoch", key), lines, note, 250)
+    return Chart(title, [Series(name, "trace", marks, 1 + index % 6)], x, y, ("epoch", name), lines, step, guides)
 
 
 def _real(value: object) -> bool:

@@ -1,36 +1,26 @@
-"""A search on the page: its candidates in a trade-off picture, the importance of each choice, and all outcomes."""
+"""A search on the page: its candidates in a trade-off picture, and all outcomes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 from compresskit.errors import as_flags
 from compresskit.render import figures
-from compresskit.render.html.compared import MARGIN, height, log_range
-from compresskit.render.html.markup import Chart, label
+from compresskit.render.html.chart import Axis, Chart, Mark, Series, metric, span, unit
 from compresskit.searched import STATES, Search, Tried, steps_text
 
-_LOOKS = {
-    "kept": ("passes", "#2f9e57", "circle"),
-    "missed": ("misses a limit", "#d1495b", "x"),
-    "dropped": ("dropped after the preview", "#8a919c", "circle-open"),
-}
-_WINNER = ("the result", "#f2a900", "star")
-HEADER = ("", "candidate", "steps", "smaller", "speed", "change", "outcome", "seconds")
+_LOOKS = {"kept": ("passes", 3), "missed": ("misses a limit", 2), "dropped": ("dropped after the preview", 0)}
+_WINNER = ("the result", 5)
+HEADER = ("candidate", "steps", "smaller", "speed", "change", "outcome", "seconds")
 
 
 def searches(search: Search) -> list[Chart]:
-    """Quality over size and over speed, and the shares of the questions."""
-    found = [
-        chart
-        for title, axis, value in (
-            ("Candidates: quality and size", "times smaller", lambda one: one.smaller),
-            ("Candidates: quality and speed", "times as fast", lambda one: one.faster),
-        )
-        if (chart := _scatter(search, title, axis, value)) is not None
-    ]
-    return found + _importance(search)
+    """Quality over size and over speed."""
+    found = (
+        _scatter(search, "Candidates: quality and size", "times smaller", lambda one: one.smaller),
+        _scatter(search, "Candidates: quality and speed", "times as fast", lambda one: one.faster),
+    )
+    return [chart for chart in found if chart is not None]
 
 
 def lines(search: Search) -> list[tuple[str, ...]]:
@@ -41,75 +31,30 @@ def lines(search: Search) -> list[tuple[str, ...]]:
 
 
 def _line(one: Tried, search: Search) -> tuple[str, ...]:
-    mark = "→" if one.number == search.winner else "•" if one.number in search.front else ""
-    ratios = ["–" if value is None else f"{value:.2f}×" for value in (one.smaller, one.faster)]
-    change = "–" if one.drop is None else f"{0 - one.drop:+.2f} pt"
+    mark = "→ " if one.number == search.winner else "• " if one.number in search.front else ""
+    ratios = [figures.DASH if value is None else f"{value:.2f}×" for value in (one.smaller, one.faster)]
+    change = figures.DASH if one.drop is None else f"{0 - one.drop:+.2f} pt"
     became = STATES[one.state]
     why = f"{became}: {as_flags(one.reason)}" if one.reason else became
-    return mark, str(one.number), steps_text(one.steps), *ratios, change, why, f"{one.seconds:.0f}"
+    return f"{mark}{one.number}", steps_text(one.steps), *ratios, change, why, f"{one.seconds:.0f}"
 
 
 def _scatter(search: Search, title: str, axis: str, value: Callable[[Tried], float | None]) -> Chart | None:
     points = [(one, at) for one in search.tried if one.drop is not None and (at := value(one))]
     if len(points) < 3:
         return None
-    traces: list[dict[str, Any]] = []
-    for state, (name, colour, symbol) in _LOOKS.items():
-        own = [(one, at) for one, at in points if one.state == state and one.number != search.winner]
-        traces += [_trace(name, own, colour, symbol, 9)] if own else []
-    won = [(one, at) for one, at in points if one.number == search.winner]
-    traces += [_trace(_WINNER[0], won, _WINNER[1], _WINNER[2], 15)] if won else []
-    layout = {
-        "margin": MARGIN,
-        "showlegend": True,
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-        "xaxis": {
-            "type": "log", "range": log_range([at for _, at in points]), "ticksuffix": "×", "nticks": 6,
-            "title": {"text": axis}, "fixedrange": True,
-        },
-        "yaxis": {"title": {"text": f"change of {label(search.metric)}, pt"}, "fixedrange": True},
-    }  # fmt: skip
-    told = [
-        (str(one.number), figures.clean(steps_text(one.steps)), f"{at:.2f}×", f"{-(one.drop or 0):+.2f}")
-        for one, at in points
-    ]
+    groups = {(name, look): [p for p in points if p[0].state == state] for state, (name, look) in _LOOKS.items()}
+    groups = {key: [p for p in own if p[0].number != search.winner] for key, own in groups.items()}
+    groups[_WINNER] = [p for p in points if p[0].number == search.winner]
+    series = [Series(name, "points", [_mark(*p) for p in own], look) for (name, look), own in groups.items() if own]
+    ends = span(end for one in series for mark in one.marks for end in (mark.low, mark.y, mark.high))
+    x = Axis(*span((at for _, at in points), log=True), title=axis, shown=unit("×"), log=True)
+    y = Axis(*ends, title=f"change of {metric(search.metric)}, pt", shown=lambda at: f"{at:+.3g}" if at else "0")
     where = f"measured on {figures.clean(search.chosen_by)}, which the choice was based on"
-    note = f"up and to the right is better; {where}; whiskers: 95 % interval"
-    return Chart(title, traces, layout, ("candidate", "steps", axis, "change, pt"), told, note, 420)
+    return Chart(title, series, x, y, note=f"up and to the right is better; {where}; whiskers: 95 % interval")
 
 
-def _trace(name: str, points: Sequence[tuple[Tried, float]], colour: str, symbol: str, size: int) -> dict[str, Any]:
-    drops = [one.drop or 0.0 for one, _ in points]
-    bounds = [one.interval or (drop, drop) for (one, _), drop in zip(points, drops, strict=True)]
-    return {
-        "type": "scatter", "mode": "markers", "name": name,
-        "x": [at for _, at in points],
-        "y": [-drop for drop in drops],
-        "customdata": [label(f"{one.number}: {steps_text(one.steps)}", 90) for one, _ in points],
-        "hovertemplate": "%{customdata}<br>%{x:.2f}×, %{y:+.2f} pt<extra></extra>",
-        "marker": {"size": size, "color": colour, "symbol": symbol, "line": {"width": 1, "color": "#5b6470"}},
-        "error_y": {
-            "type": "data", "symmetric": False, "thickness": 1.2, "width": 3, "color": "#8a919c",
-            "array": [drop - low for (low, _), drop in zip(bounds, drops, strict=True)],
-            "arrayminus": [high - drop for (_, high), drop in zip(bounds, drops, strict=True)],
-        },
-    }  # fmt: skip
-
-
-def _importance(search: Search) -> list[Chart]:
-    found = [(name, share) for name, share in search.importance.items() if share > 0][:10]
-    if not found:
-        return []
-    names = [label(name, 40) for name, _ in found]
-    trace = {
-        "type": "bar", "orientation": "h", "x": [100 * share for _, share in found], "y": names,
-        "marker": {"color": "#3b6fb6"}, "hovertemplate": "%{y}: %{x:.0f} %<extra></extra>",
-    }  # fmt: skip
-    layout = {
-        "margin": MARGIN | {"l": 190},
-        "xaxis": {"ticksuffix": " %", "rangemode": "tozero", "fixedrange": True},
-        "yaxis": {"autorange": "reversed", "fixedrange": True},
-    }
-    told = [(figures.clean(name), f"{100 * share:.0f} %") for name, share in found]
-    note = f"the share of the differences in {figures.clean(search.goals[0])} that each choice explains (PED-ANOVA)"
-    return [Chart("Which choice mattered", [trace], layout, ("choice", "share"), told, note, height(len(found)) + 40)]
+def _mark(one: Tried, at: float) -> Mark:
+    change = 0 - (one.drop or 0.0)
+    low, high = (None, None) if one.interval is None else (-one.interval[1], -one.interval[0])
+    return Mark(at, change, f"{one.number}: {steps_text(one.steps)}: {at:.2f}×, {change:+.2f} pt", low, high)

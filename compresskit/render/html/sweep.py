@@ -21,12 +21,15 @@ def joined(names: Sequence[str], reports: Sequence[Report]) -> Report:
     first = reports[0]
     base = first.models[0]
     models, figures, layers, gates = [base], _of(first.measurements, base.name), _of(first.layers, base.name), []
+    drops: dict[str, tuple[float, float]] = {}
     for name, report in zip(names, reports, strict=True):
         # The baseline's name may be a point's.
         shown = name if name != base.name else f"{name} (point)"
         last = report.models[-1]
         models.append(last.model_copy(update={"name": shown}))
         figures += _of(report.measurements, last.name, shown)
+        if report.evaluation is not None and last.name in report.evaluation.drops:
+            drops[shown] = report.evaluation.drops[last.name]
         layers += _of(report.layers, last.name, shown)
         gates += [gate.model_copy(update={"name": f"{name}: {gate.name}"}) for gate in report.gates]
     # Medians of different runs are not comparable; each run's ratio to its own baseline is.
@@ -37,7 +40,7 @@ def joined(names: Sequence[str], reports: Sequence[Report]) -> Report:
         models=models,
         measurements=measurements,
         layers=layers,
-        evaluation=first.evaluation,
+        evaluation=None if first.evaluation is None else first.evaluation.model_copy(update={"drops": drops}),
         gates=gates,
         notes=[f"{name}: {note}" for name, report in zip(names, reports, strict=True) for note in report.notes],
         environment=first.environment,

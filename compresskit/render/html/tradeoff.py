@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from compresskit.render import figures, rows
-from compresskit.render.html.compared import MARGIN, log_range, order_of, pick
-from compresskit.render.html.markup import Chart, label
-from compresskit.render.html.style import PALETTE, SYMBOLS
+from compresskit.render.html.chart import Axis, Chart, Mark, Series, metric, order_of, span, unit
 from compresskit.report import Measurement, Report
 
 Point = tuple[str, float, Measurement]
@@ -20,16 +17,16 @@ def tradeoffs(report: Report) -> list[Chart]:
     """Quality over size, and over the time of a call; nothing with fewer than three models."""
     if len(report.models) < 3:
         return []
-    metric, higher = _metric(report)
-    quality = report.values(metric)
-    sizes = {m.name: float(m.bytes) for m in report.models}
+    name, higher = _metric(report)
+    quality = report.values(name)
+    sizes = {m.name: float(m.bytes) for m in report.models if m.bytes}
     # Times of different runs aren't comparable; ratios to a baseline that ran in turns are.
     times = {name: 1 / m.value for name, m in report.values("speedup").items() if m.value > 0}
     times |= {report.models[0].name: 1.0} if times else {}
     out = []
-    for title, values, suffix, shown in (
-        ("Quality and size", sizes, "B", figures.size),
-        ("Quality and time of a call", times, "×", lambda v: f"{v:.3g}×"),
+    for title, values, about, shown in (
+        ("Quality and size", sizes, "", figures.size),
+        ("Quality and time of a call", times, "; 1× is the original's time", unit("×")),
     ):
         points = [
             (name, value, quality[name])
@@ -37,7 +34,7 @@ def tradeoffs(report: Report) -> list[Chart]:
             if name in quality and math.isfinite(quality[name].value)
         ]
         if len(points) > 2:
-            out.append(_scatter(report, title, points, metric, higher, suffix, [shown(p[1]) for p in points]))
+            out.append(_scatter(report, title, points, higher, about, shown))
     return out
 
 
@@ -60,51 +57,37 @@ def front(points: Sequence[Point], higher: bool) -> list[Point]:
 
 
 def _scatter(
-    report: Report, title: str, points: Sequence[Point], metric: str, higher: bool, suffix: str, shown: Sequence[str]
+    report: Report, title: str, points: Sequence[Point], higher: bool, about: str, shown: Callable[[float], str]
 ) -> Chart:
-    places = order_of(report)
-    best = front(points, higher)
-    unit = label(points[0][2].unit)
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scatter", "mode": "lines", "name": "Pareto front", "hoverinfo": "skip",
-            "x": [p[1] for p in best], "y": [p[2].value for p in best],
-            "line": {"color": "#8a919c", "dash": "dot", "width": 2, "shape": "hv" if higher else "vh"},
-        }
-    ]  # fmt: skip
-    for (name, value, found), cost in zip(points, shown, strict=True):
-        place = places.get(name, 0)
-        trace: dict[str, Any] = {
-            "type": "scatter", "mode": "markers", "name": label(name, 30), "x": [value], "y": [found.value],
-            "hovertemplate": f"{label(name, 60)}<br>{cost}<br>{figures.number(found.value)} {unit}<extra></extra>",
-            "marker": {"size": 13, "color": pick(PALETTE, place), "symbol": pick(SYMBOLS, place),
-                       "line": {"width": 1, "color": "#5b6470"}},
-        }  # fmt: skip
-        if found.low is not None and found.high is not None:
-            trace["error_y"] = {
-                "type": "data", "symmetric": False, "array": [max(0, found.high - found.value)],
-                "arrayminus": [max(0, found.value - found.low)], "thickness": 1.4, "width": 4, "color": "#8a919c",
-            }  # fmt: skip
-        traces.append(trace)
-    layout = {
-        "margin": MARGIN,
-        "showlegend": True,
-        "legend": {"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
-        "xaxis": {
-            "type": "log",
-            "range": log_range([p[1] for p in points]),
-            "ticksuffix": suffix,
-            "nticks": 6,
-            "fixedrange": True,
-        },
-        "yaxis": {"title": {"text": f"{label(metric)}{f', {unit}' if unit else ''}"}, "fixedrange": True},
-    }
-    winners = {p[0] for p in best}
+    places, best = order_of(report), front(points, higher)
+    named = metric(points[0][2].name)
+    measure = figures.clean(points[0][2].unit)
+    series = [Series("no other is better in both", "front", _corners(best, higher))]
+    for name, cost, found in points:
+        text = f"{name}: {_cost(shown, cost)}, {named} {figures.number(found.value)} {measure}"
+        mark = Mark(cost, found.value, text, found.low, found.high)
+        series.append(Series(name, "points", [mark], places.get(name, 0)))
+    x = Axis(*span((cost for _, cost, _ in points), log=True), shown=shown, log=True)
+    ends = span(end for _, _, m in points for end in (m.low, m.value, m.high))
+    y = Axis(*ends, title=f"{named}{f', {measure}' if measure else ''}")
+    winners = {name for name, _, _ in best}
     lines = [
-        (name, cost, figures.number(found.value), "yes" if name in winners else "no")
-        for (name, _, found), cost in zip(points, shown, strict=True)
+        (name, _cost(shown, cost), figures.number(found.value), "yes" if name in winners else "no")
+        for name, cost, found in points
     ]
-    note = f"{'up' if higher else 'down'} and to the left is better; dotted: models that no other beats in both"
-    if suffix == "×":
-        note += "; 1× is the baseline's time"
-    return Chart(title, traces, layout, ("model", "cost", metric, "on the front"), lines, note, 380 + 18 * len(points))
+    note = f"{'up' if higher else 'down'} and to the left is better; whiskers: 95 % interval{about}"
+    return Chart(title, series, x, y, ("model", "cost", named, "on the front"), lines, note)
+
+
+def _cost(shown: Callable[[float], str], cost: float) -> str:
+    return shown(float(f"{cost:.3g}"))
+
+
+def _corners(best: Sequence[Point], higher: bool) -> list[Mark]:
+    """The front as steps: up to the next point's cost nothing is better than the point before it."""
+    out: list[Mark] = []
+    for before, (_, cost, found) in zip([None, *best], best, strict=False):
+        if before is not None:
+            out.append(Mark(cost, before[2].value, ""))
+        out.append(Mark(cost, found.value, ""))
+    return out

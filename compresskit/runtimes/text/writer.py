@@ -13,7 +13,7 @@ class Request:
 
     Attributes:
         prompt: Text, or numbers of tokens.
-        tokens: Most new tokens.
+        tokens: Maximum number of new tokens.
         temperature: 0 takes the likeliest token each time; else probabilities are sharpened or flattened by it.
         seed: Of the draws.
         chat: The text is what a user says; the model's chat template is put around it.
