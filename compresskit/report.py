@@ -68,6 +68,7 @@ class Measurement(_Part):
     ``weight_sqnr`` (dB, median over layers, where nothing ran); ``latency_p50``, ``latency_p95``, ``latency_p99`` (ms),
     ``throughput`` (1/s), ``speedup`` (×, against the baseline at the same point), ``load`` and ``first_call`` (ms),
     ``peak_memory`` (bytes), ``energy`` (J a call), ``device_time`` (ms) and ``device_memory`` (bytes) of a GPU;
+    ``first_token`` (ms), ``prefill`` and ``decode`` (tokens/s) of a language model that writes;
     ``traffic`` (bytes a call), ``operations`` (a call), ``limit`` (ms) and ``of_limit`` (the share of it that is
     reached, 0 to 1).
     ``batch``, ``threads`` and ``sequence`` (tokens) tell the points of a sweep apart; None where it doesn't apply.

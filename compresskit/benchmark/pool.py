@@ -12,7 +12,7 @@ import tempfile
 import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from compresskit import errors
 from compresskit.errors import CompressKitError, InputError, MachineError
@@ -40,9 +40,14 @@ class Worker:
         timeout_s: Longest wait for an answer.
         stack: Closes the worker at its end.
 
+    Attributes:
+        boot: What the process runs.
+
     Raises:
         MachineError: The process can't be started.
     """
+
+    boot: ClassVar[str] = _BOOT
 
     def __init__(self, name: str, runtime: str, timeout_s: float, stack: ExitStack) -> None:
         self.name = name
@@ -50,7 +55,7 @@ class Worker:
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         try:
             self._process = subprocess.Popen(
-                [sys.executable or "python", "-c", _BOOT, runtime, *(p for p in sys.path if p), _ROOT],
+                [sys.executable or "python", "-c", self.boot, runtime, *(p for p in sys.path if p), _ROOT],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,

@@ -64,11 +64,15 @@ GUIDES = {
         (f"run edge-int8 {_CNN} -o int8", "run mine.yaml --set steps.0.target-macs=0.6 -o out"),
     ),
     "bench": Guide(
-        ("runtime", "batch", "threads", "sequence", "processes", "min_speedup", "baseline", "arch", "json", "html"),
+        (
+            "runtime", "batch", "threads", "sequence", "generate", "processes", "min_speedup", "baseline", "arch",
+            "json", "html",
+        ),
         (
             "bench digits.pt int8 --arch net.py:Net --input-shape 1,1,8,8",
             "bench model.onnx small.onnx --batch 1,32 --min-speedup 1.5",
             "bench model.onnx --runtime auto",
+            "bench my-model out out.gguf --generate 512,128",
         ),
     ),
     "compare": Guide(

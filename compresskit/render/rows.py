@@ -15,7 +15,8 @@ _TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
 _ANY_BATCH = ("load", "peak_memory")
 _SPEED = _TIMED + _ANY_BATCH
 _MACHINE = ("first_call", "energy", "device_time", "device_memory", "traffic", "operations", "limit", "of_limit")
-NO_QUALITY = (*_SPEED, "max_abs", *_MACHINE)
+_WRITING = ("first_token", "prefill", "decode")
+NO_QUALITY = (*_SPEED, "max_abs", *_MACHINE, *_WRITING)
 """Figures that don't say how good a model's answers are."""
 _ALIKE = 0.95
 _TYPED = re.compile(r"(\S+) (\d+ bit.*)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -64,6 +65,17 @@ NoLimits = Annotated[
     ),
 ]
 
+Writing = Annotated[
+    str | None,
+    typer.Option(
+        "--generate",
+        metavar="PROMPT,NEW",
+        help="Time language models that generate NEW tokens after PROMPT tokens: 512,128.",
+        rich_help_panel="Run",
+        show_default=False,
+    ),
+]
+
 
 @grouped
 def command(
@@ -72,6 +84,7 @@ def command(
     sequence: Sequences = "128",
     rounds: Rounds = None,
     processes: Processes = None,
+    generate: Writing = None,
     profile: Profile = False,
     no_limits: NoLimits = False,
     min_speedup: shared.MinSpeedup = None,
@@ -93,7 +106,13 @@ def command(
     Several values of --batch, --threads or --sequence are a sweep: each combination is timed separately and compared
     with the first model at the same combination. --min-speedup must hold for all of them. Ctrl-C or SIGTERM ends the
     command with the figures so far and exit code 130 or 143.
+
+    --generate 512,128 times text generation: time to first token, tokens per second of prompt and answer, and memory.
+    Each MODEL runs in the engine of its form: .gguf in llama.cpp, a genai folder in onnxruntime-genai, bundles and
+    Hugging Face folders in transformers.
     """
+    if generate is not None:
+        raise typer.Exit(_written(models, generate, rounds or 3, processes or 3, threads, showing))
     from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models
     from compresskit.cli.inputs import parse_counts
@@ -110,3 +129,24 @@ def command(
     timing = Timing(points(batches, counts, tokens), rounds, processes, roofline=not no_limits, profiled=profile)
     how = Comparison(judged=min_speedup is not None, evaluated=False, runtimes=runtime, timing=timing)
     raise typer.Exit(compare_models(models, measuring, how, reading=reading, showing=showing, earlier=earlier))
+
+
+def _written(models: list[Path], sizes: str, rounds: int, processes: int, threads: str, showing: Showing) -> int:
+    """Time language models that write."""
+    from compresskit.cli.console import progressing
+    from compresskit.cli.inputs import command_line
+    from compresskit.errors import UsageError
+    from compresskit.runner.writing_bench import bench_writing
+
+    parts = sizes.split(",")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 20 for part in parts):
+        raise UsageError(f"--generate is tokens of the prompt and new ones as 512,128, found '{sizes}'")
+    if not (threads.isascii() and threads.isdigit()):
+        raise UsageError("--generate takes one number of --threads")
+    showing.check(models)
+    with progressing(showing.quiet) as progress:
+        report = bench_writing(
+            models, int(parts[0]), int(parts[1]), threads=int(threads), rounds=rounds, processes=processes,
+            command=command_line(), progress=progress,
+        )  # fmt: skip
+    return showing.finish(report)
