@@ -25,7 +25,7 @@ from compresskit.runner.cached_steps import Cached, read_model
 from compresskit.runner.entries import At, bytes_of
 from compresskit.runner.judging import Measuring
 from compresskit.runner.measure import score
-from compresskit.runner.prepare import with_inputs
+from compresskit.runner.prepare import with_inputs, with_usage
 from compresskit.runner.sources import opener, parted
 from compresskit.runner.steps import Job
 from compresskit.search.sizes import inventory_of, least_bytes
@@ -117,6 +117,8 @@ class Trying:
             seed=recipe.seed,
         )  # fmt: skip
         model = with_inputs(model, self.data if self.data is not None else self.select)
+        # As a run of the winner's recipe knows it: its steps are those in the cache then, and its bytes the same.
+        model = with_usage(model, open_(recipe.eval_data), self.data)
         self.model = model
         self._inventory = inventory_of(model) if look.limits.max_bytes is not None else None
         self._job = Job((), work / "none", self.data, measuring, progress=progress)

@@ -128,7 +128,7 @@ def test_bars_that_nothing_can_keep_end_with_the_nearest(place: Path, cli: Cli) 
     assert report.verdict is Verdict.FAIL and report.search is not None
     smallest = min(one.bytes for one in report.search.tried if one.bytes)
     assert report.models[1].bytes == smallest
-    assert any("no candidate keeps the bars" in note and "`max_size`" in note for note in report.notes)
+    assert any("no candidate meets the limits" in note and "`max_size`" in note for note in report.notes)
 
 
 def test_what_would_be_tried_is_printed_and_read(place: Path, cli: Cli) -> None:
@@ -149,7 +149,7 @@ def test_unlabelled_samples_choose_by_likeness(place: Path, cli: Cli) -> None:
     assert done.code == 0, done
     search = found(place).search
     assert search is not None and search.metric == "likeness"
-    assert any("likeness" in note for note in search.notes)
+    assert any("similarity" in note for note in search.notes)
 
 
 @pytest.mark.parametrize(
