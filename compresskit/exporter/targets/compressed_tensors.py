@@ -1,4 +1,4 @@
-"""A folder of compressed-tensors: the module's codes, for transformers and vLLM."""
+"""A folder of compressed-tensors: the module's codes, for transformers."""
 
 from __future__ import annotations
 
