@@ -14,10 +14,10 @@ from compresskit.cli.app import build
 from compresskit.cli.commands import COMMANDS
 from compresskit.errors import UsageError
 
-_READING = ("inspect", "bench", "evaluate", "compare", "check")
+_READING = ("inspect", "bench", "evaluate", "compare", "check", "predict")
 """Commands that write nothing unless an option names a file."""
 _WRITING = ("compress", "run", "export", "report")
-_OURS = {"json", "quiet", "plain", "format", "markdown", "help", "show_completion", "install_completion"}
+_OURS = {"json", "quiet", "plain", "format", "markdown", "help", "help_all", "show_completion", "install_completion"}
 """Options about the terminal, which the server sets itself."""
 _TYPES: dict[Any, str] = {bool: "boolean", int: "integer", float: "number"}
 

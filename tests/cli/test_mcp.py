@@ -25,7 +25,7 @@ def test_each_kind_of_stage_is_a_tool_whose_schema_holds_its_options() -> None:
     assert quantize["properties"]["bits"]["type"] == "integer"
     assert quantize["properties"]["max_drop"]["type"] == "string"
     assert set(quantize["properties"]["method"]["enum"]) == set(registry.methods("quantize"))
-    assert not quantize["properties"].keys() & {"json", "quiet", "help"}
+    assert not quantize["properties"].keys() & {"json", "quiet", "help", "help_all"}
     assert found["inspect"].reads_only and not found["quantize"].reads_only
 
 
