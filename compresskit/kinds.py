@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 COMMANDS = (
     "compress", "run", "verify", "cache", "export", "bench", "evaluate", "compare", "check", "report", "inspect",
-    "recipe", "generate", "serve", "mcp", "demo", "doctor",
+    "recipe", "generate", "predict", "serve", "mcp", "demo", "doctor",
 )  # fmt: skip
 """Commands that are no stages: a kind of such a name could never be run."""
 

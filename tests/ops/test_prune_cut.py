@@ -70,7 +70,7 @@ def test_every_layer_is_in_a_group_or_listed() -> None:
         layers = {n for n, m in net.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
         listed = {layer for name in skipped for layer in (name,)}
         assert layers <= given | listed, (kind, layers - given - listed)
-        assert "gives the model's output" in skipped["layers.5" if kind is Mlp else "head"]
+        assert "produces the model's output" in skipped["layers.5" if kind is Mlp else "head"]
 
 
 def test_channels_that_a_norm_mixes_are_left_alone() -> None:

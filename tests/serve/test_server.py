@@ -317,7 +317,7 @@ def test_what_does_not_finish_in_the_grace_is_cut_off_and_said(tmp_path: Path, m
         start = time.monotonic()
         code, err = server.stop()
         thread.join()
-        assert code == 143 and "cut off: 1" in err and "Traceback" not in err
+        assert code == 143 and "aborted: 1" in err and "Traceback" not in err
         assert time.monotonic() - start < 20
     finally:
         server.close()

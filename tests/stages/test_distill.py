@@ -233,7 +233,7 @@ def test_embeddings_are_taught_by_their_values(context: Callable[..., Context], 
     with torch.no_grad():
         cosine = nn.functional.cosine_similarity(found.body(x), teacher.body(x))
     assert float(cosine.mean()) > 0.9
-    assert any("no class logits" in note for note in found.card.history[-1].facts["notes"])
+    assert any("not class logits" in note for note in found.card.history[-1].facts["notes"])
     with pytest.raises(InputError, match="dkd is for classes"):
         stage("dkd").run(model(task="embedding"), context())
 

@@ -215,6 +215,6 @@ def test_one_sample_calibrates_but_does_not_train(context: Callable[..., Context
 
 
 def test_the_flag_qat_means_the_method() -> None:
-    assert "Method qat:" in (stage_command("quantize", ["--qat"]).__doc__ or "")
+    assert "Method qat." in (stage_command("quantize", ["--qat"]).__doc__ or "")
     with pytest.raises(UsageError, match="--qat means"):
         stage_command("quantize", ["--qat", "--method", "gptq"])
