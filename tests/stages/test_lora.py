@@ -100,7 +100,9 @@ def test_the_report_says_what_was_adapted_and_what_was_not(tmp_path: Path) -> No
     assert set(applied.facts["layers"]) == {"0", "4", "6", "8"}
     assert applied.skipped == {"3": "a convolution in 8 groups, whose adapter could not be merged"}
     trained = 3 * (3 * 9 + 8) + 3 * (8 + 12) + 3 * (48 + 16) + 3 * (16 + 4)
-    assert applied.facts["parameters"] == trained and f"{trained:,} parameters were trained" in applied.facts["notes"][1]
+    assert (
+        applied.facts["parameters"] == trained and f"{trained:,} parameters were trained" in applied.facts["notes"][1]
+    )
     assert applied.facts["training"]["optimizer"] == "adamw"
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "net.pt" and config["target_modules"] == ["0", "4", "6", "8"]
