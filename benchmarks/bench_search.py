@@ -80,7 +80,9 @@ def found_rows(bench: Bench, name: str, report: Report, wanted: tuple[float, flo
     smallest = max((tried[one.number].smaller or 0 for one in passing), default=0.0)
     fastest = max((one.speedup or 0 for one in passing), default=0.0)
     about = f"{len(search.tried)} candidates, {how}"
-    bench.row(f"{name}, smallest that passes", f"≥ {wanted[0]:.1f}×", f"{smallest:.1f}×", 1, about, smallest >= wanted[0])
+    bench.row(
+        f"{name}, smallest that passes", f"≥ {wanted[0]:.1f}×", f"{smallest:.1f}×", 1, about, smallest >= wanted[0]
+    )
     bench.row(f"{name}, fastest that passes", f"≥ {wanted[1]:.1f}×", f"{fastest:.2f}×", 1, about, fastest >= wanted[1])
     lost = report.evaluation.drops if report.evaluation else {}
     metric = "accuracy" if report.values("accuracy") else "spearman"
