@@ -104,7 +104,7 @@ def load(
         model = _load_bundle(path, arch, arch_args, allow_nonfinite, replay)
     elif arch is not None:
         what = "a Hugging Face folder" if kind == "huggingface" else "an ONNX file"
-        raise UsageError(f"`arch` does not go with {what}: it describes its own architecture", "remove `arch`")
+        raise UsageError(f"`arch` does not go with {what}: {path} describes its own architecture", "remove `arch`")
     elif kind == "huggingface":
         model = load_huggingface(path, allow_nonfinite=allow_nonfinite)
         model = replace(model, card=replace(model.card, usage=usage_of(path)))

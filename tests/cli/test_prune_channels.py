@@ -133,7 +133,7 @@ def test_the_same_command_gives_the_same_bytes(conv: Path, cli: Cli) -> None:
         (("--target-macs", "0"), ("--target-macs", "greater than 0")),
         ((), ("one of --target-macs", "--ratio")),
         (("--ratio", "0.5", "--target-macs", "0.5"), ("--target-macs and --ratio",)),
-        (("--target-macs", "0.01"), ("can't be met", "is left", "give 0.")),
+        (("--target-macs", "0.01"), ("can't be met", "remains", "give 0.")),
         (("--target-macs", "0.5", "--include", "nowhere*"), ("no layer matches 'nowhere*'", "stem")),
         (("--target-macs", "0.5", "--exclude", "conv9"), ("no layer matches 'conv9'",)),
         (("--target-macs", "0.5", "--epochs", "2"), ("--data",)),

@@ -175,7 +175,7 @@ def test_inputs_that_prove_nothing_are_no_pass(tmp_path: Path) -> None:
     module, path = Chaos(), tmp_path / "m.onnx"
     found = export_checked(module, ROW, path).parity
     assert found.passed is None
-    assert found.notes[0].startswith("NOT PROVEN") and "random" in found.notes[1]
+    assert found.notes[0].startswith("NOT VERIFIED") and "random" in found.notes[1]
     given = Samples(np.random.default_rng(0).uniform(-0.5, 0.5, (20, 16)).astype(np.float32))
     found = parity(module, path, ROW, ParityCheck(data=given))
     assert found.passed and (found.n, found.given) == (32 + 8, 8)

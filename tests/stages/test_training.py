@@ -125,7 +125,7 @@ def test_scores_are_no_classes(tmp_path: Path) -> None:
     inputs = torch.from_numpy(x)
     with torch.no_grad():
         assert (module(inputs) - teacher(inputs)).abs().mean() < 1.0
-    with pytest.raises(InputError, match="nothing to learn from"):
+    with pytest.raises(InputError, match="nothing to train on"):
         train({"epochs": 1}, scores)
 
 
@@ -243,7 +243,7 @@ def test_options_that_do_not_fit_the_data_are_refused(
 def test_training_needs_data_and_something_to_learn(source: Callable[..., Source]) -> None:
     with pytest.raises(UsageError, match=r"training in train\.plain needs data"):
         train({}, None)
-    with pytest.raises(InputError, match="nothing to learn from"):
+    with pytest.raises(InputError, match="nothing to train on"):
         train({}, source(labels=False))
     with pytest.raises(InputError, match="don't fit the model's output"):
         module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
