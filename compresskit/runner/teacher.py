@@ -10,6 +10,7 @@ from compresskit.model import Model
 from compresskit.runner.loading import load
 from compresskit.runner.prepare import forward_names
 from compresskit.stage import Stage
+from compresskit.usage import Usage
 
 
 def teacher_of(stage: Stage, student: Model) -> Model | None:
@@ -17,7 +18,7 @@ def teacher_of(stage: Stage, student: Model) -> Model | None:
 
     Args:
         stage: With its options.
-        student: Its inputs are the teacher's where the teacher's own are not known.
+        student: Its inputs and usage are the teacher's where the teacher's own are not known.
 
     Raises:
         InputError: The file is damaged, hostile, or doesn't fit its architecture.
@@ -31,6 +32,8 @@ def teacher_of(stage: Stage, student: Model) -> Model | None:
     model = load(named.model, arch=named.arch, arch_args=named.arch_args, key=named.key)
     if model.card.task == "unknown":
         model = replace(model, card=replace(model.card, task=student.card.task))
+    if model.card.usage == Usage():
+        model = replace(model, card=replace(model.card, usage=student.card.usage))
     if isinstance(model.body, Path) and model.body.suffix != ".onnx":
         raise UsageError(
             f"the teacher {named.model} is tensors without an architecture", "give `teacher_arch` FILE.py:NAME"

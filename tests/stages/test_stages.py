@@ -77,7 +77,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 
 def test_auto_is_what_is_taken_where_there_is_one() -> None:
     assert "Method auto." in (stage_command("quantize", ["--bits", "4"]).__doc__ or "")
-    assert "Method rtn:" in (stage_command("quantize", ["--method", "rtn", "--bits=8"]).__doc__ or "")
+    assert "Method rtn." in (stage_command("quantize", ["--method", "rtn", "--bits=8"]).__doc__ or "")
 
 
 @pytest.mark.parametrize(
