@@ -49,6 +49,7 @@ class ArraySource:
         self.name, self.labelled = name, targets is not None
         self.notes = [note for stored, plan in plans.items() for note in _unscaled(stored, arrays[stored], plan)]
         self.normalize = next((plan.normalize for plan in plans.values() if plan.normalize), None)
+        self.scaled = any(plan.pixels and len(plan.shape) == 4 for plan in plans.values())
         self._arrays, self._targets, self._plans, self._specs = arrays, targets, plans, specs
         self._order = fair_order(targets)
         first = next(iter(plans.values()))

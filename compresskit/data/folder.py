@@ -117,6 +117,7 @@ class ImageFolder:
         self._files = files if order is None else [files[index] for index in order]
         self._mode, self._plan = mode, plan
         self.normalize = plan.normalize
+        self.scaled = plan.pixels
         height, width = plan.shape[2:] if plan.axes == (0, 3, 1, 2) else plan.shape[1:3]
         self._size = (int(height), int(width))
 

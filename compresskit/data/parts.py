@@ -33,6 +33,8 @@ class Part:
         self.name, self.kind, self.labelled = source.name, source.kind, source.labelled
         self.notes = list(notes_of(source))
         self.vocabulary = getattr(source, "vocabulary", None)
+        self.normalize, self.scaled = getattr(source, "normalize", None), getattr(source, "scaled", False)
+        self.classes = getattr(source, "classes", ())
         self.normalize, self.classes = getattr(source, "normalize", None), getattr(source, "classes", ())
         self._source, self._rows, self._about = source, rows, about
 

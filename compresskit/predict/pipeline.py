@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compresskit.checkpoint.load import kind_of, load
+from compresskit.data.prepare import parse_normalize
 from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
 from compresskit.predict.answers import Answers, answers
@@ -17,6 +18,7 @@ from compresskit.predict.samples import Feeds, Preparing
 from compresskit.quality.forward import forward
 from compresskit.runtimes import get, runs_modules
 from compresskit.runtimes.base import Session, require
+from compresskit.usage import Pixels
 
 Given = str | Path | np.ndarray | Mapping[str, np.ndarray] | Sequence[str | Path]
 BATCH = 32
@@ -113,6 +115,7 @@ def pipeline(
     model: str | Path,
     *,
     labels: Sequence[str] | None = None,
+    normalize: str | None = None,
     runtime: str = "onnxruntime",
     threads: int = 0,
     allow_nonfinite: bool = False,
@@ -122,6 +125,7 @@ def pipeline(
     Args:
         model: A bundle with a ``model.onnx``, or an ``.onnx`` file; a tokenizer is found beside it.
         labels: Names of the classes, in the order of the outputs; None are those of the bundle.
+        normalize: Of images, as ``.5,.5,.5/.2,.2,.2`` or ``imagenet``; None is that of the bundle.
         runtime: ``onnxruntime`` or ``openvino``, or one of their variants.
         threads: Of one operator; 0 is the runtime's choice.
         allow_nonfinite: Accept NaN among the weights.
@@ -148,5 +152,8 @@ def pipeline(
         usage = loaded.card.usage
         named = replace(usage, labels=tuple(labels), scores=usage.scores or "softmax")
         loaded = replace(loaded, card=replace(loaded.card, usage=named))
+    if (given := parse_normalize(normalize)) is not None:
+        pixels = replace(loaded.card.usage.pixels or Pixels(), mean=given.mean, std=given.std)
+        loaded = replace(loaded, card=replace(loaded.card, usage=replace(loaded.card.usage, pixels=pixels)))
     session = get(runtime).open(body, threads)
     return Pipeline(loaded, session, path if path.is_dir() else path.parent)

@@ -62,8 +62,14 @@ class Preparing:
         Raises:
             InputError: A file is missing, or no image.
             MachineError: Pillow isn't installed.
+            UsageError: Nobody said how pixels are normalized.
         """
         channels, size = wanted(primary(self.specs)[0])
+        if self.usage.pixels is None:
+            raise UsageError(
+                "the model's files do not say how pixels become its numbers",
+                "give `normalize` MEAN/STD (0,0,0/1,1,1: from 0 to 1), or an .npz of ready numbers",
+            )
         for path in paths:
             if not path.is_file():
                 raise PathError(f"{path} does not exist", f"images end in {', '.join(SUFFIXES)}")

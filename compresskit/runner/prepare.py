@@ -71,6 +71,8 @@ def with_usage(model: Model, *sources: Source | None) -> Model:
     for source in reversed([source for source in sources if source is not None]):
         if (normalize := getattr(source, "normalize", None)) is not None:
             usage = replace(usage, pixels=Pixels(mean=normalize.mean, std=normalize.std))
+        elif usage.pixels is None and getattr(source, "scaled", False):
+            usage = replace(usage, pixels=Pixels())
         if usage.scores is None and model.card.task == "unknown" and _has_classes(source):
             usage = replace(usage, scores="softmax")
         if usage.scores is not None and not model.card.usage.labels and (classes := getattr(source, "classes", ())):

@@ -26,7 +26,8 @@ def kind_of_samples(folder: Path, card: Card) -> str | None:
     if not (folder / ONNX_NAME).is_file() or card.task == "causal-lm" or not card.inputs:
         return None
     kind = taken(card.inputs)
-    return "arrays" if kind == "texts" and not (folder / TOKENIZER).is_file() else kind
+    unknown = (kind == "texts" and not (folder / TOKENIZER).is_file()) or (kind == "images" and not card.usage.pixels)
+    return "arrays" if unknown else kind
 
 
 def with_compresskit(card: Card, kind: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import transformers
+from PIL import Image
 from predict_material import TEXTS, classifier, pictures, sentences
 
 import compresskit
@@ -209,3 +210,30 @@ def test_only_known_modules_are_pooled(tmp_path: Path, modules: list[Any], wante
     listed = [{"path": f"{i}_Pooling", "type": f"sentence_transformers.{kind}"} for i, kind in enumerate(modules)]
     (tmp_path / "modules.json").write_text(json.dumps(listed if modules != [3] else [3]))
     assert usage_of(tmp_path).pooling == wanted
+
+
+@pytest.mark.parametrize("stored", ["ready numbers", "bytes"])
+def test_pictures_are_predicted_only_where_their_normalization_is_known(
+    made: Path, tmp_path: Path, stored: str
+) -> None:
+    from compresskit.cli.console import using
+
+    x = np.random.default_rng(0).integers(0, 255, (16, 3, 8, 8), dtype=np.uint8)
+    picture = tmp_path / "picture.png"
+    Image.fromarray(x[0].transpose(1, 2, 0)).save(picture)
+    np.savez(tmp_path / "d.npz", x=x if stored == "bytes" else (x / 127.5 - 1).astype("f4"), y=np.arange(16) % 3)
+    compresskit.run(
+        str(made / "m.pt"), [compresskit.method("quantize.rtn", bits=8)], tmp_path / "out", arch=f"{made}/net.py:Net",
+        input_shape=(1, 3, 8, 8), eval_data=str(tmp_path / "d.npz"), bench=False,
+    )  # fmt: skip
+    if stored == "bytes":
+        assert read_card(tmp_path / "out").usage.pixels == Pixels()
+        assert compresskit.pipeline(tmp_path / "out")(picture) and using(str(tmp_path / "out")).endswith("picture.jpg")
+        return
+    assert using(str(tmp_path / "out")).endswith("samples.npz")
+    with pytest.raises(UsageError, match="how pixels become") as refused:
+        compresskit.pipeline(tmp_path / "out")(picture)
+    assert "`normalize`" in refused.value.hint
+    found = compresskit.pipeline(tmp_path / "out", normalize=".5,.5,.5/.5,.5,.5")(picture)
+    ready = compresskit.pipeline(tmp_path / "out")((x[:1] / 127.5 - 1).astype("f4"))[0]
+    assert np.allclose([one["score"] for one in found], [one["score"] for one in ready], atol=1e-5)

@@ -34,6 +34,7 @@ def command(
     inputs: Inputs,
     top: Top = 5,
     labels: Labels = None,
+    normalize: shared.Normalize = None,
     batch_size: Batch = 32,
     runtime: RuntimeName = "onnxruntime",
     threads: shared.Threads = 0,
@@ -53,7 +54,9 @@ def command(
 
     check_json(json, [model, labels, *(word for word in inputs if Path(word).is_file())])
     names = None if labels is None else [line.strip() for line in read_text(labels).split("\n") if line.strip()]
-    pipe = pipeline(model, labels=names, runtime=runtime, threads=threads, allow_nonfinite=allow_nonfinite)
+    pipe = pipeline(
+        model, labels=names, normalize=normalize, runtime=runtime, threads=threads, allow_nonfinite=allow_nonfinite
+    )
     samples = typed(inputs, pipe.kind)
     answers = pipe(samples, top=top, batch=batch_size)
 
