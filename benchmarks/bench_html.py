@@ -8,12 +8,13 @@ whole by then; of the interactive one *drawn* is up to the last picture that isn
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-from harness import ROOT, Bench, absent, cli, spread, workplace
+from harness import ROOT, Bench, absent, cli, command, spread, workplace
 
 from compresskit.render.html.interactive import library_size
 
@@ -61,7 +62,8 @@ def deep_pages(folder: Path) -> tuple[Path, Path]:
         f'{{"blocks": {BLOCKS}}}', "--input-shape", "1,3,32,32", "--bits", 4, "--no-bench", "--html",
         folder / "deep.html", "-o", folder / "out",
     )  # fmt: skip
-    cli("report", folder / "out", "--interactive", "-o", folder / "interactive.html")
+    drawn = command("report", folder / "out", "--interactive", "--quiet", "-o", folder / "interactive.html")
+    subprocess.run(drawn, cwd=ROOT, check=True)
     return folder / "deep.html", folder / "interactive.html"
 
 
