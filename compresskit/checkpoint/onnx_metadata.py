@@ -21,7 +21,7 @@ def describe(path: Path, card: Card, folder: Path) -> None:
     Args:
         path: The ONNX file; its external data aren't touched.
         card: Of the model.
-        folder: Where the model's tokenizer lies, whose SHA-256 is told too.
+        folder: Where the model's tokenizer lies, whose SHA-256 is recorded too.
 
     Raises:
         MachineError: The disk is full or read-only.

@@ -14,7 +14,7 @@ import yaml
 from compresskit.cli.console import check_output, drawing, progressing, tell
 from compresskit.cli.inputs import command_line, default_output, parse_args, parse_axes, parse_shape
 from compresskit.errors import UsageError
-from compresskit.recipe.plan import Recipe
+from compresskit.recipe.plan import Recipe, axes_document
 from compresskit.runner.cache import Cache
 from compresskit.search import compress as searching
 from compresskit.search.request import Request, prepared
@@ -24,12 +24,14 @@ from compresskit.stage import say_nothing, silent
 
 if TYPE_CHECKING:
     from compresskit.cli.commands.compress import Asked, Samples
-    from compresskit.cli.option_groups import Bounds, Showing
+    from compresskit.cli.option_groups import Bounds, Reading, Showing
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-def search(model: Path | None, samples: Samples, bounds: Bounds, asked: Asked, showing: Showing) -> int:
+def search(
+    model: Path | None, samples: Samples, bounds: Bounds, asked: Asked, reading: Reading, showing: Showing
+) -> int:
     """Search as it was asked for; returns the exit code.
 
     Raises:
@@ -48,10 +50,10 @@ def search(model: Path | None, samples: Samples, bounds: Bounds, asked: Asked, s
     if model is None:
         raise UsageError("MODEL is missing", "give one, or --join STORAGE to take part in a search")
     target = asked.output or default_output(model, "compressed")
-    request = _request(model, target, samples, bounds, asked)
+    request = _request(model, target, samples, bounds, asked, reading)
     if asked.dry_run:
         return _show_space(request, cache)
-    inputs = (model, samples.data, samples.eval_data, samples.select_data, asked.arch, asked.metric)
+    inputs = (model, samples.data, samples.eval_data, samples.select_data, reading.arch, asked.metric)
     check_output(target, inputs, force=asked.force)
     showing.check(inputs, target, beside=not asked.no_html)
     draw = None if asked.no_html else drawing(interactive=showing.interactive)
@@ -65,7 +67,7 @@ def search(model: Path | None, samples: Samples, bounds: Bounds, asked: Asked, s
     return showing.finish(report, str(target))
 
 
-def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked: Asked) -> Request:
+def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked: Asked, reading: Reading) -> Request:
     bench = not asked.no_bench
     bounds.limits().check(evaluated=samples.eval_data is not None, benched=bench)
     if samples.data is None:
@@ -74,11 +76,11 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
     picks: dict[tuple[Goal, ...], Pick] = {("size",): "size", ("latency",): "latency"}
     pick = _one_of("--pick", asked.pick, get_args(Pick)) if asked.pick else picks.get(goals, "knee")
     recipe = Recipe(
-        "compress", (), model=str(model), arch=asked.arch, arch_args=parse_args(asked.arch_args),
-        input_shape=parse_shape(asked.input_shape), key=asked.key, data=samples.data, eval_data=samples.eval_data,
+        "compress", (), model=str(model), arch=reading.arch, arch_args=parse_args(reading.arch_args),
+        input_shape=parse_shape(reading.input_shape), key=reading.key, data=samples.data, eval_data=samples.eval_data,
         normalize=asked.normalize, sequence=asked.sequence, metric=asked.metric, threads=asked.threads,
-        seed=asked.seed, allow_nonfinite=asked.allow_nonfinite,
-        batch_axis={name: "none" if at is None else at for name, at in parse_axes(asked.batch_axis).items()} or None,
+        seed=asked.seed, allow_nonfinite=reading.allow_nonfinite,
+        batch_axis=axes_document(parse_axes(reading.batch_axis)),
         **asdict(bounds),
     )  # fmt: skip
     kinds = tuple(word.strip() for word in asked.steps.split(",")) if asked.steps else ()

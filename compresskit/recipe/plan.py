@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,6 +27,11 @@ class Step:
     max_drop: str | None = None
     rollback: bool = False
     line: int = 0
+
+
+def axes_document(axes: Mapping[str, int | None] | None) -> dict[str, int | Literal["none"]] | None:
+    """``batch-axis`` as a recipe writes it: ``none`` for an input that all samples share; None without any axis."""
+    return {name: "none" if at is None else at for name, at in (axes or {}).items()} or None
 
 
 @dataclass(frozen=True)

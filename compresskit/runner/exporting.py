@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, refuse_same
 from compresskit.errors import UsageError
 from compresskit.model import Model, portable
-from compresskit.report import Report, judge
+from compresskit.report import Gate, Report, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.prepare import counted, to_onnx, with_inputs, with_usage
 from compresskit.stage import Progress, silent
@@ -58,12 +58,26 @@ def export(
         if data_file.exists():
             data_file.replace(target.with_name(data_file.name))
     gates = [result.proof] if result.proof else []
-    new = Candidate(target.name, target, portable(target), model.card.inputs, **counts)
+    return report_of(model, target, gates, result.notes, command, **counts)
+
+
+def report_of(model: Model, place: Path, gates: list[Gate], notes: list[str], command: str, **counts: Any) -> Report:
+    """The report of a file or folder that was written, with the gates that it passed.
+
+    Args:
+        model: What was written.
+        place: Where.
+        gates: Of the format.
+        notes: What a user must know.
+        command: How the user asked for this.
+        counts: ``parameters`` and ``macs``, where known.
+    """
+    new = Candidate(place.name, place, portable(place), model.card.inputs, **counts)
     return Report(
         command=command,
         verdict=judge(gates, verified=True),
         models=[new.entry()],
         gates=gates,
-        notes=result.notes,
+        notes=notes,
         environment=environment(),
     )

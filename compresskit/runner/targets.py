@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compresskit.benchmark.machine import environment
 from compresskit.checkpoint.atomic import new_file, new_folder, refuse_same
 from compresskit.errors import UsageError
-from compresskit.model import Model, portable
-from compresskit.report import Report, judge
-from compresskit.runner.candidate import Candidate
+from compresskit.model import Model
+from compresskit.report import Report
+from compresskit.runner.exporting import report_of
 from compresskit.stage import Progress, Stage, silent
 
 if TYPE_CHECKING:
@@ -115,15 +114,7 @@ def export_to(
     with staged as path:
         written = target.write(model, path, progress)
     parameters = sum(p.numel() for p in model.module.parameters())
-    new = Candidate(place.name, place, portable(place), model.card.inputs, parameters=parameters)
-    return Report(
-        command=command,
-        verdict=judge(written.gates, verified=True),
-        models=[new.entry()],
-        gates=written.gates,
-        notes=written.notes,
-        environment=environment(),
-    )
+    return report_of(model, place, written.gates, written.notes, command, parameters=parameters)
 
 
 def _packed(model: Model) -> list[tuple[str, Grid]]:

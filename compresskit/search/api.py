@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.errors import UsageError
-from compresskit.recipe.plan import Recipe
+from compresskit.recipe.plan import Recipe, axes_document
 from compresskit.report import Report
 from compresskit.runner.cache import Cache
 from compresskit.runner.timing import SEQUENCE
@@ -99,7 +99,7 @@ def compress(
              {"data": data, "eval_data": eval_data, "select_data": select_data}.items()}  # fmt: skip
     recipe = Recipe(
         "compress", (), model=str(model), arch=arch, arch_args=arch_args or {}, input_shape=input_shape, key=key,
-        batch_axis={n: "none" if at is None else at for n, at in (batch_axis or {}).items()} or None,
+        batch_axis=axes_document(batch_axis),
         allow_nonfinite=allow_nonfinite,
         data=named["data"], eval_data=named["eval_data"],
         normalize=normalize, sequence=sequence, metric=metric, max_drop=max_drop, max_size=max_size,

@@ -14,7 +14,7 @@ import pytest
 import compresskit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "predict"))
-from predict_material import classifier, pictures, sentences
+from predict_material import bundles, sentences
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "use.md"
 BLOCK = re.compile(r"^```python(?: needs=(\w+))?\n(.*?)^```$", re.M | re.S)
@@ -25,18 +25,9 @@ SHORTER = [compresskit.method("prune.depth", blocks=("encoder.layer.0",))]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bundles that the page names; of small models, so that they take no time."""
     folder = tmp_path_factory.mktemp("use")
-    sentences(folder / "st")
-    classifier(folder / "classifier")
-    pictures(folder)
+    bundles(folder, {"st": "out", "cls": "reviews", "m.pt": "animals"}, "imagenet")
     (folder / "cat.png").write_bytes((folder / "pictures" / "cat" / "0.png").read_bytes())
-    eight = [compresskit.method("quantize.rtn", bits=8, group_size=16)]
-    compresskit.run(folder / "st", eight, folder / "out", bench=False)
-    compresskit.run(folder / "classifier", eight, folder / "reviews", bench=False)
     compresskit.run(folder / "st", SHORTER, folder / "shorter", export=False)
-    compresskit.run(
-        folder / "m.pt", [compresskit.method("quantize.rtn", bits=8)], folder / "animals", arch=f"{folder}/net.py:Net",
-        input_shape=(1, 3, 8, 8), eval_data=folder / "pictures", normalize="imagenet", bench=False,
-    )  # fmt: skip
     return folder
 
 

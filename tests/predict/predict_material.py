@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
+
+import compresskit
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "dog", "sat", "ran", "on", "mat", "a", "far", "away"]
 TEXTS = ["the cat sat on the mat", "a dog ran far away", "cat"]
@@ -94,3 +97,24 @@ def pictures(folder: Path) -> None:
         for number in range(3):
             pixels = draw.integers(0, 255, (10, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "pictures" / kind / f"{number}.png")
+
+
+def bundles(place: Path, names: Mapping[str, str], normalize: str) -> None:
+    """Models and their 8-bit bundles in a folder: of sentences, of classes of texts, and of pictures.
+
+    Args:
+        place: Also gets ``pictures``, a folder of class folders.
+        names: What the bundle of each model is called: of ``st``, ``cls`` and ``m.pt``.
+        normalize: Of the pictures.
+    """
+    sentences(place / "st")
+    classifier(place / "cls")
+    pictures(place)
+    for source in ("st", "cls"):
+        eight = [compresskit.method("quantize.rtn", bits=8, group_size=16)]
+        compresskit.run(place / source, eight, place / names[source], bench=False)
+    compresskit.run(
+        place / "m.pt", [compresskit.method("quantize.rtn", bits=8)], place / names["m.pt"],
+        arch=f"{place}/net.py:Net", input_shape=(1, 3, 8, 8), eval_data=place / "pictures", normalize=normalize,
+        bench=False,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import transformers
 from PIL import Image
-from predict_material import TEXTS, classifier, pictures, sentences
+from predict_material import TEXTS, bundles
 
 import compresskit
 from compresskit.checkpoint.bundle import read_card
@@ -34,17 +34,7 @@ def _quiet_transformers() -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three bundles: ``sentences``, ``classes`` (of texts) and ``pictures``, with what each was made from."""
     place = tmp_path_factory.mktemp("made")
-    sentences(place / "st")
-    classifier(place / "cls")
-    pictures(place)
-    eight = [compresskit.method("quantize.rtn", bits=8, group_size=16)]
-    for source, name in (("st", "sentences"), ("cls", "classes")):
-        compresskit.run(str(place / source), eight, place / name, bench=False)
-    compresskit.run(
-        str(place / "m.pt"), [compresskit.method("quantize.rtn", bits=8)], place / "pictures8",
-        arch=f"{place}/net.py:Net", input_shape=(1, 3, 8, 8),
-        eval_data=str(place / "pictures"), normalize=".5,.4,.3/.2,.2,.1", bench=False,
-    )  # fmt: skip
+    bundles(place, {"st": "sentences", "cls": "classes", "m.pt": "pictures8"}, ".5,.4,.3/.2,.2,.1")
     return place
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from compresskit.cli import options as shared
-from compresskit.cli.option_groups import Bounds, Showing, grouped
+from compresskit.cli.option_groups import Bounds, Reading, Showing, grouped
 
 _SEARCH = "Search"
 ModelArg = Annotated[
@@ -116,12 +116,6 @@ class Asked:
     join: Join = None
     cache: shared.CacheFolder = None
     dry_run: shared.DryRun = False
-    arch: shared.Arch = None
-    arch_args: shared.ArchArgs = None
-    input_shape: shared.InputShape = None
-    batch_axis: shared.BatchAxis = None
-    key: shared.Key = None
-    allow_nonfinite: shared.AllowNonfinite = False
     no_bench: shared.NoBench = False
     threads: shared.Threads = 0
     seed: shared.Seed = 0
@@ -131,7 +125,9 @@ class Asked:
 
 
 @grouped
-def command(model: ModelArg = None, *, samples: Samples, bounds: Bounds, asked: Asked, showing: Showing) -> None:
+def command(
+    model: ModelArg = None, *, samples: Samples, bounds: Bounds, reading: Reading, asked: Asked, showing: Showing
+) -> None:
     """Find the smallest and fastest model that meets your limits.
 
     The search tries recipes of pruning, factorization, distillation and quantization within --time. It selects
@@ -141,4 +137,4 @@ def command(model: ModelArg = None, *, samples: Samples, bounds: Bounds, asked: 
     """
     from compresskit.cli.compressing import search
 
-    raise typer.Exit(search(model, samples, bounds, asked, showing))
+    raise typer.Exit(search(model, samples, bounds, asked, reading, showing))

@@ -54,6 +54,7 @@ def command(
     from compresskit.cli.option_groups import Showing
     from compresskit.cli.recipes import Running, run_all, show_plan
     from compresskit.errors import UsageError
+    from compresskit.recipe.plan import axes_document
     from compresskit.recipe.reading import read_recipe
     from compresskit.runner.cache import Cache
 
@@ -65,7 +66,7 @@ def command(
         "arch": arch,
         "arch-args": parse_args(arch_args) or None,
         "input-shape": list(shape) if shape else None,
-        "batch-axis": {n: "none" if at is None else at for n, at in parse_axes(batch_axis).items()} or None,
+        "batch-axis": axes_document(parse_axes(batch_axis)),
         "key": key,
         "data": data,
         "eval-data": eval_data,

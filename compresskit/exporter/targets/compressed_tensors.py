@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from compresskit.checkpoint.bundle import extras_of
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
 from compresskit.errors import GateError, InputError
 from compresskit.exporter.quiet import first_line, quiet
-from compresskit.exporter.targets.target import Target, Written
+from compresskit.exporter.targets.target import DENSE, Target, Written, copy_extras
 from compresskit.exporter.targets.weights import Weight, check_shapes, weights_of
 from compresskit.model import Model
 from compresskit.ops.packed.grid import Packed, dequantize, unpack
@@ -37,7 +36,7 @@ class CompressedTensors(Target):
     extra: ClassVar[str] = "compressed-tensors"
     ending: ClassVar[str] = "-compressed-tensors"
     marker: ClassVar[str | None] = "config.json"
-    architectures: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+    architectures: ClassVar[tuple[str, ...]] = DENSE
 
     def reason_against(self, grid: Grid) -> str | None:
         """See :class:`Target`."""
@@ -57,9 +56,7 @@ class CompressedTensors(Target):
         data["quantization_config"] = _config(coded)
         entries = [entry for name, weight in found.items() for entry in _entries(name, weight)]
         write_safetensors(place / "model.safetensors", entries, {"format": "pt"})
-        for extra in extras_of(model.source):
-            if len(extra.parts) == 1:
-                (place / extra).write_bytes((model.source / extra).read_bytes())
+        copy_extras(model, place)
         (place / "config.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
         progress("writing compressed-tensors", 1, 2)
         shifted = any(weight.zeros is not None for weight in coded.values())

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compresskit.checkpoint.bundle import extras_of
 from compresskit.errors import GateError, InputError
-from compresskit.exporter.targets.target import Target, Written
+from compresskit.exporter.accuracy import set_accuracy_level
+from compresskit.exporter.checked import LEVEL
+from compresskit.exporter.targets.target import DENSE, Target, Written, copy_extras
 from compresskit.exporter.targets.weights import Weight, check_shapes, weights_of
 from compresskit.model import Model
 from compresskit.ops.packed.grid import Packed, dequantize
@@ -42,7 +43,7 @@ class Genai(Target):
     extra: ClassVar[str] = "genai"
     ending: ClassVar[str] = "-genai"
     marker: ClassVar[str | None] = "genai_config.json"
-    architectures: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+    architectures: ClassVar[tuple[str, ...]] = DENSE
 
     def reason_against(self, grid: Grid) -> str | None:
         """See :class:`Target`."""
@@ -69,7 +70,8 @@ class Genai(Target):
             _build(source, place, Path(work) / "cache", "int4" if coded else "fp32")
         progress("writing for genai", 2, 3)
         gates = prove(model.module, place)
-        fast = _quicken(place)
+        # The file was proven in float32; it rounds activations to 8 bit as our own ONNX files do.
+        fast = set_accuracy_level(place / "model.onnx", LEVEL)
         notes = ["embeddings are float32 there: the builder has no other"]
         if fast:
             first = distances(model.module, place)[0]
@@ -119,11 +121,9 @@ def _write_source(model: Model, found: dict[str, Weight], folder: Path) -> None:
         if _fits(table):
             tensors.update(_coded("lm_head", table))
             data["tie_word_embeddings"] = False
+    copy_extras(model, folder)
     (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    for extra in extras_of(model.source):
-        if extra.name != "config.json" and len(extra.parts) == 1:
-            (folder / extra).write_bytes((model.source / extra).read_bytes())
 
 
 def _fits(weight: Weight) -> bool:
@@ -164,28 +164,6 @@ def _build(source: Path, place: Path, cache: Path, precision: str) -> None:
     if done.returncode or not (place / "genai_config.json").is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise InputError(f"the builder of onnxruntime-genai gives up: {lines[-1] if lines else done.returncode}")
-
-
-def _quicken(folder: Path) -> bool:
-    """Let packed products round activations to 8 bit, as our own ONNX files do: the file was proven without.
-
-    Returns:
-        True where there are such products.
-    """
-    import onnx
-
-    model = onnx.load(folder / "model.onnx", load_external_data=False)
-    levels = [
-        attribute
-        for node in model.graph.node
-        if node.op_type == "MatMulNBits"
-        for attribute in node.attribute
-        if attribute.name == "accuracy_level"
-    ]
-    for attribute in levels:
-        attribute.i = 4
-    onnx.save(model, folder / "model.onnx")
-    return bool(levels)
 
 
 def distances(module: Any, folder: Path) -> tuple[float, float, int]:

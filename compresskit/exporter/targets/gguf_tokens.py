@@ -85,7 +85,8 @@ def add_tokenizer(writer: Any, folder: Path, size: int) -> None:
         writer.add_token_scores(found.scores)
         writer.add_add_space_prefix(found.space_prefix)
     writer.add_token_types(found.types)
-    logging.getLogger("gguf.vocab").setLevel(logging.CRITICAL)  # it guesses at what is told by an encoded text here
+    # It warns where files don't say what stands around a text; an encoded text says it below.
+    logging.getLogger("gguf.vocab").setLevel(logging.CRITICAL)
     special = gguf.SpecialVocab(folder, load_merges=found.kind == "gpt2", n_vocab=size)
     around = Tokenizer.from_file(str(folder / NAME)).encode("a").ids
     for name, at in (("bos", 0), ("eos", -1)):

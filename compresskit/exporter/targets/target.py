@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from compresskit.checkpoint.bundle import extras_of
 from compresskit.errors import UsageError, listing, missing_extra
 from compresskit.model import Model
 from compresskit.report import Gate
@@ -16,6 +18,10 @@ from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
     from compresskit.ops.packed.layout import Grid
+
+
+DENSE = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")
+"""``model_type`` of decoders without experts whose layers have Llama's names."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +112,10 @@ class Target(ABC):
                 against.setdefault(reason, []).append(name)
         for reason, layers in against.items():
             raise UsageError(f"`to` {self.name} can't carry {listing(layers)}: {reason}")
+
+
+def copy_extras(model: Model, folder: Path) -> None:
+    """Copy the small files beside a model's weights, its tokenizer among them, without those of subfolders."""
+    for extra in extras_of(model.source):
+        if len(extra.parts) == 1:
+            shutil.copyfile(model.source / extra, folder / extra)

@@ -284,28 +284,17 @@ def quantize_calibrated(
         InputError: There is no layer that could be quantized, or its inputs hold NaN or Inf.
     """
     with opened(module):
-        return _quantize(module, selection, method, batches, forward, progress)
-
-
-def _quantize(
-    module: nn.Module,
-    selection: Selection,
-    method: Method,
-    batches: Sequence[Batch],
-    forward: Forward,
-    progress: Progress,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    plan = plan_layers(module, selection)
-    run = _Run(module, plan, method, progress, kept=method.kept)
-    if batches:
-        with torch.no_grad():
-            run.found = trace(module, partial(forward, module, batches[0]))
-        original = method.drift > 0 or method.learn is not None or method.tune is not None
-        run_sequentially(module, batches, forward, list(plan.layers), run.step, original=original, found=run.found)
-    missed = run.rest()
-    ordered = {name: run.facts[name] for name in plan.layers}
-    notes = list(_notes(run, missed)) if batches else []
-    return {"layers": ordered, "ties": plan.ties, "notes": notes}, plan.skipped
+        plan = plan_layers(module, selection)
+        run = _Run(module, plan, method, progress, kept=method.kept)
+        if batches:
+            with torch.no_grad():
+                run.found = trace(module, partial(forward, module, batches[0]))
+            original = method.drift > 0 or method.learn is not None or method.tune is not None
+            run_sequentially(module, batches, forward, list(plan.layers), run.step, original=original, found=run.found)
+        missed = run.rest()
+        ordered = {name: run.facts[name] for name in plan.layers}
+        notes = list(_notes(run, missed)) if batches else []
+        return {"layers": ordered, "ties": plan.ties, "notes": notes}, plan.skipped
 
 
 def _notes(run: _Run, missed: Sequence[str]) -> Iterable[str]:
