@@ -1,4 +1,4 @@
-"""The operators that torch's exporter can write, read once in a process."""
+"""What torch's exporter repeats for nothing, once: reading the operators that it can write, and tracing a program."""
 
 from __future__ import annotations
 
@@ -8,25 +8,45 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any
 
+from compresskit.exporter.decompose import decomposed
+
 _read: dict[Any, Any] = {}
 _lock = RLock()
 
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Inside the block the exporter takes the operators that it read before.
+    """Inside the block the exporter takes the operators that it read before, and decomposes only what needs it.
 
     It reads the sources of 500 functions of onnxscript anew at each export, which was most of what a small model took:
-    .8 of 1.2 s. It changes none of what it read, as long as the caller brings no operators of its own. A torch that
-    keeps them elsewhere is left as it is.
+    .8 of 1.2 s. It changes none of what it read, as long as the caller brings no operators of its own. For what it
+    saves to decompose a program see ``decompose.py``. A torch that keeps these elsewhere is left as it is.
     """
     try:
+        from torch.onnx._internal.exporter import _fx_passes
         from torch.onnx._internal.exporter._registration import ONNXRegistry
     except ImportError:
         yield
         return
-    with _lock:
+    with _lock, _decomposing(_fx_passes):
         yield from _patched(ONNXRegistry)
+
+
+@contextmanager
+def _decomposing(passes: Any) -> Iterator[None]:
+    whole = getattr(passes, "decompose_with_registry", None)
+    if whole is None:
+        yield
+        return
+
+    def decompose(program: Any, registry: Any) -> Any:
+        return program if decomposed(program, registry) else whole(program, registry)
+
+    try:
+        passes.decompose_with_registry = decompose
+        yield
+    finally:
+        passes.decompose_with_registry = whole
 
 
 def _patched(registry: Any) -> Iterator[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -24,6 +25,7 @@ from compresskit.stage import Context, Progress, Stage, say_nothing, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
+    from compresskit.exporter.kept import KeptGraph
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,15 @@ class Job:
             max_bytes=limits.max_bytes, max_drop=limits.max_drop,
         )  # fmt: skip
 
-    def to_onnx(self, model: Model, path: Path) -> Prepared:
-        """The ONNX file of a model, written at ``path`` unless it has one."""
-        return to_onnx(model, path, data=self.samples, seed=self.measuring.seed, progress=self.progress)
+    def to_onnx(self, model: Model, path: Path, graph: KeptGraph | None = None) -> Prepared:
+        """The ONNX file of a model, written at ``path`` unless it has one; ``graph`` is of an earlier state of it."""
+        return to_onnx(
+            model, path, data=self.samples, seed=self.measuring.seed, graph=graph, progress=self.progress
+        )  # fmt: skip
 
-    def ship(self, model: Model, folder: Path) -> Prepared | None:
+    def ship(self, model: Model, folder: Path, graph: KeptGraph | None = None) -> Prepared | None:
         """Write what ships of a model into a folder; None where nothing runs."""
-        return ship(model, folder, self.to_onnx if self.measuring.export else None)
+        return ship(model, folder, partial(self.to_onnx, graph=graph) if self.measuring.export else None)
 
     def fits(self, model: Model, stages: list[Stage]) -> None:
         """Refuse stages that can't work on a model."""
@@ -202,7 +206,8 @@ class InMemory(Steps[Taken]):
     def deliver(self, now: Taken, folder: Path) -> Ready:
         """See :class:`Steps`."""
         model = self._runner.model
-        result = self._job.ship(model, folder)
+        shipped = self.baseline.shipped
+        result = self._job.ship(model, folder, None if shipped is None else shipped.graph)
         place = folder / (WEIGHTS_NAME if model.written is None else model.written.name)
         return Ready(light(model), result, self._runner.counts, place)
 
