@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from threading import RLock
+from types import SimpleNamespace
 from typing import Any
 
 from compresskit.exporter.decompose import decomposed
@@ -59,7 +61,8 @@ def _patched(registry: Any) -> Iterator[None]:
         # Those of torchvision are among them once it is imported.
         key = kind, args, tuple(sorted(kwargs.items())), "torchvision" in sys.modules
         if key not in _read:
-            _read[key] = whole.__func__(kind, *args, **kwargs)
+            with _unparsed():
+                _read[key] = whole.__func__(kind, *args, **kwargs)
         return _read[key]
 
     try:
@@ -67,3 +70,30 @@ def _patched(registry: Any) -> Iterator[None]:
         yield
     finally:
         registry.from_torchlib = whole
+
+
+@contextmanager
+def _unparsed() -> Iterator[None]:
+    """Inside the block onnxscript lists its functions without parsing the source of each.
+
+    It does so for a name that the exporter doesn't ask for: half a second. Elsewhere it is left as it is.
+    """
+    try:
+        import_module("onnxscript.function_libs.torch_lib.ops")
+        listed: Any = import_module("onnxscript.function_libs.torch_lib.registration").default_registry
+        place: Any = import_module("torch.onnx._internal.exporter._registration")
+        known = place.onnxscript_apis
+        found = [
+            SimpleNamespace(qualified_name=name, function=function, is_complex=is_complex)
+            for name, overloads in listed.items() if not name.startswith("internal::")
+            for is_complex, functions in ((False, overloads.overloads), (True, overloads.complex))
+            for function in functions
+        ]  # fmt: skip
+    except (ImportError, AttributeError):
+        yield
+        return
+    try:
+        place.onnxscript_apis = SimpleNamespace(get_torchlib_ops=lambda: found)
+        yield
+    finally:
+        place.onnxscript_apis = known

@@ -154,6 +154,15 @@ def to_onnx(
     return Prepared(path, _proof(result.parity), notes, result.graph)
 
 
+def still_holds(model: Model, path: Path) -> bool:
+    """Whether a file that was proven once computes what the module does now."""
+    from compresskit.exporter.parity import parity
+    from compresskit.exporter.pooled import pooling
+
+    with pooling(model.module, model.card.usage):
+        return parity(model.module, path, model.card.inputs).passed is not False
+
+
 def _proof(parity: Parity) -> Gate:
     """What the parity gate found, as a line of the report; a miss never gets this far."""
     from compresskit.exporter.parity import FACTOR, RELATIVE
