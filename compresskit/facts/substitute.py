@@ -26,7 +26,8 @@ class StandInFacts(LayerFacts):
         place: Where the input stands among the arguments: a position or a keyword.
         values: How many values are returned as a tuple, the first the layer's; 0 returns that alone.
         activation: What follows the layer.
-        norm: Name of the original's normalization that follows it.
+        norm: Name of the original's normalization that follows it, within the block.
+        aim: Name of another layer whose output it gives too, and which passes on what it is given.
         loss: Distance of the model's output with this one alone.
         time: Share of the original's time.
     """
@@ -38,6 +39,7 @@ class StandInFacts(LayerFacts):
     values: Annotated[Count, Field(le=64)] = 0
     activation: Literal["relu", "relu6", "silu", "gelu", "hardswish"] | None = None
     norm: Name | None = None
+    aim: Name | None = None
     loss: Number | None = None
     time: Number | None = None
 

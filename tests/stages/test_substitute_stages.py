@@ -183,3 +183,34 @@ def test_without_data_or_blocks_it_is_refused(made: Path, tmp_path: Path) -> Non
     model = load(made / "bare.pt", arch=f"{made / 'net.py'}:bare", input_shape=(1, 8))
     with pytest.raises(InputError, match="no sequence of blocks"):
         run(model, [collapse(count=1)], tmp_path / "out", data=open_source(str(tmp_path / "d.npz")), export=False)
+
+
+def test_pruned_blocks_get_a_stand_in_by_the_same_code(made: Path, tmp_path: Path) -> None:
+    run_on(made, tmp_path / "a", method("prune.depth", drop=2, stand_in="1x1", samples=64))
+    run_on(made, tmp_path / "b", collapse(count=2, stand_in="1x1"))
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    named = run_on(made, tmp_path / "c", method("prune.depth", blocks=("1.*",), stand_in="3x3", samples=64))
+    assert stood_in(again(made, tmp_path / "c")) == ["1.0", "1.1"]
+    assert [step["name"] for step in named.history] == ["substitute.collapse"]
+    with pytest.raises(UsageError, match="`stand_in` ranks blocks by the model's output"):
+        run_on(made, tmp_path / "no", method("prune.depth", drop=1, stand_in="auto", ranking="influence"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("parts", ["blocks", "halves"])
+def test_a_folder_of_transformers_comes_back(tmp_path: Path, parts: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, **sizes)
+    transformers.BertModel(config).save_pretrained(tmp_path / "in")
+    ids = np.random.default_rng(0).integers(0, 40, (64, 12))
+    np.savez(tmp_path / "data.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    data = open_source(str(tmp_path / "data.npz"))
+    report = run(load(tmp_path / "in"), [collapse(count=2, parts=parts)], tmp_path / "out", data=data, bench=False)
+    layers = report.history[-1]["facts"]["layers"]
+    assert len(layers) == 2 and {fact["kind"] for fact in layers.values()} == {"linear"}
+    assert any("transformers alone cannot load" in note for note in report.notes)
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    stored, body = load_file(tmp_path / "out" / "model.safetensors"), load(tmp_path / "out").body
+    assert isinstance(body, nn.Module) and stood_in(body) == sorted(layers)
+    assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
