@@ -59,3 +59,27 @@ class CollapseFacts(Facts):
     share: Mapping[Text, Number] = field(default_factory=dict)
     refit: FitFacts | None = None
     timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedFacts(LayerFacts):
+    """Of one layer that several were put together into.
+
+    Attributes:
+        holder: Name of the module whose code had them.
+        gone: Those that are gone, by their names in it.
+    """
+
+    holder: Name
+    gone: list[Name] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldFacts(Facts):
+    """Of a module whose layers were put together.
+
+    Attributes:
+        layers: What came of them.
+    """
+
+    layers: Layers[FoldedFacts]

@@ -214,3 +214,21 @@ def test_a_folder_of_transformers_comes_back(tmp_path: Path, parts: str) -> None
     stored, body = load_file(tmp_path / "out" / "model.safetensors"), load(tmp_path / "out").body
     assert isinstance(body, nn.Module) and stood_in(body) == sorted(layers)
     assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
+
+
+def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> None:
+    report = run_on(made, tmp_path / "out", method("substitute.fold"), data=False, export=True)
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    module, before = again(made, tmp_path / "out"), again(made, Path(made / "net.pt"))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+    x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert float((module(x) - before(x)).norm() / before(x).norm()) <= 1e-6
+    assert report.history[-1]["facts"]["layers"]["1.0.conv1"]["gone"] == ["bn1"]
+    assert report.notes[0] == "8 layers were merged exactly into 8; the model's output stays the same"
+    later = run_on(made, tmp_path / "later", collapse(count=1), source=str(tmp_path / "out"))
+    assert len(later.history) == 2 and stood_in(again(made, tmp_path / "later"))
+    with pytest.raises(InputError, match="no layers that can be merged exactly"):
+        run_on(made, tmp_path / "no", method("substitute.fold"), source=str(tmp_path / "out"), data=False)
+    with pytest.raises(UsageError, match="no layer matches 'nothing'"):
+        run_on(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)

@@ -34,6 +34,8 @@ from compresskit.ops.substitute.recorder import observed, placed
 from compresskit.ops.substitute.sites import Places
 from compresskit.ops.substitute.stand_in import put, renumber
 
+_CAUTION = 0.5
+"""Of a layer that was good already, see :meth:`NormalEquations.solve`."""
 _ALIKE = 1e-3
 """Spread of a layer's effect on a sum up to which it is the same everywhere, relative to its largest effect; and the
 effect below which a channel counts as without any."""
@@ -151,16 +153,18 @@ def _correct(part: _Part) -> None:
     """Move a layer of a block that stays to where it gives what the original gave at its place."""
     segment, layer = part.segment, part.segment.layer(part.name)
     join, norm = part.join(), part.norm()
+    if join is None and part.place is not None and isinstance(layer, nn.Linear):
+        return  # many of a block of tokens, each fitted to the noise of the one before
     sums = NormalEquations()
     for index in range(segment.batches):
-        given, now, _ = part.run(segment.module, index, None, original=False)
-        wanted = part.target(index, join)
+        given, now, total = part.run(segment.module, index, join, original=False)
+        _, wanted, aim = part.run(segment.original, index, join, original=True)
         if now.shape != wanted.shape:
             return  # routing that depends on the data
-        keep = segment.keep[index]
-        sums.add(columns_of(layer, given, keep), _positions(layer, wanted - now, keep))
+        keep, error = segment.keep[index], wanted - now if join is None else (aim - total) / join.scale
+        sums.add(columns_of(layer, given, keep), _positions(layer, error, keep))
     level = layer._parameters.get("bias")
-    weight, shift = sums.solve(bias=level is not None or norm is not None)
+    weight, shift = sums.solve(bias=level is not None or norm is not None, caution=_CAUTION)
     layer.get_parameter("weight").add_(weight.reshape(layer.get_parameter("weight").shape))
     if level is not None:
         level.add_(shift.reshape(-1))
