@@ -114,18 +114,22 @@ def test_a_model_is_not_changed_by_looking(end: str = "relu") -> None:
     assert not any("forward" in vars(part) for part in module.modules())
 
 
+@torch.no_grad()
 def test_what_follows_repairs_the_stream() -> None:
-    """The fit of a later block undoes most of what an earlier stand-in did to what passes beside that block too."""
-    lost = {}
+    """Behind the block that follows a stand-in the sum's error is smaller, all of which passed beside that block."""
+    away = {}
     for refit in (False, True):
         module, data = pictures("none", bent=(False,) * 4), data_of(17)
+        with torch.no_grad():
+            module[1][1].conv2.weight.mul_(0.1)  # its own output is no part of the error
+        wanted = module[:2](data.example["x"])
         places, found = tried(module, data)
         chosen = [c for c in found if (c.site.name, c.kind) == ("1.0", "1x1")]
         facts = apply(module, chosen, places, data, quiet, refit=refit)
-        lost[refit] = facts["after"]
         assert isinstance(module.get_submodule("1.0"), StandIn)
         assert facts["kept"] == ("fitted" if refit else "stand-ins")
-    assert lost[True] < 0.6 * lost[False]
+        away[refit] = float((module[:2](data.example["x"]) - wanted).norm() / wanted.norm())
+    assert away[True] < 0.3 * away[False]
 
 
 def test_the_second_stand_in_sees_what_the_first_gives() -> None:
@@ -272,7 +276,7 @@ class Choices:
 
     def __init__(self, *rows: tuple[str, Fitted, float, int]) -> None:
         self.found = [
-            Candidate(Site(name, {}, (1,), 100, {kind: cost}), kind, None, loss)  # type: ignore[arg-type]
+            Candidate(Site(name, name, {}, (1,), 100, 100, {kind: cost}), kind, None, loss)  # type: ignore[arg-type]
             for name, kind, loss, cost in rows
         ]
 

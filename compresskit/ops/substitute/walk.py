@@ -35,7 +35,7 @@ from compresskit.ops.substitute.sites import Places
 from compresskit.ops.substitute.stand_in import put, renumber
 
 _CAUTION = 0.5
-"""Of a layer that was good already, see :meth:`NormalEquations.solve`."""
+"""See :meth:`NormalEquations.solve`: wide layers of tokens are soon fitted to noise, as tokens of a text are alike."""
 _ALIKE = 1e-3
 """Spread of a layer's effect on a sum up to which it is the same everywhere, relative to its largest effect; and the
 effect below which a channel counts as without any."""
@@ -164,7 +164,8 @@ def _correct(part: _Part) -> None:
         keep, error = segment.keep[index], wanted - now if join is None else (aim - total) / join.scale
         sums.add(columns_of(layer, given, keep), _positions(layer, error, keep))
     level = layer._parameters.get("bias")
-    weight, shift = sums.solve(bias=level is not None or norm is not None, caution=_CAUTION)
+    how = {"caution": _CAUTION} if part.place is not None and isinstance(layer, nn.Linear) else {}
+    weight, shift = sums.solve(bias=level is not None or norm is not None, **how)
     layer.get_parameter("weight").add_(weight.reshape(layer.get_parameter("weight").shape))
     if level is not None:
         level.add_(shift.reshape(-1))
