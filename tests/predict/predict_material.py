@@ -34,11 +34,11 @@ def tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(kept))
 
 
-def bert(folder: Path, kind: str, **more: Any) -> Path:
+def bert(folder: Path, kind: str, layers: int = 2, **more: Any) -> Path:
     """A Hugging Face folder of a random BERT."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=32, initializer_range=0.4, **more,
     )  # fmt: skip
     getattr(transformers, kind)(config).eval().save_pretrained(folder)
