@@ -12,6 +12,8 @@ from compresskit.ops.calibration.gram import damped
 _DAMPING, _MOST = 1e-4, 0.1
 """Share of the inputs' mean square that pulls a weight to where it was: the least, and the most where few positions
 were seen for many columns."""
+CAUTION = 0.05
+"""Damping for as many positions as columns."""
 _ROWS = 1 << 16
 
 
@@ -41,7 +43,9 @@ class NormalEquations:
             self.y = self.y + aim.sum(1).double()
             self.count += part.shape[1]
 
-    def solve(self, start: Tensor | None = None, *, bias: bool = True, caution: float = 0.05) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, start: Tensor | None = None, *, bias: bool = True, caution: float = CAUTION
+    ) -> tuple[Tensor, Tensor]:
         """The weight ``(groups, outputs of a group, columns)`` and bias ``(groups, outputs of a group)``, float64.
 
         Args:

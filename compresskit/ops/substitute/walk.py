@@ -29,7 +29,7 @@ from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.alone import arguments_of
 from compresskit.ops.substitute.candidates import Candidate, Fit, Progress
-from compresskit.ops.substitute.normal_equations import NormalEquations
+from compresskit.ops.substitute.normal_equations import CAUTION, NormalEquations
 from compresskit.ops.substitute.recorder import observed, placed
 from compresskit.ops.substitute.sites import Places
 from compresskit.ops.substitute.stand_in import put, renumber
@@ -164,8 +164,8 @@ def _correct(part: _Part) -> None:
         keep, error = segment.keep[index], wanted - now if join is None else (aim - total) / join.scale
         sums.add(columns_of(layer, given, keep), _positions(layer, error, keep))
     level = layer._parameters.get("bias")
-    how = {"caution": _CAUTION} if part.place is not None and isinstance(layer, nn.Linear) else {}
-    weight, shift = sums.solve(bias=level is not None or norm is not None, **how)
+    caution = _CAUTION if part.place is not None and isinstance(layer, nn.Linear) else CAUTION
+    weight, shift = sums.solve(bias=level is not None or norm is not None, caution=caution)
     layer.get_parameter("weight").add_(weight.reshape(layer.get_parameter("weight").shape))
     if level is not None:
         level.add_(shift.reshape(-1))
