@@ -98,6 +98,11 @@ def language(folder: Path) -> None:
     )  # fmt: skip
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "my-model")
     tokenizer(folder / "my-model")
+    config = transformers.T5Config(
+        vocab_size=14, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=1
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "t5-small")
+    tokenizer(folder / "t5-small")
     place = folder / "my-model" / "tokenizer_config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "chat_template": CHAT}))
 

@@ -63,7 +63,8 @@ class Transformers(Writer):
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.tokens, use_cache=True,
                 streamer=streamer, pad_token_id=0, **drawn, **ends,
             )  # fmt: skip
-        new = tuple(made[0, len(prompt) :].tolist())
+        given = 1 if self._module.config.is_encoder_decoder else len(prompt)
+        new = tuple(made[0, given:].tolist())
         first = marks[0] if marks else time.perf_counter()
         return Made(len(prompt), len(new), first - begin, time.perf_counter() - first, new)
 
