@@ -82,6 +82,7 @@ SUBSTITUTE = Kind(
     methods={
         "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
+        "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
     },
 )
 FACTORIZE = Kind(

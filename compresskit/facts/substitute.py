@@ -83,3 +83,29 @@ class FoldFacts(Facts):
     """
 
     layers: Layers[FoldedFacts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseFacts(LayerFacts):
+    """Of one convolution that became depthwise ones and a 1×1.
+
+    Attributes:
+        multiplier: Windows a channel.
+        time: Share of the original's time.
+    """
+
+    multiplier: Annotated[int, Field(strict=True, ge=1, le=64)]
+    time: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeparableFacts(Facts):
+    """Of a module with depthwise convolutions.
+
+    Attributes:
+        layers: Those layers.
+        refit: What the fit along the model gained.
+    """
+
+    layers: Layers[DepthwiseFacts]
+    refit: FitFacts | None = None

@@ -233,3 +233,23 @@ def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> 
         run_on(made, tmp_path / "no", method("substitute.fold"), source=str(tmp_path / "out"), data=False)
     with pytest.raises(UsageError, match="no layer matches 'nothing'"):
         run_on(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)
+
+
+def test_depthwise_layers_come_back_from_the_bundle(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed is made up: convolutions of 16 channels gain nothing."""
+    monkeypatch.setattr(shared_latency, "share_of_time", lambda layer, *_: 1.1 if layer.in_channels == 16 else 0.5)
+    stage = method("substitute.depthwise", multiplier=1, samples=64, exclude=("1.1.*",))
+    report = run_on(made, tmp_path / "out", stage, export=True)
+    layers, skipped = report.history[-1]["facts"]["layers"], report.coverage.skipped
+    assert sorted(layers) == ["0", "1.0.conv1", "1.0.conv2", "2.0.conv1"]
+    assert skipped["1.1.conv1"] == "excluded" and skipped["2.1.conv1"].startswith("no faster: 1.10")
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    assert report.models[1].macs < report.models[0].macs
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    state = again(made, tmp_path / "out").state_dict()
+    assert state.keys() == stored.keys() and all(torch.equal(state[key], value) for key, value in stored.items())
+    with pytest.raises(InputError, match="no convolution of this model can be made depthwise"):
+        wide = method("substitute.depthwise", multiplier=9, guard="size")
+        run_on(made, tmp_path / "no", wide)

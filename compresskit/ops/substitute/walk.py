@@ -29,6 +29,7 @@ from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.alone import arguments_of
 from compresskit.ops.substitute.candidates import Candidate, Fit, Progress
+from compresskit.ops.substitute.depthwise import Depthwise
 from compresskit.ops.substitute.normal_equations import CAUTION, NormalEquations
 from compresskit.ops.substitute.recorder import observed, placed
 from compresskit.ops.substitute.sites import Places
@@ -90,7 +91,7 @@ def _walk(
 ) -> None:
     found = places.trace
     fixed = [name for name, why in places.skipped.items() if why == EXCLUDED]
-    layers = _movable(module, dict.fromkeys(c.name for c in found.calls if c.name))
+    layers = movable(module, dict.fromkeys(c.name for c in found.calls if c.name))
     once, started, done = found.once(), False, 0
     gone: set[str] = set()
 
@@ -103,13 +104,13 @@ def _walk(
                 put(
                     module,
                     choice.site.name,
-                    _refitted(_Part(segment, choice.site.aim, found, place), choice),
+                    _refitted(Part(segment, choice.site.aim, found, place), choice),
                     choice.fact.aim,
                 )
                 gone.update((choice.site.name, choice.site.aim))
                 started = True
             elif started and refit and not any(_inside(name, other) for other in (*gone, *fixed)):
-                _correct(_Part(segment, name, found, place))
+                correct(Part(segment, name, found, place))
             done += 1
             progress("fit along the model", done, len(layers))
 
@@ -120,7 +121,7 @@ def _inside(name: str, holder: str) -> bool:
     return name == holder or name.startswith(f"{holder}.")
 
 
-def _movable(module: nn.Module, names: Iterable[str]) -> list[str]:
+def movable(module: nn.Module, names: Iterable[str]) -> list[str]:
     """The plain layers among some, without those whose weight another one has too."""
     users = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     found = []
@@ -132,7 +133,7 @@ def _movable(module: nn.Module, names: Iterable[str]) -> list[str]:
     return found
 
 
-def _refitted(part: _Part, choice: Candidate) -> nn.Module:
+def _refitted(part: Part, choice: Candidate) -> nn.Module:
     """A stand-in that gives, on what it is given now, what the original gave on the original's input."""
     segment, site = part.segment, choice.site
     fit = Fit(segment.layer(site.name), site.options[choice.kind])
@@ -149,9 +150,10 @@ def _refitted(part: _Part, choice: Candidate) -> nn.Module:
     return fit.solved()
 
 
-def _correct(part: _Part) -> None:
-    """Move a layer of a block that stays to where it gives what the original gave at its place."""
-    segment, layer = part.segment, part.segment.layer(part.name)
+def correct(part: Part) -> None:
+    """Move a layer to where it gives what the original gave at its place; of a depthwise one its last part."""
+    segment, whole = part.segment, part.segment.layer(part.name)
+    layer = whole.point if isinstance(whole, Depthwise) else whole
     join, norm = part.join(), part.norm()
     if join is None and part.place is not None and isinstance(layer, nn.Linear):
         return  # many of a block of tokens, each fitted to the noise of the one before
@@ -161,6 +163,7 @@ def _correct(part: _Part) -> None:
         _, wanted, aim = part.run(segment.original, index, join, original=True)
         if now.shape != wanted.shape:
             return  # routing that depends on the data
+        given = whole.spread(given) if isinstance(whole, Depthwise) else given
         keep, error = segment.keep[index], wanted - now if join is None else (aim - total) / join.scale
         sums.add(columns_of(layer, given, keep), _positions(layer, error, keep))
     level = layer._parameters.get("bias")
@@ -174,7 +177,7 @@ def _correct(part: _Part) -> None:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A layer, or a half of a block, in its segment of the model.
 
     Attributes:
@@ -231,7 +234,7 @@ class _Part:
         layer = self.segment.layer(self.name)
         if place is None:
             return None
-        axis = 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else -1
+        axis = 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d, Depthwise)) else -1
         run = partial(self.segment.replay, 0)
         before = observed(block, "", place, run, sums=True).sums
         pushes: list[Tensor] = []
