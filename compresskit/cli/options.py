@@ -188,6 +188,17 @@ Stride = Annotated[
         show_default=False,
     ),
 ]
+Generation = Annotated[
+    str | None,
+    typer.Option(
+        "--generate",
+        metavar="PROMPT,NEW",
+        help="Let language models generate NEW tokens after PROMPT tokens: 512,128. bench times that, compare counts "
+        "the tokens that are the first model's.",
+        rich_help_panel="Run",
+        show_default=False,
+    ),
+]
 MaxDrop = Annotated[
     str | None,
     typer.Option(

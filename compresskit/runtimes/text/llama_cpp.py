@@ -37,6 +37,9 @@ class LlamaCpp(Writer):
             "max_tokens": request.tokens, "temperature": request.temperature, "seed": request.seed, "stream": True,
             "stream_options": {"include_usage": True}, "cache_prompt": False, "ignore_eos": request.to_the_end,
         }  # fmt: skip
+        if request.ids:  # streamed, only those are told that end a character
+            del asked["stream_options"]
+            asked |= {"stream": False, "return_tokens": True, "verbose": True}
         prompt = request.prompt if isinstance(request.prompt, str) else list(request.prompt)
         call = self._server.handle_completions
         if request.chat:
@@ -45,6 +48,7 @@ class LlamaCpp(Writer):
             asked["prompt"] = prompt
         usage: dict[str, int] = {}
         marks: list[float] = []
+        ids: list[int] = []
 
         def take(chunk: Any) -> None:
             parts = chunk if isinstance(chunk, list) else [chunk]
@@ -53,6 +57,7 @@ class LlamaCpp(Writer):
                     error = part.get("error", part)
                     raise InputError(f"llama.cpp refuses the request: {error.get('message', error)}")
                 usage.update(part.get("usage") or {})
+                ids.extend(part.get("__verbose", {}).get("tokens", []))
                 for choice in part.get("choices", []):
                     text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
                     if text or not marks:
@@ -63,4 +68,5 @@ class LlamaCpp(Writer):
         call(asked, take)
         first = marks[0] if marks else time.perf_counter()
         new = usage.get("completion_tokens", len(marks))
-        return Made(usage.get("prompt_tokens", 0), new, first - begin, time.perf_counter() - first)
+        told = tuple(ids) if request.ids else None
+        return Made(usage.get("prompt_tokens", 0), new, first - begin, time.perf_counter() - first, told)

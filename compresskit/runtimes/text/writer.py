@@ -18,6 +18,7 @@ class Request:
         seed: Of the draws.
         chat: The text is what a user says; the model's chat template is put around it.
         to_the_end: Exactly ``tokens`` are written, whatever ends an answer.
+        ids: Numbers of the new tokens are wanted; some programs then show the text at the end, and can't be timed.
     """
 
     prompt: str | Sequence[int]
@@ -26,6 +27,7 @@ class Request:
     seed: int = 0
     chat: bool = False
     to_the_end: bool = False
+    ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Made:
         new_tokens: Written.
         first_s: Seconds until the first token was there.
         rest_s: Seconds for all that followed it.
-        ids: Numbers of the new tokens, where the program tells them.
+        ids: Numbers of the new tokens, where they were asked for or cost nothing.
     """
 
     prompt_tokens: int
