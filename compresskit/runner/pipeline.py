@@ -24,6 +24,7 @@ from compresskit.runner.disk_space import check_room
 from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, RunLog, report_on
 from compresskit.runner.keys import surroundings
+from compresskit.runner.measured import Measured
 from compresskit.runner.preconditions import check, check_output
 from compresskit.runner.prepare import with_inputs, with_usage
 from compresskit.runner.provenance import provenance
@@ -68,6 +69,7 @@ def run_recipe(
     tell: Callable[[str], None] = say_nothing,
     draw: Callable[[Report], str] | None = None,
     complete: Callable[[Report, Path], Report] | None = None,
+    known: Measured | None = None,
 ) -> Report:
     """Run the steps of a recipe, write the bundle, and judge it against the original.
 
@@ -85,6 +87,7 @@ def run_recipe(
         tell: Shows the user a line right away.
         draw: Gives the page that is put beside the report; None leaves it away.
         complete: Adds to the report, and to the folder, before the bundle is sealed.
+        known: Figures of the original and the result that were measured already.
 
     Raises:
         GateError: A step's ONNX export computes something else, or every step was undone; nothing is written.
@@ -109,7 +112,7 @@ def run_recipe(
         )  # fmt: skip
         return model, Job(
             recipe.steps, output, parted(open_(recipe.data), recipe)[0], measuring, force, command, progress, tell,
-            recipe, draw, complete,
+            recipe, draw, complete, known,
         )  # fmt: skip
 
     def steps(model: Model, job: Job, work: Path) -> Cached:
@@ -173,7 +176,7 @@ def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Repor
     after = steps.deliver(taken[-1] if taken else steps.first, folder)
     target = next((at.target for at in reversed(taken) if at.target), None)
     kinds = [registry.get(name).kind for at in taken for name in at.stages]
-    log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates)
+    log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates, job.known)
     measuring = job.measuring.of(kinds, target)
     report = report_on(
         steps.baseline, after, job.output, measuring, log, command=job.command, progress=job.progress
