@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, absent, command, workplace
+from harness import Bench, absent, command
 
 GB = 1e9
 BAR = 1.5
@@ -38,7 +38,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 from compresskit.checkpoint.shard_writer import ShardWriter
 folder, shape = Path(sys.argv[1]), json.loads(sys.argv[2])
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="bfloat16")
 with torch.device("meta"):
     module = LlamaForCausalLM(config)
@@ -59,15 +59,16 @@ config.save_pretrained(folder)
 
 
 def main() -> None:
-    bench = Bench("language memory", __doc__ or "")
+    bench = Bench("language memory", __doc__ or "", keep=True)
     if not Path("/proc/self/status").is_file():
         absent("the private memory of another process, which only Linux tells this way", "run it on Linux")
-    with workplace() as place:
+    with bench.kept() as place:
         for name, shape in SHAPES.items():
             if (name == "30 M") != bench.quick or not bench.wants(name):
                 continue
             folder = place / name.replace(" ", "")
-            subprocess.run([sys.executable, "-c", MAKE, folder, json.dumps(shape)], check=True)
+            if not (folder / "config.json").is_file():
+                subprocess.run([sys.executable, "-c", MAKE, folder, json.dumps(shape)], check=True)
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             for options in (("--bits", "4"), ("--bits", "8"), ("--method", "nf4")):
                 out = place / "out"

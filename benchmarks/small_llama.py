@@ -31,7 +31,7 @@ def trained(folder: Path, texts: Path, steps: int, say: Callable[[str], object] 
     """The Hugging Face folder of the trained model; made where it isn't there yet.
 
     Args:
-        folder: Where the model, its held-out text ``held_out.txt`` and the checkpoints lie.
+        folder: Where the model and the checkpoints lie, with its texts ``learnt.txt`` and ``held_out.txt``.
         texts: Folder of the texts.
         steps: Batches of 8 × 256 tokens.
         say: Told how far it is.
@@ -40,14 +40,15 @@ def trained(folder: Path, texts: Path, steps: int, say: Callable[[str], object] 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     done = folder / f"llama-{steps}"
-    if (done / "model.safetensors").is_file():
-        return done
     folder.mkdir(parents=True, exist_ok=True)
     parts = [(texts / name).read_text(encoding="utf-8") for name in TEXTS]
     cuts = [int(len(part) * (1 - HELD_OUT)) for part in parts]
     learnt = [part[:cut] for part, cut in zip(parts, cuts, strict=True)]
     held = "".join(part[cut:] for part, cut in zip(parts, cuts, strict=True))
     (folder / "held_out.txt").write_text(held, encoding="utf-8")
+    (folder / "learnt.txt").write_text("".join(learnt), encoding="utf-8")
+    if (done / "model.safetensors").is_file():
+        return done
     tokenizer = tokenize(learnt)
     ids = np.concatenate([tokenizer(part)["input_ids"] for part in learnt])
     torch.manual_seed(0)
