@@ -72,6 +72,19 @@ PRUNE = Kind(
         "subnet": "compresskit.stages.prune_subnet:PruneSubnet",
     },
 )
+SUBSTITUTE = Kind(
+    name="substitute",
+    summary="Replace blocks and layers by cheaper ones, fitted or exact.",
+    changes_size=True,
+    before_codes=True,
+    only_tunes=False,
+    quantizes=False,
+    methods={
+        "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
+        "fold": "compresskit.stages.substitute_fold:SubstituteFold",
+        "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+    },
+)
 FACTORIZE = Kind(
     name="factorize",
     summary="Replace layers by products of smaller ones (low-rank matrices, smaller convolutions).",
@@ -150,5 +163,5 @@ LORA = Kind(
         "merge": "compresskit.stages.lora_merge:LoraMerge",
     },
 )
-BUILT_IN = (PRUNE, FACTORIZE, QUANTIZE, DISTILL, LORA)
+BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, QUANTIZE, DISTILL, LORA)
 """In the order in which they make sense."""

@@ -17,7 +17,7 @@ from compresskit.errors import UsageError
 from compresskit.recipe.plan import Recipe, axes_document
 from compresskit.runner.cache import Cache
 from compresskit.search import compress as searching
-from compresskit.search.request import Request, prepared
+from compresskit.search.request import Cluster, Request, prepared
 from compresskit.search.space_file import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import say_nothing, silent
@@ -54,7 +54,8 @@ def search(
     if asked.dry_run:
         return _show_space(request, cache)
     inputs = (model, samples.data, samples.eval_data, samples.select_data, reading.arch, asked.metric)
-    check_output(target, inputs, force=asked.force)
+    for pick in request.picks:
+        check_output(searching.place_of(target, request.picks, pick), inputs, force=asked.force)
     showing.check(inputs, target, beside=not asked.no_html)
     draw = None if asked.no_html else drawing(interactive=showing.interactive)
     try:
@@ -73,8 +74,10 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
     if samples.data is None:
         raise UsageError("a search needs samples for calibration and selection", "give --data FILE")
     goals = _goals(asked.minimize, bench)
-    picks: dict[tuple[Goal, ...], Pick] = {("size",): "size", ("latency",): "latency"}
-    pick = _one_of("--pick", asked.pick, get_args(Pick)) if asked.pick else picks.get(goals, "knee")
+    usual: dict[tuple[Goal, ...], Pick] = {("size",): "size", ("latency",): "latency"}
+    picks = tuple(_several("--pick", asked.pick, get_args(Pick))) if asked.pick else (usual.get(goals, "knee"),)
+    if asked.workers is not None and asked.on is None:
+        raise UsageError("--workers is for --on", "give --on ray, or start workers with --join")
     recipe = Recipe(
         "compress", (), model=str(model), arch=reading.arch, arch_args=parse_args(reading.arch_args),
         input_shape=parse_shape(reading.input_shape), key=reading.key, data=samples.data, eval_data=samples.eval_data,
@@ -86,8 +89,9 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
     kinds = tuple(word.strip() for word in asked.steps.split(",")) if asked.steps else ()
     space = None if asked.space is None else read_space(asked.space)
     return Request.of(
-        recipe, target, asked.study, samples.select_data, goals=goals, pick=pick, seconds=parse_time(asked.time),
-        most=asked.trials, kinds=kinds, space=space, bench=bench,
+        recipe, target, asked.study, samples.select_data, goals=goals, picks=picks, seconds=parse_time(asked.time),
+        most=asked.trials, kinds=kinds, space=space, bench=bench, workers=asked.workers,
+        on=None if asked.on is None else _one_of("--on", asked.on, get_args(Cluster)),
     )  # fmt: skip
 
 
@@ -101,10 +105,14 @@ def _show_space(request: Request, cache: Cache) -> int:
 
 
 def _goals(text: str, bench: bool) -> tuple[Goal, ...]:
-    words = [_one_of("--minimize", word.strip(), get_args(Goal)) for word in text.split(",")]
+    words = _several("--minimize", text, get_args(Goal))
     if not bench and words == ["latency"]:
         raise UsageError("--minimize latency needs the speed measured", "remove --no-bench")
-    return tuple(word for word in dict.fromkeys(words) if bench or word != "latency")
+    return tuple(word for word in words if bench or word != "latency")
+
+
+def _several(option: str, text: str, known: tuple[Any, ...]) -> list[Any]:
+    return list(dict.fromkeys(_one_of(option, word.strip(), known) for word in text.split(",")))
 
 
 def _one_of(option: str, word: str, known: tuple[Any, ...]) -> Any:

@@ -36,6 +36,13 @@ GUIDES = {
             "prune all-MiniLM-L6-v2 --method depth --drop 2 --data lines.txt",
         ),
     ),
+    "substitute": Guide(
+        ("method", "count", "target_latency", "stand_in", "epochs", *_DATA),
+        (
+            "substitute model.pt --arch net.py:Net --data train.npz --eval-data test.npz --count 2",
+            "substitute all-MiniLM-L6-v2 --count 2 --data lines.txt",
+        ),
+    ),
     "factorize": Guide(
         ("method", "budget", "energy", "rank", "epochs", *_DATA),
         (f"factorize {_CNN} --budget 0.5", "factorize all-MiniLM-L6-v2 --budget 0.8 --data lines.txt"),

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from compresskit.checkpoint.load import kind_of
 from compresskit.runner.loading import load_module
-from compresskit.runtimes.text import Made, Request, Writer, find, get
+from compresskit.runtimes.text import Chat, Made, Request, Writer, find, get
 
 
 def open_writer(path: Path, engine: str | None = None, *, threads: int = 0, context: int = 2048) -> Writer:
     """A program with a model opened.
 
     Args:
-        path: A .gguf file, a folder for onnxruntime-genai, a bundle or a Hugging Face folder.
-        engine: ``llama.cpp``, ``genai`` or ``transformers``; None is the one of the form.
+        path: A .gguf file, a folder for onnxruntime-genai or of an encoder-decoder, a bundle or a Hugging Face folder.
+        engine: ``llama.cpp``, ``genai``, ``onnxruntime`` or ``transformers``; None is the one of the form.
         threads: Of one operator; 0 is the program's choice.
         context: Most tokens of prompt and answer together.
 
@@ -47,11 +47,11 @@ def generate(
     """Let a language model go on from a prompt: ``compresskit generate``.
 
     Args:
-        path: A .gguf file, a folder for onnxruntime-genai, a bundle or a Hugging Face folder.
+        path: A .gguf file, a folder for onnxruntime-genai or of an encoder-decoder, a bundle or a Hugging Face folder.
         prompt: Text.
         tokens: Maximum number of new tokens.
         temperature: 0 takes the likeliest token each time.
-        engine: ``llama.cpp``, ``genai`` or ``transformers``; None is the one of the form.
+        engine: ``llama.cpp``, ``genai``, ``onnxruntime`` or ``transformers``; None is the one of the form.
         chat: The prompt is what a user says; the model's chat template is put around it.
         threads: Of one operator; 0 is the program's choice.
         seed: Of the draws.
@@ -74,7 +74,8 @@ def generate(
 
     # A token is at least a byte of text, but for the few that are put around it.
     writer = open_writer(Path(path), engine, threads=threads, context=len(prompt.encode()) + tokens + 1024)
-    writer.write(Request(prompt, tokens, temperature, seed, chat), take)
+    asked = Chat((("user", prompt),)) if chat else prompt
+    writer.write(Request(asked, tokens, temperature, seed=seed), take)
     return "".join(pieces)
 
 

@@ -12,16 +12,18 @@ from compresskit.benchmark.machine import environment
 from compresskit.benchmark.run import unclear
 from compresskit.benchmark.sweep import Point
 from compresskit.data.source import notes_of
-from compresskit.kinds import QUANTIZE, Kind
+from compresskit.kinds import Kind
 from compresskit.model import Applied, Model, portable
 from compresskit.recipe.limits import Limits
-from compresskit.report import Coverage, Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
+from compresskit.report import Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
 from compresskit.runner.candidate import Candidate
+from compresskit.runner.coverage import bytes_left, coverage
 from compresskit.runner.gates import gates
 from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
 from compresskit.runner.layers import layers_of
 from compresskit.runner.likeness import LikenessData, samples_of
 from compresskit.runner.measure import Quality, quality
+from compresskit.runner.measured import Measured
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.promises import promises_speed, since
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
@@ -123,8 +125,22 @@ class ReportBuilder:
         int8_notes: On which CPUs the models' 8-bit products are exact.
     """
 
-    def __init__(self, models: Sequence[Candidate], measuring: Measuring, progress: Progress = silent) -> None:
-        self.models, self.measuring, self.progress = models, measuring, progress
+    def __init__(
+        self,
+        models: Sequence[Candidate],
+        measuring: Measuring,
+        progress: Progress = silent,
+        known: Measured | None = None,
+    ) -> None:
+        """Begin with models.
+
+        Args:
+            models: The baseline first.
+            measuring: What they are measured with.
+            progress: Called from time to time as ``progress(what, done, total)``.
+            known: Of two models: figures that were measured already.
+        """
+        self.models, self.measuring, self.progress, self._known = models, measuring, progress, known
         self.entries = [model.entry() for model in models]
         self.measured: Quality | None = None
         self.timed = Speed()
@@ -146,7 +162,10 @@ class ReportBuilder:
             likeness: What that is measured on; None is random inputs.
         """
         metric, seed, progress = self.measuring.metric, self.measuring.seed, self.progress
-        self.measured = quality(self.models, source, metric, likeness=likeness, seed=seed, progress=progress)
+        if self._known is not None and source is not None:
+            self.measured = self._known.quality_of(self.models)
+        else:
+            self.measured = quality(self.models, source, metric, likeness=likeness, seed=seed, progress=progress)
         self.figures += self.measured.measurements
         models = self.models if quantized is None else quantized
         self.int8_notes = saturation_notes(models, self.measured, source, progress=progress)
@@ -160,7 +179,10 @@ class ReportBuilder:
             keep: After Ctrl-C keep what is known so far.
         """
         timing, self._shorter = (timing or Timing([self.measuring.point])).fitting(sources)
-        self.timed = speed(self.models, timing, seed=self.measuring.seed, keep=keep, progress=self.progress)
+        known = None if self._known is None else self._known.speed_of(self.models)
+        self.timed = known or speed(
+            self.models, timing, seed=self.measuring.seed, keep=keep, progress=self.progress
+        )  # fmt: skip
         self.figures += self.timed.measurements
 
     @property
@@ -233,12 +255,14 @@ class RunLog:
         notes: What was found out on the way.
         steps: What each step of a recipe did.
         gates: Those that were judged already.
+        known: Figures of the original and the result that were measured already.
     """
 
     data: Source | None = None
     notes: Sequence[str] = ()
     steps: Sequence[StepEntry] = ()
     gates: Sequence[Gate] = ()
+    known: Measured | None = None
 
 
 def report_on(
@@ -270,7 +294,7 @@ def report_on(
         output.name if output.name != baseline.name else shown, shown, measuring,
         promises_speed=promises_speed(history, before.model.card.history),
     )  # fmt: skip
-    builder = ReportBuilder([baseline, new], measuring, progress)
+    builder = ReportBuilder([baseline, new], measuring, progress, log.known)
     facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})
     about: list[str] = []
     if after.shipped is not None:
@@ -301,7 +325,7 @@ def report_on(
         ],
         command=command,
         layers=[*layers_of(baseline.name, baseline.path), *layers_of(new.name, new.path, history)],
-        coverage=coverage(facts, skipped, _left(after.place, history, skipped)),
+        coverage=coverage(facts, skipped, bytes_left(after.place, history, skipped)),
         steps=list(log.steps),
     )
 
@@ -351,31 +375,3 @@ def _rounding(facts: dict[str, Any], name: str) -> tuple[list[Measurement], list
         f"SQNR of the weights: median of {len(known)} layers {middle:.1f} dB, lowest {known[worst]:.1f} dB in {worst}"
     )
     return [Measurement(model=name, name="weight_sqnr", value=middle, unit="dB", n=len(known))], [note]
-
-
-def coverage(facts: dict[str, Any], skipped: dict[str, str], left: dict[str, int] | None = None) -> Coverage:
-    """The layers that a stage changed, in words, and those it left alone, with their bytes where they are known."""
-    done = {name: _described(layer) for name, layer in facts.get("layers", {}).items()}
-    return Coverage(done=done, skipped=skipped, left=left or {})
-
-
-def _left(weights: Path, history: Sequence[Applied], skipped: dict[str, str]) -> dict[str, int]:
-    """Bytes of the layers that quantization left alone, off the weights' headers."""
-    if not skipped or not history[-1].name.startswith(f"{QUANTIZE.name}.") or not weights.is_file():
-        return {}
-    from compresskit.checkpoint.tensors import open_tensors
-
-    tensors, found = open_tensors(weights, allow_nonfinite=True), dict.fromkeys(skipped, 0)
-    for name in tensors.names():
-        layer = name if name in found else name.rpartition(".")[0]
-        if layer in found and name not in tensors.ties:
-            found[layer] += tensors.region(name).nbytes
-    return {name: size for name, size in found.items() if size}
-
-
-def _described(layer: dict[str, Any]) -> str:
-    group = layer.get("group_size")
-    scope = f"group {group}" if group else "per tensor" if layer.get("scales") == 1 else "per channel"
-    kind = layer.get("kind") or {0: "layer", 2: "matrix"}.get(len(layer.get("shape", ())), "kernel")
-    repair = f", repair {layer['repair']}" if layer.get("repair") else ""
-    return f"{kind} {layer['bits']} bit, {scope}{repair}" if "bits" in layer else str(layer.get("about", layer))

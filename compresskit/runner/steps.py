@@ -19,6 +19,7 @@ from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.cache import Cache
 from compresskit.runner.judging import Measuring, Ready
 from compresskit.runner.keys import surroundings
+from compresskit.runner.measured import Measured
 from compresskit.runner.preconditions import check
 from compresskit.runner.prepare import Prepared, counted, to_onnx
 from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship
@@ -47,6 +48,8 @@ class Job:
         recipe: What the steps were read from: then the report tells of each, and the run can be repeated.
         draw: Gives the page that is put beside the report; None leaves it away.
         complete: Adds to the report, and to the folder, before the bundle is sealed.
+        known: Figures of the original and the result that were measured already.
+        notes: What the report says of the run.
     """
 
     steps: tuple[Step, ...]
@@ -61,6 +64,8 @@ class Job:
     recipe: Recipe | None = None
     draw: Callable[[Report], str] | None = None
     complete: Callable[[Report, Path], Report] | None = None
+    known: Measured | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:

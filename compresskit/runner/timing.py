@@ -67,6 +67,7 @@ class Speed:
         latencies: As quantiles.
         profile: By node, where it was asked for.
         notes: What a reader must know.
+        noise: Those of the notes that are about the machine.
         stopped: The exit code where Ctrl-C or SIGTERM stopped it, else 0; the figures are of what was whole by then.
     """
 
@@ -74,6 +75,7 @@ class Speed:
     latencies: list[Distribution] = field(default_factory=list)
     profile: list[NodeTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    noise: list[str] = field(default_factory=list)
     stopped: int = 0
 
 
@@ -92,8 +94,9 @@ def speed(
     specs = [model.spec({}) for model in models]
     load, before = noise.load_average(), noise.snapshot()
     timed = sweep(specs, timing.where, plan=timing.plan(), seed=seed, keep=keep, progress=progress)
-    notes = [*slower(models, timed.measurements), *noise.notes(before, noise.snapshot(), load=load)]
-    found = Speed(timed.measurements, timed.latencies, notes=notes, stopped=timed.stopped)
+    about = noise.notes(before, noise.snapshot(), load=load)
+    notes = [*slower(models, timed.measurements), *about]
+    found = Speed(timed.measurements, timed.latencies, notes=notes, noise=about, stopped=timed.stopped)
     try:
         if timing.roofline and not found.stopped:
             figures, about = limits(models, found.measurements, progress=progress)

@@ -12,7 +12,7 @@ from compresskit.runner.cache import Cache
 from compresskit.runner.timing import SEQUENCE
 from compresskit.search.compress import Showing
 from compresskit.search.compress import compress as search
-from compresskit.search.request import Request
+from compresskit.search.request import Cluster, Request
 from compresskit.search.space_file import read_space
 from compresskit.search.tried import Goal, Pick
 from compresskit.stage import Progress, silent
@@ -40,12 +40,14 @@ def compress(
     seconds: float = 600.0,
     trials: int | None = None,
     minimize: tuple[Goal, ...] = ("size", "latency"),
-    pick: Pick = "knee",
+    pick: Pick | tuple[Pick, ...] = "knee",
     steps: tuple[str, ...] = (),
     space: str | Path | None = None,
     study: str | None = None,
     cache: str | Path | None = None,
     bench: bool = True,
+    on: Cluster | None = None,
+    workers: int | None = None,
     threads: int = 0,
     seed: int = 0,
     force: bool = False,
@@ -74,12 +76,15 @@ def compress(
         seconds: Time limit of search and verdict, in seconds.
         trials: Maximum number of candidates.
         minimize: What to minimize: ``size``, ``latency`` or both.
-        pick: Which passing model to keep: ``size``, ``latency``, ``quality`` or ``knee``.
+        pick: Which passing model to keep: ``size``, ``latency``, ``quality`` or ``knee``. Of several, the first is
+            written to ``output`` and each other one to ``OUTPUT-PICK``.
         steps: Only steps of these kinds, as ``("prune", "quantize")``; empty is all.
         space: YAML file with the search space.
         study: Storage of the search, for resuming it. None is ``OUTPUT.study``.
         cache: Folder of the step cache; None is the user's cache folder.
         bench: Measure the speed.
+        on: ``ray`` starts workers on an existing Ray cluster.
+        workers: Number of those; None is one for each node.
         threads: Threads per operator; 0 uses all cores.
         seed: Random seed.
         force: Overwrite an existing output.
@@ -106,8 +111,10 @@ def compress(
         min_speedup=min_speedup, threads=threads, seed=seed,
     )  # fmt: skip
     request = Request.of(
-        recipe, Path(output), study, named["select_data"], goals=tuple(minimize), pick=pick, seconds=seconds,
-        most=trials, kinds=tuple(steps), space=None if space is None else read_space(Path(space)), bench=bench,
+        recipe, Path(output), study, named["select_data"], goals=tuple(minimize), seconds=seconds,
+        picks=(pick,) if isinstance(pick, str) else tuple(dict.fromkeys(pick)),
+        most=trials, kinds=tuple(steps), space=None if space is None else read_space(Path(space)), bench=bench, on=on,
+        workers=workers,
     )  # fmt: skip
     request.limits.check(evaluated=eval_data is not None, benched=bench)
     kept = Cache.default() if cache is None else Cache(Path(cache))

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,27 +16,23 @@ import yaml
 from compresskit.benchmark.machine import cpu_flags, cpu_name
 from compresskit.errors import STOPS, UsageError, stop_code
 from compresskit.model import portable
-from compresskit.quality.intervals import Z
-from compresskit.report import Gate, Report
+from compresskit.recipe.plan import Recipe
+from compresskit.report import Report
 from compresskit.runner.cache import Cache
-from compresskit.runner.gates import gates
-from compresskit.runner.judging import Measuring, ReportBuilder
+from compresskit.runner.measured import Measured
 from compresskit.runner.pipeline import run_recipe
 from compresskit.search.request import Found, Request, identity, prepared
 from compresskit.search.searching import Bars, Searching
 from compresskit.search.space_file import space_of
 from compresskit.search.study import SearchStudy, shown
-from compresskit.search.tried import front, shortlist
+from compresskit.search.tried import Pick, front, ranked, shortlist
 from compresskit.search.trying import Figures, Trying, until
+from compresskit.search.verdict import Cost, Verdicts, judge
 from compresskit.searched import Judged, Search, Tried, steps_text
 from compresskit.stage import Progress, say_nothing, silent
 
 RECIPE = "recipe.yaml"
 """In the bundle: the recipe that makes it again."""
-_JUDGED = 8
-"""Candidates that are measured on the evaluation data, at most."""
-_RESERVE, _LEAST_S, _MOST_S = 0.12, 10.0, 180.0
-"""Share of the time that is kept for the verdict, and its bounds in seconds."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -65,6 +62,14 @@ class Showing:
     force: bool = False
 
 
+@dataclass(frozen=True)
+class Ways:
+    """Where the steps of candidates are kept, and how the search is shown."""
+
+    cache: Cache
+    showing: Showing
+
+
 def compress(request: Request, cache: Cache, showing: Showing) -> Report:
     """Search, judge the best candidates on the evaluation data, and write the one that is wanted.
 
@@ -83,10 +88,12 @@ def compress(request: Request, cache: Cache, showing: Showing) -> Report:
         MachineError: Optuna isn't installed, or the disk is full.
     """
     start = time.monotonic()
-    reserve = min(max(_RESERVE * request.seconds, min(_LEAST_S, request.seconds / 3)), _MOST_S)
-    deadline = start + request.seconds - reserve
+    end, ways = start + request.seconds, Ways(cache, showing)
     with tempfile.TemporaryDirectory(prefix="compresskit-") as work:
-        found = prepared(request, cache, until(deadline, showing.progress), Path(work))
+        found = prepared(request, cache, until(end, showing.progress), Path(work))
+        cost = Cost.of(request, found.trying)
+        deadline = end - cost.reserve(request.seconds)
+        found.trying.report_to(until(deadline, showing.progress))
         study = SearchStudy.open(request.study, goals=found.goals(request), seed=request.recipe.seed)
         study.claim(identity(request, found), request.study)
         study.note("request", {**request.to_json(), "space": found.space.document(), "machine": machine()})
@@ -96,7 +103,8 @@ def compress(request: Request, cache: Cache, showing: Showing) -> Report:
         searching = searching_of(request, found, study, deadline, showing.tell)
         stopped = 0
         try:
-            searching.run()
+            with _others(request, ways):
+                searching.run()
         except STOPS as error:
             if not any(one.bytes is not None for one in study.tried()):
                 raise
@@ -105,10 +113,19 @@ def compress(request: Request, cache: Cache, showing: Showing) -> Report:
         seconds = (study.attribute("seconds") or 0.0) + time.monotonic() - start
         study.note("seconds", round(seconds, 1))
         study.note("until", 0.0)  # other workers needn't begin another candidate
-        report = _finish(request, found, searching, cache, showing)
+        report = _finish(request, found, searching, cost, end, ways)
     if stopped:
         raise Stopped(report, stopped)
     return report
+
+
+def _others(request: Request, ways: Ways) -> AbstractContextManager[None]:
+    """Other workers, for as long as the search takes."""
+    if request.on is None:
+        return nullcontext()
+    from compresskit.search.cluster import workers_on_ray
+
+    return workers_on_ray(request.study, request.workers, ways.cache.root, ways.showing.tell)
 
 
 def join(place: str, cache: Cache, showing: Showing) -> int:
@@ -159,120 +176,140 @@ def _announce(request: Request, found: Found, known: Sequence[Tried], showing: S
     trying = found.trying
     metric = trying.metric.name if trying.metric is not None else "similarity to the original"
     samples = f"{trying.samples} samples"
-    where = f"of {portable(trying.select.name)}" + ("" if request.select_data else ", held out")
-    showing.tell(f"candidates are compared by {metric} on {samples} {where}")
+    where = portable(trying.select.name)
+    showing.tell(
+        f"candidates are compared by {metric} on {samples} of {where}{'' if request.select_data else ', held out'}"
+    )
+    if not request.select_data and found.space.trains():
+        showing.tell(f"if the model was trained on {where}, give other samples with `select_data`: they compare better")
     for note in found.notes:
         showing.tell(note)
     if known:
         showing.tell(f"resuming with {len(known)} candidates of {shown(request.study)}")
 
 
-def _finish(request: Request, found: Found, searching: Searching, cache: Cache, showing: Showing) -> Report:
-    """Judge the best candidates, write the one that is wanted, and tell how it was found."""
-    study = searching.study
-    tried = study.tried()
-    trying, bars = found.trying, searching.bars
-    trying.patient(showing.progress)
+def _finish(request: Request, found: Found, searching: Searching, cost: Cost, end: float, ways: Ways) -> Report:
+    """Judge the best candidates, write those that are wanted, and tell how they were found.
+
+    Args:
+        request: What was searched for.
+        found: The model and its data.
+        searching: This worker's part in the search.
+        cost: Of the verdict.
+        end: By ``time.monotonic``: the time limit of the user.
+        ways: Where steps are kept, and how all is shown.
+
+    Returns:
+        The report of the first of them.
+    """
+    tried, bars = searching.study.tried(), searching.bars
+    found.trying.report_to(ways.showing.progress)
     best = front(tried, request.goals)
-    wanted = shortlist(best, bars.close(tried) if best else [], request.pick, _JUDGED)
-    if not wanted:
-        if (nearest := _nearest(tried, bars)) is None:
-            reasons = list(dict.fromkeys(one.reason for one in tried if one.reason))
-            raise UsageError(
-                f"none of {len(tried)} candidates could be measured" + (f": {reasons[0]}" if reasons else ""),
-                "give more `time`, or another `space`",
-            )
-        wanted = [nearest]
-    judged = judge(request, trying, wanted, showing.progress)
-    winner = next((one for one, seen in zip(wanted, judged, strict=True) if seen.passed), wanted[0])
-    chosen_by = f"{trying.samples} samples of {portable(trying.select.name)}"
-    search = Search(
-        tried=tried,
-        front=[one.number for one in best],
-        judged=judged,
-        winner=winner.number,
-        pick=request.pick,
-        goals=list(request.goals),
-        importance=study.importance(0),
-        chosen_by=chosen_by,
-        metric=trying.metric.name if trying.metric is not None else "likeness",
-        seconds=float(study.attribute("seconds") or 0.0),
-        notes=[*found.notes, *_notes(wanted[0], best, judged, searching.stopped, bars)],
-    )
+    count = cost.count(end - time.monotonic())
+    wanted = shortlist(best, bars.close(tried) if best else [], request.picks, count) or [_nearest(tried, bars)]
+    verdicts = judge(request, found.trying, wanted, ways.showing.progress)
+    search = _told(request, found, searching, best, verdicts.judged, wanted[0])
+    winners = _winners(request, wanted, verdicts.judged)
+    return _write(request, found.trying, search, winners, verdicts, ways)
+
+
+def _winners(request: Request, wanted: Sequence[Tried], judged: Sequence[Judged]) -> dict[Pick, Tried]:
+    """The candidate of each pick: the first in its order that passes. Where none passes, the first of all."""
+    passed = [one for one, seen in zip(wanted, judged, strict=True) if seen.passed]
+    if not passed:
+        return {request.picks[0]: wanted[0]}
+    return {pick: ranked(passed, pick)[0] for pick in request.picks}
+
+
+def place_of(output: Path, picks: Sequence[Pick], pick: Pick) -> Path:
+    """The folder of a pick: the first one has ``output``, another one its name after it."""
+    return output if pick == picks[0] else output.with_name(f"{output.name}-{pick}")
+
+
+def _write(
+    request: Request, trying: Trying, search: Search, winners: dict[Pick, Tried], verdicts: Verdicts, ways: Ways
+) -> Report:
+    """The bundle of each winner; returns the report of the first."""
+    numbers = [one.number for one in search.judged]
+    places: dict[int, Path] = {}
+    notes: list[str] = []
+    for pick, winner in winners.items():
+        same = winner.number in places
+        place = places.setdefault(winner.number, place_of(request.output, request.picks, pick))
+        if len(winners) > 1:
+            notes.append(f"`pick` {pick}: candidate {winner.number}, {'also ' if same else ''}in {portable(place)}")
+    by_place = {
+        place: (number, [p for p in winners if winners[p].number == number]) for number, place in places.items()
+    }
+    reports = []
+    for place, (number, picks) in by_place.items():
+        told = search.model_copy(
+            update={"winner": number, "pick": ", ".join(picks), "notes": [*search.notes, *notes]}
+        )  # fmt: skip
+        winner = winners[picks[0]]
+        known = verdicts.of(numbers.index(number))
+        reports.append(_bundle(request, trying.recipe(winner.steps), place, told, known, ways))
+    return reports[0]
+
+
+def _bundle(
+    request: Request, found: Recipe, place: Path, search: Search, known: Measured | None, ways: Ways
+) -> Report:  # fmt: skip
+    asked, showing = request.recipe, ways.showing
+    text = steps_text(found.document()["steps"])
     recipe = replace(
-        trying.recipe(winner.steps), name="compress", description=f"Found by compress: {steps_text(winner.steps)}.",
-        max_drop=request.recipe.max_drop, max_size=request.recipe.max_size, min_speedup=request.recipe.min_speedup,
+        found, name="compress", description=f"Found by compress: {text}.", max_drop=asked.max_drop,
+        max_size=asked.max_size, min_speedup=asked.min_speedup,
     )  # fmt: skip
 
     def complete(report: Report, folder: Path) -> Report:
-        text = yaml.safe_dump(recipe.document(), sort_keys=False, allow_unicode=True)
-        (folder / RECIPE).write_text(text, encoding="utf-8")
+        document = yaml.safe_dump(recipe.document(), sort_keys=False, allow_unicode=True)
+        (folder / RECIPE).write_text(document, encoding="utf-8")
         return report.model_copy(update={"search": search, "notes": [*report.notes, *search.notes]})
 
     return run_recipe(
-        recipe, request.output, bench=request.bench, cache=cache, force=showing.force, command=showing.command,
-        progress=showing.progress, draw=showing.draw, complete=complete,
+        recipe, place, bench=request.bench, cache=ways.cache, force=showing.force, command=showing.command,
+        progress=showing.progress, draw=showing.draw, complete=complete, known=known,
     )  # fmt: skip
 
 
-def judge(request: Request, trying: Trying, wanted: Sequence[Tried], progress: Progress) -> list[Judged]:
-    """Measure candidates on the evaluation data, once, all in turns."""
-    measuring = Measuring(
-        metric=request.recipe.metric, limits=request.limits, sequence=request.recipe.sequence,
-        threads=request.recipe.threads, device=request.recipe.device, seed=request.recipe.seed,
-    )  # fmt: skip
-    models = [trying.original_candidate("original")]
-    for one in wanted:
-        at, _ = trying.take(trying.recipe(one.steps))
-        models.append(at.ready.candidate(f"candidate {one.number}", "", replace(measuring, target=at.target)))
-    builder = ReportBuilder(models, measuring, progress)
-    source = trying.evaluation()
-    builder.measure_quality(source)
-    if request.bench:
-        builder.measure_speed([trying.model.source])
-    found = []
-    for one, model, entry in zip(wanted, models[1:], builder.entries[1:], strict=True):
-        measured = builder.measured
-        held = gates([builder.entries[0], entry], builder.evaluation, builder.figures, measuring.limits,
-                     broken=measured.broken if measured else {})  # fmt: skip
-        found.append(_judged(one, model.name, builder, held, len(wanted)))
-    return found
-
-
-def _judged(one: Tried, name: str, builder: ReportBuilder, held: Sequence[Gate], count: int) -> Judged:
-    figures = {(m.model, m.name): m for m in builder.figures}
-    speed = figures.get((name, "speedup"))
-    evaluation = builder.evaluation
-    value = figures.get((name, evaluation.metric)) if evaluation else None
-    drop = builder.measured.drops.get(name) if builder.measured else None
-    interval = None if drop is None or drop.interval is None else widened(drop.drop, drop.interval, count)
-    passed = all(gate.passed is True for gate in held if gate.asked) and not any(
-        gate.passed is False for gate in held if gate.name not in ("speed",) or gate.asked
+def _told(
+    request: Request, found: Found, searching: Searching, best: Sequence[Tried], judged: Sequence[Judged], first: Tried
+) -> Search:
+    """How the result was found, but for which candidate it is."""
+    trying, study = found.trying, searching.study
+    return Search(
+        tried=study.tried(),
+        front=[one.number for one in best],
+        judged=list(judged),
+        goals=list(request.goals),
+        importance=study.importance(0),
+        chosen_by=f"{trying.samples} samples of {portable(trying.select.name)}",
+        metric=trying.metric.name if trying.metric is not None else "likeness",
+        seconds=float(study.attribute("seconds") or 0.0),
+        notes=[*found.notes, *_notes(first, best, judged, searching.stopped, searching.bars)],
     )
-    bounds = None if speed is None or speed.low is None or speed.high is None else (speed.low, speed.high)
-    return Judged(
-        number=one.number, passed=passed, value=value.value if value else None, drop=drop.drop if drop else None,
-        interval=interval, speedup=speed.value if speed else None, speedup_interval=bounds,
-    )  # fmt: skip
 
 
-def widened(middle: float, interval: tuple[float, float], count: int) -> tuple[float, float]:
-    """A 95 % interval as wide as it must be for all of ``count`` to hold at once (Bonferroni, normal quantiles)."""
-    from statistics import NormalDist
+def _nearest(tried: Sequence[Tried], bars: Bars) -> Tried:
+    """Where no candidate keeps the bars: the one that misses them by the least.
 
-    factor = NormalDist().inv_cdf(1 - 0.025 / max(1, count)) / Z
-    return middle + factor * (interval[0] - middle), middle + factor * (interval[1] - middle)
-
-
-def _nearest(tried: Sequence[Tried], bars: Bars) -> Tried | None:
-    """Where no candidate keeps the bars: the one that misses them by the least; None where none was measured."""
+    Raises:
+        UsageError: None was measured.
+    """
 
     def missed(one: Tried) -> float:
         figures = Figures(one.bytes or 0, one.faster, one.value or 0.0, one.drop or 0.0, one.interval)
         return max(bars.missed(figures, one.forgiven).values(), default=0.0)
 
     known = [one for one in tried if one.bytes is not None]
-    return min(known, key=lambda one: (missed(one), one.number), default=None)
+    if not known:
+        reasons = list(dict.fromkeys(one.reason for one in tried if one.reason))
+        raise UsageError(
+            f"none of {len(tried)} candidates could be measured" + (f": {reasons[0]}" if reasons else ""),
+            "give more `time`, or another `space`",
+        )
+    return min(known, key=lambda one: (missed(one), one.number))
 
 
 def _notes(first: Tried, best: Sequence[Tried], judged: Sequence[Judged], ended: str, bars: Bars) -> list[str]:

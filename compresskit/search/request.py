@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from compresskit.errors import UsageError
 from compresskit.recipe.limits import Limits
@@ -20,6 +20,8 @@ from compresskit.search.space import Space
 from compresskit.search.tried import Goal, Pick
 from compresskit.search.trying import Look, Trying
 from compresskit.stage import Progress
+
+Cluster = Literal["ray"]
 
 _MUCH_FASTER = 0.8
 """Share of float32's time in which bfloat16 must be done to be worth its rounding."""
@@ -37,12 +39,14 @@ class Request:
         study: Folder or address where the search is kept.
         select_data: Samples by which the choice is made; None holds some of the data out.
         goals: What is to be small.
-        pick: Which of the candidates that pass is wanted.
+        picks: Which of the candidates that pass are wanted; the first is written to ``output``.
         seconds: That search and verdict may take.
         most: Candidates to try at most; None is any number.
         kinds: Of steps that may be tried; empty is all.
         space: What may be tried; None follows from the model.
         bench: Measure the speed.
+        on: Where other workers are started: ``ray``; None is nowhere.
+        workers: How many there; None is one for each node.
     """
 
     recipe: Recipe
@@ -50,12 +54,14 @@ class Request:
     study: str
     select_data: str | None = None
     goals: tuple[Goal, ...] = ("size", "latency")
-    pick: Pick = "knee"
+    picks: tuple[Pick, ...] = ("knee",)
     seconds: float = 600.0
     most: int | None = None
     kinds: tuple[str, ...] = ()
     space: Space | None = None
     bench: bool = True
+    on: Cluster | None = None
+    workers: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, output: Path, study: str | None, select_data: str | None, **more: Any) -> Request:

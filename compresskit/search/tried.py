@@ -49,7 +49,7 @@ def front(tried: Iterable[Tried], goals: Sequence[Goal]) -> list[Tried]:
     return sorted(found, key=lambda one: (one.bytes or 0, one.number))
 
 
-def shortlist(found: Sequence[Tried], close: Sequence[Tried], pick: Pick, count: int) -> list[Tried]:
+def shortlist(found: Sequence[Tried], close: Sequence[Tried], picks: Sequence[Pick], count: int) -> list[Tried]:
     """Which candidates are to be judged, the one that is wanted most first.
 
     Some are those of the front that are wanted most, then its smallest and its fastest, then two that miss the bar by
@@ -59,13 +59,14 @@ def shortlist(found: Sequence[Tried], close: Sequence[Tried], pick: Pick, count:
     Args:
         found: The front.
         close: That miss the bars, but not surely.
-        pick: What is wanted.
+        picks: What is wanted; the first decides the order.
         count: How many.
     """
-    order = ranked(found, pick)
+    pick, order = picks[0], ranked(found, picks[0])
     sure = [one for one in order if not one.forgiven]
     ends = [*ranked(found, "size")[:1], *ranked(found, "latency")[:1]]
-    wanted = [*order[: max(1, count // 2 - 1)], *ends, *ranked(close, pick)[:2], *sure, *order]
+    others = [one for other in picks[1:] for one in ranked(found, other)[:2]]
+    wanted = [*order[: max(1, count // 2 - 1)], *others, *ends, *ranked(close, pick)[:2], *sure, *order]
     chosen = list({one.number: one for one in wanted}.values())[:count]
     return ranked(chosen, pick)
 

@@ -87,6 +87,7 @@ class Trying:
         base: Figures of the original.
         metric: What is measured; None where only similarity to the original is.
         samples: How many the choice is made by.
+        seconds_to_score: That the metric of the original took on them.
     """
 
     def __init__(self, look: Look, cache: Cache, progress: Progress, work: Path) -> None:
@@ -126,7 +127,9 @@ class Trying:
         self._cache = cache
         self._original = self._candidate(self._steps.first)
         self._session = self._original.open()
+        start = time.perf_counter()
         self.metric, self._score = self._scored(self._steps.first)
+        self.seconds_to_score = time.perf_counter() - start
         self.samples = len(self.select) if self._score is None else self._score.n
         self._feeds = make_feeds(self._session.inputs, {"batch": 1, "sequence": recipe.sequence}, recipe.seed)
         value = 100.0 if self._score is None else self._score.value
@@ -189,8 +192,8 @@ class Trying:
         """Bytes that a candidate takes at least, known before anything is computed; 0 where that isn't known."""
         return 0 if self._inventory is None else least_bytes(self._inventory, steps)
 
-    def patient(self, progress: Progress) -> None:
-        """Forget the time: what is left to do is done whole."""
+    def report_to(self, progress: Progress) -> None:
+        """Call another function from here on; one that knows no time limit lets all be done whole."""
         self._job = replace(self._job, progress=progress)
         self._steps.progress(progress)
 
@@ -202,6 +205,12 @@ class Trying:
         """The evaluation data."""
         recipe = self._look.recipe
         return opener(self.model, recipe.normalize, recipe.sequence, paths=[recipe.data])(recipe.eval_data)
+
+    @cached_property
+    def seconds_a_call(self) -> float:
+        """What a call of the original takes with one sample."""
+        calls = _calls(self._session, self._feeds)
+        return _timed(self._session, self._feeds, calls)
 
     @cached_property
     def seconds_a_pass(self) -> dict[str, float]:

@@ -78,6 +78,32 @@ def test_a_search_gives_a_model_that_passes_and_the_recipe_that_makes_its_bytes(
         assert (place / "again" / name).read_bytes() == (place / "out" / name).read_bytes()
 
 
+def test_several_picks_give_a_bundle_each(place: Path, cli: Cli) -> None:
+    (place / "space.yaml").write_text(
+        "steps: [one-of: [none, factorize.svd: {rank: 1, include: [first]}], one-of: [quantize.rtn: {bits: 4}]]",
+        encoding="utf-8",
+    )
+    asked = [*ASKED, "--max-drop", "90pt", "--pick"]
+    done = cli(*asked, "size,quality")
+    assert done.code == 0, done
+    reports = [read_report(place / name) for name in ("out", "out-quality")]
+    for report in reports:
+        search = report.search
+        assert search is not None and len(search.tried) == 2
+        assert report.models[1].bytes == search.tried[search.winner or 0].bytes
+        # The figures are those by which the candidates were compared.
+        judged = next(one for one in search.judged if one.number == search.winner)
+        assert report.values("accuracy")[report.models[1].name].value == judged.value
+    assert [report.search and report.search.pick for report in reports] == ["size", "quality"]
+    assert (reports[0].models[1].bytes or 0) < (reports[1].models[1].bytes or 0)
+    assert "--pick quality: candidate" in done.out and "out-quality" in done.out
+    assert (again := cli(*asked, "knee,quality", "-o", "other")).code == 0, again
+    both = read_report(place / "other")  # one candidate is both, or there are two bundles
+    assert (place / "other-quality").exists() == (both.search is not None and both.search.pick == "knee")
+    taken = cli(*asked, "size,quality")
+    assert taken.code == 2 and "exists already" in taken.err
+
+
 def test_what_promises_most_is_trained_and_then_ends_in_every_way_to_quantize(place: Path, cli: Cli) -> None:
     (place / "space.yaml").write_text(TRAINS, encoding="utf-8")
     done = cli(*ASKED, "--trials", 12)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compresskit.runner.judging import coverage
+from compresskit.runner.coverage import coverage
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from compresskit.search.compress import widened
 from compresskit.search.tried import front, ranked, shortlist
+from compresskit.search.verdict import widened
 from compresskit.searched import Tried, tried_text
 
 
@@ -68,6 +68,6 @@ def test_those_that_are_judged_are_the_wanted_the_ends_the_close_and_the_sure() 
     hoped = [tried(n, 4 + n, 2 + 0.1 * n, 0.2).model_copy(update={"forgiven": 1.0}) for n in range(6)]
     ends = [tried(10, 20, 0.5, 0.2), tried(11, 0.9, 9, 0.2)]
     sure, close = tried(20, 2, 2, 0.0), tried(30, 12, 2, 0.6, "missed")
-    found = shortlist([*hoped, *ends, sure], [close], "knee", 8)
+    found = shortlist([*hoped, *ends, sure], [close], ["knee"], 8)
     assert {10, 11, 20, 30} <= {one.number for one in found} and len(found) == 8
     assert found == ranked(found, "knee")

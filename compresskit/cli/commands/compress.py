@@ -34,7 +34,8 @@ PickOne = Annotated[
         "--pick",
         metavar="WHAT",
         help="Which passing model to keep: the smallest (size), the fastest (latency), the most accurate (quality), "
-        "or the best product of size and speed-up (knee).",
+        "or the best product of size and speed-up (knee). Several with commas: the first is written to OUT, each other "
+        "one to OUT-WHAT.",
         rich_help_panel=_SEARCH,
     ),
 ]
@@ -78,6 +79,26 @@ StudyPlace = Annotated[
         show_default=False,
     ),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        metavar="ray",
+        help="Start workers on the Ray cluster at RAY_ADDRESS, or on the one that runs on this machine.",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Number of workers that --on starts. (one for each node)",
+        rich_help_panel=_SEARCH,
+        show_default=False,
+    ),
+]
 Join = Annotated[
     str | None,
     typer.Option(
@@ -114,6 +135,8 @@ class Asked:
     space: SpaceFile = None
     study: StudyPlace = None
     join: Join = None
+    on: On = None
+    workers: Workers = None
     cache: shared.CacheFolder = None
     dry_run: shared.DryRun = False
     no_bench: shared.NoBench = False

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from compresskit.checkpoint.tensors import Tensors
 
 
-def substitute(module: nn.Module, cap: float) -> list[str]:
+def swap(module: nn.Module, cap: float) -> list[str]:
     """Put a Hardtanh from 0 to ``cap`` in the place of each ReLU; returns the layers' names."""
     from torch import nn
 
@@ -40,14 +40,14 @@ class CapFacts(Facts):
     cap: Number
 
 
-class SubstituteRelu(Stage):
+class SwapRelu(Stage):
     """Put a capped ReLU in the place of each ReLU.
 
     Its outputs have a known range, whatever the data.
     """
 
     kind: ClassVar = Kind(
-        name="substitute",
+        name="swap",
         summary="Put cheaper layers in the place of others.",
         changes_size=False,
         before_codes=True,
@@ -62,23 +62,23 @@ class SubstituteRelu(Stage):
     cap: Annotated[float, Field(gt=0, description="Largest output of a layer.")] = 6.0
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Substitute in place.
+        """Swap in place.
 
         Raises:
             InputError: There is no ReLU.
         """
-        found = substitute(model.module, self.cap)
+        found = swap(model.module, self.cap)
         if not found:
             raise InputError(f"{model.source} has no ReLU")
         facts = CapFacts(
             layers={name: LayerFacts(about=f"Hardtanh from 0 to {self.cap:g}") for name in found},
             cap=self.cap,
-            notes=[f"{len(found)} ReLU substituted"],
+            notes=[f"{len(found)} ReLU swapped"],
         )
         return self.recorded(model, facts)
 
     @classmethod
     def replay(cls, module: nn.Module, facts: CapFacts, tensors: Tensors) -> Tensors:
-        """Substitute again."""
-        substitute(module, facts.cap)
+        """Swap again."""
+        swap(module, facts.cap)
         return tensors

@@ -1,0 +1,1 @@
+"""Cheaper modules in the place of others, fitted on what the model's layers really get."""
