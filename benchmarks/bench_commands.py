@@ -35,7 +35,7 @@ quantizer.model.save_model_to_file(out)
 
 def main() -> None:
     bench = Bench("commands", __doc__ or "", data=True)
-    rounds = 1 if bench.quick else 5
+    rounds = 1 if bench.quick else 3
     with workplace() as place:
         os.environ |= {"COMPRESSKIT_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1"}
         if bench.wants("MiniLM"):

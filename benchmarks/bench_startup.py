@@ -11,7 +11,7 @@ from harness import ROOT, Bench, command, ratio, spread
 
 from compresskit.cli.app import summaries
 
-MOST = 4.0
+MOST = 2.0
 
 
 def main() -> None:
