@@ -1,4 +1,4 @@
-"""Private memory and time of quantizing a large language model's folder, weights alone, tensor by tensor.
+"""Private memory and time of quantizing a large language model's folder: weights alone, and gptq block by block.
 
 The models have the shapes of known ones and random weights in bfloat16, in shards. Private memory is what the process
 alone holds and the system can't take back: ``RssAnon`` of Linux, read every 20 ms. Pages of the mapped shards come on
@@ -14,10 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness import Bench, absent, command, workplace
+import numpy as np
+from harness import Bench, absent, command
 
 GB = 1e9
-BAR = 1.5
+SAMPLES, TOKENS = 16, 256
+WAYS: dict[str, tuple[float, tuple[str, ...], bool]] = {
+    "--bits 4": (1.5, ("--bits", "4"), False),
+    "--bits 8": (1.5, ("--bits", "8"), False),
+    "--method nf4": (1.5, ("--method", "nf4"), False),
+    f"gptq, {SAMPLES} × {TOKENS} tokens": (3.0, ("--method", "gptq", "--bits", "4"), True),
+}
+"""By what is done: the bar in GB, options, and whether it takes data."""
 SHAPES: dict[str, dict[str, Any]] = {
     "30 M": {
         "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 8,
@@ -38,7 +46,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
 from compresskit.checkpoint.shard_writer import ShardWriter
 folder, shape = Path(sys.argv[1]), json.loads(sys.argv[2])
-folder.mkdir(parents=True)
+folder.mkdir(parents=True, exist_ok=True)
 config = LlamaConfig(**shape, architectures=["LlamaForCausalLM"], dtype="bfloat16")
 with torch.device("meta"):
     module = LlamaForCausalLM(config)
@@ -59,24 +67,32 @@ config.save_pretrained(folder)
 
 
 def main() -> None:
-    bench = Bench("language memory", __doc__ or "")
+    bench = Bench("language memory", __doc__ or "", keep=True)
     if not Path("/proc/self/status").is_file():
         absent("the private memory of another process, which only Linux tells this way", "run it on Linux")
-    with workplace() as place:
+    with bench.kept() as place:
         for name, shape in SHAPES.items():
-            if (name == "30 M") != bench.quick or not bench.wants(name):
+            if (name == "30 M") != bench.quick or not any(bench.wants(f"{name}, {what}") for what in WAYS):
                 continue
             folder = place / name.replace(" ", "")
-            subprocess.run([sys.executable, "-c", MAKE, folder, json.dumps(shape)], check=True)
+            if not (folder / "config.json").is_file():
+                subprocess.run([sys.executable, "-c", MAKE, folder, json.dumps(shape)], check=True)
             size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-            for options in (("--bits", "4"), ("--bits", "8"), ("--method", "nf4")):
+            ids = np.random.default_rng(0).integers(3, shape["vocab_size"], (SAMPLES, TOKENS))
+            np.savez(place / "ids.npz", input_ids=ids)
+            data = ("--data", str(place / "ids.npz"), "--samples", str(SAMPLES), "--sequence", str(TOKENS))
+            for what, (bar, options, more) in WAYS.items():
+                if not bench.wants(f"{name}, {what}"):
+                    continue
                 out = place / "out"
-                words = command("quantize", folder, *options, "--no-export", "-q", "-o", out, "--force")
-                private, resident, seconds = measured(words)
+                given = (*options, *(data if more else ()))
+                private, resident, seconds = measured(
+                    command("quantize", folder, *given, "--no-export", "-q", "-o", out, "--force")
+                )
                 left = size / sum(file.stat().st_size for file in out.glob("*.safetensors"))
                 bench.row(
-                    f"{name}, {' '.join(options)}, private memory", f"≤ {BAR} GB", f"{private / GB:.2f} GB", 1,
-                    f"resident {resident / GB:.2f} GB, {seconds:.0f} s, {left:.2f}× smaller", private <= BAR * GB,
+                    f"{name}, {what}, private memory", f"≤ {bar} GB", f"{private / GB:.2f} GB", 1,
+                    f"resident {resident / GB:.2f} GB, {seconds:.0f} s, {left:.2f}× smaller", private <= bar * GB,
                 )  # fmt: skip
     bench.end()
 

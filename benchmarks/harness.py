@@ -32,15 +32,18 @@ class Bench:
         title: First part of the key of each row.
         doc: The script's docstring; its first line is the help.
         data: Takes ``--data``.
+        keep: Takes ``--keep``.
     """
 
-    def __init__(self, title: str, doc: str, *, data: bool = False) -> None:
+    def __init__(self, title: str, doc: str, *, data: bool = False, keep: bool = False) -> None:
         self.title = title
         parser = argparse.ArgumentParser(description=doc.strip().splitlines()[0])
         if data:
             parser.add_argument(
                 "--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real data"
             )
+        if keep:
+            parser.add_argument("--keep", type=Path, help="folder where what takes long to make stays for the next run")
         parser.add_argument("--quick", action="store_true", help="few rounds, only to try the script: nothing recorded")
         parser.add_argument("--only", default="", help="cases whose name holds this, where there are several")
         parser.add_argument("--resume", action="store_true", help="seeds that are on record are not run again")
@@ -63,6 +66,16 @@ class Bench:
         if not path.exists():
             absent(f"{'/'.join(parts)} in {self.options.data}", "give the folder that holds it with --data")
         return path
+
+    @contextmanager
+    def kept(self) -> Iterator[Path]:
+        """The folder of ``--keep``; without the option one that is gone afterwards."""
+        if self.options.keep is None:
+            with workplace() as place:
+                yield place
+        else:
+            self.options.keep.mkdir(parents=True, exist_ok=True)
+            yield self.options.keep
 
     def row(self, case: str, bar: str, value: str, n: int | str, spread: str = "", passed: bool | None = None) -> None:
         """One figure."""

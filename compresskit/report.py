@@ -65,10 +65,13 @@ class Measurement(_Part):
     """One figure. ``low`` and ``high`` bound it at 95 % where that is known; ``n`` counts what it was taken from.
 
     Names in use: ``accuracy``, ``top5``, ``perplexity``, ``spearman``, ``cosine``, ``sqnr``, ``agreement`` (quality);
+    ``choice_accuracy`` and ``choice_accuracy_norm`` (%), ``greedy_agreement`` (%) and ``first_difference`` (tokens) of
+    a language model;
     ``weight_sqnr`` (dB, median over layers, where nothing ran); ``latency_p50``, ``latency_p95``, ``latency_p99`` (ms),
     ``throughput`` (1/s), ``speedup`` (×, against the baseline at the same point), ``load`` and ``first_call`` (ms),
     ``peak_memory`` (bytes), ``energy`` (J a call), ``device_time`` (ms) and ``device_memory`` (bytes) of a GPU;
-    ``first_token`` (ms), ``prefill`` and ``decode`` (tokens/s) of a language model that writes;
+    ``first_token`` (ms), ``prefill`` and ``decode`` (tokens/s) of a language model that writes, ``decode_speedup`` (×,
+    against the baseline);
     ``traffic`` (bytes a call), ``operations`` (a call), ``limit`` (ms) and ``of_limit`` (the share of it that is
     reached, 0 to 1).
     ``batch``, ``threads`` and ``sequence`` (tokens) tell the points of a sweep apart; None where it doesn't apply.

@@ -33,6 +33,15 @@ def is_huggingface(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def task_of(folder: Path) -> str:
+    """The task of a folder by the first class that its config.json names; as in its card.
+
+    Raises:
+        InputError: The config is damaged or hostile.
+    """
+    return _task(str(next(iter(_config_json(folder, quantized=True).get("architectures") or ()), "")))
+
+
 def load_huggingface(folder: Path | str, *, allow_nonfinite: bool = False) -> Model:
     """Load a Hugging Face folder in float32 and eval mode, offline, running no code that it may hold.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compresskit.checkpoint.arch import build, portable_reference
 from compresskit.checkpoint.bundle import ONNX_NAME, WEIGHTS_NAME, is_bundle, read_card, weights_of
 from compresskit.checkpoint.files import contained, unreadable
-from compresskit.checkpoint.huggingface import build_from_config, is_huggingface, load_huggingface
+from compresskit.checkpoint.huggingface import build_from_config, is_huggingface, load_huggingface, task_of
 from compresskit.checkpoint.load_state import load_into
 from compresskit.checkpoint.onnx_file import read_onnx_file
 from compresskit.checkpoint.onnx_inputs import graph_inputs
@@ -52,6 +52,15 @@ def kind_of(path: Path | str) -> Kind:
             f"{path} is a folder without a model: it has no compresskit.json (a bundle), no config.json and no weights"
         )
     return "onnx" if path.suffix.lower() == ".onnx" else "tensors"
+
+
+def is_causal(path: Path) -> bool:
+    """Whether a bundle or a Hugging Face folder is of a causal language model, by its card or config.
+
+    Raises:
+        InputError: These are damaged.
+    """
+    return (read_card(path, verify=False).task if is_bundle(path) else task_of(path)) == "causal-lm"
 
 
 def load(

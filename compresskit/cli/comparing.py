@@ -69,6 +69,7 @@ def compare_models(
     """
     from compresskit.cli.console import progressing
     from compresskit.cli.inputs import command_line
+    from compresskit.data.windows import window_of
     from compresskit.runner.check import check
     from compresskit.runner.compare import Interrupted, check_comparison, compare
     from compresskit.runner.loading import load_shipped
@@ -80,13 +81,14 @@ def compare_models(
     before = earlier.open()
     engines, options = engine_names(how.runtimes, allow_auto=not how.evaluated), reading.load_options()
     how = replace(how, runtimes=engines, loader_args=options)
+    window = window_of(evaluating.window, evaluating.stride)
     check_comparison(len(models), measuring, how, evaluated=data is not None)
 
     def read(path: Path, runtime: str) -> Any:
         return load_shipped(path, options, several=len(models) > 1, runtime=runtime)
 
     def open_data(model: Any) -> Any:
-        return opener(model, evaluating.normalize, measuring.sequence, paths=[data])(data)
+        return opener(model, evaluating.normalize, measuring.sequence, paths=[data], window=window)(data)
 
     try:
         with progressing(showing.quiet) as progress:

@@ -58,6 +58,18 @@ def parse_counts(option: str, text: str, *, least: int = 1) -> list[int]:
     return found
 
 
+def parse_generation(text: str) -> tuple[int, int]:
+    """Tokens of a prompt and new ones: ``512,128``.
+
+    Raises:
+        UsageError: Anything but two whole numbers from 1 with a comma.
+    """
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 20 for part in parts):
+        raise UsageError(f"--generate is tokens of the prompt and new ones as 512,128, found '{text}'")
+    return int(parts[0]), int(parts[1])
+
+
 def parse_args(text: str | None) -> dict[str, Any]:
     """A JSON object.
 

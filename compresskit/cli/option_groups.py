@@ -73,6 +73,8 @@ class Evaluating:
     data: shared.MeasureData = None
     normalize: shared.Normalize = None
     sequence: shared.Sequence = 128
+    window: shared.WindowSize = None
+    stride: shared.Stride = None
     metric: shared.MetricName = None
 
 

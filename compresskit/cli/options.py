@@ -154,7 +154,8 @@ MetricName = Annotated[
     typer.Option(
         "--metric",
         metavar="NAME",
-        help="Quality metric: accuracy, top5, perplexity, spearman or FILE.py:NAME. (chosen by the data)",
+        help="Quality metric: accuracy, top5, perplexity, spearman, choice_accuracy or FILE.py:NAME. "
+        "(chosen by the data)",
         rich_help_panel=_DATA,
     ),
 ]
@@ -165,6 +166,37 @@ Sequence = Annotated[
         min=1,
         help="Maximum tokens of a text sample, and tokens of a timed sample.",
         rich_help_panel=_DATA,
+    ),
+]
+WindowSize = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=2,
+        help="Tokens of a window: perplexity over running text predicts each token once, in overlapping windows.",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        "--stride",
+        min=1,
+        help="Tokens from one window to the next. (half of --window)",
+        rich_help_panel=_DATA,
+        show_default=False,
+    ),
+]
+Generation = Annotated[
+    str | None,
+    typer.Option(
+        "--generate",
+        metavar="PROMPT,NEW",
+        help="Let language models generate NEW tokens after PROMPT tokens: 512,128. bench times that, compare counts "
+        "the tokens that are the first model's.",
+        rich_help_panel="Run",
+        show_default=False,
     ),
 ]
 MaxDrop = Annotated[

@@ -35,7 +35,6 @@ class Part:
         self.vocabulary = getattr(source, "vocabulary", None)
         self.normalize, self.scaled = getattr(source, "normalize", None), getattr(source, "scaled", False)
         self.classes = getattr(source, "classes", ())
-        self.normalize, self.classes = getattr(source, "normalize", None), getattr(source, "classes", ())
         self._source, self._rows, self._about = source, rows, about
 
     def __len__(self) -> int:
@@ -120,14 +119,25 @@ def rest(source: Source, skip: int) -> Source:
 
 
 def _length(batch: Batch, kind: str) -> int:
+    if kind == "choices" and batch.targets is not None:
+        return len(np.unique(batch.targets[:, 0]))
     rows = len(next(iter(batch.inputs.values())))
     return rows // 2 if kind == "pairs" else rows
 
 
 def _rows_of(batch: Batch, rows: np.ndarray, kind: str) -> Batch:
-    inputs = np.stack([2 * rows, 2 * rows + 1], 1).reshape(-1) if kind == "pairs" else rows
-    targets = None if batch.targets is None else batch.targets[rows]
-    return replace(batch, inputs={name: array[inputs] for name, array in batch.inputs.items()}, targets=targets)
+    inputs, labelled = rows, rows
+    if kind == "pairs":
+        inputs = np.stack([2 * rows, 2 * rows + 1], 1).reshape(-1)
+    elif kind == "choices" and batch.targets is not None:
+        numbers = batch.targets[:, 0]
+        inputs = labelled = np.flatnonzero(np.isin(numbers, np.unique(numbers)[rows]))
+    return replace(
+        batch,
+        inputs={name: array[inputs] for name, array in batch.inputs.items()},
+        targets=None if batch.targets is None else batch.targets[labelled],
+        scored=None if batch.scored is None else batch.scored[inputs],
+    )
 
 
 def _joined(first: Batch | None, second: Batch, kind: str) -> Batch | None:
@@ -137,10 +147,11 @@ def _joined(first: Batch | None, second: Batch, kind: str) -> Batch | None:
     if not _length(second, kind):
         return first
     inputs = {name: _stacked(first.inputs[name], array) for name, array in second.inputs.items()}
-    targets = None
-    if first.targets is not None and second.targets is not None:
-        targets = _stacked(first.targets, second.targets)
-    return Batch(inputs, targets)
+    targets, scored = (
+        None if a is None or b is None else _stacked(a, b)
+        for a, b in ((first.targets, second.targets), (first.scored, second.scored))
+    )
+    return Batch(inputs, targets, scored)
 
 
 def _stacked(first: np.ndarray, second: np.ndarray) -> np.ndarray:

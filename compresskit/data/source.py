@@ -15,10 +15,18 @@ class Batch:
     """Some samples: inputs by name, each ``(n, …)``, and targets ``(n, …)`` where there are labels.
 
     A source of kind ``pairs`` gives ``2n`` rows of inputs to ``n`` targets: rows ``2i`` and ``2i + 1`` are pair ``i``.
+    One of kind ``choices`` gives a row for each choice of ``n`` questions, those of a question together.
+
+    Attributes:
+        inputs: By name.
+        targets: Labels or scores. Of ``choices`` three integers a row: the question's number, whether the choice is
+            the right one, and its length in characters.
+        scored: ``(rows, L)`` bools: the tokens of which a language model's prediction counts; None is all of them.
     """
 
     inputs: dict[str, np.ndarray]
     targets: np.ndarray | None = None
+    scored: np.ndarray | None = None
 
 
 class Source(Protocol):
@@ -26,7 +34,8 @@ class Source(Protocol):
 
     Attributes:
         name: How the user named it.
-        kind: ``images``, ``tokens``, ``pairs`` (sentence pairs with a score) or ``arrays``.
+        kind: ``images``, ``tokens``, ``pairs`` (sentence pairs with a score), ``choices`` (questions with possible
+            answers) or ``arrays``.
         labelled: True when batches carry targets.
     """
 

@@ -56,7 +56,7 @@ def read_table(path: Path) -> Table:
         InputError: Not such a file; names the line, what was expected and what was found.
     """
     text = read_text(path)
-    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else json_rows(path, text)
     first: list[str] = []
     second: list[str] = []
     targets: list[float] = []
@@ -191,7 +191,12 @@ def _columns(path: Path, line: int, cells: list[str]) -> list[str]:
     return forms[len(cells)]
 
 
-def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
+def json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects of a ``.jsonl``, each with the number of its line; empty lines are left out.
+
+    Raises:
+        InputError: A line that isn't an object in JSON.
+    """
     for line, raw in enumerate(text.split("\n"), start=1):
         if not raw.strip():
             continue
@@ -201,6 +206,6 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, object]]]
             raise InputError(f"{path} line {line} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(
-                f"{path} line {line}: expected an object with the keys text or sentence1, found {raw[:40]}"
+                f"{path} line {line}: expected an object with the keys text, sentence1 or context, found {raw[:40]}"
             )
         yield line, row

@@ -14,7 +14,8 @@ from compresskit.data.prepare import HELPERS, check_values, complete, primary, s
 from compresskit.errors import InputError, UsageError, missing_extra
 from compresskit.model import InputSpec
 
-_NO_LIMIT = 1 << 30
+UNCUT = 1 << 30
+"""A length of samples that cuts none."""
 _LIMITS = {
     "tokenizer_config.json": ("model_max_length",),
     "config.json": ("max_position_embeddings", "n_positions"),
@@ -56,22 +57,37 @@ class Encoder:
 
     def __call__(self, texts: list[str]) -> dict[str, np.ndarray]:
         """Token ids and what else the model takes, each ``(n, L)``, for ``n`` texts."""
-        found = [np.asarray(e.ids) for e in self._tokenizer.encode_batch(texts)]
+        return self.padded([np.asarray(e.ids) for e in self._tokenizer.encode_batch(texts)])
+
+    def padded(self, found: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """The model's inputs, each ``(n, L)``, for the ids of ``n`` texts."""
         width = self._fixed or max(1, *(len(ids) for ids in found), 1)
-        rows = np.full((len(texts), width), self._pad, np.int64)
-        mask = np.zeros((len(texts), width), np.int64)
+        rows = np.full((len(found), width), self._pad, np.int64)
+        mask = np.zeros((len(found), width), np.int64)
         for i, ids in enumerate(found):
             rows[i, : len(ids)] = ids
             mask[i, : len(ids)] = 1
         return self._inputs(rows, {"attention_mask": mask})
 
-    def running(self, text: str) -> np.ndarray:
-        """Ids of running text, ``(tokens,)`` ``int32``, without special tokens and uncut."""
+    def running(self, text: str, *, special: bool = False) -> np.ndarray:
+        """Ids of running text, ``(tokens,)`` ``int32``, uncut; with the tokens that are put around a text or not."""
         self._tokenizer.no_truncation()
         try:
-            return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+            return np.asarray(self._tokenizer.encode(text, add_special_tokens=special).ids, np.int32)
         finally:
             self._tokenizer.enable_truncation(self.sequence)
+
+    def continued(self, context: str, text: str) -> tuple[np.ndarray, int]:
+        """A text with what comes before it.
+
+        Returns:
+            Ids of both, ``(tokens,)`` ``int64``, uncut, with the special tokens that are put in front; and where among
+            them the text begins.
+        """
+        whole, before = self.running(context + text), len(self.running(context))
+        around = self.running(context + text, special=True)
+        front = next((at for at in range(len(around)) if np.array_equal(around[at : at + len(whole)], whole)), 0)
+        return np.concatenate([around[:front], whole]).astype(np.int64), front + before
 
     def rows(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The model's inputs for ids ``(n, L)`` without padding."""
@@ -106,7 +122,7 @@ def _load(file: Path, text: bytes) -> Any:
 
 def longest(folder: Path) -> int:
     """Most tokens of a sample that the model's own files allow; a huge number where they don't say."""
-    return min((value for value in _limits(folder) if value >= 2), default=_NO_LIMIT)
+    return min((value for value in _limits(folder) if value >= 2), default=UNCUT)
 
 
 def _limits(folder: Path) -> Iterator[int]:

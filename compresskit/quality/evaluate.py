@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -174,11 +175,25 @@ def _slices(batch: Batch, rows: int, kind: str) -> list[Batch]:
     n = len(next(iter(batch.inputs.values())))
     if kind == "pairs" or n <= rows:
         return [batch]
-    return [
-        replace(
-            batch,
-            inputs={k: v[i : i + rows] for k, v in batch.inputs.items()},
-            targets=None if batch.targets is None else batch.targets[i : i + rows],
-        )
-        for i in range(0, n, rows)
-    ]
+    starts = list(range(0, n, rows))
+    if kind == "choices" and batch.targets is not None:  # a question's choices stay together
+        starts = _questions_at_once(np.flatnonzero(np.diff(batch.targets[:, 0], prepend=-1)), n, rows)
+    return [_cut(batch, slice(start, end)) for start, end in zip(starts, [*starts[1:], n], strict=True)]
+
+
+def _questions_at_once(starts: np.ndarray, n: int, rows: int) -> list[int]:
+    """Where parts begin that hold whole questions, as many as fit into some rows, but at least one."""
+    found: list[int] = []
+    for start, end in pairwise([*starts.tolist(), n]):
+        if not found or end - found[-1] > rows:
+            found.append(start)
+    return found
+
+
+def _cut(batch: Batch, span: slice) -> Batch:
+    return replace(
+        batch,
+        inputs={k: v[span] for k, v in batch.inputs.items()},
+        targets=None if batch.targets is None else batch.targets[span],
+        scored=None if batch.scored is None else batch.scored[span],
+    )

@@ -77,20 +77,39 @@ def _needs(metric: Metric, needs: str, source: Source) -> UsageError:
     )
 
 
-class Accuracy(Metric):
-    """Share of samples whose label is among the ``k`` largest outputs, in %. A sample counts 1 or 0.
+class Share(Metric):
+    """A share of samples, in %: each counts 1 or 0."""
+
+    unit = "%"
+
+    def value(self, samples: np.ndarray) -> float:
+        """In %."""
+        return 100.0 * float(samples.mean())
+
+    def interval(self, samples: np.ndarray) -> Interval | None:
+        """Wilson."""
+        low, high = intervals.wilson(float(samples.sum()), len(samples))
+        return 100 * low, 100 * high
+
+    def change(self, before: np.ndarray, after: np.ndarray) -> Interval | None:
+        """Agresti-Min, from the samples on which the two disagree."""
+        gained, lost = int((after > before).sum()), int((after < before).sum())
+        low, high = intervals.paired_proportions(gained, lost, len(before))
+        return 100 * low, 100 * high
+
+
+class Accuracy(Share):
+    """Share of samples whose label is among the ``k`` largest outputs.
 
     Of equal outputs the lower class comes first, as in argmax: a model whose outputs are all equal scores by chance.
     """
-
-    unit = "%"
 
     def __init__(self, k: int = 1) -> None:
         self.k, self.name = k, "accuracy" if k == 1 else f"top{k}"
 
     def check(self, source: Source) -> None:
         """Labels that are classes."""
-        if not source.labelled or source.kind == "pairs":
+        if not source.labelled or source.kind in ("pairs", "choices"):
             raise _needs(self, "samples with class labels (y or labels)", source)
 
     def samples(self, outputs: dict[str, np.ndarray], batch: Batch) -> np.ndarray:
@@ -116,20 +135,36 @@ class Accuracy(Metric):
         ahead: np.ndarray = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
         return (ahead < self.k)[:, None].astype(np.float64)
 
-    def value(self, samples: np.ndarray) -> float:
-        """In %."""
-        return 100.0 * float(samples.mean())
 
-    def interval(self, samples: np.ndarray) -> Interval | None:
-        """Wilson."""
-        low, high = intervals.wilson(float(samples.sum()), len(samples))
-        return 100 * low, 100 * high
+class ChoiceAccuracy(Share):
+    """Share of questions whose right choice has the largest log-likelihood; of equal ones the first counts.
 
-    def change(self, before: np.ndarray, after: np.ndarray) -> Interval | None:
-        """Agresti-Min, from the samples on which the two disagree."""
-        gained, lost = int((after > before).sum()), int((after < before).sum())
-        low, high = intervals.paired_proportions(gained, lost, len(before))
-        return 100 * low, 100 * high
+    Args:
+        normalized: The log-likelihood is divided by the choice's length in characters. These are ``acc`` and
+            ``acc_norm`` of lm-evaluation-harness.
+    """
+
+    tokens = 2048
+
+    def __init__(self, *, normalized: bool = False) -> None:
+        self._normalized, self.name = normalized, "choice_accuracy_norm" if normalized else "choice_accuracy"
+
+    def check(self, source: Source) -> None:
+        """Questions with choices."""
+        if source.kind != "choices":
+            raise _needs(self, "a causal language model and a .jsonl with context, choices and answer", source)
+
+    def samples(self, outputs: dict[str, np.ndarray], batch: Batch) -> np.ndarray:
+        """1 for a hit, 0 for a miss, ``(questions, 1)``."""
+        logits = output(outputs, ("logits",), (3,), "logits (n, tokens, vocabulary)")
+        ids = batch.inputs.get("input_ids", next(iter(batch.inputs.values())))
+        loss = sequence_loss(logits, ids, batch.inputs.get("attention_mask"), batch.scored)[:, 0]
+        questions = np.zeros((0, 3), np.int64) if batch.targets is None else batch.targets
+        if self._normalized:
+            loss = loss / questions[:, 2]
+        starts = np.flatnonzero(np.diff(questions[:, 0], prepend=-1))
+        rows = zip(np.split(loss, starts[1:]), np.split(questions[:, 1], starts[1:]), strict=True)
+        return np.array([[float(right[of.argmin()])] for of, right in rows])
 
 
 class Perplexity(Metric):
@@ -147,7 +182,7 @@ class Perplexity(Metric):
         """Summed loss in nats and number of predicted tokens, ``(n, 2)``."""
         logits = output(outputs, ("logits",), (3,), "logits (n, tokens, vocabulary)")
         ids = batch.inputs.get("input_ids", next(iter(batch.inputs.values())))
-        return sequence_loss(logits, ids, batch.inputs.get("attention_mask"))
+        return sequence_loss(logits, ids, batch.inputs.get("attention_mask"), batch.scored)
 
     def value(self, samples: np.ndarray) -> float:
         """At most ``exp(700)``; NaN without a predicted token."""
@@ -270,6 +305,8 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "top5": lambda: Accuracy(5),
     "perplexity": Perplexity,
     "spearman": Spearman,
+    "choice_accuracy": ChoiceAccuracy,
+    "choice_accuracy_norm": lambda: ChoiceAccuracy(normalized=True),
 }
 
 
@@ -300,6 +337,8 @@ def pick(source: Source, outputs: tuple[str, ...], task: str = "unknown") -> Met
     """
     if source.kind == "pairs":
         return Spearman()
+    if source.kind == "choices":
+        return ChoiceAccuracy() if task == "causal-lm" or "logits" in outputs else None
     if source.labelled and task in ("classification", "unknown"):
         return Accuracy()
     if source.kind == "tokens" and (task == "causal-lm" or (task == "unknown" and "logits" in outputs)):

@@ -51,7 +51,7 @@ def _tables(report: Report) -> Iterator[list[str]]:
         yield [f"- {escape(line)}" for line in search_view.lines(report.search)]
     for timing in rows.timings(report):
         yield [escape(timing.run)]
-        yield _table(rows.TIMING_HEADER, timing.lines)
+        yield _table(timing.header, timing.lines)
     if rows.is_sweep(report):
         header, swept = sweep.table(report)
         yield _table(header, [line.cells for line in swept])

@@ -15,7 +15,7 @@ _TIMED = ("latency_p50", "latency_p95", "latency_p99", "throughput", "speedup")
 _ANY_BATCH = ("load", "peak_memory")
 _SPEED = _TIMED + _ANY_BATCH
 _MACHINE = ("first_call", "energy", "device_time", "device_memory", "traffic", "operations", "limit", "of_limit")
-_WRITING = ("first_token", "prefill", "decode")
+_WRITING = ("first_token", "prefill", "decode", "decode_speedup")
 NO_QUALITY = (*_SPEED, "max_abs", *_MACHINE, *_WRITING)
 """Figures that don't say how good a model's answers are."""
 _ALIKE = 0.95
@@ -25,6 +25,7 @@ _MANY = {"matrix": "matrices", "kernel": "kernels"}
 REASONS_SHOWN = 6
 STEP_HEADER = ("step", "", "size", "quality", "cost")
 TIMING_HEADER = ("model", "p50 ms", "p95 ms", "p99 ms", "per s", "load ms", "memory", "speedup")
+WRITING_HEADER = ("model", "engine", "first token ms", "prefill/s", "decode/s", "memory", "decode speedup")
 Run = tuple[str, int | None]
 
 
@@ -44,9 +45,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Timings:
-    """All speed figures under one runtime and batch: cells under ``TIMING_HEADER``, and ``faster`` for each line."""
+    """Speed figures of one kind: cells under ``header``, and ``faster`` for each line."""
 
     run: str
+    header: tuple[str, ...]
     lines: list[tuple[str, ...]]
     faster: list[bool | None]
 
@@ -119,10 +121,9 @@ def quality(report: Report, entry: ModelEntry) -> tuple[str, ...]:
 
 def timings(report: Report) -> list[Timings]:
     """Every speed figure, run by run; empty when the main table already says it all."""
-    timed = runs(report)
+    timed, out = runs(report), _writing(report)
     if is_sweep(report) or (len(timed) < 2 and _command(report) != "bench"):
-        return []
-    out = []
+        return out
     for run in timed:
         lines, paces = [], []
         for entry in report.models:
@@ -130,8 +131,32 @@ def timings(report: Report) -> list[Timings]:
             if any(found.values()):
                 lines.append((figures.clean(entry.name), *_timing_cells(found)))
                 paces.append(faster(found["speedup"]))
-        out.append(Timings(run_name(run), lines, paces))
+        out.append(Timings(run_name(run), TIMING_HEADER, lines, paces))
     return out
+
+
+def _writing(report: Report) -> list[Timings]:
+    """The figures of language models that write; empty where none was timed."""
+    lines: list[tuple[str, ...]] = []
+    paces = []
+    for entry in report.models:
+        found = {m.name: m for m in report.measurements if m.model == entry.name}
+        if (decode := found.get("decode")) is None:
+            continue
+        first, prefill, memory = (found.get(name) for name in ("first_token", "prefill", "peak_memory"))
+        lines.append(
+            (
+                figures.clean(entry.name),
+                figures.clean(decode.runtime),
+                figures.milliseconds(first.value if first else None),
+                figures.amount(prefill.value if prefill else None),
+                figures.amount(decode.value),
+                figures.DASH if memory is None else figures.size(memory.value),
+                figures.speedup(found.get("decode_speedup")),
+            )
+        )
+        paces.append(faster(found.get("decode_speedup")))
+    return [Timings("generation", WRITING_HEADER, lines, paces)] if lines else []
 
 
 def _timing_cells(found: dict[str, Measurement | None]) -> tuple[str, ...]:

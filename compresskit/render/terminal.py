@@ -135,7 +135,7 @@ def _search(search: Search) -> RenderableType:
 
 
 def _timings(timing: rows.Timings) -> list[RenderableType]:
-    first, *rest = rows.TIMING_HEADER
+    first, *rest = timing.header
     table = _table((first, False), *((title, True) for title in rest))
     for line, faster in zip(timing.lines, timing.faster, strict=True):
         table.add_row(*(Text(cell) for cell in line[:-1]), Text(line[-1], style=_PACE[faster]))

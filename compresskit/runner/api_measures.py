@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.benchmark.sweep import Point
+from compresskit.data.windows import window_of
 from compresskit.model import Model
 from compresskit.recipe.limits import Limits
 from compresskit.report import Report
@@ -30,6 +31,8 @@ def evaluate(
     input_shape: tuple[int, ...] | None = None,
     normalize: str | None = None,
     sequence: int = SEQUENCE,
+    window: int | None = None,
+    stride: int | None = None,
     device: str = "cpu",
     threads: int = 0,
     seed: int = 0,
@@ -48,6 +51,9 @@ def evaluate(
         input_shape: Shape of the model's input; the first axis is the batch axis.
         normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
         sequence: Maximum tokens of a sample.
+        window: Tokens of a window of running text, in which each token is predicted once; None is pieces of
+            ``sequence``.
+        stride: Tokens from one window to the next; None is half a window.
         device: Device, as the runtime names it.
         threads: Threads per operator; 0 uses all cores.
         seed: Seed of the random inputs.
@@ -64,7 +70,7 @@ def evaluate(
     )
     how = Comparison(judged=False, runtimes=[runtime])
     reading = Reading(arch, arch_args, input_shape)
-    return compared([model], Samples(data, normalize), reading, measuring, how, progress)
+    return compared([model], Samples(data, normalize, window_of(window, stride)), reading, measuring, how, progress)
 
 
 def compare(
@@ -83,6 +89,8 @@ def compare(
     input_shape: tuple[int, ...] | None = None,
     normalize: str | None = None,
     sequence: int = SEQUENCE,
+    window: int | None = None,
+    stride: int | None = None,
     device: str = "cpu",
     threads: int = 0,
     seed: int = 0,
@@ -105,6 +113,9 @@ def compare(
         input_shape: Shape of the model's input; the first axis is the batch axis.
         normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
         sequence: Maximum tokens of a sample.
+        window: Tokens of a window of running text, in which each token is predicted once; None is pieces of
+            ``sequence``.
+        stride: Tokens from one window to the next; None is half a window.
         device: Device, as the runtime names it.
         threads: Threads per operator; 0 uses all cores.
         seed: Seed of the random inputs.
@@ -122,7 +133,7 @@ def compare(
     )  # fmt: skip
     how = Comparison(judged=True, runtimes=[runtime])
     reading = Reading(arch, arch_args, input_shape)
-    return compared(models, Samples(data, normalize), reading, measuring, how, progress)
+    return compared(models, Samples(data, normalize, window_of(window, stride)), reading, measuring, how, progress)
 
 
 def bench(

@@ -18,6 +18,7 @@ from compresskit.stage import Progress, Stage
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
+    from compresskit.data.windows import Window
 
 AnyModel = str | Path | Model
 AnyData = Union[str, Path, "Source", None]
@@ -69,20 +70,24 @@ class Samples:
     Attributes:
         data: A path, a source that is open already, or None.
         normalize: For paths; see :func:`compresskit.open_data`.
+        window: How running text is cut.
     """
 
     data: AnyData = None
     normalize: str | None = None
+    window: Window | None = None
 
     def of(self, model: Model, sequence: int) -> Source | None:
         """The samples for a model, of so many tokens at most."""
-        return open_all(model, [self.data], self.normalize, sequence)[0]
+        return open_all(model, [self.data], self.normalize, sequence, self.window)[0]
 
 
-def open_all(model: Model, given: Sequence[AnyData], normalize: str | None, sequence: int) -> list[Source | None]:
+def open_all(
+    model: Model, given: Sequence[AnyData], normalize: str | None, sequence: int, window: Window | None = None
+) -> list[Source | None]:
     """All data of one call, prepared in the same way; what is open already stays as it is."""
     paths = [str(data) if isinstance(data, (str, Path)) else None for data in given]
-    open_ = opener(model, normalize, sequence, paths=paths)
+    open_ = opener(model, normalize, sequence, paths=paths, window=window)
     return [data if path is None else open_(path) for data, path in zip(given, paths, strict=True)]  # type: ignore[misc]
 
 

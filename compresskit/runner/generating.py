@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compresskit.checkpoint.load import kind_of
 from compresskit.runner.loading import load_module
-from compresskit.runtimes.text import Made, Request, Writer, find, get
+from compresskit.runtimes.text import Chat, Made, Request, Writer, find, get
 
 
 def open_writer(path: Path, engine: str | None = None, *, threads: int = 0, context: int = 2048) -> Writer:
@@ -74,7 +74,8 @@ def generate(
 
     # A token is at least a byte of text, but for the few that are put around it.
     writer = open_writer(Path(path), engine, threads=threads, context=len(prompt.encode()) + tokens + 1024)
-    writer.write(Request(prompt, tokens, temperature, seed, chat), take)
+    asked = Chat((("user", prompt),)) if chat else prompt
+    writer.write(Request(asked, tokens, temperature, seed=seed), take)
     return "".join(pieces)
 
 

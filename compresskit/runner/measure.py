@@ -115,6 +115,8 @@ def _measure(
     metrics = [found.metric]
     if found.metric.name == "accuracy" and _classes(session, source) > 5:
         metrics.append(open_metric("top5"))
+    if found.metric.name == "choice_accuracy":
+        metrics.append(open_metric("choice_accuracy_norm"))
     scores = evaluate_all(session, source, metrics, progress=progress)
     found.measurements += [score.measurement(model.name, model.runtime) for score in scores]
     found.scores[model.name] = scores[0]

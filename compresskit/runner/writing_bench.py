@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from compresskit.benchmark.machine import environment
 from compresskit.benchmark.pool import Worker
-from compresskit.benchmark.stats import estimate
+from compresskit.benchmark.stats import estimate, speedup
 from compresskit.errors import UsageError
 from compresskit.model import portable
 from compresskit.report import Measurement, Report, Verdict
 from compresskit.runner.candidate import Candidate
-from compresskit.runtimes.text import kind_of
+from compresskit.runtimes.text import find
 from compresskit.stage import Progress, silent
 
 _TIMEOUT_S = 1800.0
@@ -30,6 +30,15 @@ import signal
 for stop in (signal.SIGINT, signal.SIGTERM): signal.signal(stop, signal.SIG_IGN)
 from compresskit.runner.writing_worker import main
 main(sys.argv[1])"""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A model under a program: its name in the report, and what the program opens."""
+
+    name: str
+    engine: str
+    path: Path
 
 
 @dataclass
@@ -47,6 +56,7 @@ def bench_writing(
     prompt: int,
     new: int,
     *,
+    engines: Sequence[str] = (),
     threads: int = 0,
     rounds: int = 3,
     processes: int = 3,
@@ -59,6 +69,8 @@ def bench_writing(
         paths: .gguf files, folders for onnxruntime-genai, bundles or Hugging Face folders; each has its program.
         prompt: Tokens of the prompt.
         new: Tokens that are written, from 2.
+        engines: Programs, each of which runs all models: of a bundle ``out`` they take ``out.gguf`` or ``out-genai``
+            from beside it. None is the program of each model's form.
         threads: Of one operator; 0 is each program's choice.
         rounds: Turns of each model in a process, after one that isn't counted.
         processes: How often all starts afresh.
@@ -67,10 +79,10 @@ def bench_writing(
 
     Returns:
         A report without gates: ``first_token`` (ms), ``prefill`` and ``decode`` (tokens/s) and ``peak_memory``, each
-        with the 95 % interval over processes.
+        with the 95 % interval over processes; and ``decode_speedup`` over the first model, taken turn by turn.
 
     Raises:
-        UsageError: Two models of one name, or fewer than 2 new tokens.
+        UsageError: Two models of one name, fewer than 2 new tokens, or a program that opens none of a model's forms.
         InputError: A program refuses a file.
         MachineError: A program isn't installed.
     """
@@ -79,29 +91,39 @@ def bench_writing(
         raise UsageError("two models have the same name", "give each model once")
     if new < 2:
         raise UsageError("`generate` needs 2 new tokens or more: what follows the first one is timed")
-    engines = {path.name: kind_of(path) for path in paths}
-    taken = {name: _Taken() for name in names}
+    runs = _runs(paths, engines)
+    taken = {run.name: _Taken() for run in runs}
     for turn in range(processes):
         with ExitStack() as stack:
             workers = {}
-            for path in paths:
-                worker = _Writing(path.name, engines[path.name], _TIMEOUT_S, stack)
+            for run in runs:
+                worker = _Writing(run.name, run.engine, _TIMEOUT_S, stack)
                 worker.answer()
-                worker.ask(do="open", path=str(path), threads=threads, context=prompt + new + _AROUND)
+                worker.ask(do="open", path=str(run.path), threads=threads, context=prompt + new + _AROUND)
                 worker.ask(do="write", prompt=prompt, new=2)  # what is set up at the first call isn't counted
-                workers[path.name] = worker
+                workers[run.name] = worker
             _take_turns(workers, taken, prompt, new, rounds)
         progress("generate", turn + 1, processes)
-    measurements = [m for name in names for m in _figures(name, engines[name], taken[name], threads)]
-    entries = [Candidate(path.name, path, portable(path)).entry() for path in paths]
-    notes = [
-        f"{prompt} tokens in, {new} new, greedy; {processes} processes with {rounds} rounds each",
-        *_lines(measurements),
+    base = taken[runs[0].name]
+    measurements = [
+        m for run in runs for m in _figures(run, taken[run.name], None if run is runs[0] else base, threads)
     ]
+    entries = [Candidate(run.name, run.path, portable(run.path)).entry() for run in runs]
+    notes = [f"{prompt} tokens in, {new} new, greedy; {processes} processes with {rounds} rounds each"]
     return Report(
         command=command, verdict=Verdict.UNVERIFIED, models=entries, measurements=measurements, notes=notes,
         environment=environment(),
     )  # fmt: skip
+
+
+def _runs(paths: Sequence[Path], engines: Sequence[str]) -> list[_Run]:
+    """Each model under each program."""
+    found = []
+    for path in paths:
+        for asked in dict.fromkeys(engines) or (None,):
+            engine, place = find(path, asked)
+            found.append(_Run(path.name if len(set(engines)) < 2 else f"{path.name} ({engine})", engine, place))
+    return found
 
 
 def _take_turns(workers: dict[str, _Writing], taken: dict[str, _Taken], prompt: int, new: int, rounds: int) -> None:
@@ -118,8 +140,8 @@ def _take_turns(workers: dict[str, _Writing], taken: dict[str, _Taken], prompt: 
         taken[name].memory.append(float(worker.ask(do="peak") or 0))
 
 
-def _figures(name: str, engine: str, taken: _Taken, threads: int) -> list[Measurement]:
-    found = []
+def _figures(run: _Run, taken: _Taken, base: _Taken | None, threads: int) -> list[Measurement]:
+    name, engine, found = run.name, run.engine, []
     for what, values, unit in (
         ("first_token", taken.first_ms, "ms"), ("prefill", taken.prefill, "tokens/s"),
         ("decode", taken.decode, "tokens/s"),
@@ -132,19 +154,14 @@ def _figures(name: str, engine: str, taken: _Taken, threads: int) -> list[Measur
                 low=each.low if several else None, high=each.high if several else None,
             )
         )  # fmt: skip
+    if base is not None:
+        ratio = speedup(taken.decode, base.decode)  # rates, not times
+        several = ratio.n > 1
+        found.append(
+            Measurement(
+                model=name, name="decode_speedup", value=ratio.value, unit="×", n=ratio.n, runtime=engine,
+                threads=threads, low=ratio.low if several else None, high=ratio.high if several else None,
+            )
+        )  # fmt: skip
     memory = max(taken.memory)
     return [*found, Measurement(model=name, name="peak_memory", value=memory, unit="bytes", runtime=engine)]
-
-
-def _lines(measurements: Sequence[Measurement]) -> list[str]:
-    """A line a model, for the notes."""
-    lines = []
-    for name in dict.fromkeys(m.model for m in measurements):
-        of = {m.name: m for m in measurements if m.model == name}
-        decode, memory = of["decode"], of["peak_memory"].value / 1e6
-        spread = f" ({decode.low:.4g} to {decode.high:.4g})" if decode.low is not None else ""
-        lines.append(
-            f"{name} under {decode.runtime}: first token {of['first_token'].value:.3g} ms, prefill "
-            f"{of['prefill'].value:.4g} tokens/s, decode {decode.value:.4g} tokens/s{spread}, memory {memory:.0f} MB"
-        )
-    return lines

@@ -1,11 +1,9 @@
-"""A model in a bounded number of threads, with a bounded number of requests that wait for them."""
+"""An ONNX model in several threads."""
 
 from __future__ import annotations
 
 import queue
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ from compresskit.errors import CompressKitError, InputError
 from compresskit.model import InputSpec
 from compresskit.runtimes import get
 from compresskit.serve.tensors import DATATYPES, check_types, free
+from compresskit.serve.workers import Workers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
 _WARM_UP = 3
 
 
-class Engine:
-    """Runs a model for several clients.
-
-    A request takes a place before anything of it is read, and gives it back when it is answered, so that neither
-    memory nor waiting grows with the number of clients.
+class Engine(Workers):
+    """Runs an ONNX model for several clients.
 
     Args:
         sessions: One that all threads share, or one for each thread.
@@ -36,40 +32,13 @@ class Engine:
     """
 
     def __init__(self, sessions: Sequence[Session], workers: int, waiting: int) -> None:
+        super().__init__(workers, waiting)
         self.inputs: tuple[InputSpec, ...] = sessions[0].inputs
         self.outputs = sessions[0].outputs
-        self.places = workers + waiting
         self._sessions: queue.SimpleQueue[Session] = queue.SimpleQueue()
         for index in range(workers):
             self._sessions.put(sessions[index % len(sessions)])
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="compresskit-serve")
-        self._lock = threading.Lock()
-        self._taken = 0
         self._described: list[dict[str, Any]] = []
-
-    @property
-    def taken(self) -> int:
-        """Requests that are being read, wait or run."""
-        return self._taken
-
-    def enter(self) -> bool:
-        """Take a place; False when none is free."""
-        with self._lock:
-            if self._taken >= self.places:
-                return False
-            self._taken += 1
-            return True
-
-    def leave(self) -> None:
-        """Give a place back."""
-        with self._lock:
-            self._taken -= 1
-
-    def submit(self, work: Callable[[Engine], Any]) -> Future[Any]:
-        """Call ``work`` in one of the threads. The caller's place is given back when it has run or is cancelled."""
-        future = self._threads.submit(work, self)
-        future.add_done_callback(lambda _: self.leave())
-        return future
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One forward pass, for the threads.
@@ -115,10 +84,6 @@ class Engine:
         """Inputs and outputs as the protocol writes them."""
         inputs = [{"name": s.name, "datatype": DATATYPES[s.dtype], "shape": free(s)} for s in self.inputs]
         return {"inputs": inputs, "outputs": self._described}
-
-    def close(self) -> None:
-        """Take nothing more; what waits is dropped, what runs can't be."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def open_engine(path: Path, runtime: str, *, threads: int, workers: int, waiting: int) -> Engine:

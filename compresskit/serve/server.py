@@ -15,8 +15,8 @@ from typing import Any
 import uvicorn
 
 from compresskit.errors import ExitCode, MachineError, UsageError, printable
-from compresskit.serve.app import Service
 from compresskit.serve.header_timeout import HeaderTimeoutProtocol
+from compresskit.serve.http import HttpService
 
 _PATIENCE_S = 1.0  # the least that headers get to arrive
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
@@ -56,7 +56,9 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(service: Service, bound: socket.socket, *, connections: int, grace: float, ready: Callable[[], None]) -> int:
+def serve(
+    service: HttpService, bound: socket.socket, *, connections: int, grace: float, ready: Callable[[], None]
+) -> int:
     """Answer requests until a signal comes, then finish those that are in flight.
 
     Args:
@@ -71,7 +73,7 @@ def serve(service: Service, bound: socket.socket, *, connections: int, grace: fl
         when the grace is over, the process ends here, with 143 after SIGTERM: a thread in an engine can't be stopped.
     """
     _log_to_stderr()
-    heads = type("Heads", (HeaderTimeoutProtocol,), {"patience": max(_PATIENCE_S, service.timeout)})
+    heads = type("Heads", (HeaderTimeoutProtocol,), {"patience": max(_PATIENCE_S, service.limits.timeout)})
     config = uvicorn.Config(
         service.app(), loop="asyncio", http=heads, ws="none", lifespan="off", log_config=None, access_log=False,
         proxy_headers=False, server_header=False, limit_concurrency=connections,
@@ -82,10 +84,10 @@ def serve(service: Service, bound: socket.socket, *, connections: int, grace: fl
         server.run(sockets=[bound])
     finally:
         bound.close()
-        service.engine.close()
+        service.workers.close()
     interrupted = server.stopped_by == signal.SIGINT
-    if service.engine.taken:
-        logging.getLogger("compresskit.serve").warning("requests were aborted: %d", service.engine.taken)
+    if service.workers.taken:
+        logging.getLogger("compresskit.serve").warning("requests were aborted: %d", service.workers.taken)
         sys.stdout.flush()
         os._exit(int(ExitCode.INTERRUPTED if interrupted else ExitCode.TERMINATED))
     return int(ExitCode.INTERRUPTED if interrupted else ExitCode.OK)
@@ -94,7 +96,7 @@ def serve(service: Service, bound: socket.socket, *, connections: int, grace: fl
 class _Server(uvicorn.Server):
     """uvicorn's, but a signal ends it with an exit code of ours instead of being raised once more."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: HttpService, ready: Callable[[], None]) -> None:
         super().__init__(config)
         self.stopped_by = 0
         self._service = service

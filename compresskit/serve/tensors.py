@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from compresskit.errors import InputError, printable
+from compresskit.errors import InputError
 from compresskit.model import InputSpec
+from compresskit.serve.refused import Refused
 
 DATATYPES = {
     "bool": "BOOL", "uint8": "UINT8", "uint16": "UINT16", "uint32": "UINT32", "uint64": "UINT64", "int8": "INT8",
@@ -26,26 +27,21 @@ _OUTPUT = {"name", "parameters"}
 _ID = 256
 
 
-class Refused(Exception):
-    """A request that can't be answered: its HTTP status, and one line that says why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = printable(message)
-
-
 @dataclass(frozen=True)
 class Limits:
     """The largest request.
 
     Attributes:
         batch: Rows of an input whose first axis is free.
-        length: Size of any other free axis.
+        length: Size of any other free axis; tokens of a prompt and its answer together.
+        body: Bytes.
+        timeout: Seconds that a request may take to arrive, and again to be answered.
     """
 
     batch: int = 64
     length: int = 4096
+    body: int = 16_000_000
+    timeout: float = 30.0
 
 
 @dataclass(frozen=True)

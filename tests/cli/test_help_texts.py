@@ -50,7 +50,7 @@ def test_every_option_is_described(variant: tuple[str, tuple[str, ...]]) -> None
         assert option.help[0].isupper() and option.help.rstrip()[-1] in ".)", (option.opts, option.help)
 
 
-SEVERAL = ("--batch", "--threads", "--sequence", "--seq")
+SEVERAL = ("--batch", "--threads", "--sequence", "--seq", "--engine")
 """What bench takes several of, other commands one."""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "predict"))
-from predict_material import bert, classifier, pictures, sentences, tokenizer
+from predict_material import classifier, pictures, sentences, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 def images(folder: Path) -> None:
     """Networks of images, their samples, and bundles and files made of them."""
-    from compresskit import load, method, run
+    from compresskit import bench, load, method, run
 
     (folder / "examples").mkdir()
     for place in (folder, folder / "examples"):
@@ -67,13 +67,14 @@ def images(folder: Path) -> None:
         shutil.copytree(folder / "out", folder / bundle)
     for name in ("model.onnx", "small.onnx", "a.onnx", "b.onnx", "c.onnx"):
         shutil.copy(folder / "out" / "model.onnx", folder / name)
+    report = bench([folder / "model.onnx", folder / "small.onnx"], processes=2)
+    (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
 
 
 def texts(folder: Path) -> None:
     """Transformers of sentences and of language, and their texts."""
     for name in ("minilm", "all-MiniLM-L6-v2"):
-        sentences(folder / name)
-        bert(folder / name, "BertModel", layers=5)
+        sentences(folder / name, layers=5, width=128)
     (folder / "lines.txt").write_text("\n".join(SENTENCES * 8), encoding="utf-8")
     for name in ("train.txt", "test.txt", "sentences.txt"):
         shutil.copy(folder / "lines.txt", folder / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import compresskit
 from compresskit.errors import InputError, UsageError
 from compresskit.runner.generating import generate, open_writer
 from compresskit.runner.targets import export_to
-from compresskit.runtimes.text import Request, find
+from compresskit.runtimes.text import Chat, Request, TooLong, find
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,48 @@ def test_what_does_not_fit_is_named(llama: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
     with pytest.raises(InputError, match=r"can't open .*bad\.gguf"):
         generate(tmp_path / "bad.gguf", "hello")
+
+
+@pytest.mark.parametrize("name", ["llama", "llama.gguf"])
+def test_writing_ends_when_it_is_enough(llama: Path, name: str) -> None:
+    """By the number of tokens, by the model, or by who listens; a prompt without room for an answer is refused."""
+    writer = open_writer(llama.with_name(name), threads=1, context=64)
+    ids = list(range(3, 23))
+    assert writer.write(Request(ids, 4), lambda text: None).cut
+    seen: list[str] = []
+    made = writer.write(Request(PROMPT, 30), lambda text: len(seen) == 3 or seen.append(text))
+    assert len(seen) == 3 and not made.cut
+    assert made.new_tokens < 30 or name == "llama.gguf"  # llama.cpp doesn't count what it is told to leave
+    most = 44 if name == "llama" else 236  # llama.cpp rounds the context up to 256
+    assert writer.write(Request(ids, 400), lambda text: None).new_tokens <= most
+    with pytest.raises(TooLong):
+        writer.write(Request(ids * 13, 4), lambda text: None)
+    assert writer.write(Request(ids, 4), lambda text: None).new_tokens == 4
+
+
+def test_draws_are_from_the_likeliest(llama: Path) -> None:
+    for name in ("llama", "llama.gguf"):
+        writer, greedy = open_writer(llama.with_name(name), threads=1, context=64), []
+        asked = [Request(PROMPT, 8), Request(PROMPT, 8, temperature=3.0, top_p=1e-6, seed=3)]
+        for request in asked:
+            pieces: list[str] = []
+            writer.write(request, pieces.append)
+            greedy.append("".join(pieces))
+        assert greedy[0] == greedy[1]
+
+
+def test_a_conversation_goes_through_the_template(llama: Path, tmp_path: Path) -> None:
+    from compresskit.exporter.targets import get
+
+    folder = tmp_path / "chatty"
+    shutil.copytree(llama, folder)
+    template = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    export_to(compresskit.load(folder), get("gguf"), tmp_path / "chatty.gguf")
+    for path in (folder, tmp_path / "chatty.gguf"):
+        writer, said = open_writer(path, threads=1), []
+        for prompt in (Chat((("system", "be brief"), ("user", "rain"))), "system: be brief\nuser: rain\n"):
+            pieces: list[str] = []
+            writer.write(Request(prompt, 8), pieces.append)
+            said.append(plain("".join(pieces)))
+        assert said[0] == said[1] != "", path.name

@@ -13,7 +13,8 @@ from serve_material import body, tensor
 
 from compresskit.errors import InputError
 from compresskit.model import InputSpec
-from compresskit.serve.tensors import Limits, Refused, check_types, read_request, write_response
+from compresskit.serve.refused import Refused
+from compresskit.serve.tensors import Limits, check_types, read_request, write_response
 
 FLOAT = (InputSpec("x", "float32", ("batch", 8)),)
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "recipe": "List, show, copy and check recipes: pipelines as YAML files.",
     "generate": "Generate text with a language model and print it while it is generated.",
     "predict": "Run a model on texts, images, rows of numbers or arrays.",
-    "serve": "Serve a model over HTTP with the Open Inference Protocol (KServe v2).",
+    "serve": "Serve a model over HTTP, a language model with OpenAI's API.",
     "mcp": "Let an assistant use the commands, with the Model Context Protocol over standard input and output.",
     "demo": "Train, quantize, export and measure a small model as a demo.",
     "doctor": "Show which engines and extras are installed, and how to install the missing ones.",

@@ -65,12 +65,12 @@ NoLimits = Annotated[
     ),
 ]
 
-Writing = Annotated[
-    str | None,
+Engines = Annotated[
+    list[str],
     typer.Option(
-        "--generate",
-        metavar="PROMPT,NEW",
-        help="Time language models that generate NEW tokens after PROMPT tokens: 512,128.",
+        "--engine",
+        metavar="llama.cpp|genai|transformers",
+        help="Program for --generate, repeatable: each MODEL runs in each one. (by the form of MODEL)",
         rich_help_panel="Run",
         show_default=False,
     ),
@@ -84,7 +84,8 @@ def command(
     sequence: Sequences = "128",
     rounds: Rounds = None,
     processes: Processes = None,
-    generate: Writing = None,
+    generate: shared.Generation = None,
+    engine: Engines = [],  # noqa: B006 - typer copies it
     profile: Profile = False,
     no_limits: NoLimits = False,
     min_speedup: shared.MinSpeedup = None,
@@ -109,10 +110,15 @@ def command(
 
     --generate 512,128 times text generation: time to first token, tokens per second of prompt and answer, and memory.
     Each MODEL runs in the engine of its form: .gguf in llama.cpp, a genai folder in onnxruntime-genai, bundles and
-    Hugging Face folders in transformers.
+    Hugging Face folders in transformers. With --engine, a bundle's own .gguf file or -genai folder is taken from
+    beside it.
     """
     if generate is not None:
-        raise typer.Exit(_written(models, generate, rounds or 3, processes or 3, threads, showing))
+        raise typer.Exit(_written(models, generate, engine, rounds or 3, processes or 3, threads, showing))
+    if engine:
+        from compresskit.errors import UsageError
+
+        raise UsageError("--engine is for --generate", "name another engine with --runtime")
     from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models
     from compresskit.cli.inputs import parse_counts
@@ -131,22 +137,22 @@ def command(
     raise typer.Exit(compare_models(models, measuring, how, reading=reading, showing=showing, earlier=earlier))
 
 
-def _written(models: list[Path], sizes: str, rounds: int, processes: int, threads: str, showing: Showing) -> int:
+def _written(
+    models: list[Path], sizes: str, engines: list[str], rounds: int, processes: int, threads: str, showing: Showing
+) -> int:
     """Time language models that write."""
     from compresskit.cli.console import progressing
-    from compresskit.cli.inputs import command_line
+    from compresskit.cli.inputs import command_line, parse_generation
     from compresskit.errors import UsageError
     from compresskit.runner.writing_bench import bench_writing
 
-    parts = sizes.split(",")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 20 for part in parts):
-        raise UsageError(f"--generate is tokens of the prompt and new ones as 512,128, found '{sizes}'")
+    prompt, new = parse_generation(sizes)
     if not (threads.isascii() and threads.isdigit()):
         raise UsageError("--generate takes one number of --threads")
     showing.check(models)
     with progressing(showing.quiet) as progress:
         report = bench_writing(
-            models, int(parts[0]), int(parts[1]), threads=int(threads), rounds=rounds, processes=processes,
+            models, prompt, new, engines=engines, threads=int(threads), rounds=rounds, processes=processes,
             command=command_line(), progress=progress,
         )  # fmt: skip
     return showing.finish(report)

@@ -117,7 +117,7 @@ def _searched(report: Report, pictures: Pictures) -> str:
 def _folded(report: Report, pictures: Pictures) -> str:
     """The detail. What is of every model stands before what is of one."""
     timings = "".join(
-        f"<h3>{text(timing.run)}</h3>{table(rows.TIMING_HEADER, timing.lines)}" for timing in rows.timings(report)
+        f"<h3>{text(timing.run)}</h3>{table(timing.header, timing.lines)}" for timing in rows.timings(report)
     )
     steps = table(rows.STEP_HEADER, rows.steps(report)) if report.steps else ""
     profile, spread = nodes(report), latencies(report)

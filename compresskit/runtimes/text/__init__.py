@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from compresskit.errors import UsageError
-from compresskit.runtimes.text.writer import Made, Request, Writer
+from compresskit.runtimes.text.writer import Chat, Made, Request, TooLong, Writer
 
-__all__ = ["Made", "Request", "Writer", "find", "get", "names"]
+__all__ = ["Chat", "Made", "Request", "TooLong", "Writer", "find", "get", "names"]
 
 _WRITERS = {
     "llama.cpp": "compresskit.runtimes.text.llama_cpp:LlamaCpp",

@@ -12,7 +12,7 @@ import numpy as np
 
 from compresskit.errors import InputError, UsageError, missing_extra
 from compresskit.runtimes.text import DECODER
-from compresskit.runtimes.text.writer import Made, Request, Writer
+from compresskit.runtimes.text.writer import Chat, Made, Request, Writer, room
 
 ENCODER = "encoder_model.onnx"
 
@@ -82,11 +82,11 @@ class EncoderDecoder(Writer):
             self._pair = Pair(path, threads)
         except Exception as error:  # whatever onnxruntime says
             raise InputError(f"onnxruntime can't open {path}: {error}") from error
-        self._path, self._tokenizers = path, tokenizers
+        self._path, self._tokenizers, self._context = path, tokenizers, context
 
     def write(self, request: Request, show: Callable[[str], object]) -> Made:
         """See :class:`Writer`."""
-        if request.chat:
+        if isinstance(request.prompt, Chat):
             raise UsageError("`chat` is for models that continue a text; this one has an encoder")
         tokenizer = None
         if isinstance(request.prompt, str):
@@ -100,9 +100,10 @@ class EncoderDecoder(Writer):
         else:
             prompt = list(request.prompt)
         source = {"input_ids": np.array([prompt], np.int64), "attention_mask": np.ones((1, len(prompt)), np.int64)}
+        new = room(0, request.tokens, self._context)
         begin = time.perf_counter()
         ids: list[int] = []
-        first, shown = begin, ""
+        first, shown, enough = begin, "", False
         for token in self._pair.steps(source, _chooser(request)):
             if token in self._pair.ends and not request.to_the_end:
                 break
@@ -111,12 +112,13 @@ class EncoderDecoder(Writer):
                 first = time.perf_counter()
             if tokenizer is not None:
                 text = tokenizer.decode(ids)
-                if not text.endswith("�"):  # the rest of a character comes with the next token
-                    show(text[len(shown) :])
+                if not text.endswith("\ufffd"):  # the rest of a character comes with the next token
+                    enough = show(text[len(shown) :]) is True
                     shown = text
-            if len(ids) == request.tokens:
+            if len(ids) == new or enough:
                 break
-        return Made(len(prompt), len(ids), first - begin, time.perf_counter() - first, tuple(ids))
+        cut = len(ids) == new and not enough
+        return Made(len(prompt), len(ids), first - begin, time.perf_counter() - first, tuple(ids), cut)
 
 
 def _chooser(request: Request) -> Callable[[np.ndarray], int]:
@@ -127,6 +129,9 @@ def _chooser(request: Request) -> Callable[[np.ndarray], int]:
             return int(logits.argmax())
         scaled = logits.astype(np.float64) / request.temperature
         chances = np.exp(scaled - scaled.max())
+        order = (-chances).argsort(kind="stable")
+        before = chances[order].cumsum() / chances.sum() - chances[order] / chances.sum()
+        chances[order[before >= request.top_p]] = 0.0
         return int(draws.choice(len(chances), p=chances / chances.sum()))
 
     return choose

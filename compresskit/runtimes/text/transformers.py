@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.errors import InputError, UsageError, missing_extra
-from compresskit.runtimes.text.writer import Made, Request, Writer
+from compresskit.runtimes.text.writer import Chat, Made, Request, Writer, room
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ class Transformers(Writer):
         Args:
             path: A bundle or a Hugging Face folder.
             threads: Of torch; 0 leaves them.
-            context: Of no effect: the cache grows.
+            context: Most tokens of prompt and answer together.
             loader: Gives the module of a path.
         """
         try:
@@ -34,41 +34,54 @@ class Transformers(Writer):
 
         if threads:
             torch.set_num_threads(threads)
-        self._path, self._transformers = path, transformers
+        self._path, self._transformers, self._kept = path, transformers, None
         self._module: Any = loader(path)
         if not callable(getattr(self._module, "generate", None)):
             raise UsageError(f"{path} is no language model that writes text", "give a bundle of a causal model")
+        config: Any = self._module.config
+        most = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self._context = min(context, most or context)
 
     def write(self, request: Request, show: Callable[[str], object]) -> Made:
         """See :class:`Writer`."""
         import torch
 
         text, tokenizer = request.prompt, None
-        if isinstance(text, str):
+        if isinstance(text, (str, Chat)):
             tokenizer = self._tokenizer()
-            prompt = _encoded(tokenizer, text, request.chat)
+            prompt = _encoded(tokenizer, text)
         else:
             prompt = list(text)
-        marks: list[float] = []
-        streamer = _streamer(self._transformers, tokenizer, show, marks)
+        new = room(len(prompt), request.tokens, self._context)
+        marking = _Marking(_shown(self._transformers, tokenizer, show))
         ends: dict[str, Any] = {"eos_token_id": None} if request.to_the_end else {}
         drawn: dict[str, Any] = {"do_sample": False}
         if request.temperature:
-            drawn = {"do_sample": True, "temperature": request.temperature, "top_k": 0, "top_p": 1.0}
+            drawn = {"do_sample": True, "temperature": request.temperature, "top_k": 0, "top_p": request.top_p}
             torch.manual_seed(request.seed)
         ids = torch.tensor([prompt])
         begin = time.perf_counter()
         with torch.inference_mode():
             made = self._module.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.tokens, use_cache=True,
-                streamer=streamer, pad_token_id=0, **drawn, **ends,
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, use_cache=True, streamer=marking,
+                stopping_criteria=[marking.ends], pad_token_id=0, **drawn, **ends,
             )  # fmt: skip
-        given = 1 if self._module.config.is_encoder_decoder else len(prompt)
-        new = tuple(made[0, given:].tolist())
-        first = marks[0] if marks else time.perf_counter()
-        return Made(len(prompt), len(new), first - begin, time.perf_counter() - first, new)
+        given = 1 if getattr(self._module.config, "is_encoder_decoder", False) else len(prompt)
+        found = tuple(made[0, given:].tolist())
+        first = marking.marks[0] if marking.marks else time.perf_counter()
+        cut = not marking.enough and len(found) == new and not self._is_end(found[-1])
+        return Made(len(prompt), len(found), first - begin, time.perf_counter() - first, found, cut)
+
+    def _is_end(self, token: int) -> bool:
+        ends = self._module.generation_config.eos_token_id
+        return token in (ends if isinstance(ends, list) else [ends])
 
     def _tokenizer(self) -> Any:
+        if self._kept is None:
+            self._kept = self._opened()
+        return self._kept
+
+    def _opened(self) -> Any:
         try:
             return self._transformers.AutoTokenizer.from_pretrained(
                 str(self._path), local_files_only=True, trust_remote_code=False
@@ -79,39 +92,57 @@ class Transformers(Writer):
             ) from error
 
 
-def _encoded(tokenizer: Any, text: str, chat: bool) -> list[int]:
-    if not chat:
+def _encoded(tokenizer: Any, text: str | Chat) -> list[int]:
+    if isinstance(text, str):
         return list(tokenizer(text)["input_ids"])
     if not tokenizer.chat_template:
         raise InputError("the model has no chat template", "leave `chat` out")
-    messages = [{"role": "user", "content": text}]
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    try:
+        found = tokenizer.apply_chat_template(text.listed(), add_generation_prompt=True, return_dict=True)
+    except Exception as error:  # templates refuse roles and orders in their own words
+        raise InputError(f"the model's chat template refuses the messages: {error}") from error
     return list(found["input_ids"])
 
 
-def _streamer(transformers: Any, tokenizer: Any, show: Callable[[str], object], marks: list[float]) -> Any:
+def _shown(transformers: Any, tokenizer: Any, show: Callable[[str], object]) -> Any:
+    """What is given tokens and shows them as text, with ``enough`` when that is enough; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+
+    class Shown(transformers.TextStreamer):  # type: ignore[misc]
+        enough = False
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            self.enough |= show(text) is True
+
+    return Shown(tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+class _Marking:
     """What ``generate`` calls: first with the prompt, then with each token, then once at the end."""
-    shown = None
-    if tokenizer is not None:
 
-        class Shown(transformers.TextStreamer):  # type: ignore[misc]
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                show(text)
+    def __init__(self, shown: Any) -> None:
+        self.marks: list[float] = []
+        self._shown, self._prompted = shown, False
 
-        shown = Shown(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    @property
+    def enough(self) -> bool:
+        """Nothing more is wanted."""
+        return self._shown is not None and self._shown.enough
 
-    class Marking:
-        prompted = False
+    def put(self, value: Any) -> None:
+        """Take tokens."""
+        if self._prompted:
+            self.marks.append(time.perf_counter())
+        self._prompted = True
+        if self._shown is not None:
+            self._shown.put(value)
 
-        def put(self, value: Any) -> None:
-            if self.prompted:
-                marks.append(time.perf_counter())
-            self.prompted = True
-            if shown is not None:
-                shown.put(value)
+    def end(self) -> None:
+        """Show what was kept back."""
+        if self._shown is not None:
+            self._shown.end()
 
-        def end(self) -> None:
-            if shown is not None:
-                shown.end()
-
-    return Marking()
+    def ends(self, ids: Any, _scores: Any, **_: Any) -> Any:
+        """Which rows are ended, ``(rows,)`` bools: a stopping criterion."""
+        return ids.new_full(ids.shape[:1], self.enough, dtype=bool)

@@ -1,0 +1,208 @@
+"""Language models: greedy tokens of the engines on the same codes, perplexity against llama.cpp's Q4_K_M, decode speed.
+
+Greedy tokens and perplexity are of a Llama of 5.8 M parameters that is trained here first, once (``small_llama.py``; an
+hour on one core; ``--keep`` names a folder where it stays for the next run, and where a killed training goes on). What
+the engines are compared with is the module of transformers with the codes' values in float32. Perplexity is over the
+held-out text in windows of 256 tokens, 192 apart. Both 4-bit models are measured as float32 values of their codes by
+the same program; the bytes are those of the tensors. Q4_K_M is made by llama.cpp's own ``llama_model_quantize``:
+``LLAMA_CPP_LIBS`` names a folder with libllama and libggml (a build, or those in the npm package
+``@node-llama-cpp/linux-x64``). Decode speed is of random weights in the shape of a model of 125 M parameters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness import Bench, absent, cli, figure, interval
+from small_llama import trained
+
+STEPS = 900
+WINDOW = ("--window", 256, "--stride", 192, "--runtime", "torch")
+PROMPT, NEW, PROMPTS = 32, 64, 20
+SHAPE: dict[str, Any] = {
+    "vocab_size": 50304, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 1024, "tie_word_embeddings": True,
+}  # fmt: skip
+Q4_K_M = 15
+"""Its number among llama.cpp's file types."""
+
+
+def main() -> None:
+    bench = Bench("language", __doc__ or "", data=True, keep=True)
+    texts = bench.data("text")
+    with bench.kept() as place:
+        model = trained(place, texts, 2 if bench.quick else STEPS)
+        if bench.wants("greedy"):
+            greedy(bench, place, model)
+        if bench.wants("perplexity"):
+            perplexity(bench, place, model)
+        if bench.wants("decode"):
+            decode(bench, place, model)
+    bench.end()
+
+
+def greedy(bench: Bench, place: Path, model: Path) -> None:
+    """Tokens of llama.cpp and onnxruntime-genai against the module, on the same codes."""
+    out = place / "coded"
+    cli(
+        "quantize", model, "--bits", 4, "--symmetric", "--method", "gptq", "--data", place / "learnt.txt", "--sequence",
+        256, "--no-export", "--to", "gguf", "--to", "genai", "-o", out, "--force",
+    )  # fmt: skip
+    values = dense(out, model, place / "values")
+    report = cli(
+        "compare", values, place / "coded.gguf", place / "coded-genai", "--data", place / "held_out.txt",
+        "--generate", f"{PROMPT},{NEW}", "--prompts", PROMPTS,
+    )  # fmt: skip
+    for index, engine in ((1, "llama.cpp"), (2, "genai")):
+        name = report.models[index].name
+        note = next(note for note in report.notes if note.startswith(f"{name} under"))
+        whole = re.findall(r"(\d+) of (\d+)", note)[0]
+        agreement, first = figure(report, "greedy_agreement", index), figure(report, "first_difference", index)
+        bench.row(
+            f"trained, 4 bit gptq, greedy {NEW} tokens under {engine} are the module's", f"{PROMPTS} of {PROMPTS}",
+            f"{whole[0]} of {whole[1]}", agreement.n,
+            f"{agreement.value:.1f} % of all tokens, first other one after {first.value:g} (median)",
+            whole[0] == whole[1],
+        )  # fmt: skip
+
+
+def perplexity(bench: Bench, place: Path, model: Path) -> None:
+    """gptq with bits by layer against Q4_K_M, at equal bytes."""
+    held = place / "held_out.txt"
+    theirs, size = q4_k_m(place, model)
+    bits = 8 * size / sum(value.numel() for value in weights(model).values())
+    while True:  # down until the file's tensors are no larger
+        out = place / "ours"
+        cli(
+            "quantize", model, "--bits", 4, "--target-bits", round(bits, 2), "--data", place / "learnt.txt",
+            "--sequence", 256, "--no-export", "-o", out, "--force",
+        )  # fmt: skip
+        own = sum(value.numel() * value.element_size() for value in weights(out).values())
+        if own <= size:
+            break
+        bits -= max(0.02, 8 * (own - size) / sum(value.numel() for value in weights(model).values()))
+    found = {
+        name: figure(cli("evaluate", folder, "--data", held, *WINDOW), "perplexity")
+        for name, folder in (("float32", model), ("Q4_K_M of llama.cpp", theirs), ("gptq + auto", out))
+    }
+    sizes = {"float32": size_of(model), "Q4_K_M of llama.cpp": size, "gptq + auto": own}
+    for name, value in found.items():
+        bar = f"< {found['Q4_K_M of llama.cpp'].value:.3f}" if name == "gptq + auto" else ""
+        bench.row(
+            f"trained, perplexity, {name}", bar, f"{value.value:.3f}", value.n,
+            f"{interval(value, 3)}; {sizes[name] / 1e6:.3f} MB",
+            value.value < found["Q4_K_M of llama.cpp"].value if bar else None,
+        )  # fmt: skip
+
+
+def decode(bench: Bench, place: Path, model: Path) -> None:
+    """New tokens a second, of 4-bit codes under both engines over transformers in float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = place / "shape-125M"
+    if not (folder / "config.json").is_file():
+        import torch
+
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**SHAPE, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+        for file in model.glob("tokenizer*"):
+            shutil.copy(file, folder)
+    out = place / "fast"
+    cli("quantize", folder, "--bits", 4, "--symmetric", "--method", "rtn", "--no-export", "--to", "gguf", "--to",
+        "genai", "-o", out, "--force")  # fmt: skip
+    counts = ("--processes", 2, "--rounds", 1) if bench.quick else ("--processes", 5, "--rounds", 3)
+    report = cli(
+        "bench", folder, place / "fast.gguf", place / "fast-genai", "--generate", "64,64", "--threads", 1, *counts
+    )
+    better = max((1, 2), key=lambda index: figure(report, "decode", index).value)
+    for index in range(3):
+        rate = figure(report, "decode", index)
+        ratio = None if index == 0 else figure(report, "decode_speedup", index)
+        bench.row(
+            f"125 M shape, decode under {rate.runtime}, {'float32' if index == 0 else '4 bit'}, 1 thread",
+            "≥ 3×" if index == better else "",
+            f"{rate.value:.1f}/s" if ratio is None else f"{ratio.value:.2f}×", rate.n,
+            interval(rate, 1) if ratio is None else f"{interval(ratio)}; {rate.value:.1f} tokens/s",
+            None if ratio is None or index != better else ratio.value >= 3,
+        )  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The tensors of a folder's file, by name."""
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the tensors of a folder's file."""
+    return sum(value.numel() * value.element_size() for value in weights(folder).values())
+
+
+def dense(bundle: Path, model: Path, place: Path) -> Path:
+    """A folder with the values of a bundle's codes in float32."""
+    import compresskit
+    from compresskit.exporter.targets.weights import weights_of
+    from compresskit.ops.packed.grid import Packed, dequantize
+
+    found = weights_of(compresskit.load(bundle).module, "transformers")
+    return plain({n: dequantize(w) if isinstance(w, Packed) else w for n, w in found.items()}, model, place)
+
+
+def plain(tensors: dict[str, Any], model: Path, place: Path) -> Path:
+    """A folder of a model with other weights."""
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(model)
+    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        absent(f"tensors {missing}", f"there are {unexpected}")
+    shutil.copytree(model, place, dirs_exist_ok=True)
+    module.save_pretrained(place)
+    return place
+
+
+def q4_k_m(place: Path, model: Path) -> tuple[Path, int]:
+    """llama.cpp's own Q4_K_M of a model: a folder with its values in float32, and the bytes of its tensors."""
+    import gguf
+    from transformers import AutoModelForCausalLM
+
+    source, made = place / "model.gguf", place / "q4_k_m.gguf"
+    cli("export", model, "--to", "gguf", "-o", source, "--force")
+    quantize(source, made)
+    size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(made).tensors)
+    loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=made.name)
+    return plain({name: value.float() for name, value in loaded.state_dict().items()}, model, place / "theirs"), size
+
+
+class _Params(ctypes.Structure):
+    """The first of ``llama_model_quantize_params``, and more room than any version's others take."""
+
+    _fields_ = (("threads", ctypes.c_int32), ("kind", ctypes.c_int32), ("rest", ctypes.c_char * 248))
+
+
+def quantize(source: Path, made: Path) -> None:
+    """``llama_model_quantize`` to Q4_K_M."""
+    folder = Path(os.environ.get("LLAMA_CPP_LIBS", ""))
+    files = [
+        next(iter(sorted(folder.glob(f"{name}*.so*"))), None) for name in ("libggml-base", "libggml.", "libllama.")
+    ]
+    if None in files or "LLAMA_CPP_LIBS" not in os.environ:
+        absent("libllama of llama.cpp", "name its folder in LLAMA_CPP_LIBS")
+    *_, library = (ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL) for file in files)
+    library.llama_model_quantize_default_params.restype = _Params
+    params = library.llama_model_quantize_default_params()
+    params.kind, params.threads = Q4_K_M, 1
+    quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
+    library.llama_log_set(quiet, None)
+    if library.llama_model_quantize(str(source).encode(), str(made).encode(), ctypes.byref(params)):
+        absent("a Q4_K_M file", "llama.cpp can't make one")
+
+
+if __name__ == "__main__":
+    main()
