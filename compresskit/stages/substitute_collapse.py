@@ -122,7 +122,7 @@ class SubstituteCollapse(Recovery):
         if ctx.data is None:
             raise UsageError("fitting layers needs data", "give `data` FILE")
         module = model.module.eval()
-        original = copy.deepcopy(module)
+        original = copy.deepcopy(module) if self.epochs else None
         turned = conv1d_to_linear(module)
         data = self._data(model, ctx)
         with calling(module):
@@ -184,9 +184,10 @@ class SubstituteCollapse(Recovery):
             chosen = by_count(tried, count, saved_time)
         if len(chosen) < count:
             blocks = f"{len(chosen)} block{'' if len(chosen) == 1 else 's'}"
+            than = "faster" if timed else "smaller"
             raise UsageError(
-                f"`count` {count}: {blocks} of this model can be replaced by something faster{here.why()}",
-                "give a smaller `count`, or `guard` size",
+                f"`count` {count}: {blocks} of this model can be replaced by something {than}{here.why()}",
+                f"give a smaller `count`{', or `guard` size' if timed else ''}",
             )
         return _Found(chosen)
 

@@ -164,7 +164,7 @@ def test_what_is_no_faster_is_not_taken(
         ({}, "no target is given. Give one of `count`, `budget`, `target_latency`"),
         ({"budget": 0.5, "target_latency": 0.5}, "`budget` and `target_latency`: give one of them"),
         ({"budget": 0.01}, "`budget` 0.01 can't be met: with every block replaced"),
-        ({"count": 5}, "`count` 5: 4 blocks of this model can be replaced"),
+        ({"count": 5}, "`count` 5: 4 blocks of this model can be replaced by something smaller"),
         ({"count": 2, "include": ("1.0",)}, "`count` 2: 1 block of this model"),
         ({"count": 1, "exclude": ("nothing",)}, "no layer matches 'nothing'"),
         ({"count": 1, "recover": "lora"}, "`recover` is for training"),
