@@ -22,7 +22,8 @@ def test_five_commands_lead_from_a_folder_to_a_chat(
     (tmp_path / "my-model" / "chat_template.jinja").write_text(template)
     monkeypatch.chdir(tmp_path)
     page = (root / "docs" / "language-models.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^compresskit (.+)$", page, re.M)
+    journey = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.M | re.S))
+    commands = re.findall(r"^compresskit (.+)$", journey, re.M)
     assert len(commands) == 5
     said = []
     for command in commands:
