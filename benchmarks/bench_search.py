@@ -27,8 +27,9 @@ from compresskit.searched import Search
 
 _DIGITS = ("--arch", "net.py:Net", "--data", "train.npz", "--eval-data", "test.npz", "--no-html")
 _SEEDS = 5
-_DIGITS_S = 30.0
+_DIGITS_S = 60.0
 _KILLS = 10
+_TOGETHER = 12
 
 
 def main() -> None:
@@ -41,7 +42,10 @@ def main() -> None:
                 resnet(bench, place, drop, minutes)
         if bench.wants("MiniLM at 0.5 pt"):
             text(bench, place)
-        cases = {"digits, 1 kB": hopeless, "digits, killed": killed, "digits against random search": against_random}
+        cases = {
+            "digits, 1 kB": hopeless, "digits, killed": killed, "digits against random search": against_random,
+            "digits, three workers": three_workers,
+        }  # fmt: skip
         if wanted := [run for case, run in cases.items() if bench.wants(case)]:
             cli("demo", "-o", place / "digits")
             for run in wanted:
@@ -235,6 +239,46 @@ def finished(study: Path) -> dict[int, str]:
 
 def _count(report: Report) -> int:
     return len(report.search.tried) if report.search is not None else 0
+
+
+def three_workers(bench: Bench, place: Path) -> None:
+    """The same number of candidates by one worker and by three on this machine, without timing any; one is killed."""
+    ways: dict[str, tuple[float, list[str]]] = {}
+    for name, others in (("alone", 0), ("three", 2)):
+        words = command(
+            "compress", "digits.pt", *_DIGITS, "--no-bench", "--trials", str(_TOGETHER), "--time", "10m", "--cache",
+            f"{name}-steps", "-o", name,
+        )  # fmt: skip
+        start = time.monotonic()
+        with subprocess.Popen(words, cwd=place, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as first:
+            study = place / f"{name}.study" / "journal.log"
+            while not study.exists() or b'"until"' not in study.read_bytes():
+                time.sleep(0.2)
+            join = command("compress", "--join", f"{name}.study", "--cache", f"{name}-steps")
+            joined = [
+                subprocess.Popen(join, cwd=place, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                for _ in range(others)
+            ]
+            if joined:
+                time.sleep(15)
+                joined.pop().kill()
+            first.wait()
+            for other in joined:
+                other.wait()
+        search = read_report(place / name).search
+        assert search is not None
+        ways[name] = (search.seconds, [f"{one.rung} {sorted(one.values.items())}" for one in search.tried])
+        print(f"  {name}: {search.seconds:.0f} s, {time.monotonic() - start:.0f} s with the verdict", flush=True)
+    twice = sum(len(keys) - len(set(keys)) for _, keys in ways.values())
+    few = sum(len(keys) < _TOGETHER for _, keys in ways.values())
+    bench.row(
+        "digits, three workers, one killed: candidates lost or tried twice", "0", str(twice + few), 2,
+        f"{_TOGETHER} candidates each", twice + few == 0,
+    )  # fmt: skip
+    bench.row(
+        "digits, three workers, one killed: time of the search over that of one", "",
+        f"{ways['three'][0] / ways['alone'][0]:.2f}×", 1, f"{ways['alone'][0]:.0f} s alone",
+    )  # fmt: skip
 
 
 def hopeless(bench: Bench, place: Path) -> None:

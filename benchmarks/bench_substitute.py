@@ -1,10 +1,14 @@
-"""ResNet-20 and -56 on CIFAR-10 with a fitted layer in the place of some of their blocks, without training.
+"""ResNet-20 and -56 on CIFAR-10, and MiniLM, with cheaper layers in the place of some of theirs, without training.
 
 The figures come from ``compresskit substitute --method collapse``: accuracy of the shipped ONNX file on the test
 images, and its speed under onnxruntime against the original's, one thread, at batch 1. Layers are fitted on training
 images, without labels. Bars lie above what a trial gave in which nothing behind a replaced block was fitted again:
 89.5 % and 87.1 % with two and three 3×3, 81.8 % and 76.4 % with 1×1; ResNet-56 with six and nine 1×1 90.2 % and
 85.7 %, with twelve 80.1 %.
+
+MiniLM is fitted on the first lines of WikiText-2's validation split; likeness is the mean cosine between pooled
+embeddings of the original and of the result on 200 lines of the test split. Without two layers it is below .91. A
+plain depthwise ResNet-20 with refitted 1×1 had .717 on a JPEG copy of the set, at multiplier 2.
 """
 
 from __future__ import annotations
@@ -14,8 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench_minilm import LINES, TOKENS, plain_lines
 from cifar import NORMALIZE, accuracy_row
-from harness import Bench, cli, figure, interval, workplace
+from harness import Bench, cli, figure, interval, minilm, workplace
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ CASES = (
     Case(56, 9, "1x1", 88.5),
     Case(56, 12, "auto", 88.0, latency=0.7, speedup=1.4),
 )
+DEPTHWISE, MINILM = "ResNet-20, depthwise, multiplier 2", "MiniLM, 2 of 6 layers as Linear layers"
+LEAST_COSINE, LEAST_SPEEDUP = 0.95, 1.35
 
 
 def main() -> None:
@@ -61,6 +68,10 @@ def main() -> None:
         for case in CASES:
             if bench.wants(case.name) and bench.known(f"{case.name}, accuracy") is None:
                 substituted(bench, case, folder / f"{case.depth}-{case.count}-{case.stand_in}")
+        if bench.wants(DEPTHWISE):
+            depthwise(bench, folder / "depthwise")
+        if bench.wants(MINILM):
+            layers(bench, folder / "minilm")
     bench.end()
 
 
@@ -79,9 +90,50 @@ def substituted(bench: Bench, case: Case, out: Path) -> None:
     original = out.parent / f"resnet{case.depth}.onnx"
     if not original.exists():
         cli("export", model, *arch, "-o", original)
-    found = figure(cli("bench", original, out / "model.onnx", "--batch", 1, "--threads", 1), "speedup")
-    bar, passed = (f"≥ {case.speedup}×", found.value >= case.speedup) if case.speedup is not None else ("", None)
-    bench.row(f"{case.name}, speed", bar, f"{found.value:.2f}×", found.n, interval(found), passed)
+    speed_row(bench, case.name, original, out, case.speedup, "--batch", 1)
+
+
+def depthwise(bench: Bench, out: Path) -> None:
+    """All convolutions but the first as depthwise ones, two windows a channel."""
+    model, arch = bench.data("models", "resnet20.th"), ("--arch", "examples/cifar_resnet.py:resnet20")
+    train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
+    start = time.perf_counter()
+    report = cli(
+        "substitute", model, *arch, "--input-shape", "1,3,32,32", "--method", "depthwise", "--exclude", "conv1",
+        "--guard", "size", "--samples", 64 if bench.quick else 512, "--data", train, "--eval-data", test, "--normalize",
+        NORMALIZE, "--no-bench", "-o", out,
+    )  # fmt: skip
+    accuracy_row(bench, DEPTHWISE, None, report, (time.perf_counter() - start) / 60)
+    original = out.parent / "resnet20.onnx"
+    if not original.exists():
+        cli("export", model, *arch, "--input-shape", "1,3,32,32", "-o", original)
+    speed_row(bench, DEPTHWISE, original, out, None, "--batch", 1)
+
+
+def layers(bench: Bench, out: Path) -> None:
+    """Two of MiniLM's six layers as one Linear layer each."""
+    model, valid, test = minilm(), bench.data("text", "wikitext2_valid.txt"), bench.data("text", "wikitext2_test.txt")
+    train, lines = out.parent / "train.txt", out.parent / "lines.txt"
+    train.write_text("\n".join(plain_lines(valid)), encoding="utf-8")
+    lines.write_text("\n".join(plain_lines(test)[: 20 if bench.quick else LINES]), encoding="utf-8")
+    cli(
+        "substitute", model, "--count", 2, "--guard", "size", "--samples", 32 if bench.quick else 512, "--data", train,
+        "--sequence", TOKENS, "--no-bench", "-o", out,
+    )  # fmt: skip
+    found = figure(cli("compare", model, out, "--data", lines, "--sequence", TOKENS, "--no-bench"), "cosine")
+    bench.row(
+        f"{MINILM}, mean cosine of pooled embeddings", f"≥ {LEAST_COSINE}", f"{found.value:.4f}", found.n,
+        interval(found, 4), found.value >= LEAST_COSINE,
+    )  # fmt: skip
+    original = out.parent / "minilm.onnx"
+    cli("export", model, "-o", original)
+    speed_row(bench, MINILM, original, out, LEAST_SPEEDUP, "--sequence", TOKENS)
+
+
+def speed_row(bench: Bench, name: str, original: Path, out: Path, least: float | None, *options: str | float) -> None:
+    found = figure(cli("bench", original, out / "model.onnx", *options, "--threads", 1), "speedup")
+    bar, passed = (f"≥ {least}×", found.value >= least) if least is not None else ("", None)
+    bench.row(f"{name}, speed", bar, f"{found.value:.2f}×", found.n, interval(found), passed)
 
 
 if __name__ == "__main__":

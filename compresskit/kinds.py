@@ -74,12 +74,16 @@ PRUNE = Kind(
 )
 SUBSTITUTE = Kind(
     name="substitute",
-    summary="Replace whole blocks by cheaper layers that are fitted to them.",
+    summary="Replace blocks and layers by cheaper ones, fitted or exact.",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
     quantizes=False,
-    methods={"collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse"},
+    methods={
+        "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
+        "fold": "compresskit.stages.substitute_fold:SubstituteFold",
+        "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+    },
 )
 FACTORIZE = Kind(
     name="factorize",

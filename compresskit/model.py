@@ -268,3 +268,9 @@ class Model:
         if isinstance(self.body, Path):
             raise TypeError("a module is needed")
         return self.body
+
+
+def reads_and_writes(module: Any) -> bool:
+    """True for a transformers encoder-decoder that has ``generate``: one pass of it answers nothing."""
+    can = getattr(module, "can_generate", None)
+    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False)) and callable(can) and bool(can())

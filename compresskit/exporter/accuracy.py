@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -32,7 +33,8 @@ def set_accuracy_level(path: Path, level: int) -> int:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as error:
         raise InputError(f"{path} can't be read as ONNX: {error}") from error
-    nodes = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    everything = list(_nodes(model.graph))
+    nodes = [node for node in everything if node.op_type == "MatMulNBits"]
     for node in nodes:
         kept = [a for a in node.attribute if a.name != "accuracy_level"]
         del node.attribute[:]
@@ -40,7 +42,16 @@ def set_accuracy_level(path: Path, level: int) -> int:
     if nodes:
         with writing(path):
             path.write_bytes(model.SerializeToString(deterministic=True))
-    return len(nodes) + sum(_blocked(node) for node in model.graph.node)
+    return len(nodes) + sum(map(_blocked, everything))
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of those within it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _nodes(attribute.g)
 
 
 def _blocked(node: onnx.NodeProto) -> bool:

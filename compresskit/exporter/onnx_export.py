@@ -85,7 +85,7 @@ def export_onnx(
     with quiet():
         program, limits = _trace(flat, inputs, args)
         progress("export", 1, 3)
-        model = _translate(program, inputs, original.names, _way_out(module))
+        model = _translate(program, inputs, original.names)
         progress("export", 2, 3)
         operators = expand(model, accuracy_level)
         merge(model)
@@ -96,13 +96,6 @@ def export_onnx(
         save(model, path, data_above=data_above)
     progress("export", 3, 3)
     return Exported(original.names, _notes(limits), limits, operators, _suspects(program))
-
-
-def _way_out(module: nn.Module) -> str:
-    """What can be done about an operator that has no ONNX form."""
-    if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
-        return "its encoder and decoder don't fit into one graph: `no_export` writes the folder without one"
-    return "an operator in it has no ONNX form; replace it"
 
 
 def _writes_text(module: nn.Module) -> bool:
@@ -212,7 +205,7 @@ def _export(
 
 
 def _translate(
-    program: torch.export.ExportedProgram, inputs: tuple[InputSpec, ...], outputs: tuple[str, ...], way_out: str
+    program: torch.export.ExportedProgram, inputs: tuple[InputSpec, ...], outputs: tuple[str, ...]
 ) -> ir.Model:
     try:
         with read_once():
@@ -230,7 +223,9 @@ def _translate(
         raise
     except Exception as error:
         reason = first_line(error.__cause__ or error)
-        raise InputError(f"this model can't be exported: {reason}", way_out) from error
+        raise InputError(
+            f"this model can't be exported: {reason}", "an operator in it has no ONNX form; replace it"
+        ) from error
     if result is None:
         raise InputError("this model can't be exported: the exporter gave nothing")
     return result.model

@@ -26,7 +26,8 @@ class StandInFacts(LayerFacts):
         place: Where the input stands among the arguments: a position or a keyword.
         values: How many values are returned as a tuple, the first the layer's; 0 returns that alone.
         activation: What follows the layer.
-        norm: Name of the original's normalization that follows it.
+        norm: Name of the original's normalization that follows it, within the block.
+        aim: Name of another layer whose output it gives too, and which passes on what it is given.
         loss: Distance of the model's output with this one alone.
         time: Share of the original's time.
     """
@@ -38,6 +39,7 @@ class StandInFacts(LayerFacts):
     values: Annotated[Count, Field(le=64)] = 0
     activation: Literal["relu", "relu6", "silu", "gelu", "hardswish"] | None = None
     norm: Name | None = None
+    aim: Name | None = None
     loss: Number | None = None
     time: Number | None = None
 
@@ -57,3 +59,53 @@ class CollapseFacts(Facts):
     share: Mapping[Text, Number] = field(default_factory=dict)
     refit: FitFacts | None = None
     timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedFacts(LayerFacts):
+    """Of one layer that several were put together into.
+
+    Attributes:
+        holder: Name of the module whose code had them.
+        gone: Those that are gone, by their names in it.
+    """
+
+    holder: Name
+    gone: list[Name] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldFacts(Facts):
+    """Of a module whose layers were put together.
+
+    Attributes:
+        layers: What came of them.
+    """
+
+    layers: Layers[FoldedFacts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseFacts(LayerFacts):
+    """Of one convolution that became depthwise ones and a 1×1.
+
+    Attributes:
+        multiplier: Windows a channel.
+        time: Share of the original's time.
+    """
+
+    multiplier: Annotated[int, Field(strict=True, ge=1, le=64)]
+    time: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeparableFacts(Facts):
+    """Of a module with depthwise convolutions.
+
+    Attributes:
+        layers: Those layers.
+        refit: What the fit along the model gained.
+    """
+
+    layers: Layers[DepthwiseFacts]
+    refit: FitFacts | None = None

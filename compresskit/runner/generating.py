@@ -14,8 +14,8 @@ def open_writer(path: Path, engine: str | None = None, *, threads: int = 0, cont
     """A program with a model opened.
 
     Args:
-        path: A .gguf file, a folder for onnxruntime-genai, a bundle or a Hugging Face folder.
-        engine: ``llama.cpp``, ``genai`` or ``transformers``; None is the one of the form.
+        path: A .gguf file, a folder for onnxruntime-genai or of an encoder-decoder, a bundle or a Hugging Face folder.
+        engine: ``llama.cpp``, ``genai``, ``onnxruntime`` or ``transformers``; None is the one of the form.
         threads: Of one operator; 0 is the program's choice.
         context: Most tokens of prompt and answer together.
 
@@ -47,11 +47,11 @@ def generate(
     """Let a language model go on from a prompt: ``compresskit generate``.
 
     Args:
-        path: A .gguf file, a folder for onnxruntime-genai, a bundle or a Hugging Face folder.
+        path: A .gguf file, a folder for onnxruntime-genai or of an encoder-decoder, a bundle or a Hugging Face folder.
         prompt: Text.
         tokens: Maximum number of new tokens.
         temperature: 0 takes the likeliest token each time.
-        engine: ``llama.cpp``, ``genai`` or ``transformers``; None is the one of the form.
+        engine: ``llama.cpp``, ``genai``, ``onnxruntime`` or ``transformers``; None is the one of the form.
         chat: The prompt is what a user says; the model's chat template is put around it.
         threads: Of one operator; 0 is the program's choice.
         seed: Of the draws.

@@ -14,7 +14,7 @@ from compresskit import registry
 from compresskit.checkpoint.atomic import new_folder, refuse_within
 from compresskit.checkpoint.bundle import PAGE_NAME, PROVENANCE_NAME, REPORT_NAME, read_card
 from compresskit.errors import GateError, UsageError
-from compresskit.model import Model
+from compresskit.model import Model, reads_and_writes
 from compresskit.recipe.limits import Limits
 from compresskit.recipe.plan import Recipe
 from compresskit.report import Report
@@ -33,6 +33,8 @@ from compresskit.runner.sources import opener, parted
 from compresskit.runner.stage_runner import aimed_at, form, workplace
 from compresskit.runner.steps import InMemory, Job, Steps, T
 from compresskit.stage import Progress, say_nothing, silent
+
+_TWO_FILES = "no model.onnx was written: an encoder-decoder takes two files, which `to` optimum writes"
 
 
 def run(model: Model, job: Job) -> Report:
@@ -129,14 +131,15 @@ def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, 
         steps_of: What takes the steps, by the model with its inputs known, the job and a folder for temporary files.
     """
     model, job = read()
+    if form(model) == "weights" or reads_and_writes(model.body):
+        notes = (*job.notes, _TWO_FILES) if reads_and_writes(model.body) and job.measuring.export else job.notes
+        job = replace(job, measuring=replace(job.measuring, export=False), notes=notes)
     measuring = job.measuring
     check(model, job.stages, job.data, measuring)
     int8_arithmetic_on(measuring.target or aimed_at(job.stages))  # an unknown name is refused before the work
     if measuring.export:
         model = with_inputs(model, job.data if job.data is not None else measuring.source)
     model, origin = with_usage(model, measuring.source, job.data), model.source
-    if form(model) == "weights":
-        job = replace(job, measuring=replace(measuring, export=False))
     with new_folder(job.output, force=job.force) as folder:
         with workplace(folder) as work:
             steps = steps_of(model, job, work)
@@ -176,7 +179,9 @@ def _judge(steps: Steps[T], taken: Sequence[T], job: Job, folder: Path) -> Repor
     after = steps.deliver(taken[-1] if taken else steps.first, folder)
     target = next((at.target for at in reversed(taken) if at.target), None)
     kinds = [registry.get(name).kind for at in taken for name in at.stages]
-    log = RunLog(job.data, [note for at in taken for note in at.notes], steps.entries, steps.gates, job.known)
+    log = RunLog(
+        job.data, [*job.notes, *(note for at in taken for note in at.notes)], steps.entries, steps.gates, job.known
+    )
     measuring = job.measuring.of(kinds, target)
     report = report_on(
         steps.baseline, after, job.output, measuring, log, command=job.command, progress=job.progress

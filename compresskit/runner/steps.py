@@ -44,6 +44,7 @@ class Job:
         draw: Gives the page that is put beside the report; None leaves it away.
         complete: Adds to the report, and to the folder, before the bundle is sealed.
         known: Figures of the original and the result that were measured already.
+        notes: What the report says of the run.
     """
 
     steps: tuple[Step, ...]
@@ -58,6 +59,7 @@ class Job:
     draw: Callable[[Report], str] | None = None
     complete: Callable[[Report, Path], Report] | None = None
     known: Measured | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:

@@ -11,7 +11,7 @@ from compresskit.errors import UsageError, listing
 from compresskit.facts.prune import DepthFacts
 from compresskit.kinds import PRUNE
 from compresskit.model import Model
-from compresskit.stage import Context, Form, Searched, Tunable
+from compresskit.stage import Chosen, Context, Form, Searched, Tunable
 from compresskit.stages.batches import calibration
 from compresskit.stages.recovery import Recovery
 
@@ -53,6 +53,13 @@ class PruneDepth(Recovery):
             "with many blocks."
         ),
     ] = "output"
+    stand_in: Annotated[
+        Literal["auto", "1x1", "3x3", "linear"] | None,
+        Field(
+            description="Put a layer in the place of each dropped block, fitted on `data` as by substitute `method` "
+            "collapse; blocks are ranked by what is lost with it."
+        ),
+    ] = None
     samples: Annotated[int, Field(ge=1, description="Number of samples for the ranking.")] = 128
 
     def check_options(self) -> None:
@@ -65,6 +72,39 @@ class PruneDepth(Recovery):
             raise UsageError("no target is given. Give `drop` N or `blocks` GLOB", "for example `drop` 2")
         if self.drop is not None and self.blocks:
             raise UsageError("`drop` and `blocks`: give one of them")
+        if self.stand_in is not None and self.ranking != "output":
+            raise UsageError("`stand_in` ranks blocks by the model's output", "remove `ranking`")
+
+    def choose(self, model: Model, ctx: Context) -> Chosen:
+        """This stage, or the one that puts layers in the place of blocks.
+
+        Raises:
+            UsageError: The options don't say which blocks, or there are no data to fit layers on.
+            InputError: A glob is given, and the model has no blocks.
+        """
+        self.check_options()
+        if self.stand_in is None:
+            return Chosen((self,))
+        from compresskit.stages.substitute_collapse import SubstituteCollapse
+
+        count = self.drop or len(self._named(model, ctx))
+        shared = {name: getattr(self, name) for name in (*Recovery.model_fields, "stand_in", "samples")}
+        return Chosen((SubstituteCollapse(count=count, include=self.blocks, guard="size", **shared),))
+
+    def _named(self, model: Model, ctx: Context) -> list[str]:
+        """The blocks that the globs name.
+
+        Raises:
+            UsageError: A glob matches none.
+        """
+        from compresskit.ops.globs import check_globs, matches
+        from compresskit.ops.prune.depth import blocks_of
+        from compresskit.stages.batches import forward_of, made_up
+
+        batch = made_up(model.card.inputs, 2, ctx.seed, sequence=_SEQUENCE)
+        names = [b.name for b in blocks_of(model.module.eval(), batch, forward_of(model.module, model.card.inputs))]
+        check_globs(names, self.blocks)
+        return [name for name in names if matches(name, self.blocks)]
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Drop blocks of a module in place.
@@ -77,6 +117,8 @@ class PruneDepth(Recovery):
         from compresskit.ops.prune.depth import blocks_of, drop_proven
         from compresskit.stages.batches import batches_of, forward_of, made_up
 
+        if self.stand_in is not None:
+            return self.choose(model, ctx).stages[0].run(model, ctx)
         self.check_options()
         if self.drop is not None and ctx.data is None:
             raise UsageError("ranking the blocks needs data", "give `data` FILE, or `blocks` GLOB")

@@ -37,7 +37,7 @@ _KINDS: dict[str, tuple[Fitted, ...]] = {
 
 
 class SubstituteCollapse(Recovery):
-    """Replace whole blocks by one fitted layer each: a convolution for residual blocks, a Linear layer for others.
+    """Replace blocks, or halves of transformer layers, by one fitted layer each: a convolution, or a Linear layer.
 
     Each layer is fitted by least squares to what the block computes on unlabelled `data`. Blocks whose replacement
     changes the model's output least go first, and only where the layer is measured to be faster. `epochs` trains the
@@ -67,6 +67,13 @@ class SubstituteCollapse(Recovery):
             "the time that it saves (auto). Blocks of tokens always get a Linear layer (linear: only these)."
         ),
     ] = "auto"
+    parts: Annotated[
+        Literal["blocks", "halves"],
+        Field(
+            description="Parts of the model that are replaced: whole blocks, or the halves of transformer layers "
+            "(attention, feed-forward), each by a Linear layer beside the residual connection."
+        ),
+    ] = "blocks"
     guard: Annotated[
         Literal["size", "latency"],
         Field(
@@ -115,11 +122,12 @@ class SubstituteCollapse(Recovery):
         original = copy.deepcopy(module)
         data = self._data(model, ctx)
         with calling(module):
-            places = find(module, data, self._settings(ctx), _KINDS[self.stand_in])
+            halves = self.parts == "halves"
+            places = find(module, data, self._settings(ctx), _KINDS[self.stand_in], halves=halves)
             tried = candidates(module, places.sites, data, ctx.progress)
             found = self._chosen(tried, _Here(model, data, ctx, places))
             chosen = found.chosen
-            fitted = apply(module, chosen, places.trace, data, ctx.progress, refit=self.refit)
+            fitted = apply(module, chosen, places, data, ctx.progress, refit=self.refit)
         left = 1 - sum(map(saved_macs, chosen)) / max(1, places.macs)
         facts: dict[str, Any] = {
             **found.facts,
@@ -191,8 +199,8 @@ class SubstituteCollapse(Recovery):
         return _Found(chosen)
 
     def _in_time(self, tried: list[Candidate], here: _Here) -> _Found:
-        from compresskit.ops.packed.modules import set_module
         from compresskit.ops.substitute.choose import by_cost, most, saved_time
+        from compresskit.ops.substitute.stand_in import put
         from compresskit.stages.shared_latency import Choices, within_latency
 
         total = max(1, here.places.macs)
@@ -204,7 +212,7 @@ class SubstituteCollapse(Recovery):
         def build(chosen: list[Candidate]) -> nn.Module:
             smaller = copy.deepcopy(here.module)
             for c in chosen:
-                set_module(smaller, c.site.name, copy.deepcopy(c.stand_in))
+                put(smaller, c.site.name, copy.deepcopy(c.stand_in), c.fact.aim)
             return smaller
 
         least = 1 - most(tried, saved_time, self.count) / total + 1e-9
@@ -217,8 +225,9 @@ class SubstituteCollapse(Recovery):
     def _notes(self, facts: dict[str, Any], chosen: list[Candidate], model: Model, ctx: Context) -> list[str]:
         fitted = facts["refit"]
         names = listing([c.site.name for c in chosen], 12)
+        what = ("block", "blocks") if self.parts == "blocks" else ("half of a block", "halves of blocks")
         notes = [
-            f"a fitted layer stands in for {len(chosen)} block{'s' if len(chosen) > 1 else ''}: {names}; "
+            f"a fitted layer stands in for {len(chosen)} {what[len(chosen) > 1]}: {names}; "
             f"{100 * facts['share']['macs']:.1f} % of the multiply-accumulates remain"
         ]
         if ctx.data is not None:
@@ -246,7 +255,7 @@ class SubstituteCollapse(Recovery):
 
 def _about(c: Candidate) -> str:
     shape = c.site.options[c.kind].shape
-    saved = f", {c.time:.2f} of its time" if c.time is not None else ""
+    saved = f", {c.time:.2f} of the block's time" if c.time is not None else ""
     what = "Linear layer" if c.kind == "linear" else f"{c.kind.replace('x', '×')} convolution"
     return f"{what} of {shape[1]} to {shape[0]}{saved}"
 
@@ -283,23 +292,27 @@ class _Here:
         """Those that are faster than their blocks, with their time; the others are noted as left alone."""
         found = []
         for done, c in enumerate(tried, 1):
-            block = self.module.get_submodule(c.site.name)
-            key = c.site.shape[1:], str(block), c.kind
+            block = self.module.get_submodule(c.site.block)
+            key = c.site.shape[1:], str(block), c.site.name[len(c.site.block) :], c.kind
             if key not in self._known:
                 self._known[key] = self._share(c, block, f"guard-{len(self._known)}")
             time = self._known[key]
             if time < 1:
                 found.append(replace(c, time=time))
             else:
-                told = f"a fitted layer is no faster: {time:.2f} of its time under onnxruntime"
+                told = f"a fitted layer is no faster: {time:.2f} of the block's time under onnxruntime"
                 self.places.skipped[c.site.name] = told
             self.ctx.progress("time stand-ins", done, len(tried))
         return found
 
     def _share(self, c: Candidate, block: nn.Module, name: str) -> float:
         from compresskit.ops.substitute.alone import Alone, arguments_of
+        from compresskit.ops.substitute.candidates import standing_in
         from compresskit.stages.shared_latency import share_of_time
 
         args, kwargs = arguments_of(block, lambda: self.data.run(self.module))
-        alone, other = (Alone(part, c.site.place, args, kwargs).eval() for part in (block, c.stand_in))
+        place = self.places.trace.once()[c.site.block].first or 0
+        alone = Alone(copy.deepcopy(block), place, args, kwargs).eval()
+        with standing_in(self.module, [c]):
+            other = Alone(copy.deepcopy(self.module.get_submodule(c.site.block)), place, args, kwargs).eval()
         return share_of_time(alone, other, c.site.shape, self.ctx, name)

@@ -109,7 +109,6 @@ def _arch(brought: tuple[str, ...]) -> list[object]:
     pytest.param(user("Numpy"), ("can't be exported",), id="numpy"),
     pytest.param(("Parameterless.pt", "--arch", "user.py:Parameterless", "--input-shape", "1,4"), ("no tensors",),
                  id="parameterless"),
-    pytest.param("t5", ("can't be exported",), id="t5", marks=slow),
 ], indirect=["brought"])  # fmt: skip
 def test_what_is_not_supported_is_said(
     cli: Cli, brought: tuple[str, ...], said: tuple[str, ...], tmp_path: Path

@@ -34,12 +34,12 @@ def tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(kept))
 
 
-def bert(folder: Path, kind: str, **more: Any) -> Path:
+def bert(folder: Path, kind: str, layers: int = 2, width: int = 16, **more: Any) -> Path:
     """A Hugging Face folder of a random BERT."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=32, initializer_range=0.4, **more,
+        vocab_size=len(WORDS), hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=2 * width, max_position_embeddings=2 * width, initializer_range=0.4, **more,
     )  # fmt: skip
     getattr(transformers, kind)(config).eval().save_pretrained(folder)
     tokenizer(folder)
@@ -51,9 +51,9 @@ def classifier(folder: Path) -> Path:
     return bert(folder, "BertForSequenceClassification", num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"})
 
 
-def sentences(folder: Path) -> Path:
+def sentences(folder: Path, layers: int = 2, width: int = 16) -> Path:
     """A sentence-transformers folder."""
-    bert(folder, "BertModel")
+    bert(folder, "BertModel", layers, width)
     kinds = ["Transformer", "Pooling", "Normalize"]
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
@@ -61,7 +61,7 @@ def sentences(folder: Path) -> Path:
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    told = {"embedding_dimension": 16, "pooling_mode": "mean"}
+    told = {"embedding_dimension": width, "pooling_mode": "mean"}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 6, "do_lower_case": false}')
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\ntags:\n- x\n---\n# A model\n")

@@ -41,7 +41,9 @@ def unfold(page: Any) -> None:
 def test_a_browser_draws_it_all(tmp_path: Path, width: int, scheme: str) -> None:
     said: list[str] = []
     with opened(html(full_report(), interactive=True), tmp_path, width, scheme, said) as page:
-        page.wait_for_selector("html[data-drawn]", timeout=120_000)
+        page.wait_for_selector("html[data-drawn]", timeout=120_000, state="attached")
+        unseen = "[...document.querySelectorAll('details:not([open]) .plot')]"
+        assert page.evaluate(f"{unseen}.length") > 1 and not page.evaluate(f"{unseen}.some(plot => plot.data)")
         unfold(page)
         places = page.evaluate("document.querySelectorAll('.plot').length")
         page.wait_for_selector(f"html[data-drawn='{places}']", timeout=120_000)

@@ -152,7 +152,8 @@ def test_what_is_no_faster_is_not_taken(
     facts = report.history[-1]["facts"]
     assert "2.1" not in facts["layers"] and {fact["time"] for fact in facts["layers"].values()} == {0.5}
     if "2.1" in report.coverage.skipped and "faster" in report.coverage.skipped["2.1"]:
-        assert report.coverage.skipped["2.1"] == "a fitted layer is no faster: 1.20 of its time under onnxruntime"
+        told = "a fitted layer is no faster: 1.20 of the block's time under onnxruntime"
+        assert report.coverage.skipped["2.1"] == told
     if "target_latency" in options:
         assert facts["timed"][-1][1] <= 0.8 and any("of the original's time" in note for note in report.notes)
 
@@ -183,3 +184,72 @@ def test_without_data_or_blocks_it_is_refused(made: Path, tmp_path: Path) -> Non
     model = load(made / "bare.pt", arch=f"{made / 'net.py'}:bare", input_shape=(1, 8))
     with pytest.raises(InputError, match="no sequence of blocks"):
         run(model, [collapse(count=1)], tmp_path / "out", data=open_source(str(tmp_path / "d.npz")), export=False)
+
+
+def test_pruned_blocks_get_a_stand_in_by_the_same_code(made: Path, tmp_path: Path) -> None:
+    run_on(made, tmp_path / "a", method("prune.depth", drop=2, stand_in="1x1", samples=64))
+    run_on(made, tmp_path / "b", collapse(count=2, stand_in="1x1"))
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    named = run_on(made, tmp_path / "c", method("prune.depth", blocks=("1.*",), stand_in="3x3", samples=64))
+    assert stood_in(again(made, tmp_path / "c")) == ["1.0", "1.1"]
+    assert [step["name"] for step in named.history] == ["substitute.collapse"]
+    with pytest.raises(UsageError, match="`stand_in` ranks blocks by the model's output"):
+        run_on(made, tmp_path / "no", method("prune.depth", drop=1, stand_in="auto", ranking="influence"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("parts", ["blocks", "halves"])
+def test_a_folder_of_transformers_comes_back(tmp_path: Path, parts: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, **sizes)
+    transformers.BertModel(config).save_pretrained(tmp_path / "in")
+    ids = np.random.default_rng(0).integers(0, 40, (64, 12))
+    np.savez(tmp_path / "data.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    data = open_source(str(tmp_path / "data.npz"))
+    report = run(load(tmp_path / "in"), [collapse(count=2, parts=parts)], tmp_path / "out", data=data, bench=False)
+    layers = report.history[-1]["facts"]["layers"]
+    assert len(layers) == 2 and {fact["kind"] for fact in layers.values()} == {"linear"}
+    assert any("transformers alone cannot load" in note for note in report.notes)
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    stored, body = load_file(tmp_path / "out" / "model.safetensors"), load(tmp_path / "out").body
+    assert isinstance(body, nn.Module) and stood_in(body) == sorted(layers)
+    assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
+
+
+def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> None:
+    report = run_on(made, tmp_path / "out", method("substitute.fold"), data=False, export=True)
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    module, before = again(made, tmp_path / "out"), again(made, Path(made / "net.pt"))
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
+    x = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert float((module(x) - before(x)).norm() / before(x).norm()) <= 1e-6
+    assert report.history[-1]["facts"]["layers"]["1.0.conv1"]["gone"] == ["bn1"]
+    assert report.notes[0] == "8 layers were merged exactly into 8; the model's output stays the same"
+    later = run_on(made, tmp_path / "later", collapse(count=1), source=str(tmp_path / "out"))
+    assert len(later.history) == 2 and stood_in(again(made, tmp_path / "later"))
+    with pytest.raises(InputError, match="no layers that can be merged exactly"):
+        run_on(made, tmp_path / "no", method("substitute.fold"), source=str(tmp_path / "out"), data=False)
+    with pytest.raises(UsageError, match="no layer matches 'nothing'"):
+        run_on(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)
+
+
+def test_depthwise_layers_come_back_from_the_bundle(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed is made up: convolutions of 16 channels gain nothing."""
+    monkeypatch.setattr(shared_latency, "share_of_time", lambda layer, *_: 1.1 if layer.in_channels == 16 else 0.5)
+    stage = method("substitute.depthwise", multiplier=1, samples=64, exclude=("1.1.*",))
+    report = run_on(made, tmp_path / "out", stage, export=True)
+    layers, skipped = report.history[-1]["facts"]["layers"], report.coverage.skipped
+    assert sorted(layers) == ["0", "1.0.conv1", "1.0.conv2", "2.0.conv1"]
+    assert skipped["1.1.conv1"] == "excluded" and skipped["2.1.conv1"].startswith("no faster: 1.10")
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    assert report.models[1].macs < report.models[0].macs
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    state = again(made, tmp_path / "out").state_dict()
+    assert state.keys() == stored.keys() and all(torch.equal(state[key], value) for key, value in stored.items())
+    with pytest.raises(InputError, match="no convolution of this model can be made depthwise"):
+        wide = method("substitute.depthwise", multiplier=9, guard="size")
+        run_on(made, tmp_path / "no", wide)

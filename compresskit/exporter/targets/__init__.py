@@ -13,6 +13,7 @@ __all__ = ["Target", "get", "names"]
 _TARGETS = {
     "gguf": "compresskit.exporter.targets.gguf:Gguf",
     "genai": "compresskit.exporter.targets.genai:Genai",
+    "optimum": "compresskit.exporter.targets.optimum:Optimum",
     "compressed-tensors": "compresskit.exporter.targets.compressed_tensors:CompressedTensors",
 }
 

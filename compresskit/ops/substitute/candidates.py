@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.normal_equations import NormalEquations
 from compresskit.ops.substitute.recorder import Seen, watching
 from compresskit.ops.substitute.sites import Site
-from compresskit.ops.substitute.stand_in import StandIn
+from compresskit.ops.substitute.stand_in import StandIn, put
 
 Progress = Callable[[str, int, int], None]
 _FEW = 64
@@ -99,30 +99,54 @@ def candidates(module: nn.Module, sites: Sequence[Site], data: CalibrationData, 
     """
     used, held = split(data.batches)
     fits = {(s.name, kind): Fit(module.get_submodule(s.name), fact) for s in sites for kind, fact in s.options.items()}
-    where = {s.name: s for s in sites}
     for done, batch in enumerate(used, 1):
-        keep = mask_of(batch)
-
-        def make(name: str, keep: Tensor | None = keep) -> Any:
-            return watching(module, where[name].place, partial(_take, where[name], fits, keep), name)
-
-        with replaced(module, list(where), make):
+        with _fitting(module, sites, fits, mask_of(batch)):
             data.forward(module, batch)
         progress("fit stand-ins", done, len(used))
     few = [{name: tensor[:_FEW] for name, tensor in batch.items()} for batch in held[: max(1, _FEW // _rows(held[0]))]]
     away = OutputDistance(module, few, data.forward, scores=data.scores)
+    where = {s.name: s for s in sites}
     found = []
     for done, ((name, kind), fit) in enumerate(fits.items(), 1):
-        stand_in = fit.solved()
-        with standing_in(module, {name: stand_in}):
-            found.append(Candidate(where[name], kind, stand_in, away(module)))
+        candidate = Candidate(where[name], kind, fit.solved(), 0.0)
+        with standing_in(module, [candidate]):
+            found.append(replace(candidate, loss=away(module)))
         progress("measure stand-ins", done, len(fits))
     return found
 
 
-def _take(site: Site, fits: Mapping[tuple[str, Fitted], Fit], keep: Tensor | None, seen: Seen) -> None:
-    for kind in site.options:
-        fits[site.name, kind].add(seen.given, seen.before, keep)
+@contextmanager
+def _fitting(
+    module: nn.Module, sites: Sequence[Site], fits: Mapping[tuple[str, Fitted], Fit], keep: Tensor | None
+) -> Iterator[None]:
+    """Adds what passes through a model to the fits of all candidates, for a while."""
+    given: dict[str, Tensor] = {}
+
+    def take(site: Site, seen: Seen) -> None:
+        given[site.name] = seen.given
+        if site.aim == site.name:
+            add(site, seen.before)
+
+    def add(site: Site, target: Tensor) -> None:
+        for kind in site.options:
+            fits[site.name, kind].add(given[site.name], target, keep)
+
+    def hook(site: Site, _layer: nn.Module, _args: Any, out: Tensor) -> None:
+        add(site, out)
+
+    where = {s.name: s for s in sites}
+    with ExitStack() as stack:
+        for site in sites:
+            if site.aim != site.name:
+                layer = module.get_submodule(site.aim)
+                stack.callback(layer.register_forward_hook(partial(hook, site)).remove)
+        make = partial(_watched, module, where, take)
+        stack.enter_context(replaced(module, list(where), make))
+        yield
+
+
+def _watched(module: nn.Module, where: Mapping[str, Site], take: Callable[[Site, Seen], None], name: str) -> Any:
+    return watching(module, where[name].place, partial(take, where[name]), name)
 
 
 def _rows(batch: Batch) -> int:
@@ -130,12 +154,13 @@ def _rows(batch: Batch) -> int:
 
 
 @contextmanager
-def standing_in(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iterator[None]:
-    """A module with stand-ins in the place of some of its blocks for a while."""
-    before = {name: module.get_submodule(name) for name in stand_ins}
+def standing_in(module: nn.Module, chosen: Sequence[Candidate]) -> Iterator[None]:
+    """A module with stand-ins in the place of some of its parts for a while."""
+    names = [name for c in chosen for name in {c.site.name, c.site.aim}]
+    before = {name: module.get_submodule(name) for name in names}
     try:
-        for name, new in stand_ins.items():
-            set_module(module, name, new)
+        for c in chosen:
+            put(module, c.site.name, c.stand_in, c.fact.aim)
         yield
     finally:
         for name, old in before.items():

@@ -18,7 +18,7 @@ def saved_macs(c: Candidate) -> float:
 
 def saved_time(c: Candidate) -> float:
     """The same, where it was timed those that take the time which it saves."""
-    return saved_macs(c) if c.time is None else c.site.macs * (1 - c.time)
+    return saved_macs(c) if c.time is None else c.site.whole * (1 - c.time)
 
 
 def by_count(found: Sequence[Candidate], count: int, price: Callable[[Candidate], float]) -> list[Candidate]:

@@ -12,6 +12,8 @@ from compresskit.ops.calibration.gram import damped
 _DAMPING, _MOST = 1e-4, 0.1
 """Share of the inputs' mean square that pulls a weight to where it was: the least, and the most where few positions
 were seen for many columns."""
+CAUTION = 0.05
+"""Damping for as many positions as columns."""
 _ROWS = 1 << 16
 
 
@@ -41,12 +43,15 @@ class NormalEquations:
             self.y = self.y + aim.sum(1).double()
             self.count += part.shape[1]
 
-    def solve(self, start: Tensor | None = None, *, bias: bool = True) -> tuple[Tensor, Tensor]:
+    def solve(
+        self, start: Tensor | None = None, *, bias: bool = True, caution: float = CAUTION
+    ) -> tuple[Tensor, Tensor]:
         """The weight ``(groups, outputs of a group, columns)`` and bias ``(groups, outputs of a group)``, float64.
 
         Args:
             start: Where damping pulls the weight to, same shape; 0 without.
             bias: Without one the bias is 0.
+            caution: Damping, as a share of the inputs' mean square, for as many positions as columns.
 
         Raises:
             ValueError: Nothing was taken in.
@@ -58,7 +63,7 @@ class NormalEquations:
             gram = gram - x.unsqueeze(2) * x.unsqueeze(1)
             cross = cross - y.unsqueeze(2) * x.unsqueeze(1)
         begin = torch.zeros_like(cross) if start is None else start.double()
-        damping = min(_MOST, max(_DAMPING, 0.05 * gram.shape[1] / self.count))
+        damping = min(_MOST, max(_DAMPING, caution * gram.shape[1] / self.count))
         weight = begin + torch.linalg.solve(damped(gram, damping), (cross - begin @ gram).mT).mT
         level = y - (weight @ x.unsqueeze(2)).squeeze(2) if bias else torch.zeros_like(y)
         return weight, level

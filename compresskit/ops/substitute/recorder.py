@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -45,29 +45,29 @@ class Seen:
         given: Its input.
         before: What its last step was given; its output where it has none.
         end: That last step; None: another one.
-        sums: Its sums of two tensors, by their number; those that were asked for.
+        sums: Its sums of two tensors in their order, if they were asked for.
         out: What it returned.
     """
 
     given: Tensor
     before: Tensor
     end: End | None
-    sums: dict[int, Tensor]
+    sums: list[Tensor]
     out: Any
 
 
 class Recorder(TorchFunctionMode):
-    """Notes sums, and the last activation or normalization.
+    """Notes the last activation or normalization, and sums.
 
     Args:
-        wanted: Numbers of the sums to keep, None keeps all; a model may write into a sum, so they are copied.
+        sums: Keep them; a model may write into a sum, so they are copied.
     """
 
-    def __init__(self, wanted: Collection[int] | None = ()) -> None:
+    def __init__(self, *, sums: bool = False) -> None:
         super().__init__()
-        self.sums: dict[int, Tensor] = {}
+        self.sums: list[Tensor] = []
         self.last: tuple[End, Any, Any] | None = None
-        self._wanted, self._count = wanted, 0
+        self._keeps = sums
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -77,10 +77,8 @@ class Recorder(TorchFunctionMode):
         out = func(*args, **kwargs)
         if end is not None:
             self.last = end, before, out
-        elif name in _ADDS and len(args) > 1 and isinstance(args[1], Tensor) and isinstance(out, Tensor):
-            if self._wanted is None or self._count in self._wanted:
-                self.sums[self._count] = out.clone()
-            self._count += 1
+        elif self._keeps and name in _ADDS and len(args) > 1 and isinstance(args[1], Tensor):
+            self.sums.append(out.clone())
         return out
 
 
@@ -109,9 +107,7 @@ def placed(place: int | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return args[place] if isinstance(place, int) else kwargs[place]
 
 
-def observed(
-    root: nn.Module, name: str, place: int | str, run: Callable[[], Any], wanted: Collection[int] | None = ()
-) -> Seen:
+def observed(root: nn.Module, name: str, place: int | str, run: Callable[[], Any], *, sums: bool = False) -> Seen:
     """What a block is given and computes in one run of a module.
 
     Args:
@@ -119,23 +115,21 @@ def observed(
         name: Of the block, which is called once.
         place: Where its input stands.
         run: Calls the module, or the block.
-        wanted: See :class:`Recorder`.
+        sums: Keep its sums.
     """
     seen: list[Seen] = []
-    with replaced(root, [name], partial(_watching, root, place, wanted, seen.append)):
+    with replaced(root, [name], partial(_watching, root, place, sums, seen.append)):
         run()
     return seen[0]
 
 
-def _watching(
-    root: nn.Module, place: int | str, wanted: Collection[int] | None, note: Callable[[Seen], None], name: str
-) -> Any:
+def _watching(root: nn.Module, place: int | str, sums: bool, note: Callable[[Seen], None], name: str) -> Any:
     """A forward that does what the block's own does, and notes it."""
     own = root.get_submodule(name).forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         given = placed(place, args, kwargs).clone()
-        with Recorder(wanted) as recorder:
+        with Recorder(sums=sums) as recorder:
             out = own(*args, **kwargs)
         first = next(tensors_in(out))
         end, before, after = recorder.last or (None, first, None)
@@ -150,4 +144,4 @@ def _watching(
 def watching(root: nn.Module, place: int | str, note: Callable[[Seen], None], name: str) -> Any:
     """The forward of :func:`observed`, for several blocks at once: give it to
     :func:`~compresskit.ops.calibration.activation_stream.replaced`."""
-    return _watching(root, place, (), note, name)
+    return _watching(root, place, False, note, name)

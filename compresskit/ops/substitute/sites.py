@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,30 +21,47 @@ from compresskit.ops.substitute.stand_in import SIZES
 
 _WIDEST = 8
 """Stride of a stand-in."""
+_LEAST = 0.15
+"""Share of a block's multiply-accumulates from which on a part of it is a half."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A block, and the layers that can stand in for it.
+    """A block or a half of one, and the layers that can stand in for it.
 
     Attributes:
-        name: Of the block.
+        name: Of what is replaced.
+        block: Name of the block that it is, or lies in.
         options: What would be recorded of each, by kind.
-        shape: Of its input, for the batch that was looked at.
-        macs: Of the block, for that batch.
+        shape: Of the block's input, for the batch that was looked at.
+        macs: Of what is replaced, for that batch.
+        whole: Of the block.
         costs: Multiply-accumulates of each option.
     """
 
     name: str
+    block: str
     options: dict[Fitted, StandInFacts]
     shape: tuple[int, ...]
     macs: int
+    whole: int
     costs: dict[Fitted, int]
 
     @property
     def place(self) -> int | str:
-        """Where its input stands among the arguments."""
+        """Where the input stands among the arguments."""
         return next(iter(self.options.values())).place
+
+    @property
+    def aim(self) -> str:
+        """Name of the layer whose output a stand-in gives: its own, or one behind it."""
+        return next(iter(self.options.values())).aim or self.name
+
+    @property
+    def ends(self) -> bool:
+        """Whether a stand-in keeps what the original ends with."""
+        fact = next(iter(self.options.values()))
+        return fact.activation is not None or fact.norm is not None
 
 
 @dataclass
@@ -65,7 +82,9 @@ class Places:
 
 
 @torch.no_grad()
-def find(module: nn.Module, data: CalibrationData, settings: ShrinkSettings, kinds: Sequence[Fitted]) -> Places:
+def find(
+    module: nn.Module, data: CalibrationData, settings: ShrinkSettings, kinds: Sequence[Fitted], *, halves: bool = False
+) -> Places:
     """The blocks along a model's chain, with what could stand in for each.
 
     Args:
@@ -73,6 +92,7 @@ def find(module: nn.Module, data: CalibrationData, settings: ShrinkSettings, kin
         data: How it is called.
         settings: With the globs of blocks.
         kinds: That may be used.
+        halves: Look for the halves of blocks of tokens (attention, feed-forward) in the place of the blocks.
 
     Raises:
         UsageError: A glob matches no block.
@@ -85,49 +105,112 @@ def find(module: nn.Module, data: CalibrationData, settings: ShrinkSettings, kin
             "the model has no sequence of blocks, so there is none that a layer could stand in for",
             "factorize replaces single layers instead",
         )
-    check_globs(blocks, settings.globs)
     counts = count_macs(module, data.example)
+    finder = _Finder(module, data, found, counts, kinds)
+    pieces = {block: finder.halves(block) if halves else [(block, None)] for block in blocks}
+    check_globs([name for own in pieces.values() for name, _ in own], settings.globs)
     places = Places([], {}, sum(counts.values()), found)
-    once = found.once()
-    for name in blocks:
-        why = settings.left_out(name)
-        place = once[name].first
-        if not why and place is not None:
-            seen = observed(module, name, place, lambda: data.run(module))
-            inside = sum(macs for layer, macs in counts.items() if layer.startswith(f"{name}."))
-            made = _site(name, module.get_submodule(name), place, seen, kinds, inside)
-            why = made if isinstance(made, str) else ""
+    for block, own in pieces.items():
+        if not own:
+            places.skipped[block] = "no half of it takes and gives the same positions"
+        for name, aim in own:
+            made = settings.left_out(name) or finder.site(name, block, aim)
             if isinstance(made, Site):
                 places.sites.append(made)
-        if why:
-            places.skipped[name] = why
+            else:
+                places.skipped[name] = made
     return places
 
 
-def _site(name: str, block: nn.Module, place: int | str, seen: Seen, kinds: Sequence[Fitted], macs: int) -> Site | str:
-    """The block with its options, or why there are none."""
-    sizes = _sizes(block, seen)
-    if isinstance(sizes, str):
-        return sizes
-    pictures, stride = sizes
-    common: dict[str, Any] = {"place": place, "values": _values(seen.out), **_kept(block, seen)}
-    inputs, outputs = _width(seen.given, pictures), _width(seen.before, pictures)
-    positions = seen.before.numel() // outputs
-    own = sum(p.numel() for p in block.parameters())
-    options: dict[Fitted, StandInFacts] = {}
-    costs: dict[Fitted, int] = {}
-    for kind in kinds:
-        if (kind in SIZES) != pictures:
-            continue
-        window = SIZES.get(kind, 1)
-        weights = inputs * outputs * window * window
-        if weights < own and positions * weights < macs:
-            shape = [outputs, inputs, window, window] if pictures else [outputs, inputs]
-            options[kind] = StandInFacts(kind=kind, shape=shape, stride=stride, **common)
-            costs[kind] = positions * weights
-    if not options:
-        return "a fitted layer of that kind would be no smaller than it"
-    return Site(name, options, tuple(seen.given.shape), macs, costs)
+@dataclass(frozen=True)
+class _Finder:
+    """Looks at parts of a model while it is called."""
+
+    module: nn.Module
+    data: CalibrationData
+    found: Trace
+    counts: dict[str, int]
+    kinds: Sequence[Fitted]
+
+    def macs(self, *names: str) -> int:
+        """Of what lies in some modules."""
+        return sum(n for layer, n in self.counts.items() if any(_inside(layer, name) for name in names))
+
+    def observed(self, name: str) -> Seen | None:
+        """What a module is given and computes; None where it isn't called once with a tensor."""
+        call = self.found.once().get(name)
+        if call is None or call.first is None:
+            return None
+        return observed(self.module, name, call.first, lambda: self.data.run(self.module))
+
+    def halves(self, block: str) -> list[tuple[str, str | None]]:
+        """Parts of a block that give as they take, outermost first; and pairs of a layer and one behind it that do."""
+        whole, kept = self.macs(block), list[tuple[str, str | None]]()
+        once = self.found.once()
+        for name in (n for n in once if n != block and _inside(n, block)):
+            if any(_inside(name, known) for known, _ in kept) or not _LEAST * whole <= self.macs(name) < whole:
+                continue
+            seen = self.observed(name)
+            if seen is None or not any(True for _ in self.module.get_submodule(name).children()):
+                continue
+            if seen.before.shape == seen.given.shape:
+                kept.append((name, None))
+            elif (aim := self._behind(name, block, seen.given.shape)) is not None:
+                kept.append((name, aim))
+        return kept
+
+    def _behind(self, name: str, block: str, shape: torch.Size) -> str | None:
+        """The Linear layer in a block that alone takes what a module gives, and gives back its width."""
+        made = self.found.once()[name].outputs[:1]
+        takers = [c.name for c in self.found.calls if c.inputs[:1] == made and not _inside(c.name, name)]
+        linear = [n for n in takers if isinstance(self.module.get_submodule(n), nn.Linear) and _inside(n, block)]
+        if len(linear) != 1 or not self.found.consumers(name) <= {linear[0]}:
+            return None
+        layer = self.module.get_submodule(linear[0])
+        return linear[0] if getattr(layer, "out_features", 0) == shape[-1] else None
+
+    def site(self, name: str, block: str, aim: str | None) -> Site | str:
+        """A part of the model with its options, or why there are none."""
+        seen, outer = self.observed(name), self.observed(block)
+        behind = None if aim is None else self.observed(aim)
+        if seen is None or outer is None:
+            return "it isn't called once, with a tensor"
+        part = self.module.get_submodule(name)
+        common: dict[str, Any] = {"place": self.found.once()[name].first, "values": _values(seen.out), "aim": aim}
+        if behind is not None:
+            seen = replace(seen, before=behind.before, end=None)
+        sizes = _sizes(part, seen)
+        if isinstance(sizes, str):
+            return sizes
+        common |= _kept(part, seen)
+        macs = self.macs(name, *([aim] if aim else []))
+        options = self._options(part, seen, sizes, common, macs)
+        if not options:
+            return "a fitted layer of that kind would be no smaller than it"
+        costs = {kind: cost for kind, (_, cost) in options.items()}
+        facts = {kind: fact for kind, (fact, _) in options.items()}
+        return Site(name, block, facts, tuple(outer.given.shape), macs, self.macs(block), costs)
+
+    def _options(
+        self, part: nn.Module, seen: Seen, sizes: tuple[bool, int], common: dict[str, Any], macs: int
+    ) -> dict[Fitted, tuple[StandInFacts, int]]:
+        pictures, stride = sizes
+        inputs, outputs = _width(seen.given, pictures), _width(seen.before, pictures)
+        positions = seen.before.numel() // outputs
+        own = sum(p.numel() for p in part.parameters())
+        options: dict[Fitted, tuple[StandInFacts, int]] = {}
+        for kind in self.kinds:
+            window = SIZES.get(kind, 1)
+            weights = inputs * outputs * window * window
+            if (kind in SIZES) == pictures and weights < own and positions * weights < macs:
+                shape = [outputs, inputs, window, window] if pictures else [outputs, inputs]
+                fact = StandInFacts(kind=kind, shape=shape, stride=stride, **common)
+                options[kind] = fact, positions * weights
+        return options
+
+
+def _inside(name: str, holder: str) -> bool:
+    return name == holder or name.startswith(f"{holder}.")
 
 
 def _sizes(block: nn.Module, seen: Seen) -> tuple[bool, int] | str:

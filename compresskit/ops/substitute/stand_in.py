@@ -90,4 +90,39 @@ def replay(module: nn.Module, layers: Any) -> None:
             raise InputError(f"layer '{name}': what stands in for it takes more than it", "the card is damaged")
         if fact.norm is not None and not isinstance(layer_of_card(block, fact.norm, "was kept"), nn.LayerNorm):
             raise InputError(f"layer '{name}' has no normalization '{fact.norm}'", "check `arch` and `arch_args`")
-        set_module(module, name, StandIn(block, fact))
+        put(module, name, StandIn(block, fact), fact.aim)
+    renumber(module)
+
+
+def put(module: nn.Module, name: str, stand_in: nn.Module, aim: str | None = None) -> None:
+    """Put a stand-in into a module, in place.
+
+    Args:
+        module: Holds what is replaced.
+        name: Of what is replaced.
+        stand_in: What is put there.
+        aim: Name of the layer whose work it does too, which is left out.
+
+    Raises:
+        InputError: There is no layer of that name.
+    """
+    if aim is not None:
+        layer_of_card(module, aim, "was left out")
+        set_module(module, aim, nn.Identity())
+    set_module(module, name, stand_in)
+
+
+def renumber(module: nn.Module) -> None:
+    """Number the attention layers that are left anew: a cache of keys and values counts tokens in the first of them.
+
+    Models whose layers are of several types keep their numbers, since these tell the types.
+    """
+    if len(set(getattr(getattr(module, "config", None), "layer_types", None) or ())) > 1:
+        return
+    numbered = [m for m in module.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    attention: list[Any] = [
+        m for m in numbered if not isinstance(m, StandIn) and any("weight" in c._parameters for c in m.children())
+    ]
+    numbers = sorted({m.layer_idx for m in attention})
+    for part in attention:
+        part.layer_idx = numbers.index(part.layer_idx)

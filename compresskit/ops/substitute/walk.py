@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,17 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from compresskit.ops.calibration.activation_stream import filled
 from compresskit.ops.calibration.moments import collectable, columns_of
 from compresskit.ops.calibration.sequential import Segment, run_sequentially
 from compresskit.ops.calibration.trace import Trace, tensors_in
+from compresskit.ops.globs import EXCLUDED
 from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
-from compresskit.ops.packed.modules import set_module
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.alone import arguments_of
 from compresskit.ops.substitute.candidates import Candidate, Fit, Progress
-from compresskit.ops.substitute.normal_equations import NormalEquations
+from compresskit.ops.substitute.depthwise import Depthwise
+from compresskit.ops.substitute.normal_equations import CAUTION, NormalEquations
 from compresskit.ops.substitute.recorder import observed, placed
+from compresskit.ops.substitute.sites import Places
+from compresskit.ops.substitute.stand_in import put, renumber
 
+_CAUTION = 0.5
+"""See :meth:`NormalEquations.solve`: wide layers of tokens are soon fitted to noise, as tokens of a text are alike."""
 _ALIKE = 1e-3
 """Spread of a layer's effect on a sum up to which it is the same everywhere, relative to its largest effect; and the
 effect below which a channel counts as without any."""
@@ -39,7 +46,7 @@ effect below which a channel counts as without any."""
 def apply(
     module: nn.Module,
     chosen: Sequence[Candidate],
-    found: Trace,
+    places: Places,
     data: CalibrationData,
     progress: Progress,
     *,
@@ -50,7 +57,7 @@ def apply(
     Args:
         module: In eval mode; the original.
         chosen: What stands in for which block.
-        found: The trace of the module.
+        places: What there was; layers in blocks that a glob excludes aren't fitted.
         data: With batches.
         progress: Called as ``progress(what, done, total)``.
         refit: Fit the layers behind the first stand-in too.
@@ -63,72 +70,119 @@ def apply(
     away = OutputDistance(module, held, data.forward, scores=data.scores)
     tried: dict[str, tuple[float, nn.Module]] = {}
     walked = copy.deepcopy(module)
-    _walk(walked, chosen, found, dataclasses.replace(data, batches=used), progress, refit=refit)
+    _walk(walked, chosen, places, dataclasses.replace(data, batches=used), progress, refit=refit)
     for choice in chosen:
-        set_module(module, choice.site.name, choice.stand_in)
+        put(module, choice.site.name, choice.stand_in, choice.fact.aim)
     tried["stand-ins"] = away(module), module
     tried["fitted" if refit else "stand-ins in order"] = away(walked), walked
-    return keep_nearest(module, tried)
+    kept = keep_nearest(module, tried)
+    renumber(module)
+    return kept
 
 
 def _walk(
     module: nn.Module,
     chosen: Sequence[Candidate],
-    found: Trace,
+    places: Places,
     data: CalibrationData,
     progress: Progress,
     *,
     refit: bool,
 ) -> None:
-    by_name = {choice.site.name: choice for choice in chosen}
-    layers = [n for n in dict.fromkeys(c.name for c in found.calls) if n and _movable(module.get_submodule(n))]
-    once = found.once()
-    blocks, started = 0, False
+    found = places.trace
+    fixed = [name for name, why in places.skipped.items() if why == EXCLUDED]
+    layers = movable(module, dict.fromkeys(c.name for c in found.calls if c.name))
+    once, started, done = found.once(), False, 0
+    gone: set[str] = set()
 
     def step(segment: Segment) -> None:
-        nonlocal blocks, started
-        choice = by_name.get(segment.name)
-        if choice is not None:
-            set_module(module, segment.name, _refitted(segment, choice))
-            started = True
-        elif started and refit:
-            for name in (n for group in segment.groups for n in group if n in once):
-                _Correction(segment, name, found, once[segment.name].first if segment.name else None).make()
-        blocks += 1
-        progress("fit along the model", blocks, total)
+        nonlocal started, done
+        place = once[segment.name].first if segment.name else None
+        for name in (n for group in segment.groups for n in group if n in once):
+            choice = next((c for c in chosen if _inside(name, c.site.name)), None)
+            if choice is not None and choice.site.name not in gone:
+                put(
+                    module,
+                    choice.site.name,
+                    _refitted(Part(segment, choice.site.aim, found, place), choice),
+                    choice.fact.aim,
+                )
+                gone.update((choice.site.name, choice.site.aim))
+                started = True
+            elif started and refit and not any(_inside(name, other) for other in (*gone, *fixed)):
+                correct(Part(segment, name, found, place))
+            done += 1
+            progress("fit along the model", done, len(layers))
 
-    total = len({n.rpartition(".")[0] for n in layers})
     run_sequentially(module, data.batches, data.forward, layers, step, original=True, found=found)
 
 
-def _movable(layer: nn.Module) -> bool:
-    own = isinstance(layer._parameters.get("weight"), nn.Parameter)
-    return own and collectable(layer) and type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d)
+def _inside(name: str, holder: str) -> bool:
+    return name == holder or name.startswith(f"{holder}.")
 
 
-def _refitted(segment: Segment, choice: Candidate) -> nn.Module:
+def movable(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """The plain layers among some, without those whose weight another one has too."""
+    users = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+    found = []
+    for name in names:
+        layer = module.get_submodule(name)
+        weight = layer._parameters.get("weight")
+        if collectable(layer) and type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d) and users[id(weight)] == 1:
+            found.append(name)
+    return found
+
+
+def _refitted(part: Part, choice: Candidate) -> nn.Module:
     """A stand-in that gives, on what it is given now, what the original gave on the original's input."""
-    block, place = segment.module, choice.site.place
-    fit = Fit(block, choice.site.options[choice.kind])
+    segment, site = part.segment, choice.site
+    fit = Fit(segment.layer(site.name), site.options[choice.kind])
+    join = None if site.name == segment.name or site.ends else part.join()
     for index in range(segment.batches):
-        given = placed(place, *arguments_of(block, partial(segment.replay, index)))
-        fit.add(given, _original(segment, place, index).before, segment.keep[index])
+        layer = segment.layer(site.name)
+        given = placed(site.place, *arguments_of(layer, partial(segment.replay, index)))
+        if segment.original is not None and site.aim == site.name and join is None:
+            run = partial(segment.replay_original, index)
+            target = observed(segment.original, segment.local(site.name), site.place, run).before
+        else:
+            target = part.target(index, join)
+        fit.add(given, target, segment.keep[index])
     return fit.solved()
 
 
-def _original(segment: Segment, place: int | str, index: int, wanted: Sequence[int] = ()) -> Any:
-    if segment.original is None:
-        raise ValueError("the calibration doesn't carry the original stream")
-    return observed(segment.original, "", place, partial(segment.replay_original, index), wanted)
+def correct(part: Part) -> None:
+    """Move a layer to where it gives what the original gave at its place; of a depthwise one its last part."""
+    segment, whole = part.segment, part.segment.layer(part.name)
+    layer = whole.point if isinstance(whole, Depthwise) else whole
+    join, norm = part.join(), part.norm()
+    if join is None and part.place is not None and isinstance(layer, nn.Linear):
+        return  # many of a block of tokens, each fitted to the noise of the one before
+    sums = NormalEquations()
+    for index in range(segment.batches):
+        given, now, total = part.run(segment.module, index, join, original=False)
+        _, wanted, aim = part.run(segment.original, index, join, original=True)
+        if now.shape != wanted.shape:
+            return  # routing that depends on the data
+        given = whole.spread(given) if isinstance(whole, Depthwise) else given
+        keep, error = segment.keep[index], wanted - now if join is None else (aim - total) / join.scale
+        sums.add(columns_of(layer, given, keep), _positions(layer, error, keep))
+    level = layer._parameters.get("bias")
+    caution = _CAUTION if part.place is not None and isinstance(layer, nn.Linear) else CAUTION
+    weight, shift = sums.solve(bias=level is not None or norm is not None, caution=caution)
+    layer.get_parameter("weight").add_(weight.reshape(layer.get_parameter("weight").shape))
+    if level is not None:
+        level.add_(shift.reshape(-1))
+    elif norm is not None:
+        norm.get_parameter("bias").add_(shift.reshape(-1) * _gain(norm))
 
 
-@dataclass
-class _Correction:
-    """One layer of a block that stays, moved to where it gives what the original gave at its place.
+@dataclass(frozen=True)
+class Part:
+    """A layer, or a half of a block, in its segment of the model.
 
     Attributes:
-        segment: The block, or what lies behind the last.
-        name: Of the layer.
+        segment: The block that holds it, or what lies behind the last.
+        name: Of the layer whose output is looked at.
         found: The trace of the model.
         place: Where the block's input stands; None behind the last block.
     """
@@ -138,52 +192,35 @@ class _Correction:
     found: Trace
     place: int | str | None
 
-    def make(self) -> None:
-        """Move the weight, and the bias or that of the batch normalization behind it."""
-        layer = self.segment.layer(self.name)
-        groups = getattr(layer, "groups", 1)
-        join = None if self.place is None else self._join()
-        sums = NormalEquations()
-        for index in range(self.segment.batches):
-            given, now = self._run(self.segment.root.get_submodule(self.segment.name), index, join, original=False)
-            _, wanted = self._run(self.segment.original, index, join, original=True)
-            if now.shape != wanted.shape:
-                return  # routing that depends on the data
-            error = wanted - now
-            if join is not None:
-                error = error / join.scale
-            keep = self.segment.keep[index]
-            sums.add(columns_of(layer, given, keep), _positions(layer, error, keep, groups))
-        norm = self._norm()
-        level = layer._parameters.get("bias")
-        weight, shift = sums.solve(bias=level is not None or norm is not None)
-        layer.get_parameter("weight").add_(weight.reshape(layer.get_parameter("weight").shape))
-        shift = shift.reshape(-1)
-        if level is not None:
-            level.add_(shift)
-        elif norm is not None:
-            norm.get_parameter("bias").add_(shift * _gain(norm))
+    def target(self, index: int, join: _Join | None) -> Tensor:
+        """What the layer should give on a batch: the original's output, or what makes up for all of the sum's error."""
+        _, wanted, aim = self.run(self.segment.original, index, join, original=True)
+        if join is None:
+            return wanted
+        _, now, total = self.run(self.segment.module, index, join, original=False)
+        return now + (aim - total) / join.scale
 
-    def _run(self, module: Any, index: int, join: _Join | None, *, original: bool) -> tuple[Tensor, Tensor]:
-        """The layer's input, and what is compared: the sum that it goes into, or its output."""
+    def run(self, module: Any, index: int, join: _Join | None, *, original: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The layer's input and output in a run of the segment, and the sum that it goes into."""
         replay = self.segment.replay_original if original else self.segment.replay
         kept: list[Tensor] = []
 
-        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-            kept.extend((next(tensors_in((args, kwargs))).clone(), out.clone()))
+        def hook(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            kept.extend(next(tensors_in(value)).clone() for value in ((args, kwargs), out))
 
         layer = module.get_submodule(self.segment.local(self.name))
         handle = layer.register_forward_hook(hook, with_kwargs=True)
         try:
             if join is None or self.place is None:
                 replay(index)
+                kept.append(kept[1])
             else:
-                kept.append(observed(module, "", self.place, partial(replay, index), (join.sum,)).sums[join.sum])
+                kept.append(observed(module, "", self.place, partial(replay, index), sums=True).sums[join.sum])
         finally:
             handle.remove()
-        return kept[0], kept[2] if join is not None else kept[1]
+        return kept[0], kept[1], kept[2]
 
-    def _norm(self) -> nn.Module | None:
+    def norm(self) -> nn.Module | None:
         """The batch normalization that alone reads the layer's output."""
         users = self.found.consumers(self.name)
         if len(users) != 1:
@@ -191,36 +228,41 @@ class _Correction:
         user = self.segment.root.get_submodule(next(iter(users))) if users != {"(output)"} else None
         return user if isinstance(user, _BatchNorm) and user.affine and user.running_var is not None else None
 
-    def _join(self) -> _Join | None:
+    def join(self) -> _Join | None:
         """The sum that the layer's output goes into, unchanged but for a factor a channel; None without one."""
         block, place = self.segment.module, self.place
         layer = self.segment.layer(self.name)
         if place is None:
             return None
-        axis = 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else -1
+        axis = 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d, Depthwise)) else -1
         run = partial(self.segment.replay, 0)
-        before = observed(block, "", place, run, None).sums
+        before = observed(block, "", place, run, sums=True).sums
         pushes: list[Tensor] = []
 
-        def push(_layer: nn.Module, _args: Any, out: Tensor) -> Tensor:
-            shape = [1] * out.dim()
-            shape[axis] = out.shape[axis]
-            pushes.append(out.float().std().clamp(min=1e-3).to(out.dtype) * torch.ones(shape, dtype=out.dtype))
-            return out + pushes[0]
+        def push(_layer: nn.Module, _args: Any, out: Any) -> Any:
+            first = next(tensors_in(out))
+            shape = [1] * first.dim()
+            shape[axis] = first.shape[axis]
+            pushes.append(first.float().std().clamp(min=1e-3).to(first.dtype) * torch.ones(shape, dtype=first.dtype))
+            return filled(out, first - -pushes[0])  # a sum would be counted among the block's
 
         with ExitStack() as stack:
             stack.callback(layer.register_forward_hook(push).remove)
-            after = observed(block, "", place, run, None).sums
-        for number, value in before.items():
-            moved = after[number] - value
+            after = observed(block, "", place, run, sums=True).sums
+        for number in range(-len(before), 0):  # from the end: parts that were replaced lie before
+            moved = after[number] - before[number]
             if moved.abs().max() > 0:
-                return _even(number, moved / pushes[0], axis) if moved.dim() == pushes[0].dim() else None
+                same = moved.dim() == pushes[0].dim() and moved.shape[axis] == pushes[0].shape[axis]
+                return _even(number, moved / pushes[0], axis) if same else None
         return None
 
 
 @dataclass(frozen=True)
 class _Join:
-    """A sum, and the factors by which a layer's output comes into it; their shape broadcasts with the sum's."""
+    """A sum by its number from the end, and the factors by which a layer's output comes into it.
+
+    The factors' shape broadcasts with the sum's.
+    """
 
     sum: int
     scale: Tensor
@@ -245,11 +287,11 @@ def _gain(norm: nn.Module) -> Tensor:
     return norm.get_parameter("weight") / (variance + eps).sqrt()
 
 
-def _positions(layer: nn.Module, y: Tensor, keep: Tensor | None, groups: int) -> Tensor:
+def _positions(layer: nn.Module, y: Tensor, keep: Tensor | None) -> Tensor:
     """An output as rows in the order of the layer's columns: ``(groups, positions, outputs of a group)``."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         flat = y.movedim(1, -1).flatten(0, -2)
-        return flat.reshape(len(flat), groups, -1).permute(1, 0, 2)
+        return flat.reshape(len(flat), layer.groups, -1).permute(1, 0, 2)
     if keep is not None and y.dim() >= 3 and y.shape[:2] == keep.shape:
         y = y[keep]
     return y.reshape(1, -1, y.shape[-1])

@@ -194,10 +194,11 @@ SCRIPT = """
       drawn.set(node, new Promise(function (done) { done(Plotly.newPlot.apply(null, shown(node))); }));
     }
   }
-  // What is on the screen first, then a picture at a time. One that is folded away has no width yet: it is drawn when
-  // it opens.
+  // What is folded away is drawn when it opens. It may have a width all the same: a browser may lay it out unseen.
+  function visible(node) { return node.offsetWidth && !node.closest('details:not([open])'); }
+  // What is on the screen first, then a picture at a time.
   function next() {
-    var node = nodes.find(function (one) { return one.offsetWidth && !drawn.has(one); });
+    var node = nodes.find(function (one) { return visible(one) && !drawn.has(one); });
     if (node) { draw(node); setTimeout(next, 0); return; }
     Promise.all(drawn.values()).then(function () { root.setAttribute('data-drawn', String(drawn.size)); });
   }
@@ -206,13 +207,13 @@ SCRIPT = """
   dark.addEventListener('change', again);
   window.addEventListener('beforeprint', function () {
     root.setAttribute('data-paper', '');
-    nodes.filter(function (node) { return node.offsetWidth; }).forEach(draw);
+    nodes.filter(visible).forEach(draw);
     again();
     drawn.forEach(function (_, node) { Plotly.Plots.resize(node); });
   });
   window.addEventListener('afterprint', function () { root.removeAttribute('data-paper'); again(); });
   nodes.filter(function (node) {
-    return node.offsetWidth && node.getBoundingClientRect().top < window.innerHeight;
+    return visible(node) && node.getBoundingClientRect().top < window.innerHeight;
   }).forEach(draw);
   setTimeout(next, 0);
 }());

@@ -15,9 +15,14 @@ __all__ = ["Chat", "Made", "Request", "TooLong", "Writer", "find", "get", "names
 _WRITERS = {
     "llama.cpp": "compresskit.runtimes.text.llama_cpp:LlamaCpp",
     "genai": "compresskit.runtimes.text.genai:Genai",
+    "onnxruntime": "compresskit.runtimes.text.encoder_decoder:EncoderDecoder",
     "transformers": "compresskit.runtimes.text.transformers:Transformers",
 }
-_BESIDE = {"llama.cpp": ".gguf", "genai": "-genai"}
+_BESIDE = {"llama.cpp": ".gguf", "genai": "-genai", "onnxruntime": "-optimum"}
+_TARGETS = {"llama.cpp": "gguf", "genai": "genai", "onnxruntime": "optimum"}
+"""What ``export --to`` calls the form that a program opens."""
+DECODER = "decoder_model_merged.onnx"
+"""What a folder of an encoder-decoder has."""
 GENAI = "genai_config.json"
 """What a folder for onnxruntime-genai has."""
 
@@ -31,6 +36,8 @@ def kind_of(path: Path) -> str:
     """Which program runs a file or folder: by its form."""
     if path.suffix == ".gguf":
         return "llama.cpp"
+    if (path / DECODER).is_file():
+        return "onnxruntime"
     return "genai" if (path / GENAI).is_file() else "transformers"
 
 
@@ -55,7 +62,7 @@ def find(path: Path, engine: str | None) -> tuple[str, Path]:
     if found != "transformers" or engine not in _BESIDE or not beside.exists():
         raise UsageError(
             f"`engine` {engine} can't open {path}, which is for {found}",
-            f"write one with: compresskit export BUNDLE --to {'gguf' if engine == 'llama.cpp' else engine}",
+            f"write one with: compresskit export BUNDLE --to {_TARGETS[engine]}",
         )
     return engine, beside
 
