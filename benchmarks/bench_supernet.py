@@ -2,8 +2,9 @@
 
 ``distill --method supernet`` trains the original once, ``prune --method subnet`` takes the subnets out. Each of the
 models they are held against is the same cut of the original (channels, blocks and weights), trained on by ``distill
---method kd`` with the same teacher, epochs, batches and rate. Digits: scikit-learn's, 1,400 to train on, 397 to measure
-on, the demo's net at a third of its width. ResNet-20 has one seed and 8,000 of the training images. Nothing was chosen by the test images.
+--method kd`` with the same teacher, epochs, batches and rate. Digits: scikit-learn's, 1,400 to train on, 397 to
+measure on, the demo's net at a third of its width. ResNet-20 has one seed and 8,000 of the training images. Nothing
+was chosen by the test images.
 """
 
 from __future__ import annotations

@@ -100,10 +100,10 @@ class EncoderDecoder(Writer):
         else:
             prompt = list(request.prompt)
         source = {"input_ids": np.array([prompt], np.int64), "attention_mask": np.ones((1, len(prompt)), np.int64)}
-        new = room(len(prompt), request.tokens, self._context)
+        new = room(0, request.tokens, self._context)
         begin = time.perf_counter()
         ids: list[int] = []
-        first, shown, cut = begin, "", False
+        first, shown, enough = begin, "", False
         for token in self._pair.steps(source, _chooser(request)):
             if token in self._pair.ends and not request.to_the_end:
                 break
@@ -112,12 +112,12 @@ class EncoderDecoder(Writer):
                 first = time.perf_counter()
             if tokenizer is not None:
                 text = tokenizer.decode(ids)
-                if not text.endswith("�"):  # the rest of a character comes with the next token
-                    piece, shown = text[len(shown) :], text
-                    if show(piece) is True:
-                        break
-            if cut := len(ids) == new:
+                if not text.endswith("\ufffd"):  # the rest of a character comes with the next token
+                    enough = show(text[len(shown) :]) is True
+                    shown = text
+            if len(ids) == new or enough:
                 break
+        cut = len(ids) == new and not enough
         return Made(len(prompt), len(ids), first - begin, time.perf_counter() - first, tuple(ids), cut)
 
 
@@ -129,10 +129,9 @@ def _chooser(request: Request) -> Callable[[np.ndarray], int]:
             return int(logits.argmax())
         scaled = logits.astype(np.float64) / request.temperature
         chances = np.exp(scaled - scaled.max())
-        chances /= chances.sum()
-        order = np.argsort(-chances)
-        above = np.cumsum(chances[order]) - chances[order]  # the share of all that are likelier
-        chances[order[above >= request.top_p]] = 0
+        order = (-chances).argsort(kind="stable")
+        before = chances[order].cumsum() / chances.sum() - chances[order] / chances.sum()
+        chances[order[before >= request.top_p]] = 0.0
         return int(draws.choice(len(chances), p=chances / chances.sum()))
 
     return choose

@@ -66,7 +66,7 @@ class Transformers(Writer):
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, use_cache=True, streamer=marking,
                 stopping_criteria=[marking.ends], pad_token_id=0, **drawn, **ends,
             )  # fmt: skip
-        given = 1 if self._module.config.is_encoder_decoder else len(prompt)
+        given = 1 if getattr(self._module.config, "is_encoder_decoder", False) else len(prompt)
         found = tuple(made[0, given:].tolist())
         first = marking.marks[0] if marking.marks else time.perf_counter()
         cut = not marking.enough and len(found) == new and not self._is_end(found[-1])
