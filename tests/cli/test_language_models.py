@@ -42,7 +42,10 @@ def test_five_commands_lead_from_a_folder_to_a_chat(
         (("export", "bundle", "--to", "ggf"), "did you mean gguf?"),
         (("export", "bundle", "--to", "gguf"), "takes a language model"),
         (("quantize", "m.pt", "--bits", "4", "--to", "genai"), "takes a language model"),
-        (("generate", "bundle", "hello", "--engine", "lama.cpp"), "there are: llama.cpp, genai, onnxruntime, transformers"),
+        (
+            ("generate", "bundle", "hello", "--engine", "lama.cpp"),
+            "there are: llama.cpp, genai, onnxruntime, transformers",
+        ),
     ],
 )
 def test_what_is_no_language_model_is_refused(cli: Cli, here: Path, arguments: tuple[str, ...], said: str) -> None:
