@@ -50,6 +50,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is found that an earlier session left, and nothing is left."""
+    os.environ["COMPRESSKIT_CACHE"] = str(tmp_path_factory.getbasetemp() / "step-cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _kept_translations(tmp_path_factory: pytest.TempPathFactory) -> None:
     """All test processes and their forks share what torch translates; see ``translations``."""
     base = tmp_path_factory.getbasetemp()

@@ -161,4 +161,5 @@ def _leave(code: int) -> NoReturn:
         sys.stdout.flush()
     except (BrokenPipeError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    gc.freeze()  # what libraries hold goes with the process: to look for cycles in all of torch takes a second
     sys.exit(int(code))

@@ -53,6 +53,7 @@ def run_stage(
     from compresskit.recipe.head import CODE, PATH
     from compresskit.recipe.limits import Limits
     from compresskit.recipe.naming import named_by
+    from compresskit.runner.cache import Cache
     from compresskit.runner.judging import Measuring
     from compresskit.runner.loading import load_for
     from compresskit.runner.pipeline import run
@@ -95,7 +96,8 @@ def run_stage(
     with progressing(quiet) as progress, nullcontext(target) if first else discarded_output(target) as place:
         told = say_nothing if quiet else tell
         job = Job.of(
-            [stage], place, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told
+            [stage], place, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told,
+            cache=Cache.default(),
         )  # fmt: skip
         report = run(loaded, job)
         for kind, file in zip(targets if first else [], places, strict=False):

@@ -38,12 +38,26 @@ def added(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
 
 def replace(node: ir.Node, out: ir.Value, new: list[ir.Node]) -> None:
     """Put new nodes, whose result is ``out``, in the place of one."""
-    graph, old = node.graph, node.outputs[0]
-    if graph is None:
-        raise ValueError("a node outside a graph")
+    old = node.outputs[0]
     if old.is_graph_output():
         out.name, old.name = old.name, None
     out.shape, out.type = old.shape, old.type
-    graph.insert_before(node, new)
+    insert_before(node, new)
     old.replace_all_uses_with(out, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    remove(node)
+
+
+def insert_before(node: ir.Node, new: list[ir.Node]) -> None:
+    """Put new nodes in front of one, in its graph."""
+    _graph_of(node).insert_before(node, new)
+
+
+def remove(node: ir.Node) -> None:
+    """Take a node whose outputs nothing reads out of its graph."""
+    _graph_of(node).remove(node, safe=True)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    if node.graph is None:
+        raise ValueError("a node outside a graph")
+    return node.graph

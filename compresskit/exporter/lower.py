@@ -94,7 +94,8 @@ def block_of(grid: Grid, columns: int) -> int | None:
     return MIN_BLOCK if single and padded else None
 
 
-def _attributes(layer: PackedLayer) -> dict[str, Any]:
+def attributes_of(layer: PackedLayer) -> dict[str, Any]:
+    """What a placeholder of a layer says of its codes."""
     shape = layer.packed.shape
     columns = math.prod(shape[1:])
     return {
@@ -109,7 +110,7 @@ def _attributes(layer: PackedLayer) -> dict[str, Any]:
 def _emit(op: str, layer: PackedLayer, extra: list[Tensor | None], dtype: torch.dtype, shape: Any) -> Tensor:
     inputs = [layer.codes, layer.scales, layer.zeros, *extra]
     name = f"{DOMAIN}::{op}"
-    return torch.onnx.ops.symbolic(name, inputs, _attributes(layer), dtype=dtype, shape=shape, version=1)
+    return torch.onnx.ops.symbolic(name, inputs, attributes_of(layer), dtype=dtype, shape=shape, version=1)
 
 
 def _floats(stored: Tensor, dtype: torch.dtype) -> Tensor:

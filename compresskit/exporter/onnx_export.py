@@ -15,10 +15,12 @@ from compresskit.errors import CompressKitError, InputError, MachineError
 from compresskit.exporter.attention import tidy_attention
 from compresskit.exporter.call import Flat, call, device_of
 from compresskit.exporter.expand import expand
+from compresskit.exporter.kept import KeptGraph, Traced
 from compresskit.exporter.lower import lowered
 from compresskit.exporter.operators import read_once
 from compresskit.exporter.quiet import first_line, quiet
-from compresskit.exporter.slim import merge, save, slim
+from compresskit.exporter.samples import Limits
+from compresskit.exporter.slim import DATA_ABOVE, merge, save, slim
 from compresskit.model import SCORES_ONLY, InputSpec
 from compresskit.stage import Progress, silent
 
@@ -31,22 +33,16 @@ _RANGE = re.compile(r"^\s+(\w+) = Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)\s
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Traced):
     """What an export came to.
 
     Attributes:
-        outputs: Names of the outputs, in order.
-        notes: What a user should know: axes that had to be fixed or are bounded.
-        limits: Smallest and largest size of an axis where the export found one; equal for a fixed axis.
         operators: How many packed layers became which operator.
-        suspects: Operators in the model that are known to become something else.
+        graph: From which later states of the module are exported without a trace; None where layers were packed.
     """
 
-    outputs: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    limits: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
-    suspects: tuple[str, ...] = ()
+    graph: KeptGraph | None = None
 
 
 def export_onnx(
@@ -56,7 +52,7 @@ def export_onnx(
     *,
     accuracy_level: int = 0,
     sizes: dict[str, int] | None = None,
-    data_above: int = 1 << 31,
+    data_above: int = DATA_ABOVE,
     progress: Progress = silent,
 ) -> Exported:
     """Write a module as ONNX; the module itself, its flags and buffers stay as they are.
@@ -87,15 +83,52 @@ def export_onnx(
         progress("export", 1, 3)
         model = _translate(program, inputs, original.names)
         progress("export", 2, 3)
-        operators = expand(model, accuracy_level)
-        merge(model)
-        tidy_attention(model)
-        slim(model, inputs, limits)
-        if _writes_text(module):
-            model.metadata_props["generation"] = SCORES_ONLY
-        save(model, path, data_above=data_above)
+        traced = Traced(inputs, original.names, limits, _suspects(program), _writes_text(module))
+        graph = KeptGraph.of(model, traced, flat.module)
+        operators = _write(model, traced, path, accuracy_level, data_above)
     progress("export", 3, 3)
-    return Exported(original.names, _notes(limits), limits, operators, _suspects(program))
+    return Exported(**vars(traced), operators=operators, graph=graph)
+
+
+def export_kept(graph: KeptGraph, module: nn.Module, path: Path, *, data_above: int = DATA_ABOVE) -> Exported | None:
+    """Write a module as ONNX from the graph of an earlier state of it.
+
+    Args:
+        graph: Of the same structure; layers may have been packed since.
+        module: Stays as it is.
+        path: As for :func:`export_onnx`.
+        data_above: As for :func:`export_onnx`.
+
+    Returns:
+        As of :func:`export_onnx`; None where only a trace can tell what the module computes.
+
+    Raises:
+        MachineError: The file can't be written, or memory ran out.
+    """
+    with quiet():
+        model = graph.filled(module)
+        if model is None:
+            return None
+        operators = _write(model, graph.traced, path, 0, data_above)
+    return Exported(**vars(graph.traced), operators=operators, graph=graph)
+
+
+def _write(model: ir.Model, traced: Traced, path: Path, accuracy_level: int, data_above: int) -> dict[str, int]:
+    """What torch wrote, optimized, as a file; returns how many packed layers became which operator."""
+    try:
+        program = torch.onnx.ONNXProgram(model, None)
+        program.optimize()
+    except MemoryError as error:
+        raise MachineError("not enough memory to export the model") from error
+    model = program.model
+    operators = expand(model, accuracy_level)
+    merge(model)
+    tidy_attention(model)
+    slim(model, traced.inputs, traced.limits)
+    if traced.generates:
+        model.metadata_props["generation"] = SCORES_ONLY
+    save(model, path, data_above=data_above)
+    return operators
 
 
 def _writes_text(module: nn.Module) -> bool:
@@ -132,10 +165,10 @@ def _example(inputs: tuple[InputSpec, ...], sizes: dict[str, int], device: torch
 
 def _trace(
     flat: Flat, inputs: tuple[InputSpec, ...], args: tuple[Tensor, ...]
-) -> tuple[torch.export.ExportedProgram, dict[str, tuple[int, int | None]]]:
+) -> tuple[torch.export.ExportedProgram, Limits]:
     """The traced program; an axis that the model's code restricts is bounded or fixed as torch suggests."""
     names = {_symbol(d): d for spec in inputs for d in spec.shape if isinstance(d, str)}
-    limits: dict[str, tuple[int, int | None]] = {}
+    limits = _tabled(flat, inputs)
     error: Exception = RuntimeError("")
     for _ in range(_ATTEMPTS):
         try:
@@ -160,7 +193,15 @@ def _trace(
     ) from error
 
 
-def _fixed(limits: dict[str, tuple[int, int | None]], name: str) -> bool:
+def _tabled(flat: Flat, inputs: tuple[InputSpec, ...]) -> Limits:
+    """The most tokens that a model has positions for: known before the trace that would end in saying so."""
+    if not any("sequence" in spec.shape for spec in inputs):
+        return {}
+    tables = [b for name, b in flat.named_buffers() if name.endswith("position_ids") and b.dim() == 2 and len(b) == 1]
+    return {"sequence": (0, min(table.shape[1] for table in tables))} if tables else {}
+
+
+def _fixed(limits: Limits, name: str) -> bool:
     low, high = limits.get(name, (0, None))
     return low == high
 
@@ -175,9 +216,9 @@ def _symbol(name: str) -> str:
     return "axis_" + re.sub(r"\W", "_", name)
 
 
-def _suggested(text: str, names: dict[str, str]) -> dict[str, tuple[int, int | None]]:
+def _suggested(text: str, names: dict[str, str]) -> Limits:
     """The bounds that torch.export's message asks for."""
-    found: dict[str, tuple[int, int | None]] = {}
+    found: Limits = {}
     for name, value in _STATIC.findall(text):
         if name in names:
             found[names[name]] = (int(value), int(value))
@@ -191,7 +232,7 @@ def _export(
     flat: Flat,
     inputs: tuple[InputSpec, ...],
     args: tuple[Tensor, ...],
-    limits: dict[str, tuple[int, int | None]],
+    limits: Limits,
 ) -> torch.export.ExportedProgram:
     dims: dict[str, Any] = {}
     for name in {d for spec in inputs for d in spec.shape if isinstance(d, str)}:
@@ -216,6 +257,7 @@ def _translate(
                 input_names=[spec.name for spec in inputs],
                 output_names=list(outputs),
                 verbose=False,
+                optimize=False,
             )
     except MemoryError as error:
         raise MachineError("not enough memory to export the model") from error
@@ -229,13 +271,3 @@ def _translate(
     if result is None:
         raise InputError("this model can't be exported: the exporter gave nothing")
     return result.model
-
-
-def _notes(limits: dict[str, tuple[int, int | None]]) -> tuple[str, ...]:
-    notes = []
-    for name, (low, high) in sorted(limits.items()):
-        if low == high:
-            notes.append(f"axis '{name}' is fixed at {low}: the model's code depends on its size")
-        elif high is not None:
-            notes.append(f"axis '{name}' goes up to {high}")
-    return tuple(notes)

@@ -118,7 +118,7 @@ def _short(name: str) -> str:
     """A parameter's name as the user knows it; nothing for a constant that the exporter made up."""
     if name.startswith("module."):
         return name.removeprefix("module.").partition(":")[0]
-    return "" if ":" in name or name.startswith(("val_", "_", "scalar")) else name
+    return "" if ":" in name or "/" in name or name.startswith(("val_", "_", "scalar")) else name
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -16,8 +16,9 @@ from compresskit.report import Gate, StepEntry
 from compresskit.runner.cache import ABOUT, Cache
 from compresskit.runner.entries import At, at_entry, copy_bundle, write_note
 from compresskit.runner.judging import Ready
-from compresskit.runner.keys import code_of, content, digest, options_of, surroundings
+from compresskit.runner.keys import code_of, digest, options_of, surroundings
 from compresskit.runner.loading import load
+from compresskit.runner.originals import exported_original, graph_of, original_key
 from compresskit.runner.prepare import Prepared, counted, with_inputs
 from compresskit.runner.stage_runner import StageRunner, aimed_at, form, workplace
 from compresskit.runner.step_costs import StepCosts
@@ -132,22 +133,13 @@ class Cached(Steps[At]):
 
     def _origin(self, model: Model, arch: str | None) -> At:
         """A model before any step, with its ONNX file."""
-        measuring = self._job.measuring
         key = digest(
-            "original", content(model.source), model.card.to_json(), model.key, self._recipe.allow_nonfinite,
-            code_of(arch), measuring.export, measuring.seed, self._samples, self.surroundings,
+            original_key(model, self._job, self.surroundings), self._recipe.allow_nonfinite, code_of(arch)
         )  # fmt: skip
-        if form(model) != "torch" or not measuring.export:
-            shipped = Prepared(model.body) if isinstance(model.body, Path) and measuring.export else None
+        if form(model) != "torch" or not self._job.measuring.export:
+            shipped = Prepared(model.body) if isinstance(model.body, Path) and self._job.measuring.export else None
             return At(key=key, place=None, ready=Ready(light(model), shipped, counted(model), model.source))
-        place = self._cache.find(key)
-        if place is None:
-            with self._cache.fill(key) as folder:
-                made = self._job.to_onnx(model, folder / ONNX_NAME)
-                write_note(folder, made, counted(model), "export")
-                seal(folder, model.card)
-            place = self._found(key)
-        return at_entry(key, place, light(model))
+        return at_entry(key, exported_original(self._cache, key, model, self._job), light(model))
 
     def _found(self, key: str) -> Path:
         place = self._cache.find(key)
@@ -172,7 +164,9 @@ class Cached(Steps[At]):
                 runner = StageRunner(self._model(now), dict(now.ready.counts))
                 ctx = self._context(now, work, self._teacher(stage, runner.model))
                 runner.apply(stage, ctx, exported=self._exported(now, work), check=job.fits)
-                result = job.ship(runner.model, folder)
+                result = job.ship(
+                    runner.model, folder, None if self.first.place is None else graph_of(self.first.place)
+                )
                 target = measuring.target or aimed_at(runner.stages)
                 names = [step.name() for step in runner.stages]
                 write_note(folder, result, runner.counts, *names, notes=runner.notes, target=target)

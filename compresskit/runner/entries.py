@@ -18,6 +18,9 @@ from compresskit.runner.judging import Ready
 from compresskit.runner.prepare import Prepared
 from compresskit.runner.steps import Taken
 
+GRAPH = "graph.onnx"
+"""In the entry of a model as it was read: the graph that what becomes of it is exported from."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class At(Taken):
@@ -80,6 +83,6 @@ def copy_bundle(at: At, folder: Path) -> None:
         raise TypeError("a step has an entry")
     for path in sorted(at.place.rglob("*")):
         name = path.relative_to(at.place)
-        if path.is_file() and name.as_posix() not in (ABOUT, CARD_NAME):
+        if path.is_file() and name.as_posix() not in (ABOUT, CARD_NAME, GRAPH):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)

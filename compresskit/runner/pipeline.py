@@ -114,7 +114,7 @@ def run_recipe(
         )  # fmt: skip
         return model, Job(
             recipe.steps, output, parted(open_(recipe.data), recipe)[0], measuring, force, command, progress, tell,
-            recipe, draw, complete, known,
+            cache, recipe, draw, complete, known,
         )  # fmt: skip
 
     def steps(model: Model, job: Job, work: Path) -> Cached:

@@ -16,6 +16,7 @@ from compresskit.usage import Pixels
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
+    from compresskit.exporter.kept import KeptGraph
     from compresskit.exporter.parity import Parity
 
 
@@ -27,11 +28,13 @@ class Prepared:
         path: The ONNX file.
         proof: What the parity gate found; None for a file that was ONNX already.
         notes: What a user must know of the export.
+        graph: From which what becomes of the model is exported without a trace; None where only a trace will do.
     """
 
     path: Path
     proof: Gate | None = None
     notes: list[str] = field(default_factory=list)
+    graph: KeptGraph | None = None
 
     @property
     def doubts(self) -> list[str]:
@@ -103,7 +106,13 @@ def forward_names(model: Model) -> list[str]:
 
 
 def to_onnx(
-    model: Model, path: Path, *, data: Source | None = None, seed: int = 0, progress: Progress = silent
+    model: Model,
+    path: Path,
+    *,
+    data: Source | None = None,
+    seed: int = 0,
+    graph: KeptGraph | None = None,
+    progress: Progress = silent,
 ) -> Prepared:
     """Write the model as ONNX at ``path`` behind the parity gate; a model that is ONNX already stays where it is.
 
@@ -112,6 +121,7 @@ def to_onnx(
         path: The file to write.
         data: Samples that the gate tries first.
         seed: Of those that it makes up.
+        graph: Of an earlier state of the model; it is traced where that doesn't tell what the model computes now.
         progress: Called from time to time as ``progress(what, done, total)``.
 
     Raises:
@@ -123,13 +133,15 @@ def to_onnx(
         if model.body.suffix == ".onnx":
             return Prepared(model.body)
         raise UsageError(f"{model.source} is tensors without an architecture", "give `arch` FILE.py:NAME")
-    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.checked import export_checked, export_kept_checked
     from compresskit.exporter.parity import ParityCheck
     from compresskit.exporter.pooled import pooling
 
     check = ParityCheck(seed=seed, data=data)
     with pooling(model.body, model.card.usage):
-        result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
+        result = None if graph is None else export_kept_checked(graph, model.body, path, check, progress=progress)
+        if result is None:
+            result = export_checked(model.body, model.card.inputs, path, check, progress=progress)
     describe(path, model.card, model.source)
     notes = list(result.notes)
     if model.card.task == "causal-lm":
@@ -139,7 +151,16 @@ def to_onnx(
         notes.append(
             f"packed matrix products round activations to 8 bits: relative error {distance:.2g} on random inputs"
         )
-    return Prepared(path, _proof(result.parity), notes)
+    return Prepared(path, _proof(result.parity), notes, result.graph)
+
+
+def still_holds(model: Model, path: Path) -> bool:
+    """Whether a file that was proven once computes what the module does now."""
+    from compresskit.exporter.parity import parity
+    from compresskit.exporter.pooled import pooling
+
+    with pooling(model.module, model.card.usage):
+        return parity(model.module, path, model.card.inputs).passed is not False
 
 
 def _proof(parity: Parity) -> Gate:

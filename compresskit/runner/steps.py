@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -15,16 +16,19 @@ from compresskit.checkpoint.bundle import WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.model import Card, Model
 from compresskit.recipe.plan import Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
+from compresskit.runner.cache import Cache
 from compresskit.runner.judging import Measuring, Ready
+from compresskit.runner.keys import surroundings
 from compresskit.runner.measured import Measured
 from compresskit.runner.preconditions import check
 from compresskit.runner.prepare import Prepared, counted, to_onnx
-from compresskit.runner.stage_runner import StageRunner, aimed_at, ship
+from compresskit.runner.stage_runner import StageRunner, aimed_at, form, ship
 from compresskit.runner.teacher import teacher_of
 from compresskit.stage import Context, Progress, Stage, say_nothing, silent
 
 if TYPE_CHECKING:
     from compresskit.data.source import Source
+    from compresskit.exporter.kept import KeptGraph
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Job:
         command: How the user asked for this; goes into the report.
         progress: Called from time to time as ``progress(what, done, total)``.
         tell: Shows the user a line right away.
+        cache: Where the export of the original is kept; None for this run only.
         recipe: What the steps were read from: then the report tells of each, and the run can be repeated.
         draw: Gives the page that is put beside the report; None leaves it away.
         complete: Adds to the report, and to the folder, before the bundle is sealed.
@@ -55,6 +60,7 @@ class Job:
     command: str = ""
     progress: Progress = silent
     tell: Callable[[str], None] = say_nothing
+    cache: Cache | None = None
     recipe: Recipe | None = None
     draw: Callable[[Report], str] | None = None
     complete: Callable[[Report, Path], Report] | None = None
@@ -84,13 +90,15 @@ class Job:
             max_bytes=limits.max_bytes, max_drop=limits.max_drop,
         )  # fmt: skip
 
-    def to_onnx(self, model: Model, path: Path) -> Prepared:
-        """The ONNX file of a model, written at ``path`` unless it has one."""
-        return to_onnx(model, path, data=self.samples, seed=self.measuring.seed, progress=self.progress)
+    def to_onnx(self, model: Model, path: Path, graph: KeptGraph | None = None) -> Prepared:
+        """The ONNX file of a model, written at ``path`` unless it has one; ``graph`` is of an earlier state of it."""
+        return to_onnx(
+            model, path, data=self.samples, seed=self.measuring.seed, graph=graph, progress=self.progress
+        )  # fmt: skip
 
-    def ship(self, model: Model, folder: Path) -> Prepared | None:
+    def ship(self, model: Model, folder: Path, graph: KeptGraph | None = None) -> Prepared | None:
         """Write what ships of a model into a folder; None where nothing runs."""
-        return ship(model, folder, self.to_onnx if self.measuring.export else None)
+        return ship(model, folder, partial(self.to_onnx, graph=graph) if self.measuring.export else None)
 
     def fits(self, model: Model, stages: list[Stage]) -> None:
         """Refuse stages that can't work on a model."""
@@ -189,11 +197,20 @@ class InMemory(Steps[Taken]):
         against = self._teacher or model
         shipped = None
         if job.measuring.export:
-            shipped = job.to_onnx(against, work / "original.onnx")
+            shipped = self._original(against)
             if self._teacher is not None:  # what can't be exported is better known before it was trained
                 job.to_onnx(model, work / "untrained.onnx")
         counts = self._runner.counts if self._teacher is None else counted(against)
         self.baseline = Ready(light(against), shipped, counts, against.source)
+
+    def _original(self, model: Model) -> Prepared:
+        """A model that nothing was done to, as a file: from the cache where there is one."""
+        from compresskit.runner.originals import kept_original
+
+        found, cache = None, self._job.cache
+        if cache is not None and form(model) == "torch":
+            found = kept_original(cache, model, self._job, surroundings(self._job.measuring.threads))
+        return found or self._job.to_onnx(model, self._work / "original.onnx")
 
     def take(self, place: int, stage: Stage, now: Taken) -> Taken:
         """See :class:`Steps`."""
@@ -207,13 +224,17 @@ class InMemory(Steps[Taken]):
     def deliver(self, now: Taken, folder: Path) -> Ready:
         """See :class:`Steps`."""
         model = self._runner.model
-        result = self._job.ship(model, folder)
+        shipped = self.baseline.shipped
+        result = self._job.ship(model, folder, None if shipped is None else shipped.graph)
         place = folder / (WEIGHTS_NAME if model.written is None else model.written.name)
         return Ready(light(model), result, self._runner.counts, place)
 
     def finish(self, now: Taken, folder: Path) -> None:
         """See :class:`Steps`."""
         bundle(folder, self._runner.model.card, self._runner.model.source)
+        shipped, cache = self.baseline.shipped, self._job.cache
+        if cache is not None and shipped is not None and shipped.path.is_relative_to(cache.root):
+            cache.tidy(keep={shipped.path.parent})
 
     def _exported(self, model: Model, name: str) -> Path:
         """The ONNX file of a model: of the original the one that it is compared by."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,20 +132,25 @@ def test_a_single_step_is_neither_exported_twice_nor_read_again(here: Path, monk
     from compresskit.runner import cached_steps
 
     exported: list[str] = []
-    export = checked.export_checked
 
-    def counted(module: object, inputs: object, path: Path, *rest: object, **more: object) -> object:
-        exported.append(Path(path).name)
-        return export(module, inputs, path, *rest, **more)  # type: ignore[arg-type]
+    def counted(real: Any) -> Any:
+        def export(first: object, second: object, path: Path, *rest: object, **more: object) -> object:
+            exported.append(f"{real.__name__} {path.name}")
+            return real(first, second, path, *rest, **more)
 
-    monkeypatch.setattr(checked, "export_checked", counted)
+        return export
+
+    for name in ("export_checked", "export_kept_checked"):
+        monkeypatch.setattr(checked, name, counted(getattr(checked, name)))
     monkeypatch.setattr(cached_steps, "read_model", lambda *_: pytest.fail("read from disk"))
     by_library(compresskit.method("prune.magnitude", sparsity=0.2))
-    assert exported == ["original.onnx", "model.onnx"]
+    assert exported == ["export_checked original.onnx", "export_kept_checked model.onnx"], "one trace"
     exported.clear()
     (here / "library").rename("first")
     by_library(compresskit.method("quantize.int8-static"))
-    assert exported == ["original.onnx"], "a stage for ONNX takes the file that the original is measured by"
+    assert exported == ["export_checked original.onnx"], (
+        "a stage for ONNX takes the file that the original is measured by"
+    )
 
 
 @pytest.mark.parametrize("way", ["recipe", "library"])
