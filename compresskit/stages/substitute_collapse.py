@@ -109,7 +109,10 @@ class SubstituteCollapse(Recovery):
             UsageError: The target can't be met, a glob matches nothing, or there are no data.
             InputError: The model has no blocks, or the data don't fit.
         """
+        from torch import nn
+
         from compresskit.ops.macs import calling
+        from compresskit.ops.prune.rewrite import conv1d_to_linear, linear_to_conv1d
         from compresskit.ops.substitute.candidates import candidates
         from compresskit.ops.substitute.choose import saved_macs
         from compresskit.ops.substitute.sites import find
@@ -119,7 +122,8 @@ class SubstituteCollapse(Recovery):
         if ctx.data is None:
             raise UsageError("fitting layers needs data", "give `data` FILE")
         module = model.module.eval()
-        original = copy.deepcopy(module)
+        original = copy.deepcopy(module) if self.epochs else None
+        turned = conv1d_to_linear(module)
         data = self._data(model, ctx)
         with calling(module):
             halves = self.parts == "halves"
@@ -128,6 +132,8 @@ class SubstituteCollapse(Recovery):
             found = self._chosen(tried, _Here(model, data, ctx, places))
             chosen = found.chosen
             fitted = apply(module, chosen, places, data, ctx.progress, refit=self.refit)
+        linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+        linear_to_conv1d(module, [name for name in turned if name in linear])
         left = 1 - sum(map(saved_macs, chosen)) / max(1, places.macs)
         facts: dict[str, Any] = {
             **found.facts,
@@ -178,9 +184,10 @@ class SubstituteCollapse(Recovery):
             chosen = by_count(tried, count, saved_time)
         if len(chosen) < count:
             blocks = f"{len(chosen)} block{'' if len(chosen) == 1 else 's'}"
+            than = "faster" if timed else "smaller"
             raise UsageError(
-                f"`count` {count}: {blocks} of this model can be replaced by something faster{here.why()}",
-                "give a smaller `count`, or `guard` size",
+                f"`count` {count}: {blocks} of this model can be replaced by something {than}{here.why()}",
+                f"give a smaller `count`{', or `guard` size' if timed else ''}",
             )
         return _Found(chosen)
 

@@ -73,7 +73,7 @@ class SubstituteDepthwise(Recovery):
         if ctx.data is None:
             raise UsageError("fitting layers needs data", "give `data` FILE")
         module = model.module.eval()
-        original = copy.deepcopy(module)
+        original = copy.deepcopy(module) if self.epochs else None
         data = calibration_data(model, ctx, samples=self.samples, size=_BATCH, rows=1)
         with calling(module):
             found = trace(module, partial(data.run, module))

@@ -22,7 +22,8 @@ def test_five_commands_lead_from_a_folder_to_a_chat(
     (tmp_path / "my-model" / "chat_template.jinja").write_text(template)
     monkeypatch.chdir(tmp_path)
     page = (root / "docs" / "language-models.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^compresskit (.+)$", page, re.M)
+    journey = page.partition("## From a folder to a chat")[2].partition("\n## ")[0]
+    commands = re.findall(r"^compresskit (.+)$", journey, re.M)
     assert len(commands) == 5
     said = []
     for command in commands:
@@ -41,7 +42,10 @@ def test_five_commands_lead_from_a_folder_to_a_chat(
         (("export", "bundle", "--to", "ggf"), "did you mean gguf?"),
         (("export", "bundle", "--to", "gguf"), "takes a language model"),
         (("quantize", "m.pt", "--bits", "4", "--to", "genai"), "takes a language model"),
-        (("generate", "bundle", "hello", "--engine", "lama.cpp"), "there are: llama.cpp, genai, transformers"),
+        (
+            ("generate", "bundle", "hello", "--engine", "lama.cpp"),
+            "there are: llama.cpp, genai, onnxruntime, transformers",
+        ),
     ],
 )
 def test_what_is_no_language_model_is_refused(cli: Cli, here: Path, arguments: tuple[str, ...], said: str) -> None:

@@ -206,7 +206,7 @@ def test_a_weight_that_two_layers_share_stays() -> None:
 
 
 @pytest.mark.parametrize("halves", [False, True], ids=["blocks", "halves"])
-@pytest.mark.parametrize("name", ["BertModel", "LlamaForCausalLM", "ViTModel"])
+@pytest.mark.parametrize("name", ["BertModel", "LlamaForCausalLM", "ViTModel", "GPT2LMHeadModel"])
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_transformers(name: str, halves: bool) -> None:
     tf = pytest.importorskip("transformers")
@@ -216,6 +216,7 @@ def test_layers_of_transformers(name: str, halves: bool) -> None:
         "BertModel": lambda: tf.BertConfig(vocab_size=40, max_position_embeddings=24, **sizes),
         "LlamaForCausalLM": lambda: tf.LlamaConfig(vocab_size=40, num_key_value_heads=2, **sizes),
         "ViTModel": lambda: tf.ViTConfig(image_size=16, patch_size=8, **sizes),
+        "GPT2LMHeadModel": lambda: tf.GPT2Config(vocab_size=40, n_embd=32, n_layer=3, n_head=4, n_positions=24),
     }
 
     def make() -> nn.Module:
@@ -231,9 +232,9 @@ def test_layers_of_transformers(name: str, halves: bool) -> None:
     ]
 
     def forward(target: nn.Module, batch: dict[str, Tensor]) -> Any:
-        return target(**batch, **({"use_cache": False} if name == "LlamaForCausalLM" else {}))
+        return target(**batch, **({"use_cache": False} if "LM" in name else {}))
 
-    data = CalibrationData({k: v[:1] for k, v in batches[0].items()}, batches, forward, scores="Llama" in name)
+    data = CalibrationData({k: v[:1] for k, v in batches[0].items()}, batches, forward, scores="LM" in name)
     with torch.no_grad():
         places = find(module, data, ShrinkSettings(), KINDS, halves=halves)
         assert len(places.sites) == (6 if halves else 3) and not places.skipped

@@ -91,7 +91,10 @@ def _walk(
 ) -> None:
     found = places.trace
     fixed = [name for name, why in places.skipped.items() if why == EXCLUDED]
-    layers = movable(module, dict.fromkeys(c.name for c in found.calls if c.name))
+    # With the parts that go themselves, in which there may be no plain layer.
+    parts = {c.site.name for c in chosen}
+    plain = movable(module, dict.fromkeys(c.name for c in found.calls if c.name))
+    layers = [n for n in dict.fromkeys(c.name for c in found.calls) if n in parts or n in plain]
     once, started, done = found.once(), False, 0
     gone: set[str] = set()
 
