@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from compresskit.facts import Facts, Index, LayerFacts, Layers, Name, Rank, Size, Text
+from compresskit.facts import Facts, Index, LayerFacts, Layers, Name, Number, Rank, Size, Text
 from compresskit.facts.prune import CutFacts, Shortcut, Stack
 
 Share = Annotated[float, Field(strict=True, gt=0, le=1)]
@@ -48,7 +48,7 @@ class SubnetFacts(Facts):
         rewritten: Modules whose shortcuts became convolutions first.
         stacks: The rows that dropped blocks stood in.
         config: What ``config.json`` says otherwise; None for a module that has none.
-        share: What is left, by unit.
+        share: What is left, by unit; above 1 where a shortcut became a convolution and little is gone.
         recalibrated: Batch normalizations whose statistics were re-estimated.
     """
 
@@ -56,5 +56,5 @@ class SubnetFacts(Facts):
     rewritten: Layers[list[Shortcut]] = field(default_factory=dict)
     stacks: Layers[Stack] = field(default_factory=dict)
     config: dict[Text, Any] | None = None
-    share: Mapping[Text, Share] = field(default_factory=dict)
+    share: Mapping[Text, Number] = field(default_factory=dict)
     recalibrated: Size | None = None

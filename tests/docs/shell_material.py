@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lm_folders import make_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "predict"))
 from predict_material import classifier, pictures, sentences, tokenizer
@@ -89,23 +90,17 @@ def texts(folder: Path) -> None:
 
 
 def language(folder: Path) -> None:
-    """A causal language model, ``my-model``."""
+    """A causal language model, ``my-model``, and an encoder-decoder, ``t5-small``."""
     import transformers
 
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=14, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
-    )  # fmt: skip
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "my-model")
-    tokenizer(folder / "my-model")
+    make_folder(folder, "llama").rename(folder / "my-model")
+    place = folder / "my-model" / "tokenizer_config.json"
+    place.write_text(json.dumps({**json.loads(place.read_text()), "chat_template": CHAT}))
     config = transformers.T5Config(
         vocab_size=14, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, decoder_start_token_id=1
     )
     transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "t5-small")
     tokenizer(folder / "t5-small")
-    place = folder / "my-model" / "tokenizer_config.json"
-    place.write_text(json.dumps({**json.loads(place.read_text()), "chat_template": CHAT}))
 
 
 def answers(folder: Path) -> None:

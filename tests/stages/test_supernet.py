@@ -124,6 +124,14 @@ def test_a_subnet_is_what_was_trained_and_comes_back_from_its_bundle(
         np.testing.assert_allclose(next(iter(found.values())), output(loaded, made).numpy(), rtol=0, atol=1e-5)
 
 
+def test_a_subnet_may_compute_more_than_its_supernet(made: Path, tmp_path: Path) -> None:
+    """Nothing is gone at such a width, and shortcuts have become convolutions."""
+    step = method("prune.subnet", width=0.99)
+    run(supernet(made), [step], tmp_path / "out", data=data_of(made), bench=False, export=False)
+    loaded = load(tmp_path / "out", arch=ARCH, arch_args=NET)
+    assert loaded.card.history[-1].facts["share"]["macs"] > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
