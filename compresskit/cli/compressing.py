@@ -76,8 +76,8 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
     goals = _goals(asked.minimize, bench)
     usual: dict[tuple[Goal, ...], Pick] = {("size",): "size", ("latency",): "latency"}
     picks = tuple(_several("--pick", asked.pick, get_args(Pick))) if asked.pick else (usual.get(goals, "knee"),)
-    if asked.workers is not None and asked.on is None:
-        raise UsageError("--workers is for --on", "give --on ray, or start workers with --join")
+    if asked.num_workers is not None and asked.on is None:
+        raise UsageError("--num-workers is for --on", "give --on ray, or start workers with --join")
     recipe = Recipe(
         "compress", (), model=str(model), arch=reading.arch, arch_args=parse_args(reading.arch_args),
         input_shape=parse_shape(reading.input_shape), key=reading.key, data=samples.data, eval_data=samples.eval_data,
@@ -90,7 +90,7 @@ def _request(model: Path, target: Path, samples: Samples, bounds: Bounds, asked:
     space = None if asked.space is None else read_space(asked.space)
     return Request.of(
         recipe, target, asked.study, samples.select_data, goals=goals, picks=picks, seconds=parse_time(asked.time),
-        most=asked.trials, kinds=kinds, space=space, bench=bench, workers=asked.workers,
+        most=asked.trials, kinds=kinds, space=space, bench=bench, num_workers=asked.num_workers,
         on=None if asked.on is None else _one_of("--on", asked.on, get_args(Cluster)),
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ def compress(
     cache: str | Path | None = None,
     bench: bool = True,
     on: Cluster | None = None,
-    workers: int | None = None,
+    num_workers: int | None = None,
     threads: int = 0,
     seed: int = 0,
     force: bool = False,
@@ -84,7 +84,7 @@ def compress(
         cache: Folder of the step cache; None is the user's cache folder.
         bench: Measure the speed.
         on: ``ray`` starts workers on an existing Ray cluster.
-        workers: Number of those; None is one for each node.
+        num_workers: Number of those; None is one for each node.
         threads: Threads per operator; 0 uses all cores.
         seed: Random seed.
         force: Overwrite an existing output.
@@ -114,7 +114,7 @@ def compress(
         recipe, Path(output), study, named["select_data"], goals=tuple(minimize), seconds=seconds,
         picks=(pick,) if isinstance(pick, str) else tuple(dict.fromkeys(pick)),
         most=trials, kinds=tuple(steps), space=None if space is None else read_space(Path(space)), bench=bench, on=on,
-        workers=workers,
+        num_workers=num_workers,
     )  # fmt: skip
     request.limits.check(evaluated=eval_data is not None, benched=bench)
     kept = Cache.default() if cache is None else Cache(Path(cache))

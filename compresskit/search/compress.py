@@ -125,7 +125,7 @@ def _others(request: Request, ways: Ways) -> AbstractContextManager[None]:
         return nullcontext()
     from compresskit.search.cluster import workers_on_ray
 
-    return workers_on_ray(request.study, request.workers, ways.cache.root, ways.showing.tell)
+    return workers_on_ray(request.study, request.num_workers, ways.cache.root, ways.showing.tell)
 
 
 def join(place: str, cache: Cache, showing: Showing) -> int:

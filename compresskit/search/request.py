@@ -46,7 +46,7 @@ class Request:
         space: What may be tried; None follows from the model.
         bench: Measure the speed.
         on: Where other workers are started: ``ray``; None is nowhere.
-        workers: How many there; None is one for each node.
+        num_workers: How many there; None is one for each node.
     """
 
     recipe: Recipe
@@ -61,7 +61,7 @@ class Request:
     space: Space | None = None
     bench: bool = True
     on: Cluster | None = None
-    workers: int | None = None
+    num_workers: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, output: Path, study: str | None, select_data: str | None, **more: Any) -> Request:

@@ -28,6 +28,8 @@ JOURNAL = "journal.log"
 _NAME = "compresskit"
 _BEAT_S, _DEAD_S = 15.0, 60.0
 """Seconds between two signs of life of a worker, and after which one without is taken for dead."""
+_AGREE_S = 2.0
+"""Seconds that a worker waits at most for what another one says of the same candidate."""
 
 
 @contextmanager
@@ -116,14 +118,11 @@ class SearchStudy:
 
     def running(self) -> list[Tried]:
         """The candidates that workers are trying now; nothing is measured of them yet."""
-        from optuna.trial import TrialState
-
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        found = [(trial.number, trial.user_attrs.get("making")) for trial in trials if not _dead(trial)]
+        found = [(trial.number, trial.user_attrs["making"]) for trial in self._making()]
         return [
             Tried(number=number, steps=[], values=made["values"], rung=made["rung"], state="looked")
-            for number, made in found if made is not None
-        ]  # fmt: skip
+            for number, made in found
+        ]
 
     def tried(self) -> list[Tried]:
         """All candidates that came to an end."""
@@ -131,11 +130,29 @@ class SearchStudy:
         return [Tried.model_validate_json(text) for text in found if text]
 
     def taken(self, trial: Trial, values: Mapping[str, Any], rung: Rung) -> bool:
-        """Tell what a trial is about; whether another worker, which began earlier, is working on the same."""
+        """Tell what a trial is about; whether another worker is working on the same.
+
+        Of two workers that tell it at once the later trial gives way. One that looked before the other told it has
+        begun then; the other waits for what it says.
+        """
         trial.set_user_attr("making", {"values": dict(values), "rung": rung})
-        return any(
-            one.number < trial.number and one.values == values and one.rung == rung for one in self.running()
-        )  # fmt: skip
+        end = time.monotonic() + _AGREE_S
+        while True:
+            others = [one for one in self._making() if one.user_attrs["making"] == {"values": values, "rung": rung}]
+            others = [one for one in others if one.number != trial.number]
+            if any(one.number < trial.number or one.user_attrs.get("begun") for one in others):
+                return True
+            if not others or time.monotonic() > end:
+                trial.set_user_attr("begun", True)
+                return False
+            time.sleep(_AGREE_S / 100)
+
+    def _making(self) -> list[FrozenTrial]:
+        """The trials that workers are making now, and which told what they are about."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in trials if trial.user_attrs.get("making") is not None and not _dead(trial)]
 
     def run(
         self, work: Callable[[Trial, Wish | None], Outcome], *, stop: Callable[[], bool],

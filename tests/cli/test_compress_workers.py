@@ -116,7 +116,7 @@ def test_workers_on_a_ray_cluster(here: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'compresskit[ray]'")
     many = SPACE.replace("[6, 8]", str(list(range(1, 15)))).replace("[4, 8]", "[2, 3, 4, 8]")
     (here / "space.yaml").write_text(many, encoding="utf-8")  # it is still going on when the worker has started
-    words = ("-m", "compresskit", *ASKED, "--time", "120s", "--on", "ray", "--workers", "1")
+    words = ("-m", "compresskit", *ASKED, "--time", "120s", "--on", "ray", "--num-workers", "1")
     address = f"127.0.0.1:{free_port()}"
     env = {**os.environ, "RAY_ADDRESS": address, "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     alone = subprocess.run([sys.executable, *words], cwd=here, env=env, capture_output=True, text=True)

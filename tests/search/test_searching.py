@@ -123,6 +123,19 @@ def test_what_the_time_cut_off_is_tried_when_the_search_goes_on(tmp_path: Path) 
     assert again.values == cut.values and again.state != "cut" and again.number == 5
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["earlier first", "later first"])
+def test_two_workers_never_make_the_same_candidate(order: tuple[int, int], tmp_path: Path) -> None:
+    """The one that looked before the other said what it is about goes on, whichever trial began earlier."""
+    studies = [SearchStudy.open(str(tmp_path / "study"), goals=2, seed=0) for _ in order]
+    trials = [study._study.ask() for study in studies]
+    for trial in trials:
+        trial.set_user_attr("worker", {"host": "another", "process": 1 + trial.number})
+        trial.set_user_attr("alive", time.time())
+    taken = [studies[n].taken(trials[n], {"a": 1}, "look") for n in order]
+    assert taken == [False, True]
+    assert not studies[0].taken(trials[0], {"a": 2}, "look")
+
+
 @pytest.mark.parametrize("limits", [Limits("0.5pt", "2B", None), Limits("0.5pt", None, 100.0)])
 def test_bars_that_are_far_away_end_a_search(limits: Limits, tmp_path: Path) -> None:
     one = searching(tmp_path / "study", FakeTrying())

@@ -92,7 +92,7 @@ On = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        "--workers",
+        "--num-workers",
         min=1,
         help="Number of workers that --on starts. (one for each node)",
         rich_help_panel=_SEARCH,
@@ -136,7 +136,7 @@ class Asked:
     study: StudyPlace = None
     join: Join = None
     on: On = None
-    workers: Workers = None
+    num_workers: Workers = None
     cache: shared.CacheFolder = None
     dry_run: shared.DryRun = False
     no_bench: shared.NoBench = False
