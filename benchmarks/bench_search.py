@@ -23,6 +23,7 @@ import numpy as np
 from cifar import NORMALIZE
 from harness import ROOT, Bench, cli, command, figure, minilm
 
+from compresskit.errors import UsageError
 from compresskit.report import Report, read_report
 from compresskit.searched import Search
 
@@ -197,6 +198,8 @@ def searched(place: Path, asked: dict[str, Any], seed: int, blind: bool) -> Sear
         one.start()
     try:
         report = compress(output=out, max_drop="1pt", seed=seed, cache=place / "steps", **asked)
+    except UsageError:  # nothing could be measured in the time
+        return Search()
     finally:
         for one in patches:
             one.stop()

@@ -31,6 +31,7 @@ def Small():
 
 Large = Net
 """
+RECIPE = "data: train.npz\neval-data: test.npz\nsteps:\n  - quantize.rtn: {bits: 8}\n"
 SENTENCES = ["the cat sat on the mat", "a dog ran far away", "the dog sat", "a cat ran", "the mat", "far away a dog"]
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -43,6 +44,7 @@ def images(folder: Path) -> None:
     for place in (folder, folder / "examples"):
         shutil.copy(ROOT / "examples" / "cifar_resnet.py", place)
     (folder / "net.py").write_text(NET, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     sys.path.insert(0, str(folder))
     import cifar_resnet
 
@@ -52,7 +54,7 @@ def images(folder: Path) -> None:
         "small.pt": cifar_resnet.ResNet(1, width=4),
     }.items():  # fmt: skip
         torch.save(module.state_dict(), folder / name)
-    for name in ("digits.pt", "large.pt", "teacher.pt", "net.pt"):
+    for name in ("digits.pt", "large.pt", "teacher.pt", "net.pt", "repvgg.pt"):
         shutil.copy(folder / "model.pt", folder / name)
     shutil.copy(folder / "small.pt", folder / "student.pt")
     draw = np.random.default_rng(0)

@@ -102,7 +102,7 @@ def find(
     blocks = [n for n in chain(module, found) if any(True for _ in module.get_submodule(n).children())]
     if not blocks:
         raise InputError(
-            "the model has no sequence of blocks, so there is none that a layer could stand in for",
+            "the model has no sequence of blocks that a layer could replace",
             "factorize replaces single layers instead",
         )
     counts = count_macs(module, data.example)
