@@ -51,6 +51,8 @@ def test_a_request_is_timed_and_counted(llama: Path, name: str) -> None:
 
 
 def test_what_does_not_fit_is_named(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`engine` transformers can't open .*, which is for llama.cpp"):
+        find(llama.with_name("llama.gguf"), "transformers")
     with pytest.raises(UsageError, match="`engine` genai can't open"):
         find(llama.with_name("llama.gguf"), "genai")
     with pytest.raises(UsageError, match="none of that name"):

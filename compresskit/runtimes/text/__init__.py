@@ -18,9 +18,8 @@ _WRITERS = {
     "onnxruntime": "compresskit.runtimes.text.encoder_decoder:EncoderDecoder",
     "transformers": "compresskit.runtimes.text.transformers:Transformers",
 }
-_BESIDE = {"llama.cpp": ".gguf", "genai": "-genai", "onnxruntime": "-optimum"}
-_TARGETS = {"llama.cpp": "gguf", "genai": "genai", "onnxruntime": "optimum"}
-"""What ``export --to`` calls the form that a program opens."""
+_TARGETS = {"llama.cpp": ("gguf", ".gguf"), "genai": ("genai", "-genai"), "onnxruntime": ("optimum", "-optimum")}
+"""What ``export --to`` calls the form that a program opens, and what is put behind a bundle's name for it."""
 DECODER = "decoder_model_merged.onnx"
 """What a folder of an encoder-decoder has."""
 GENAI = "genai_config.json"
@@ -58,13 +57,14 @@ def find(path: Path, engine: str | None) -> tuple[str, Path]:
     found = kind_of(path)
     if engine is None or engine == found:
         return found, path
-    beside = path.with_name(f"{path.name}{_BESIDE.get(engine, '')}")
-    if found != "transformers" or engine not in _BESIDE or not beside.exists():
-        raise UsageError(
-            f"`engine` {engine} can't open {path}, which is for {found}",
-            f"write one with: compresskit export BUNDLE --to {_TARGETS[engine]}",
-        )
-    return engine, beside
+    hint = "give the bundle or folder that it was written from"
+    if engine in _TARGETS:
+        target, ending = _TARGETS[engine]
+        beside = path.with_name(f"{path.name}{ending}")
+        if found == "transformers" and beside.exists():
+            return engine, beside
+        hint = f"write one with: compresskit export BUNDLE --to {target}"
+    raise UsageError(f"`engine` {engine} can't open {path}, which is for {found}", hint)
 
 
 def get(name: str, path: Path, *, threads: int = 0, context: int = 2048, **options: Any) -> Writer:
