@@ -270,7 +270,12 @@ class Model:
         return self.body
 
 
-def reads_and_writes(module: Any) -> bool:
-    """True for a transformers encoder-decoder that has ``generate``: one pass of it answers nothing."""
+def writes_text(module: Any) -> bool:
+    """True for a transformers model that has ``generate``."""
     can = getattr(module, "can_generate", None)
-    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False)) and callable(can) and bool(can())
+    return callable(can) and bool(can())
+
+
+def reads_and_writes(module: Any) -> bool:
+    """True for an encoder-decoder that has ``generate``: one pass of it answers nothing."""
+    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False)) and writes_text(module)

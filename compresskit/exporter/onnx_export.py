@@ -21,7 +21,7 @@ from compresskit.exporter.operators import read_once
 from compresskit.exporter.quiet import first_line, quiet
 from compresskit.exporter.samples import Limits
 from compresskit.exporter.slim import DATA_ABOVE, merge, save, slim
-from compresskit.model import SCORES_ONLY, InputSpec
+from compresskit.model import SCORES_ONLY, InputSpec, writes_text
 from compresskit.stage import Progress, silent
 
 OPSET = 21  # the first with 4-bit types and blocked DequantizeLinear
@@ -83,7 +83,7 @@ def export_onnx(
         progress("export", 1, 3)
         model = _translate(program, inputs, original.names)
         progress("export", 2, 3)
-        traced = Traced(inputs, original.names, limits, _suspects(program), _writes_text(module))
+        traced = Traced(inputs, original.names, limits, _suspects(program), writes_text(module))
         graph = KeptGraph.of(model, traced, flat.module)
         operators = _write(model, traced, path, accuracy_level, data_above)
     progress("export", 3, 3)
@@ -129,12 +129,6 @@ def _write(model: ir.Model, traced: Traced, path: Path, accuracy_level: int, dat
         model.metadata_props["generation"] = SCORES_ONLY
     save(model, path, data_above=data_above)
     return operators
-
-
-def _writes_text(module: nn.Module) -> bool:
-    """True for a transformers model that has ``generate``."""
-    can = getattr(module, "can_generate", None)
-    return callable(can) and bool(can())
 
 
 def _suspects(program: torch.export.ExportedProgram) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from compresskit.benchmark.plan import Plan
 from compresskit.quality.intervals import Z
@@ -93,7 +92,7 @@ def judge(request: Request, trying: Trying, wanted: Sequence[Tried], progress: P
     builder = ReportBuilder(models, measuring, progress)
     builder.measure_quality(trying.evaluation())
     if request.bench:
-        builder.measure_speed([trying.model.source, Path(request.recipe.model or "")])
+        builder.measure_speed([trying.model.source])
     found = []
     for one, model, entry in zip(wanted, models[1:], builder.entries[1:], strict=True):
         measured = builder.measured

@@ -89,7 +89,7 @@ class HttpService(ABC):
             raise
 
     def refused(self, refused: Refused) -> Response:
-        """As :meth:`error`; who is refused for want of a place is told when to come again."""
+        """As :meth:`error`; a request for which there is no place also gets the time to try again."""
         response = self.error(refused)
         if refused.status == 503:
             response.headers["Retry-After"] = "1"

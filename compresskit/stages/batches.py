@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -165,6 +166,26 @@ def calibration_data(
     batches = batches_of(ctx.data, inputs, size, min(samples, len(ctx.data)), by_length=by_length)
     longest = batches[-1 if by_length else 0]
     return CalibrationData({name: tensor[:rows] for name, tensor in longest.items()}, batches, forward, scores)
+
+
+def labelled_data(model: Model, ctx: Context, *, samples: int, size: int) -> CalibrationData:
+    """As :func:`calibration_data`; labels that are classes say that the outputs of a model of no known task are scores.
+
+    Args:
+        model: A module and its card.
+        ctx: Holds the data, if any.
+        samples: Most samples to take.
+        size: Samples in a batch.
+
+    Raises:
+        UsageError: There are no data, and the model's inputs aren't known.
+        InputError: The data don't fit.
+    """
+    data = calibration_data(model, ctx, samples=samples, size=size, rows=1)
+    if ctx.data is None or ctx.data.kind == "pairs" or model.card.task != "unknown":
+        return data
+    targets = next(ctx.data.batches(1, 1)).targets
+    return replace(data, scores=targets is not None and targets.ndim == 1 and targets.dtype.kind == "i")
 
 
 def made_up(inputs: tuple[InputSpec, ...], count: int, seed: int, *, sequence: int = 64) -> dict[str, Tensor]:

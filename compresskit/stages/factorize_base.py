@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from compresskit.facts.factorize import FactorizeFacts
 from compresskit.kinds import FACTORIZE
 from compresskit.model import Model, portable
 from compresskit.stage import Context, Form, Tunable
-from compresskit.stages.batches import calibration, calibration_data
+from compresskit.stages.batches import calibration, labelled_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from compresskit.facts.factorize import Kind
     from compresskit.ops.factorize.candidates import FactorizeSettings, Unit, Weighting
     from compresskit.ops.factorize.plan import Choice, FactorizePlan
-    from compresskit.ops.shrinking import CalibrationData
 
 _BATCH = 32
 _TARGETS = ("energy", "budget", "rank", "target_latency")
@@ -126,10 +126,10 @@ class Factorize(Recovery):
         self._check(model, ctx)
         original = copy.deepcopy(module) if self.epochs or self.target_latency else module
         turned = conv1d_to_linear(module)
-        data = self._data(model, ctx)
+        data = labelled_data(model, ctx, samples=self.samples, size=_BATCH)
         with calling(module):
             made = plan(module, data, self.settings(ctx), ctx.progress, measured=self._measures())
-            found = self._chosen(made, original, model, data, ctx)
+            found = self._chosen(made, original, model, ctx)
             _check_any(made, found)
             facts: dict[str, Any] = {"layers": facts_of(made, found.choice, turned)}
             share = {unit: round(made.share_of(found.choice, unit), 4) for unit in _units()}
@@ -166,18 +166,9 @@ class Factorize(Recovery):
             )
         self.check_training_data(ctx)
 
-    def _data(self, model: Model, ctx: Context) -> CalibrationData:
-        data = calibration_data(model, ctx, samples=self.samples, size=_BATCH, rows=1)
-        if ctx.data is None or ctx.data.kind == "pairs" or model.card.task != "unknown":
-            return data
-        targets = next(ctx.data.batches(1, 1)).targets
-        return replace(data, scores=targets is not None and targets.ndim == 1 and targets.dtype.kind == "i")
-
-    def _chosen(
-        self, made: FactorizePlan, original: nn.Module, model: Model, data: CalibrationData, ctx: Context
-    ) -> _Found:
+    def _chosen(self, made: FactorizePlan, original: nn.Module, model: Model, ctx: Context) -> _Found:
         """What is replaced, after the guard."""
-        times = _Times(made, data, ctx)
+        times = _Times(made, ctx)
         timing = (self.guard or ("latency" if self.target_latency else "size")) == "latency"
         if self.target_latency is not None:
             return self._in_time(made, original, model, ctx, times if timing else None)
@@ -297,7 +288,7 @@ def _units() -> tuple[Unit, ...]:
 
 @dataclass
 class _Found:
-    """What was chosen, and what is told of it."""
+    """What was chosen, and what the report says of it."""
 
     choice: Choice
     facts: dict[str, Any] = field(default_factory=dict)
@@ -311,26 +302,26 @@ def _check_any(made: FactorizePlan, found: _Found) -> None:
 
 
 class _Times:
-    """Times of factors against their layers, each pair of shapes measured once."""
+    """Times of factors against their layers."""
 
-    def __init__(self, made: FactorizePlan, data: CalibrationData, ctx: Context) -> None:
-        self._made, self._ctx = made, ctx
+    def __init__(self, made: FactorizePlan, ctx: Context) -> None:
+        from compresskit.stages.shared_latency import TimesByShape
+
+        self._made, self._ctx, self._times = made, ctx, TimesByShape(ctx)
         self._shapes = made.found.shapes
-        self._known: dict[Any, float] = {}
 
     def slow(self, choice: Choice) -> dict[str, str]:
         """The layers whose factors aren't faster, with what was measured."""
-        from compresskit.stages.shared_latency import share_of_time
-
         found = {}
         layers = {c.name: c.layer for c in self._made.found.candidates}
         for done, (name, option) in enumerate(choice.items(), 1):
             shape, layer = self._shapes[name], layers[name]
             key = (shape, tuple(layer.weight.shape), str(layer), option.kind, option.ranks)
-            if key not in self._known:
-                other = self._made.replacement(name, option)
-                self._known[key] = share_of_time(layer, other, shape, self._ctx, f"guard-{len(self._known)}")
-            if self._known[key] >= 1:
-                found[name] = f"its factors are no faster: {self._known[key]:.2f} of its time under onnxruntime"
+            time = self._times.share(key, shape, partial(self._pair, name, layer, option))
+            if time >= 1:
+                found[name] = f"its factors are no faster: {time:.2f} of its time under onnxruntime"
             self._ctx.progress("time layers", done, len(choice))
         return found
+
+    def _pair(self, name: str, layer: nn.Module, option: Any) -> tuple[nn.Module, nn.Module]:
+        return layer, self._made.replacement(name, option)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -104,6 +104,27 @@ def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ct
     before = ctx.work / f"{name}-layer.onnx"
     export_checked(layer, inputs, before, ParityCheck(seed=ctx.seed))
     return _ratio(other, before, inputs, ctx, f"{name}-other")
+
+
+class TimesByShape:
+    """Shares of time, each pair of a layer and what replaces it measured once for all layers of its shape."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._known: dict[Hashable, float] = {}
+
+    def share(self, key: Hashable, shape: tuple[int, ...], pair: Callable[[], tuple[nn.Module, nn.Module]]) -> float:
+        """See :func:`share_of_time`.
+
+        Args:
+            key: What decides the time: equal keys are measured once.
+            shape: Of the input.
+            pair: Gives the layer and the other module.
+        """
+        if key not in self._known:
+            layer, other = pair()
+            self._known[key] = share_of_time(layer, other, shape, self._ctx, f"guard-{len(self._known)}")
+        return self._known[key]
 
 
 def _ratio(module: nn.Module, before: Path, inputs: tuple[InputSpec, ...], ctx: Context, name: str) -> float:

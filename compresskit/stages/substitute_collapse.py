@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -14,9 +15,10 @@ from compresskit.facts.substitute import CollapseFacts, Fitted
 from compresskit.kinds import SUBSTITUTE
 from compresskit.model import Model, portable
 from compresskit.stage import Context, Form, Tunable
-from compresskit.stages.batches import calibration, calibration_data
+from compresskit.stages.batches import calibration, labelled_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
+from compresskit.stages.shared_latency import TimesByShape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,12 +126,12 @@ class SubstituteCollapse(Recovery):
         module = model.module.eval()
         original = copy.deepcopy(module) if self.epochs else None
         turned = conv1d_to_linear(module)
-        data = self._data(model, ctx)
+        data = labelled_data(model, ctx, samples=self.samples, size=_BATCH)
         with calling(module):
             halves = self.parts == "halves"
             places = find(module, data, self._settings(ctx), _KINDS[self.stand_in], halves=halves)
             tried = candidates(module, places.sites, data, ctx.progress)
-            found = self._chosen(tried, _Here(model, data, ctx, places))
+            found = self._chosen(tried, _Here(model, data, ctx, places, TimesByShape(ctx)))
             chosen = found.chosen
             fitted = apply(module, chosen, places, data, ctx.progress, refit=self.refit)
         linear = {name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
@@ -156,13 +158,6 @@ class SubstituteCollapse(Recovery):
         from compresskit.ops.shrinking import ShrinkSettings
 
         return ShrinkSettings(include=self.include, exclude=self.exclude, refit=self.refit, seed=ctx.seed)
-
-    def _data(self, model: Model, ctx: Context) -> CalibrationData:
-        data = calibration_data(model, ctx, samples=self.samples, size=_BATCH, rows=1)
-        if ctx.data is None or ctx.data.kind == "pairs" or model.card.task != "unknown":
-            return data
-        targets = next(ctx.data.batches(1, 1)).targets
-        return replace(data, scores=targets is not None and targets.ndim == 1 and targets.dtype.kind == "i")
 
     def _chosen(self, tried: list[Candidate], here: _Here) -> _Found:
         """What is replaced, after the guard."""
@@ -269,7 +264,7 @@ def _about(c: Candidate) -> str:
 
 @dataclass
 class _Found:
-    """What was chosen, and what is told of it."""
+    """What was chosen, and what the report says of it."""
 
     chosen: list[Candidate]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -278,13 +273,13 @@ class _Found:
 
 @dataclass
 class _Here:
-    """A model with its blocks, and the times of layers against them, each pair of shapes measured once."""
+    """A model with its blocks, and the times of layers against them."""
 
     model: Model
     data: CalibrationData
     ctx: Context
     places: Places
-    _known: dict[Any, float] = field(default_factory=dict)
+    times: TimesByShape
 
     @property
     def module(self) -> nn.Module:
@@ -301,9 +296,7 @@ class _Here:
         for done, c in enumerate(tried, 1):
             block = self.module.get_submodule(c.site.block)
             key = c.site.shape[1:], str(block), c.site.name[len(c.site.block) :], c.kind
-            if key not in self._known:
-                self._known[key] = self._share(c, block, f"guard-{len(self._known)}")
-            time = self._known[key]
+            time = self.times.share(key, c.site.shape, partial(self._pair, c, block))
             if time < 1:
                 found.append(replace(c, time=time))
             else:
@@ -312,14 +305,14 @@ class _Here:
             self.ctx.progress("time stand-ins", done, len(tried))
         return found
 
-    def _share(self, c: Candidate, block: nn.Module, name: str) -> float:
+    def _pair(self, c: Candidate, block: nn.Module) -> tuple[nn.Module, nn.Module]:
+        """The block and what stands in for it, each by itself."""
         from compresskit.ops.substitute.alone import Alone, arguments_of
         from compresskit.ops.substitute.candidates import standing_in
-        from compresskit.stages.shared_latency import share_of_time
 
         args, kwargs = arguments_of(block, lambda: self.data.run(self.module))
         place = self.places.trace.once()[c.site.block].first or 0
         alone = Alone(copy.deepcopy(block), place, args, kwargs).eval()
         with standing_in(self.module, [c]):
             other = Alone(copy.deepcopy(self.module.get_submodule(c.site.block)), place, args, kwargs).eval()
-        return share_of_time(alone, other, c.site.shape, self.ctx, name)
+        return alone, other

@@ -123,21 +123,20 @@ class SubstituteDepthwise(Recovery):
         return [name for name in layers if name not in skipped], skipped
 
     def _times(self, module: nn.Module, names: list[str], data: CalibrationData, ctx: Context) -> dict[str, float]:
-        """Share of each convolution's time that its replacement takes, each shape measured once."""
+        """Share of each convolution's time that its replacement takes."""
         from compresskit.ops.substitute.alone import arguments_of
         from compresskit.ops.substitute.separate import made
-        from compresskit.stages.shared_latency import share_of_time
+        from compresskit.stages.shared_latency import TimesByShape
 
-        known: dict[Any, float] = {}
-        found = {}
+        def pair(name: str, layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+            return layer, made(module, name, self.multiplier).eval()
+
+        times, found = TimesByShape(ctx), {}
         for done, name in enumerate(names, 1):
             layer = module.get_submodule(name)
             given = arguments_of(layer, partial(data.run, module))[0][0]
-            key = tuple(given.shape), str(layer)
-            if key not in known:
-                other = made(module, name, self.multiplier).eval()
-                known[key] = share_of_time(layer, other, tuple(given.shape), ctx, f"guard-{len(known)}")
-            found[name] = known[key]
+            shape = tuple(given.shape)
+            found[name] = times.share((shape, str(layer)), shape, partial(pair, name, layer))
             ctx.progress("time layers", done, len(names))
         return found
 

@@ -1,4 +1,4 @@
-"""All that a stage settles before it trains: the samples, the aim, and how long; and what is told of it afterwards."""
+"""All that a stage settles before it trains: the samples, the aim, and how long; and what the report says of it."""
 
 from __future__ import annotations
 

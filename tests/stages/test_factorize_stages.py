@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from net_folder import write_net
 from safetensors.torch import load_file
 from torch import nn
 
@@ -42,15 +43,7 @@ LINEAR = {"svd", "whitened", "fisher"}
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a net of random weights, and labelled pictures."""
     folder = tmp_path_factory.mktemp("factorize")
-    (folder / "net.py").write_text(NET)
-    scope: dict[str, Any] = {}
-    exec(NET, scope)
-    torch.manual_seed(0)
-    torch.save(scope["net"]().state_dict(), folder / "net.pt")
-    torch.save(scope["bare"]().state_dict(), folder / "bare.pt")
-    generator = np.random.default_rng(0)
-    x, y = generator.normal(size=(64, 3, 8, 8)).astype("float32"), generator.integers(0, 4, 64)
-    np.savez(folder / "data.npz", x=x, y=y)
+    write_net(folder, NET, 8)
     return folder
 
 

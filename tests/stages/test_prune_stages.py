@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from net_folder import write_net
 from safetensors.torch import load_file
 
 from compresskit.data.opening import open_source
@@ -36,14 +37,7 @@ def net():
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A folder with a net of random weights, and labelled pictures."""
-    (tmp_path / "net.py").write_text(NET)
-    scope: dict[str, Any] = {}
-    exec(NET, scope)
-    torch.manual_seed(0)
-    torch.save(scope["net"]().state_dict(), tmp_path / "net.pt")
-    generator = np.random.default_rng(0)
-    x, y = generator.normal(size=(48, 3, 8, 8)).astype("float32"), generator.integers(0, 4, 48)
-    np.savez(tmp_path / "data.npz", x=x, y=y)
+    x, y = write_net(tmp_path, NET, 8, 48)
     x[3, 0, 0, 0] = np.nan
     np.savez(tmp_path / "nan.npz", x=x, y=y)
     return tmp_path

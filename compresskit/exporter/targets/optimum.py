@@ -66,7 +66,7 @@ class Optimum(Target):
             for at, past in enumerate((False, True), 1):
                 progress("writing for optimum", at, 4)
                 part = Decoder(module, shape, past=past)
-                export_onnx(part, shape.decoder(past=past), place / _part(past), sizes=SIZES, data_above=1 << 31)
+                export_onnx(part, shape.decoder(past=past), place / _part(past), sizes=SIZES)
             onnx.save(_whole(place, shape), str(place / DECODER))
             for past in (False, True):
                 (place / _part(past)).unlink()

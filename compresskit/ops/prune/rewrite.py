@@ -19,6 +19,7 @@ from compresskit.errors import InputError, missing_extra
 from compresskit.facts.prune import Shortcut
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.packed.modules import set_module
+from compresskit.ops.shallow import shallow_graph
 
 _EXACT = 1e-6
 _WIDEST = 1 << 16
@@ -40,7 +41,7 @@ def rewrite_shortcuts(module: nn.Module, run: Callable[[nn.Module], Any]) -> dic
     for name, widths in _padded(module, run).items():
         before = module.get_submodule(name)
         try:
-            nodes = _pads(_traced(before))
+            nodes = _pads(shallow_graph(before))
             shortcuts = [_shortcut(i, node, widths[i]) for i, node in enumerate(nodes)]
             new = _rewritten(before, shortcuts)
         except Exception:  # fx refuses code that depends on values: then the channels concerned are left alone
@@ -118,17 +119,6 @@ def _leaving(active: list[str]) -> Any:
     return hook
 
 
-class _Shallow(fx.Tracer):
-    """Follows the code of one module; its submodules are single steps."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _traced(module: nn.Module) -> fx.GraphModule:
-    return fx.GraphModule(module, _Shallow().trace(module), type(module).__name__)
-
-
 def _filled(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[int, int, int] | None:
     """Zero channels in front, behind, and how many axes follow the channels; None for padding of another kind."""
     pad, mode, value = [*args[1:], None, None, None][:3]
@@ -181,7 +171,7 @@ def _rewritten(module: nn.Module, shortcuts: Sequence[Shortcut]) -> fx.GraphModu
     Raises:
         ValueError: A shortcut isn't one that this module has.
     """
-    graph = _traced(module)
+    graph = shallow_graph(module)
     nodes = _pads(graph)
     like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.empty(0))
     for fact in shortcuts:
