@@ -102,6 +102,15 @@ FACTORIZE = Kind(
         "cp": "compresskit.stages.factorize_conv:FactorizeCp",
     },
 )
+ROUTE = Kind(
+    name="route",
+    summary="Use only some pieces of a model for an input: early exits.",
+    changes_size=True,
+    before_codes=True,
+    only_tunes=False,
+    quantizes=False,
+    methods={"exits": "compresskit.stages.route_exits:RouteExits"},
+)
 QUANTIZE = Kind(
     name="quantize",
     summary="Store weights in 2 to 8 bits, or compute in 8 bits with calibration data.",
@@ -163,5 +172,5 @@ LORA = Kind(
         "merge": "compresskit.stages.lora_merge:LoraMerge",
     },
 )
-BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, QUANTIZE, DISTILL, LORA)
+BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, ROUTE, QUANTIZE, DISTILL, LORA)
 """In the order in which they make sense."""
