@@ -176,7 +176,7 @@ def _packed(codes: Tensor, bits: int, axis: int) -> Tensor:
 
 
 def _prove(model: Model, folder: Path, limit: float, *, dense: bool) -> Gate:
-    """Load the folder by transformers and compare outputs on made-up inputs.
+    """Load the folder by transformers and compare outputs on random inputs.
 
     Args:
         model: The original, its layers packed or not.
@@ -205,7 +205,7 @@ def _prove(model: Model, folder: Path, limit: float, *, dense: bool) -> Gate:
     if not off <= limit:
         raise GateError(f"outputs of the folder under transformers are {off:.2g} relative from the module's")
     names = listing([spec.name for spec in model.card.inputs])
-    reason = f"{_INPUTS} made-up inputs ({names}), loaded by transformers"
+    reason = f"{_INPUTS} random inputs ({names}), loaded by transformers"
     return Gate(name="compressed-tensors outputs", limit=f"≤ {limit:g} relative", value=off, passed=True, reason=reason)
 
 
