@@ -45,6 +45,17 @@ def branch(model: ir.Model) -> bool:
     return True
 
 
+def settle(model: ir.Model) -> None:
+    """Move each constant that a single branch reads into it, in place: there runtimes fold and fuse it as elsewhere."""
+    main = model.graph
+    for name, value in list(main.initializers.items()):
+        readers = {use.node.graph for use in value.uses()} | ({main} if value.is_graph_output() else set())
+        inner = readers.pop()
+        if isinstance(inner, ir.Graph) and inner is not main and not readers:
+            del main.initializers[name]
+            inner.register_initializer(value)
+
+
 def _batch_axis(graph: ir.Graph) -> str | int | None:
     """What the first axis of the first input is called."""
     shape = graph.inputs[0].shape

@@ -23,6 +23,8 @@ class ExitFacts(LayerFacts):
         form: What the block gives.
         width: Channels, or values of a token or a vector.
         classes: Logits.
+        convs: Channels of 3×3 convolutions in front, each with a batch normalization and ReLU.
+        stride: Of the first of them.
         pool: Window of the mean over a picture, height and width; empty is the whole picture.
         cells: Windows of a picture.
         hidden: Units between features and logits; 0 for none.
@@ -35,6 +37,8 @@ class ExitFacts(LayerFacts):
     form: Form
     width: Size
     classes: Annotated[int, Field(strict=True, ge=2, le=1 << 20)]
+    convs: Annotated[list[Annotated[Size, Field(le=1 << 12)]], Field(max_length=4)] = field(default_factory=list)
+    stride: Annotated[Size, Field(le=4)] = 1
     pool: Annotated[list[Size], Field(max_length=2)] = field(default_factory=list)
     cells: Size = 1
     hidden: Annotated[Count, Field(le=1 << 16)] = 0

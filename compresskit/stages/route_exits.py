@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.facts import to_json
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _DROP = "0.5pt"
 _BATCH = 128
+_MEMORY = 4e9
+"""Bytes of what heads see, in half precision."""
 _SHARE, _MOST, _LEAST = 0.2, 2000, 32
 """Samples that are held out for the thresholds where nobody says how many: a share, at most so many."""
 
@@ -49,6 +51,7 @@ class RouteExits(TrainingOptions):
     needs: ClassVar = ("training",)
     facts: ClassVar = ExitsFacts
     measures: ClassVar[bool] = False
+    varies: ClassVar[bool] = True
     followed_by: ClassVar = tuple(f"quantize.{method}" for method in ("rtn", "hqq", "gptq", "awq"))
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-3, "muon": 2e-2}
 
@@ -59,6 +62,22 @@ class RouteExits(TrainingOptions):
     hidden: Annotated[
         int, Field(ge=0, le=4096, description="Hidden units of an exit's head; 0 is a single Linear layer.")
     ] = 64
+    convolutions: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=4,
+            description="3×3 convolutions of a head behind pictures. More of them give surer exits, and take longer: "
+            "what the blocks give is kept in memory, not its means alone.",
+        ),
+    ] = 0
+    calibrate_on: Annotated[
+        Literal["random", "last"],
+        Field(
+            description="Which samples of `data` calibrate the thresholds: any, or the last ones, which can then be "
+            "samples that the model was not trained on."
+        ),
+    ] = "random"
     calibration: Annotated[
         int | None,
         Field(ge=1, description="Samples of `data` held out to calibrate the thresholds. (a fifth, at most 2000)"),
@@ -84,6 +103,13 @@ class RouteExits(TrainingOptions):
         float,
         Field(ge=0, le=1, description="Fraction of the loss that comes from the last exit, for data with labels."),
     ] = 1.0
+
+    @field_validator("augment")
+    @classmethod
+    def _seen_once(cls, value: str) -> str:
+        if value not in ("auto", "none"):
+            raise ValueError("the heads see each sample as it is: what the blocks give is computed once")
+        return value
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Add exits to a module in place.
@@ -135,7 +161,7 @@ class RouteExits(TrainingOptions):
         first = plan.task.inputs(next(plan.samples.plain(1, 1)))
         places = find(
             module, lambda target: plan.task.forward(target, first), first, count=self.candidates,
-            hidden=self.hidden, include=self.include, exclude=self.exclude,
+            hidden=self.hidden, convs=self.convolutions, include=self.include, exclude=self.exclude,
         )  # fmt: skip
         count = len(plan.samples)
         held = self.calibration or min(_MOST, int(_SHARE * count))
@@ -144,7 +170,8 @@ class RouteExits(TrainingOptions):
                 f"thresholds need {_LEAST} held-out samples or more, and {held} of {count} can be held out",
                 "give more `data`, or `calibration` N",
             )
-        rest, apart = plan.samples.split(held, ctx.seed)
+        last = self.calibrate_on == "last"
+        rest, apart = plan.samples.parted(held) if last else plan.samples.split(held, ctx.seed)
         return _Here(module, places, replace(plan, samples=rest), apart)
 
     def _train(self, here: _Here, ctx: Context) -> dict[str, Any]:
@@ -229,6 +256,8 @@ class _Here:
             for part in samples.plain(_BATCH, len(samples)):
                 inputs = self.plan.task.inputs(part)
                 found, last = features_of(self.module, self.places, inputs, partial(self._run, inputs))
+                if not done:
+                    _check_room(sum(f.nbytes for f in found.values()) / 2 / len(last) * len(samples))
                 done += len(last)
                 ctx.progress("features", done, len(samples))
                 yield [*(f.half() for f in found.values()), last, *self._labels(part)]
@@ -253,7 +282,7 @@ class _Here:
         count = len(self.places.layers)
         last = columns[count].argmax(-1)
         with torch.no_grad():
-            logits = [head.of_features(kept.float()) for head, kept in zip(self.heads, columns[:count], strict=True)]
+            logits = [_by_parts(head, kept) for head, kept in zip(self.heads, columns[:count], strict=True)]
         answers = torch.stack([found.argmax(-1) for found in logits])
         wrong = (answers != last).float()
         labelled = len(columns) > count + 1 and bool((columns[-1] >= 0).all())
@@ -279,6 +308,22 @@ class _Here:
                 )  # fmt: skip
         keep(self.module, layers)
         return layers
+
+
+def _check_room(size: float) -> None:
+    """Refuse to keep more of the blocks' outputs than memory should hold."""
+    if size > _MEMORY:
+        raise UsageError(
+            f"what the heads see of the samples takes {size / 1e9:.1f} GB, and {_MEMORY / 1e9:g} GB are the limit",
+            "give fewer `candidates`, less `train_samples`, or `convolutions` 0",
+        )
+
+
+def _by_parts(head: Any, kept: Tensor) -> Tensor:
+    """A head's logits of many samples."""
+    import torch
+
+    return torch.cat([head.of_kept(part.float()) for part in torch.split(kept, _BATCH)])
 
 
 def _about(fact: ExitFacts) -> str:

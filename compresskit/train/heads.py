@@ -20,23 +20,26 @@ _NARROW = 1e-3
 
 
 class Heads(nn.Module):
-    """Heads side by side, each on features of its own that are standardized.
+    """Heads side by side, each on what it sees of the samples; features of heads without convolutions are standardized.
 
     Args:
         layers: What each is.
-        kept: The features of each, floating point ``(samples, features)``, in the order of ``layers``.
+        kept: What each sees, as :meth:`ExitHead.kept` gives it, for all samples; in the order of ``layers``.
     """
 
     def __init__(self, layers: Mapping[str, ExitFacts], kept: Sequence[Tensor]) -> None:
         super().__init__()
         self.heads = nn.ModuleList([ExitHead(fact) for fact in layers.values()])
-        found = [_spread(features) for features in kept]
+        found = [
+            (torch.zeros(()), torch.ones(())) if fact.convs else _spread(features)
+            for fact, features in zip(layers.values(), kept, strict=True)
+        ]
         self._levels = [mean for mean, _ in found], [std for _, std in found]
 
     def forward(self, *kept: Tensor) -> list[Tensor]:
         """The logits of each head."""
         pairs = zip(self._heads(), kept, *self._levels, strict=True)
-        return [head.of_features((features.float() - mean) / std) for head, features, mean, std in pairs]
+        return [head.of_kept((features.float() - mean) / std) for head, features, mean, std in pairs]
 
     def _heads(self) -> list[ExitHead]:
         return [head for head in self.heads if isinstance(head, ExitHead)]
@@ -46,6 +49,8 @@ class Heads(nn.Module):
         """Give heads that see the features as they are the values of these."""
         for own, other, mean, std in zip(self._heads(), heads, *self._levels, strict=True):
             other.load_state_dict(own.state_dict())
+            if other.convs is not None:
+                continue
             first = other.last if other.hidden is None else other.hidden
             weight = first.weight / std
             first.weight.copy_(weight)

@@ -80,9 +80,9 @@ def again(made: Path, out: Path, net: str = "net") -> nn.Module:
     return body.eval()
 
 
-@pytest.mark.parametrize("net", ["net", "bare"])
-def test_module_and_file_leave_at_the_same_exits(made: Path, tmp_path: Path, net: str) -> None:
-    report = run_on(made, tmp_path / "out", exits(), source=f"{net}.pt", net=net)
+@pytest.mark.parametrize(("net", "options"), [("net", {}), ("net", {"convolutions": 2, "hidden": 0}), ("bare", {})])
+def test_module_and_file_leave_at_the_same_exits(made: Path, tmp_path: Path, net: str, options: dict[str, Any]) -> None:
+    report = run_on(made, tmp_path / "out", exits(calibrate_on="last", **options), source=f"{net}.pt", net=net)
     facts = report.history[-1]["facts"]
     assert facts["share"]["macs"] < 1 and facts["drop"] <= 0.5
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
@@ -142,12 +142,13 @@ def test_other_kinds_cannot_follow(made: Path, tmp_path: Path, later: Any) -> No
     ("options", "message"),
     [
         ({"calibration": 8}, "thresholds need 32 held-out samples or more, and 8 of 512 can be held out"),
+        ({"augment": "crop"}, "the heads see each sample as it is"),
         ({"include": ("nothing",)}, "no layer matches 'nothing'"),
         ({"include": ("blocks.1",), "exclude": ("blocks.*",)}, "no block of the model can get an exit"),
     ],
 )
 def test_options_that_cannot_be_are_refused(made: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises((UsageError, InputError)) as caught:
+    with pytest.raises((UsageError, InputError, ValueError)) as caught:
         run_on(made, tmp_path / "out", exits(**options))
     assert message in str(caught.value)
 
@@ -161,3 +162,16 @@ def test_a_changed_card_is_refused(made: Path, tmp_path: Path) -> None:
         card.write_text(text.replace(old, new))
         with pytest.raises(InputError):
             again(made, tmp_path / "out")
+
+
+def test_speed_is_that_on_real_samples(made: Path, tmp_path: Path, forked_workers: Any) -> None:
+    report = run_on(made, tmp_path / "out", exits(), bench=True)
+    names = {m.name for m in report.measurements if m.model == "out"}
+    assert {"latency_mean", "latency_p50", "latency_p99", "speedup", "leave_1"} <= names
+    shares = [m.value for m in report.measurements if m.name.startswith("leave_")]
+    assert sum(shares) == pytest.approx(100) and 0 < shares[0] < 100
+    assert any(note.startswith("timed on 256 samples of") for note in report.notes)
+    facts = report.history[-1]["facts"]
+    planned = [100 * fact["share"] for fact in facts["layers"].values()]
+    assert shares[0] == pytest.approx(planned[0], abs=15)
+    assert not any(gate.name == "size" for gate in report.gates)

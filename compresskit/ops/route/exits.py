@@ -46,22 +46,38 @@ class ExitHead(nn.Module):
         self.form, self.pool = fact.form, tuple(fact.pool)
         inside = features(fact)
         where: Any = {"dtype": dtype, "device": device}
+        self.convs = _convolutions(fact, where) if fact.convs else None
         self.hidden = nn.Linear(inside, fact.hidden, **where) if fact.hidden else None
         self.last = nn.Linear(fact.hidden or inside, fact.classes, **where)
 
     def forward(self, given: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the block gave, and the mask of its tokens, to logits ``(n, classes)``."""
-        return self.of_features(pooled(given, self.form, self.pool, mask))
+        return self.of_kept(self.kept(given, mask))
 
-    def of_features(self, found: Tensor) -> Tensor:
-        """Features ``(n, features)`` to logits ``(n, classes)``."""
+    def kept(self, given: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the head sees of what the block gave, as far as nothing in it is trained."""
+        return given if self.convs is not None else pooled(given, self.form, self.pool, mask)
+
+    def of_kept(self, kept: Tensor) -> Tensor:
+        """What :meth:`kept` gave to logits ``(n, classes)``."""
+        found = kept if self.convs is None else pooled(self.convs(kept), self.form, self.pool)
         logits: Tensor = self.last(found if self.hidden is None else F.relu(self.hidden(found)))
         return logits
 
 
 def features(fact: ExitFacts) -> int:
-    """How many features a head looks at."""
-    return fact.width * (2 if fact.form == "tokens" else fact.cells)
+    """How many features the last layers of a head look at."""
+    return (fact.convs or [fact.width])[-1] * (2 if fact.form == "tokens" else fact.cells)
+
+
+def _convolutions(fact: ExitFacts, where: Any) -> nn.Sequential:
+    layers, inside = list[nn.Module](), fact.width
+    for place, outside in enumerate(fact.convs):
+        stride = fact.stride if place == 0 else 1
+        layers += [nn.Conv2d(inside, outside, 3, stride, 1, bias=False, **where), nn.BatchNorm2d(outside, **where)]
+        layers.append(nn.ReLU())
+        inside = outside
+    return nn.Sequential(*layers)
 
 
 def pooled(given: Tensor, form: str, pool: tuple[int, ...], mask: Tensor | None = None) -> Tensor:

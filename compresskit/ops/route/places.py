@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,14 @@ from compresskit.facts.route import ExitFacts
 from compresskit.ops.calibration.trace import Trace, chain, tensors_in, trace
 from compresskit.ops.globs import check_globs, left_out
 from compresskit.ops.macs import calling, count_macs
-from compresskit.ops.route.exits import HEAD, features, mask_in, pooled
+from compresskit.ops.route.exits import HEAD, ExitHead, features, mask_in
 
 _FEATURES = 512
 """A head looks at about that many values of a picture at most, so that it costs little."""
 _CELLS = (4, 3, 2)
 """Windows along an axis of a picture, from which on the whole picture is one."""
+_WIDE = 12
+"""Pixels a side from which on the first convolution of a head halves a picture."""
 _EARLIEST, _LATEST = 0.08, 0.92
 """Shares of the multiply-accumulates between which an exit can gain anything."""
 
@@ -35,19 +38,19 @@ class Places:
             of the block, without heads.
         skipped: Name of a block to why it gets no exit.
         macs: Multiply-accumulates of one sample of the whole model.
+        heads: Those of each head.
         output: The key of the logits in the model's output; None where that is the logits themselves.
     """
 
     layers: dict[str, ExitFacts]
     skipped: dict[str, str]
     macs: int
+    heads: dict[str, int]
     output: str | None
 
     def head_share(self, name: str) -> float:
         """What a head costs, as a share of the model's multiply-accumulates."""
-        fact = self.layers[name]
-        inside = features(fact)
-        return (inside * fact.hidden + (fact.hidden or inside) * fact.classes) / max(1, self.macs)
+        return self.heads[name] / max(1, self.macs)
 
 
 def find(
@@ -57,6 +60,7 @@ def find(
     *,
     count: int,
     hidden: int = 0,
+    convs: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> Places:
@@ -68,6 +72,7 @@ def find(
         example: One sample.
         count: Most places.
         hidden: Units of a head between features and logits.
+        convs: Convolutions of a head behind pictures.
         include: Globs of blocks; empty: all.
         exclude: Globs of blocks that get no exit.
 
@@ -88,7 +93,11 @@ def find(
     layers, skipped = dict[str, ExitFacts](), dict[str, str]()
     for name in blocks:
         share = upto[name] / max(1, total)
-        fact = _fact(given.get(name), classes, hidden, share)
+        fact = _fact(
+            given.get(name),
+            ExitFacts(form="vectors", width=1, classes=classes, hidden=hidden, threshold=1.0, macs=round(share, 6)),
+            convs,
+        )
         if why := left_out(name, include, exclude):
             skipped[name] = why
         elif not _EARLIEST <= share <= _LATEST:
@@ -103,7 +112,8 @@ def find(
         raise InputError("no block of the model can get an exit", next(iter(skipped.values())))
     picked = _spread(layers, count)
     skipped |= dict.fromkeys(layers.keys() - picked, "`candidates` others were tried")
-    return Places({name: layers[name] for name in layers if name in picked}, skipped, total, output)
+    layers = {name: layers[name] for name in layers if name in picked}
+    return Places(layers, skipped, total, {name: _head_macs(layers[name], given[name]) for name in layers}, output)
 
 
 @torch.no_grad()
@@ -127,13 +137,14 @@ def outputs_of(module: nn.Module, names: Sequence[str], run: Callable[[], Any]) 
 def features_of(
     module: nn.Module, places: Places, batch: Mapping[str, Tensor], run: Callable[[], Any]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The features at each place for a batch, float ``(n, features)`` by block; and the model's logits."""
+    """What the head at each place sees of a batch, see :meth:`ExitHead.kept`, by block; and the model's logits."""
     found: dict[str, Tensor] = {}
     mask = mask_in(module, tuple(batch.values()), batch)
 
-    def hook(_module: nn.Module, _args: Any, out: Any, name: str) -> None:
-        fact = places.layers[name]
-        found[name] = pooled(next(tensors_in(out)), fact.form, tuple(fact.pool), mask)
+    def hook(block: nn.Module, _args: Any, out: Any, name: str) -> None:
+        head = block.get_submodule(HEAD)
+        if isinstance(head, ExitHead):
+            found[name] = head.kept(next(tensors_in(out)), mask)
 
     with ExitStack() as stack:
         for name in places.layers:
@@ -183,19 +194,41 @@ def _upto(found: Trace, counts: Mapping[str, int], blocks: Sequence[str]) -> dic
     return result
 
 
-def _fact(given: Tensor | None, classes: int, hidden: int, share: float) -> ExitFacts | str:
-    """What a head behind a block would be, or why there can't be one."""
+def _fact(given: Tensor | None, like: ExitFacts, convs: int) -> ExitFacts | str:
+    """What a head behind a block would be, or why there can't be one.
+
+    Args:
+        given: What the block gives.
+        like: What does not depend on it.
+        convs: Convolutions of a head behind pictures.
+    """
     if given is None or not given.is_floating_point() or given.dim() not in (2, 3, 4):
         return "it gives no picture, tokens or vector"
-    common: dict[str, Any] = {"classes": classes, "hidden": hidden, "threshold": 1.0, "macs": round(share, 6)}
     if given.dim() == 2:
-        return ExitFacts(form="vectors", width=given.shape[1], **common)
+        return replace(like, form="vectors", width=given.shape[1])
     if given.dim() == 3:
-        return ExitFacts(form="tokens", width=given.shape[2], **common)
-    width, sides = int(given.shape[1]), given.shape[2:]
-    cells = next((c for c in _CELLS if width * c * c <= _FEATURES and all(s % c == 0 for s in sides)), 1)
-    pool = [int(side) // cells for side in sides] if cells > 1 else []
-    return ExitFacts(form="pictures", width=width, pool=pool, cells=cells * cells, **common)
+        return replace(like, form="tokens", width=given.shape[2])
+    width, sides = int(given.shape[1]), [int(side) for side in given.shape[2:]]
+    last, stride = width, 1
+    if convs:
+        stride = 2 if min(sides) >= _WIDE else 1
+        last, sides = width * stride, [-(-side // stride) for side in sides]
+    cells = next((c for c in _CELLS if last * c * c <= _FEATURES and all(s % c == 0 for s in sides)), 1)
+    pool = [side // cells for side in sides] if cells > 1 else []
+    return replace(
+        like, form="pictures", width=width, convs=[last] * convs, stride=stride, pool=pool, cells=cells * cells
+    )  # fmt: skip
+
+
+def _head_macs(fact: ExitFacts, given: Tensor) -> int:
+    """Multiply-accumulates of a head for one sample."""
+    inside = features(fact)
+    total, before = inside * fact.hidden + (fact.hidden or inside) * fact.classes, fact.width
+    places = math.prod(-(-int(side) // fact.stride) for side in given.shape[2:]) if fact.convs else 0
+    for channels in fact.convs:
+        total += 9 * before * channels * places
+        before = channels
+    return total
 
 
 def _spread(layers: Mapping[str, ExitFacts], count: int) -> set[str]:
