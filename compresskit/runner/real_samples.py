@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SAMPLES, _CALLS = 256, 16
 """Samples that are timed, and calls at least."""
-_MADE_UP = "{} takes more or less time from input to input, and was timed on made-up inputs: give data"
+_MADE_UP = "{} takes more or less time from input to input, and was timed on random inputs: compare it with `data`"
 
 
 @dataclass
