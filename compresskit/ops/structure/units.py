@@ -62,9 +62,10 @@ def units(module: nn.Module, data: CalibrationData, progress: Progress) -> dict[
         ``layers``, a row for each activation in the order of their calls: ``name``, ``function``, ``kind`` (``neurons``
         or ``channels``), ``units``, ``never`` and ``always`` (None for smooth activations), ``on`` (mean share of the
         samples in which a unit is on somewhere), ``sparsity`` (share of its outputs that are 0) and ``concentration``
-        (share of a place's units that hold 90 % of the sum of squares). Sums ``units``, ``never``,
-        ``always``; ``samples`` that they were found on, and ``held_out``: ``samples``, how many of them are
-        ``deviating`` (any of these units behaves otherwise), and the ``bound`` below which the share of such samples lies with 95 % confidence.
+        (share of a place's units that hold 90 % of the sum of squares). Sums ``units``, ``never``, ``always``;
+        ``samples`` that they were found on, and ``held_out``: ``samples``, how many of them are ``deviating`` (any of
+        these units behaves otherwise), and the ``bound`` below which the share of such samples lies with 95 %
+        confidence.
     """
     used, held = parted(data.batches)
     seen: dict[str, _Layer] = {}
