@@ -31,6 +31,10 @@ class QuantizeAwq(Repaired, CalibratedWeightOnly):
         int, Field(ge=0, le=20, description="Iterations that refine scales and codes after rounding.")
     ] = 0
 
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Not: scales that differed between two machines in the last digit would spoil the layers of one."""
+        return False
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place.
 
