@@ -141,10 +141,13 @@ class _Run:
         moments = segment.moments(names, cross=self.method.drift > 0)
         input_scale: Tensor | None = None
         known = [n for n in names if n in moments and isinstance(segment.layer(n), nn.Linear)]
+        weights = {name: segment.layer(name).weight for name in known}
         if self.method.scale and self.found is not None and not any(map(self._tied, known)):
             scaled = scale_group(segment, known, moments, self.plan.grids, self.found)
             moments, input_scale = scaled.moments, scaled.input_scale
         self._split(names, lambda n: self.layer(n, moments.get(n), input_scale if n in known else None))
+        for name, weight in weights.items():
+            self.plan.layers[name].weight = weight  # a scaled one is packed, and takes memory
 
     def _split(self, names: Sequence[str], quantize: Callable[[str], None]) -> None:
         """Quantize layers that don't depend on each other, with those that share their weights, in some process."""
