@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,8 @@ def test_a_killed_calibration_goes_on_behind_the_last_block(
     assert len(calls["other"]) == len(calls["whole"])
     one, two = ((tmp_path / at / "model.safetensors").read_bytes() for at in ("whole", "out"))
     assert one == two
-    first = json.loads((tmp_path / "whole" / "compresskit.json").read_text("utf-8"))["history"]
-    assert json.loads((tmp_path / "out" / "compresskit.json").read_text("utf-8"))["history"] == first
+    one, two = ((tmp_path / at / "compresskit.json").read_bytes() for at in ("whole", "out"))
+    assert one == two
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
