@@ -186,7 +186,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        time.sleep(GRACE_S)
+        time.sleep(2 * GRACE_S)  # it may wait for its own turn
         why = str(error).partition("\n")[0]
         raise MachineError(
             f"the connection to the other processes was lost: {why}", "start all of them again"
