@@ -83,6 +83,7 @@ SUBSTITUTE = Kind(
         "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+        "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
     },
 )
 FACTORIZE = Kind(
