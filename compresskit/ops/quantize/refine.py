@@ -21,6 +21,8 @@ _PIECE = 64
 _MARGIN = 1e-3
 """Of a level: a code changes only where the other level is nearer by more than this."""
 _RIDGE = 1e-3
+_ELEMENTS = 1 << 24
+"""Of the systems of equations that are built at once, a row's has ``groups²``."""
 
 
 def refine(
@@ -47,6 +49,10 @@ def _scales(found: Codes, target: Tensor, gram: Tensor) -> Tensor:
     """The least-squares scales of the codes; a row keeps its old ones where they would not be positive or better."""
     parts, rows, groups = found.scales.shape
     columns = target.shape[2]
+    at_once = max(1, _ELEMENTS // groups**2)
+    if rows > at_once:
+        pieces = (slice(start, start + at_once) for start in range(0, rows, at_once))
+        return torch.cat([_scales(found.of_rows(piece), target[:, piece], gram) for piece in pieces], 1)
     centred = found.centred(columns)
     size = found.codes.shape[2] // groups
     normal = torch.empty(parts, rows, groups, groups)
@@ -59,7 +65,8 @@ def _scales(found: Codes, target: Tensor, gram: Tensor) -> Tensor:
     ridge = _RIDGE * level * torch.eye(groups)
     old = found.scales
     pull = (ridge @ old.unsqueeze(-1)).squeeze(-1)  # towards the old scales
-    new = torch.linalg.solve(normal + ridge, wanted + pull)
+    factor, _ = torch.linalg.cholesky_ex(normal + ridge)  # where it fails it gives no usable scale, and raises nothing
+    new = torch.cholesky_solve((wanted + pull).unsqueeze(-1), factor).squeeze(-1)
     usable = (new > 0.25 * old) & (new < 4 * old) & new.isfinite()
     new = as_stored(torch.where(usable, new, old), found.dtype)
 
