@@ -65,6 +65,13 @@ DEPTHWISE, MINILM = "ResNet-20, depthwise, multiplier 2", "MiniLM, 2 of 6 layers
 LEAST_COSINE, LEAST_SPEEDUP = 0.95, 1.35
 DEIT, VIT = "DeiT-Tiny shape, 197 tokens", "ViT on CIFAR-10, 122 tokens"
 DEIT_SPEEDUPS = {8: None, 13: 1.45, 16: None}
+TEXTS: dict[str, tuple[int, tuple[str | float, ...]]] = {
+    "MiniLM, an eighth of the tokens merged in each layer": (128, ("--method", "tokens", "--share", 0.125)),
+    "MiniLM, attention in a window of 8 and to the first token": (
+        512,
+        ("--method", "attention", "--window", 8, "--everywhere", 1),
+    ),
+}
 VIT_TOKENS, VIT_SPEEDUP, VIT_LOSS = (10, 16), 1.3, 1.0
 
 
@@ -84,6 +91,9 @@ def main() -> None:
         if bench.wants(VIT):
             with bench.kept() as kept:
                 vit(bench, kept, folder / "vit")
+        for name, (sequence, options) in TEXTS.items():
+            if bench.wants(name):
+                texts(bench, name, sequence, options, folder)
     bench.end()
 
 
@@ -177,6 +187,20 @@ def vit(bench: Bench, kept: Path, folder: Path) -> None:
         lost = before.value - after.value
         bench.row(f"{name}, accuracy lost", f"≤ {VIT_LOSS:g} pt", f"{lost:.2f} pt", after.n, about, lost <= VIT_LOSS)
         speed_row(bench, name, original, out, VIT_SPEEDUP, "--batch", 1)
+
+
+def texts(bench: Bench, name: str, sequence: int, options: tuple[str | float, ...], folder: Path) -> None:
+    """MiniLM with merged tokens or cheaper attention, without training."""
+    model, out, lines = minilm(), folder / "texts", folder / "lines.txt"
+    test = bench.data("text", "wikitext2_test.txt")
+    lines.write_text("\n".join(plain_lines(test)[: 20 if bench.quick else LINES]), encoding="utf-8")
+    cli("substitute", model, *options, "--guard", "size", "--no-bench", "-o", out, "--force")
+    found = figure(cli("compare", model, out, "--data", lines, "--sequence", TOKENS, "--no-bench"), "cosine")
+    bench.row(f"{name}, mean cosine of pooled embeddings", "", f"{found.value:.4f}", found.n, interval(found, 4))
+    original = folder / "minilm.onnx"
+    if not original.exists():
+        cli("export", model, "-o", original)
+    speed_row(bench, f"{name}, {sequence} tokens", original, out, None, "--sequence", sequence)
 
 
 def speed_row(bench: Bench, name: str, original: Path, out: Path, least: float | None, *options: str | float) -> None:

@@ -149,3 +149,37 @@ class TokensFacts(Facts):
     tokens: Annotated[list[Count], Field(max_length=2)] = field(default_factory=list)
     time: Number | None = None
     timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionFacts(LayerFacts):
+    """Of one module of self-attention at less than the square of the length.
+
+    Attributes:
+        window: Tokens on either side that are heard; 0: no window.
+        everywhere: First tokens that all hear, and that hear all.
+        rank: Sums of keys and values in the place of all of them; 0: none.
+        tokens: Of a sequence, where it has sums.
+        place: Where the tokens stand among the arguments: a position or a keyword.
+        values: How many values are returned as a tuple; 0 returns that of the tokens alone.
+    """
+
+    window: Annotated[Count, Field(le=1 << 14)] = 0
+    everywhere: Annotated[Count, Field(le=64)] = 0
+    rank: Annotated[Count, Field(le=1 << 14)] = 0
+    tokens: Annotated[Count, Field(le=1 << 16)] = 0
+    place: Index | Name = 0
+    values: Annotated[Count, Field(le=64)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseFacts(Facts):
+    """Of a module with such attention.
+
+    Attributes:
+        layers: Those modules.
+        time: Share of the original's time.
+    """
+
+    layers: Layers[AttentionFacts]
+    time: Number | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -43,9 +44,10 @@ class Halves:
 def halves_of(block: Any) -> Halves | None:
     """The halves of a block; None where it has other parts."""
     holder = _first(block, _ATTENTION)
-    attention = None if holder is None else _attention(getattr(holder, "self", holder))
-    if attention is None:
+    parts = None if holder is None else attention_of(getattr(holder, "self", holder))
+    if parts is None:
         return None
+    attention = partial(_attend, parts)
     if _has(block, "intermediate", "output") and _has(holder, "output"):  # BERT
         return Halves(
             lambda x, bias: _changed(attention(x, bias), lambda out: holder.output(out, x)),
@@ -72,28 +74,57 @@ def halves_of(block: Any) -> Halves | None:
     )
 
 
-def _attention(part: Any) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]] | None:
-    """What a module of self-attention computes; None where it has other parts."""
+@dataclass(frozen=True)
+class SelfAttention:
+    """The parts of self-attention.
+
+    Attributes:
+        layers: The projections to queries, keys and values; or one to all of them, in this order.
+        heads: Of the attention.
+        norms: What the queries and the keys of each head pass through; empty: nothing.
+        last: The projection of what comes of it; None where that lies outside.
+    """
+
+    layers: tuple[Any, ...]
+    heads: int
+    norms: tuple[Any, ...]
+    last: Any
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, divided by the root of their width, keys and values: each ``(n, heads, T, width of a head)``."""
+        n, tokens, _ = x.shape
+        parts = [layer(x) for layer in self.layers] if len(self.layers) == 3 else self.layers[0](x).chunk(3, dim=-1)
+        query, key, value = (p.reshape(n, tokens, self.heads, -1).transpose(1, 2) for p in parts)
+        if self.norms:
+            query, key = self.norms[0](query), self.norms[1](key)
+        return query * query.shape[-1] ** -0.5, key, value
+
+    def finish(self, out: Tensor) -> Tensor:
+        """The heads of ``(n, heads, T, width of a head)`` together, and projected: ``(n, T, width)``."""
+        out = out.transpose(1, 2).flatten(2)
+        joined: Tensor = out if self.last is None else self.last(out)
+        return joined
+
+
+def attention_of(part: Any) -> SelfAttention | None:
+    """The parts of a module of self-attention; None where it has others."""
     names = next((names for names in _PROJECTIONS if _has(part, *names)), None)
     heads = next((n for name in _HEADS if isinstance(n := getattr(part, name, None), int)), 0)
     if names is None or heads < 1:
         return None
-    layers = [getattr(part, name) for name in names]
-    norms = [getattr(part, name) for name in ("q_norm", "k_norm")] if _has(part, "q_norm", "k_norm") else []
-    last = _first(part, _OUT)
+    norms = tuple(getattr(part, name) for name in ("q_norm", "k_norm")) if _has(part, "q_norm", "k_norm") else ()
+    return SelfAttention(tuple(getattr(part, name) for name in names), heads, norms, _first(part, _OUT))
 
-    def attend(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        n, tokens, _ = x.shape
-        parts = [layer(x) for layer in layers] if len(layers) == 3 else layers[0](x).chunk(3, dim=-1)
-        query, key, value = (p.reshape(n, tokens, heads, -1).transpose(1, 2) for p in parts)
-        if norms:
-            query, key = norms[0](query), norms[1](key)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
-        weights = (scores if bias is None else scores + bias).softmax(dim=-1)
-        out = (weights @ value).transpose(1, 2).reshape(n, tokens, -1)
-        return out if last is None else last(out), key.mean(dim=1)
 
-    return attend
+def dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention of each query to all keys: ``(n, heads, queries, width of a head)``."""
+    scores = query @ key.transpose(2, 3)
+    return (scores if bias is None else scores + bias).softmax(dim=-1) @ value
+
+
+def _attend(parts: SelfAttention, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    query, key, value = parts.project(x)
+    return parts.finish(dense(query, key, value, bias)), key.mean(dim=1)
 
 
 def _changed(pair: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

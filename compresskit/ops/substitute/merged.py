@@ -179,8 +179,7 @@ def find(module: nn.Module, data: CalibrationData, *, first: int = 0, windows: b
     seen = observed(module, held[0], calls[0].first, partial(data.run, module))
     if seen.given.dim() != 3:
         raise InputError("no tokens pass through the blocks of this model, so none can be merged")
-    alike = (seen.given == seen.given[:1]).flatten(2).all(2).all(0).long().cumprod(0)
-    protected = max(first, int(alike[:_MOST_PROTECTED].sum()))
+    protected = max(first, alike_in_front(seen.given))
     values = len(seen.out) if isinstance(seen.out, (tuple, list)) else 0
     window = _WINDOW if windows else 0
     facts = TokensFacts(layers={}, protected=protected, window=window, place=calls[0].first, values=values)
@@ -195,6 +194,12 @@ def find(module: nn.Module, data: CalibrationData, *, first: int = 0, windows: b
             "tokens can be merged"
         )
     return run
+
+
+def alike_in_front(x: Tensor) -> int:
+    """How many tokens in front are the same in all samples, as class tokens are: of ``(n, T, width)``, at most 16."""
+    alike = (x == x[:1]).flatten(2).all(2).all(0).long().cumprod(0)
+    return int(alike[:_MOST_PROTECTED].sum())
 
 
 def _read_behind(module: nn.Module, last: str, protected: int, data: CalibrationData) -> bool:
