@@ -89,7 +89,7 @@ GUIDES = {
         ),
         (
             "compare digits.pt int8 int4 --arch net.py:Net --data test.npz --max-drop 1pt",
-            "compare digits.pt int8/model.onnx --arch net.py:Net --data test.npz --layers",
+            "compare digits.pt digits.onnx --arch net.py:Net --data test.npz --layers",
         ),
     ),
     "evaluate": Guide(
