@@ -47,6 +47,10 @@ GUIDES = {
         ("method", "budget", "energy", "rank", "epochs", *_DATA),
         (f"factorize {_CNN} --budget 0.5", "factorize all-MiniLM-L6-v2 --budget 0.8 --data lines.txt"),
     ),
+    "route": Guide(
+        ("method", "exits", "calibration", "epochs", *_DATA),
+        (f"route {_CNN} --max-drop 0.5pt -o routed",),
+    ),
     "distill": Guide(
         ("method", "teacher", "teacher_arch", "student_depth", "epochs", *_DATA),
         (

@@ -37,6 +37,18 @@ def promises_speed(history: Sequence[Applied], before: Sequence[Applied] = ()) -
     return not done or any(map(_promises, done))
 
 
+def varies(history: Sequence[Applied]) -> bool:
+    """Whether a model takes more or less time from input to input."""
+    return any(_varies(applied.name) for applied in history)
+
+
+def _varies(name: str) -> bool:
+    try:
+        return registry.get(name).varies
+    except CompressKitError:  # an absent plugin's
+        return False
+
+
 def _promises(applied: Applied) -> bool:
     try:
         return registry.get(applied.name)(**applied.options).promises_speed
