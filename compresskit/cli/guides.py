@@ -103,8 +103,9 @@ GUIDES = {
         ),
     ),
     "inspect": Guide(
-        ("arch", "input_shape", "data", "sensitivity", "spectrum", "rows", "suggest", "json"),
+        ("arch", "input_shape", "data", "structure", "sensitivity", "spectrum", "rows", "suggest", "json", "html"),
         (
+            "inspect digits.pt --arch net.py:Net --data train.npz --structure",
             "inspect digits.pt --arch net.py:Net --data train.npz --sensitivity",
             "inspect digits.pt --arch net.py:Net --input-shape 1,1,8,8 --suggest mine.yaml",
         ),
