@@ -172,6 +172,7 @@ LORA = Kind(
         "prompt": "compresskit.stages.lora_own:LoraPrompt",
         "full": "compresskit.stages.lora_own:LoraFull",
         "merge": "compresskit.stages.lora_merge:LoraMerge",
+        "route": "compresskit.stages.lora_route:LoraRoute",
     },
 )
 BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, ROUTE, QUANTIZE, DISTILL, LORA)
