@@ -27,6 +27,7 @@ class Kind:
         changes_size: Parameters or multiply-accumulates may differ afterwards, so they are counted again.
         before_codes: Changes float weights, so it can't follow a stage that quantizes.
         only_tunes: Makes nothing smaller or faster: a model that it alone changed may be larger and slower.
+        adds: Makes a model larger so that it is faster.
         quantizes: Gives codes: what is quantized isn't quantized again, nor changed by a kind that comes before codes.
         methods: Each with its ``module:Class``, the default first; a plugin's are its entry points.
         flags: Methods that an option of their own name asks for too, as ``--qat``.
@@ -41,6 +42,7 @@ class Kind:
     before_codes: bool
     only_tunes: bool
     quantizes: bool
+    adds: bool = False
     methods: Mapping[str, str] = field(default_factory=dict, repr=False)
     flags: tuple[str, ...] = ()
 
@@ -104,6 +106,16 @@ FACTORIZE = Kind(
         "cp": "compresskit.stages.factorize_conv:FactorizeCp",
     },
 )
+ROUTE = Kind(
+    name="route",
+    summary="Use only some pieces of a model for an input: early exits.",
+    changes_size=True,
+    before_codes=True,
+    only_tunes=False,
+    quantizes=False,
+    adds=True,
+    methods={"exits": "compresskit.stages.route_exits:RouteExits"},
+)
 QUANTIZE = Kind(
     name="quantize",
     summary="Store weights in 2 to 8 bits, or compute in 8 bits with calibration data.",
@@ -165,5 +177,5 @@ LORA = Kind(
         "merge": "compresskit.stages.lora_merge:LoraMerge",
     },
 )
-BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, QUANTIZE, DISTILL, LORA)
+BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, ROUTE, QUANTIZE, DISTILL, LORA)
 """In the order in which they make sense."""

@@ -155,6 +155,8 @@ class Stage(BaseModel, ABC):
         packages: What it imports besides what every installation has, each with the extra that brings it.
         facts: The type of what it records in the card.
         needs_no_replay: What builds the original builds the result too: layers stay, or a config tells their sizes.
+        varies: What it gives takes more or less time from input to input, so it is timed on real samples.
+        followed_by: Names of the stages that can work on its result; None: all.
         takes_adapters: Works on adapters that lie beside the weights.
         searched: How ``compress`` tries it; None: only where the user asks for it.
     """
@@ -169,6 +171,8 @@ class Stage(BaseModel, ABC):
     packages: ClassVar[dict[str, str]] = {}
     facts: ClassVar[type[Facts]] = Facts
     needs_no_replay: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
+    followed_by: ClassVar[tuple[str, ...] | None] = None
     takes_adapters: ClassVar[bool] = False
     searched: ClassVar[Searched | None] = None
 

@@ -47,6 +47,10 @@ GUIDES = {
         ("method", "budget", "energy", "rank", "epochs", *_DATA),
         (f"factorize {_CNN} --budget 0.5", "factorize all-MiniLM-L6-v2 --budget 0.8 --data lines.txt"),
     ),
+    "route": Guide(
+        ("method", "exits", "calibration", "epochs", *_DATA),
+        (f"route {_CNN} --max-drop 0.5pt -o routed",),
+    ),
     "distill": Guide(
         ("method", "teacher", "teacher_arch", "student_depth", "epochs", *_DATA),
         (
@@ -99,8 +103,9 @@ GUIDES = {
         ),
     ),
     "inspect": Guide(
-        ("arch", "input_shape", "data", "sensitivity", "spectrum", "rows", "suggest", "json"),
+        ("arch", "input_shape", "data", "structure", "sensitivity", "spectrum", "rows", "suggest", "json", "html"),
         (
+            "inspect digits.pt --arch net.py:Net --data train.npz --structure",
             "inspect digits.pt --arch net.py:Net --data train.npz --sensitivity",
             "inspect digits.pt --arch net.py:Net --input-shape 1,1,8,8 --suggest mine.yaml",
         ),

@@ -126,7 +126,7 @@ def compare(
         if how.evaluated:
             _evaluate(builder, opened.source)
         if measuring.bench:
-            builder.measure_speed(paths, timing, keep=True)
+            builder.measure_speed(paths, timing, samples=opened.source, keep=True)
         timed = builder.timed
         report = builder.report(
             builder.gates() if how.judged else None,

@@ -47,6 +47,18 @@ def _promised(history: Sequence[Applied], before: Sequence[Applied], promise: Ca
     return not done or any(_promises(applied, promise) for applied in done)
 
 
+def varies(history: Sequence[Applied]) -> bool:
+    """Whether a model takes more or less time from input to input."""
+    return any(_varies(applied.name) for applied in history)
+
+
+def _varies(name: str) -> bool:
+    try:
+        return registry.get(name).varies
+    except CompressKitError:  # an absent plugin's
+        return False
+
+
 def _promises(applied: Applied, promise: Callable[[Stage], bool]) -> bool:
     try:
         return promise(registry.get(applied.name)(**applied.options))
