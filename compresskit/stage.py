@@ -236,6 +236,11 @@ class Stage(BaseModel, ABC):
         return True
 
     @property
+    def promises_size(self) -> bool:
+        """Whether the result should be no larger; where not, it has no default limit of size."""
+        return True
+
+    @property
     def wanted_data(self) -> str | None:
         """Which data it can't do without: ``training``, ``calibration`` or none."""
         if self.trains or "training" in self.needs:
