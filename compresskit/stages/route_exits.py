@@ -67,8 +67,8 @@ class RouteExits(TrainingOptions):
         Field(
             ge=0,
             le=4,
-            description="3×3 convolutions of a head behind pictures. More of them give surer exits, and take longer: "
-            "what the blocks give is kept in memory, not its means alone.",
+            description="Number of 3×3 convolutions in an exit's head, for images. More of them give more confident exits; "
+            "training takes longer and keeps whole feature maps in memory.",
         ),
     ] = 0
     calibrate_on: Annotated[
