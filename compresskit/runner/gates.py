@@ -59,7 +59,7 @@ def gates(
             found.append(Gate(name=f"{prefix}finite outputs", limit="all", value=None, passed=False, reason=reason))
         elif (evaluation is not None and not alone) or limits.max_drop is not None:
             found.append(_quality_gate(models[0], entry, evaluation, measurements, limits, prefix))
-        if (default and not limits.may_add and entry.name not in larger) or limits.max_size is not None:
+        if (default and entry.name not in larger) or limits.max_size is not None:
             allowed = parse_size(limits.max_size) if limits.max_size else round(SAME * models[0].bytes)
             asked = limits.max_size is not None
             found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))

@@ -76,7 +76,7 @@ class Measuring:
         """
         # Fine-tuning makes nothing smaller or faster.
         tuned = all(kind.only_tunes for kind in kinds)
-        limits = replace(self.limits, may_grow=self.limits.may_grow or tuned, may_add=any(kind.adds for kind in kinds))
+        limits = replace(self.limits, may_grow=self.limits.may_grow or tuned)
         return replace(self, limits=limits, target=self.target or target)
 
 
