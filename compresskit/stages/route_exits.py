@@ -342,6 +342,6 @@ def _notes(layers: dict[str, ExitFacts], found: Chosen, seen: _Seen, held: int) 
         f"{len(layers)} early exit{'s' * (len(layers) > 1)}: of {held} held-out samples {leaves} leave; "
         f"{100 * found.cost:.1f} % of the multiply-accumulates remain on average, and {measure} falls by "
         f"{100 * found.loss:.2f} points",
-        "a batch is left when every sample in it has an answer; each answer is that of the first confident exit, whatever "
-        "else is in the batch",
+        "a batch is left when every sample in it has an answer; each answer is that of the first confident exit, "
+        "whatever else is in the batch",
     ]
