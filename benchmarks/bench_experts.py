@@ -2,8 +2,9 @@
 
 Each seed trains a Mixtral of two layers with eight experts, two a token, on the bytes of tinyshakespeare. Half of the
 experts of each layer are left out as ``route --method experts`` does, chosen on 64 pieces of the training text: by gate
-times norm (REAP), by the number of tokens, or at random (mean of five draws). Nothing is trained afterwards. Loss is
-the mean cross entropy in nats on text that was not trained on; a row is how much it grows.
+times norm (REAP: the mean over an expert's tokens; total: the sum), by the number of tokens, or at random (mean of five
+draws). Nothing is trained afterwards. Loss is the mean cross entropy in nats on text that was not trained on; a row is
+how much it grows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
         rows.append(halved(letters, seed, 20 if bench.quick else STEPS))
         print("  seed", seed, {name: round(value, 4) for name, value in rows[-1].items()}, flush=True)
     best = all(row["reap"] < min(row["frequency"], row["random"]) for row in rows)
-    for name in ("reap", "frequency", "random", "merged"):
+    for name in ("reap", "total", "frequency", "random", "merged"):
         found = [row[name] for row in rows]
         bar, passed = ("least in each", best) if name == "reap" else ("", None)
         spread = f"{min(found):.4f} to {max(found):.4f}; whole {np.mean([row['whole'] for row in rows]):.3f} nats"
@@ -62,7 +63,8 @@ def halved(letters: np.ndarray, seed: int, steps: int) -> dict[str, float]:
 
     drawn = [cut("random", draw) for draw in range(DRAWS)]
     return {
-        "whole": whole, "reap": cut("reap"), "frequency": cut("frequency"), "random": float(np.mean(drawn)),
+        "whole": whole, "reap": cut("reap"), "total": cut("total"),
+        "frequency": cut("frequency"), "random": float(np.mean(drawn)),
         "merged": cut("reap", merged=True),
     }  # fmt: skip
 

@@ -147,6 +147,7 @@ GUIDES = {
     "lora merge": Guide((), ("lora merge all-MiniLM-L6-v2 tuned/adapter -o merged",)),
     "lora list": Guide((), ("lora list tuned",)),
     "lora combine": Guide((), ("lora combine first second --weights .5 .5 --method ties -o both",)),
+    "lora route": Guide((), ("lora route all-MiniLM-L6-v2 first second --data labelled.csv -o routed",)),
     "recipe check": Guide((), ("recipe check mine.yaml --allow-code",)),
 }  # fmt: skip
 

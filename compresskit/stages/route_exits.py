@@ -67,8 +67,8 @@ class RouteExits(TrainingOptions):
         Field(
             ge=0,
             le=4,
-            description="3×3 convolutions of a head behind pictures. More of them give surer exits, and take longer: "
-            "what the blocks give is kept in memory, not its means alone.",
+            description="Number of 3×3 convolutions in an exit's head, for images. More of them give more confident exits; "
+            "training takes longer and keeps whole feature maps in memory.",
         ),
     ] = 0
     calibrate_on: Annotated[
@@ -103,6 +103,11 @@ class RouteExits(TrainingOptions):
         float,
         Field(ge=0, le=1, description="Fraction of the loss that comes from the last exit, for data with labels."),
     ] = 1.0
+
+    @property
+    def promises_size(self) -> bool:
+        """No: what the heads add is paid for by the speed."""
+        return False
 
     @field_validator("augment")
     @classmethod

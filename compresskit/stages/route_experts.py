@@ -40,10 +40,10 @@ class RouteExperts(Recovery):
 
     keep: Annotated[float, Field(gt=0, lt=1, description="Fraction of the experts of each layer to keep.")] = 0.5
     score: Annotated[
-        Literal["reap", "frequency", "random"],
+        Literal["reap", "total", "frequency", "random"],
         Field(
             description="Which experts stay: those with the largest mean of gate times norm of their output (reap), "
-            "with the most tokens (frequency), or any (random)."
+            "with the largest sum of it over all tokens (total), with the most tokens (frequency), or any (random)."
         ),
     ] = "reap"
     merge: Annotated[

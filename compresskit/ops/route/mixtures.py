@@ -22,7 +22,7 @@ from compresskit.errors import InputError
 from compresskit.ops.calibration.activation_stream import Batch, Forward
 from compresskit.ops.structure.experts import mixtures
 
-Score = Literal["reap", "frequency", "random"]
+Score = Literal["reap", "total", "frequency", "random"]
 Progress = Callable[[str, int, int], None]
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """What a config calls the number of experts."""
@@ -39,6 +39,8 @@ class Use:
         """How much each expert is worth, ``(experts,)``."""
         if by == "random":
             return torch.rand(len(self.tokens), generator=torch.Generator().manual_seed(seed))
+        if by == "total":
+            return self.weighed
         return self.tokens if by == "frequency" else self.weighed / self.tokens.clamp_min(1)
 
 
