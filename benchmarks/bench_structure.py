@@ -120,7 +120,7 @@ def ranked(bench: Bench, name: str, found: dict[str, Any], losses: dict[tuple[st
     for kind in dict.fromkeys(kind for _, kind in losses):
         keys = [key for key in losses if key[1] == kind and key in r2]
         x, y = np.array([r2[key] for key in keys]), np.array([-losses[key] for key in keys])
-        rho, rng = spearman(x, y), np.random.default_rng(0)
+        rho, rng = round(spearman(x, y), 9), np.random.default_rng(0)
         drawn = [spearman(x[rows], y[rows]) for rows in rng.integers(0, len(keys), (2000, len(keys)))]
         low, high = np.nanpercentile(drawn, [2.5, 97.5])
         spread = f"95 %: {low:.2f} to {high:.2f}; loss on {count} samples"
