@@ -106,12 +106,15 @@ FACTORIZE = Kind(
 )
 ROUTE = Kind(
     name="route",
-    summary="Use only some pieces of a model for an input: early exits.",
+    summary="Use only some pieces of a model for an input: early exits, experts.",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
     quantizes=False,
-    methods={"exits": "compresskit.stages.route_exits:RouteExits"},
+    methods={
+        "exits": "compresskit.stages.route_exits:RouteExits",
+        "experts": "compresskit.stages.route_experts:RouteExperts",
+    },
 )
 QUANTIZE = Kind(
     name="quantize",

@@ -92,10 +92,11 @@ def texts(folder: Path) -> None:
 
 
 def language(folder: Path) -> None:
-    """A causal language model, ``my-model``, and an encoder-decoder, ``t5-small``."""
+    """A causal language model, ``my-model``, a mixture, ``my-moe``, and an encoder-decoder, ``t5-small``."""
     import transformers
 
     make_folder(folder, "llama").rename(folder / "my-model")
+    make_folder(folder, "mixtral").rename(folder / "my-moe")
     place = folder / "my-model" / "tokenizer_config.json"
     place.write_text(json.dumps({**json.loads(place.read_text()), "chat_template": CHAT}))
     config = transformers.T5Config(
