@@ -2,8 +2,8 @@
 
 The figures come from ``compresskit quantize`` with 2 threads: accuracy of the shipped ONNX file on the test images with
 onnxruntime. Learnt rounding (adaround) sees 1,024 training images without labels; qat trains on all 49,441 training
-images. First and last layer have 8 bits where the others have 3 or 2. The time is that of the whole command: calibration or
-training, export with its parity gate, and both evaluations.
+images. First and last layer have 8 bits where the others have 3 or 2. The time is that of the whole command:
+calibration or training, export with its parity gate, and both evaluations.
 """
 
 from __future__ import annotations

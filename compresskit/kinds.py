@@ -27,7 +27,6 @@ class Kind:
         changes_size: Parameters or multiply-accumulates may differ afterwards, so they are counted again.
         before_codes: Changes float weights, so it can't follow a stage that quantizes.
         only_tunes: Makes nothing smaller or faster: a model that it alone changed may be larger and slower.
-        adds: Makes a model larger so that it is faster.
         quantizes: Gives codes: what is quantized isn't quantized again, nor changed by a kind that comes before codes.
         methods: Each with its ``module:Class``, the default first; a plugin's are its entry points.
         flags: Methods that an option of their own name asks for too, as ``--qat``.
@@ -42,7 +41,6 @@ class Kind:
     before_codes: bool
     only_tunes: bool
     quantizes: bool
-    adds: bool = False
     methods: Mapping[str, str] = field(default_factory=dict, repr=False)
     flags: tuple[str, ...] = ()
 
@@ -85,6 +83,8 @@ SUBSTITUTE = Kind(
         "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+        "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
+        "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
     },
 )
 FACTORIZE = Kind(
@@ -111,7 +111,6 @@ ROUTE = Kind(
     before_codes=True,
     only_tunes=False,
     quantizes=False,
-    adds=True,
     methods={"exits": "compresskit.stages.route_exits:RouteExits"},
 )
 QUANTIZE = Kind(

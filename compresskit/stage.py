@@ -14,6 +14,7 @@ from compresskit.errors import InputError
 from compresskit.facts import Facts, read_facts, to_json
 from compresskit.kinds import Kind
 from compresskit.model import Applied, Model
+from compresskit.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +60,7 @@ class Context:
         max_drop: Drop of quality the result must keep, as ``0.5pt`` or ``1%``.
         once: Called as ``once(name, make)``: gives what ``make`` gave for this model and these data under that name
             before, else calls it. For long measurements that other options of the same method share.
+        ranks: The processes that share the layers; a stage whose ``splits`` is false is always alone.
     """
 
     work: Path
@@ -71,6 +73,7 @@ class Context:
     max_drop: str | None = None
     teacher: Model | None = None
     once: Callable[[str, Callable[[], Any]], Any] = field(default=anew)
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -218,9 +221,23 @@ class Stage(BaseModel, ABC):
         """Whether it trains, with these options: on training data, with memory for gradients."""
         return False
 
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Whether several processes can share its layers; training shares batches instead.
+
+        Args:
+            data: As for :meth:`reads`.
+            limited: As for :meth:`reads`.
+        """
+        return False
+
     @property
     def promises_speed(self) -> bool:
         """Whether the result should run faster; where not, it is held to run as fast, within a margin."""
+        return True
+
+    @property
+    def promises_size(self) -> bool:
+        """Whether the result should be no larger; where not, it has no default limit of size."""
         return True
 
     @property

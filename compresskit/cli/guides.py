@@ -87,8 +87,14 @@ GUIDES = {
         ),
     ),
     "compare": Guide(
-        ("data", "metric", "max_drop", "max_size", "min_speedup", "no_bench", "arch", "input_shape", "json", "html"),
-        ("compare digits.pt int8 int4 --arch net.py:Net --data test.npz --max-drop 1pt",),
+        (
+            "data", "metric", "max_drop", "max_size", "min_speedup", "no_bench", "layers", "arch", "input_shape",
+            "json", "html",
+        ),
+        (
+            "compare digits.pt int8 int4 --arch net.py:Net --data test.npz --max-drop 1pt",
+            "compare digits.pt digits.onnx --arch net.py:Net --data test.npz --layers",
+        ),
     ),
     "evaluate": Guide(
         ("data", "metric", "normalize", "sequence", "arch", "input_shape", "runtime", "target", "json"),

@@ -23,14 +23,12 @@ class Limits:
         min_speedup: 1.2 is 20 % faster. Default: not slower than the original, or as fast within 10 % where
             no method promises speed.
         may_grow: Size and speed have no default limit.
-        may_add: Size has no default limit: what is added is paid for by the speed.
     """
 
     max_drop: str | None = None
     max_size: str | None = None
     min_speedup: float | None = None
     may_grow: bool = False
-    may_add: bool = False
 
     @property
     def max_bytes(self) -> int | None:

@@ -44,6 +44,7 @@ class Candidate:
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
         promises_speed: It should be faster than the model that it is compared with; else as fast will do.
         varies: It takes more or less time from input to input.
+        promises_size: It should be no larger than that model.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Candidate:
     loader_args: dict[str, Any] = field(default_factory=dict)
     promises_speed: bool = True
     varies: bool = False
+    promises_size: bool = True
 
     def entry(self) -> ModelEntry:
         """The model's line in the report; bytes and hash include external data."""

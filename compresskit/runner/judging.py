@@ -25,7 +25,7 @@ from compresskit.runner.likeness import LikenessData, samples_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.measured import Measured
 from compresskit.runner.prepare import Prepared
-from compresskit.runner.promises import promises_speed, since, varies
+from compresskit.runner.promises import promises_size, promises_speed, since, varies
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
 from compresskit.stage import Progress, silent
 
@@ -76,7 +76,7 @@ class Measuring:
         """
         # Fine-tuning makes nothing smaller or faster.
         tuned = all(kind.only_tunes for kind in kinds)
-        limits = replace(self.limits, may_grow=self.limits.may_grow or tuned, may_add=any(kind.adds for kind in kinds))
+        limits = replace(self.limits, may_grow=self.limits.may_grow or tuned)
         return replace(self, limits=limits, target=self.target or target)
 
 
@@ -202,9 +202,11 @@ class ReportBuilder:
         """The limits of ``measuring``, and what the figures say of them."""
         broken = self.measured.broken if self.measured else {}
         unpromised = {model.name for model in self.models if not model.promises_speed}
+        larger = {model.name for model in self.models if not model.promises_size}
         return gates(
-            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, unpromised=unpromised
-        )
+            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, unpromised=unpromised,
+            larger=larger,
+        )  # fmt: skip
 
     def report(
         self,
@@ -301,6 +303,7 @@ def report_on(
     new = after.candidate(
         output.name if output.name != baseline.name else shown, shown, measuring,
         promises_speed=promises_speed(history, before.model.card.history),
+        promises_size=promises_size(history, before.model.card.history),
     )  # fmt: skip
     builder = ReportBuilder([baseline, new], measuring, progress, log.known)
     facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})

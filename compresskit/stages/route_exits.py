@@ -119,6 +119,11 @@ class RouteExits(TrainingOptions):
         Field(ge=0, le=1, description="Fraction of the loss that comes from the last exit, for data with labels."),
     ] = 1.0
 
+    @property
+    def promises_size(self) -> bool:
+        """No: what the heads add is paid for by the speed."""
+        return False
+
     @field_validator("augment")
     @classmethod
     def _seen_once(cls, value: str) -> str:

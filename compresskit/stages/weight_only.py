@@ -119,7 +119,7 @@ class WeightOnly(Stage):
             if count == 1:
                 notes.append("one calibration sample is not representative: give more")
         forward = forward_of(module, model.card.inputs)
-        facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress)
+        facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress, ctx.ranks)
         facts["notes"] = notes + facts["notes"]
         if about:
             facts["calibration"] = about
