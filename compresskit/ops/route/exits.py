@@ -1,4 +1,4 @@
-"""Early exits in a classifier: heads behind some of its blocks, and a forward pass that ends at the first sure one.
+"""Early exits in a classifier: heads behind some of its blocks; a pass ends at the first confident one.
 
 After "BranchyNet" (Teerapittayanon et al., 2016) and "Shallow-Deep Networks" (Kaya et al., 2019), with the largest
 softmax probability as confidence. The module stays what it is: its class gets a subclass with another ``forward``, and
