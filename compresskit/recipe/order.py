@@ -146,11 +146,12 @@ def _after_closing(stage: Stage, now: _Now) -> UsageError | None:
     if now.closing is None or stage.name() in now.closing[1]:
         return None
     name, able = now.closing
-    text = f"{stage.name()} can't work on what {name} gives: {f'only {chr(44).join(able)}' if able else 'nothing'} can"
+    text = f"{stage.name()} can't work on what {name} gives"
+    if not able:
+        return UsageError(f"{text}: nothing can", f"make {name} the last step")
     first = f"{stage.kind.name} first, then {name.partition('.')[0]}"
-    return UsageError(
-        text, "make it the last step" if not able else "take one of these" if stage.kind.quantizes else first
-    )
+    hint = "take one of these" if stage.kind.quantizes else first
+    return UsageError(f"{text}: only {', '.join(able)} can", hint)
 
 
 def _on_adapters(stage: Stage, now: _Now) -> UsageError | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from compresskit.errors import InputError, UsageError, listing
 from compresskit.facts import to_json
@@ -41,7 +41,7 @@ class RouteExits(TrainingOptions):
 
     Each exit is a small head behind a block. The heads learn from the outputs of the last exit, without labels. Their
     confidence thresholds are calibrated on samples held out of `data`, so that at most `max_drop` is lost there (0.5
-    points without `max_drop`). The original's blocks and its last exit stay as they are.
+    points without `max_drop`). The original's blocks and its last exit stay as they are unless `body` is trained.
     """
 
     kind: ClassVar = ROUTE
@@ -62,6 +62,21 @@ class RouteExits(TrainingOptions):
     hidden: Annotated[
         int, Field(ge=0, le=4096, description="Hidden units of an exit's head; 0 is a single Linear layer.")
     ] = 64
+    body: Annotated[
+        Literal["frozen", "trained"],
+        Field(
+            description="Train the heads alone (frozen: the last exit equals the original), or all of the model "
+            "together with them (trained: better early exits, another model)."
+        ),
+    ] = "frozen"
+    body_epochs: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=10_000,
+            description="Training epochs of `body` trained, at learning rate 0.01 with sgd, 1e-4 with adamw.",
+        ),
+    ] = 5
     convolutions: Annotated[
         int,
         Field(
@@ -116,6 +131,12 @@ class RouteExits(TrainingOptions):
             raise ValueError("the heads see each sample as it is: what the blocks give is computed once")
         return value
 
+    @model_validator(mode="after")
+    def _body_is_trained(self) -> RouteExits:
+        if self.body == "frozen" and self.body_epochs != type(self).model_fields["body_epochs"].default:
+            raise UsageError("`body_epochs` is for `body` trained", "give both")
+        return self
+
     def run(self, model: Model, ctx: Context) -> Model:
         """Add exits to a module in place.
 
@@ -149,6 +170,7 @@ class RouteExits(TrainingOptions):
         facts = {
             "layers": {name: to_json(fact) | {"about": _about(fact)} for name, fact in layers.items()},
             "output": here.places.output,
+            "frozen": self.body == "frozen",
             "calibrated": len(here.held),
             "drop": round(100 * found.loss, 4),
             "share": {"macs": round(found.cost, 4)},
@@ -199,7 +221,28 @@ class RouteExits(TrainingOptions):
         )
         fitted = alone.fit(side, from_last(self.teacher_share, self.temperature))
         side.fill(here.heads)
-        return {"training": self.told(alone, fitted, ctx), "notes": self.notes(alone, fitted, ctx, "the last exit")}
+        notes = self.notes(alone, fitted, ctx, "the last exit")
+        if self.body == "trained":
+            notes.append(self._train_body(here))
+        return {"training": self.told(alone, fitted, ctx), "notes": notes}
+
+    def _train_body(self, here: _Here) -> str:
+        """Train all of the module with its heads, towards what the original says; what a reader must know."""
+        import copy
+
+        from compresskit.ops.route.exits import closed
+        from compresskit.train.heads import Tapping, together
+
+        original, plan = copy.deepcopy(here.module), here.plan
+        moving = super()._optimizing(here.module)
+        moving = replace(moving, lr=TrainingOptions.rates[moving.kind])
+        how = replace(plan.training, epochs=self.body_epochs, optimizing=moving)
+        with closed(original):
+            loss = together(plan.task, original, self.teacher_share, self.temperature)
+            replace(plan, training=how, held=None, folder=None).fit(Tapping(here.module, here.places.layers), loss)
+        here.module.eval()
+        epochs = f"{self.body_epochs} epoch{'s' * (self.body_epochs > 1)}"
+        return f"then all of the model was trained with them for {epochs}: the last exit is not the original's any more"
 
     def _optimizing(self, module: nn.Module) -> Optimizing:
         return self.moving("adamw", self.rates)

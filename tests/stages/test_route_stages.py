@@ -130,6 +130,16 @@ def test_what_is_quantized_afterwards_keeps_its_exits(made: Path, tmp_path: Path
         assert isinstance(again(made, tmp_path / "b"), WithExits)
 
 
+def test_all_of_the_model_can_be_trained_with_them(made: Path, tmp_path: Path) -> None:
+    report = run_on(made, tmp_path / "out", exits(body="trained", body_epochs=1))
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    assert not report.history[-1]["facts"]["frozen"]
+    assert any("the last exit is not the original's any more" in note for note in report.notes)
+    module, before = again(made, tmp_path / "out"), again(made, made / "net.pt")
+    name = "blocks.0.conv1.weight"
+    assert not torch.equal(module.state_dict()[name], before.state_dict()[name])
+
+
 def test_the_same_twice(made: Path, tmp_path: Path) -> None:
     for out in ("a", "b"):
         run_on(made, tmp_path / out, exits())
@@ -153,6 +163,7 @@ def test_other_kinds_cannot_follow(made: Path, tmp_path: Path, later: Any) -> No
     ("options", "message"),
     [
         ({"calibration": 8}, "thresholds need 32 held-out samples or more, and 8 of 512 can be held out"),
+        ({"body_epochs": 2}, "`body_epochs` is for `body` trained"),
         ({"augment": "crop"}, "the heads see each sample as it is"),
         ({"include": ("nothing",)}, "no layer matches 'nothing'"),
         ({"include": ("blocks.1",), "exclude": ("blocks.*",)}, "no block of the model can get an exit"),
