@@ -120,6 +120,7 @@ QUANTIZE = Kind(
         "int8-static": "compresskit.stages.quantize_int8_static:QuantizeInt8Static",
         "int8-dynamic": "compresskit.stages.quantize_int8_dynamic:QuantizeInt8Dynamic",
         "smoothquant": "compresskit.stages.quantize_smoothquant:QuantizeSmoothquant",
+        "palette": "compresskit.stages.quantize_palette:QuantizePalette",
         "nf4": "compresskit.stages.quantize_nf4:QuantizeNf4",
         "bnb-int8": "compresskit.stages.quantize_bnb_int8:QuantizeBnbInt8",
     },

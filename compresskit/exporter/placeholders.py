@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compresskit.exporter.graph import insert_before, only_user, remove, replace
 from compresskit.exporter.lower import DOMAIN, attributes_of, block_of
+from compresskit.ops.packed.grid import PARTS
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
 
 
@@ -142,8 +143,8 @@ class Placeholders:
                 node.replace_input_with(place, out)
 
     def _codes(self, name: str, layer: PackedLayer) -> list[ir.Value | None]:
-        zeros = None if layer.zeros is None else self._stored(name, layer, "zeros")
-        return [self._stored(name, layer, "codes"), self._stored(name, layer, "scales"), zeros]
+        known = layer.packed.parts()
+        return [self._stored(name, layer, part) if part in known else None for part in PARTS]
 
     def _stored(self, name: str, layer: PackedLayer, part: str) -> ir.Value:
         """A buffer of a layer; what two layers share is stored once."""

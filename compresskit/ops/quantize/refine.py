@@ -38,30 +38,39 @@ def refine(
     target, gram = flat_weight(weight, moments), damped(moments.gram, damping_of(moments, damping))
     found = Codes.of(packed, len(target))
     for _ in range(rounds):
-        found.scales = _scales(found, target, gram)
+        values, size = found.centred(target.shape[2]), found.codes.shape[2] // found.scales.shape[2]
+        found.scales = least_squares_scales(values, found.scales, target, gram, found.dtype, size=size)
         _descend(found, target, gram)
     return found.packed(weight)
 
 
-def _scales(found: Codes, target: Tensor, gram: Tensor) -> Tensor:
-    """The least-squares scales of the codes; a row keeps its old ones where they would not be positive or better."""
-    parts, rows, groups = found.scales.shape
+def least_squares_scales(
+    values: Tensor, old: Tensor, target: Tensor, gram: Tensor, dtype: torch.dtype, *, size: int
+) -> Tensor:
+    """The scales of least output error; a row keeps its old ones where they would not be positive or better.
+
+    Args:
+        values: What codes stand for at scale 1, float32 ``(parts, rows, columns)``.
+        old: Scales, float32 ``(parts, rows, groups)``.
+        target: What the products of both are to be, as ``values``.
+        gram: float32 ``(parts, columns, columns)``.
+        dtype: What scales are stored as.
+        size: Columns of a group.
+    """
+    parts, rows, groups = old.shape
     columns = target.shape[2]
-    centred = found.centred(columns)
-    size = found.codes.shape[2] // groups
     normal = torch.empty(parts, rows, groups, groups)
     for group in range(groups):
         part = slice(group * size, min((group + 1) * size, columns))
-        felt = centred[..., part] @ gram[:, part]  # (parts, rows, columns)
-        normal[..., group, :] = _by_group(felt * centred, groups, size)
-    wanted = _by_group((target @ gram) * centred, groups, size)
+        felt = values[..., part] @ gram[:, part]  # (parts, rows, columns)
+        normal[..., group, :] = _by_group(felt * values, groups, size)
+    wanted = _by_group((target @ gram) * values, groups, size)
     level = normal.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None].clamp_min(1e-30)
     ridge = _RIDGE * level * torch.eye(groups)
-    old = found.scales
     pull = (ridge @ old.unsqueeze(-1)).squeeze(-1)  # towards the old scales
     new = torch.linalg.solve(normal + ridge, wanted + pull)
     usable = (new > 0.25 * old) & (new < 4 * old) & new.isfinite()
-    new = as_stored(torch.where(usable, new, old), found.dtype)
+    new = as_stored(torch.where(usable, new, old), dtype)
 
     def loss(scales: Tensor) -> Tensor:
         return ((normal @ scales.unsqueeze(-1)).squeeze(-1) * scales - 2 * wanted * scales).sum(-1, keepdim=True)

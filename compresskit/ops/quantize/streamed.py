@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -21,8 +20,7 @@ Parts = Callable[[Packed], Mapping[str, Tensor]]
 
 def parts_of(packed: Packed) -> dict[str, Tensor]:
     """A packed weight as this program stores it."""
-    found = {"codes": packed.codes, "scales": packed.scales, "zeros": packed.zeros}
-    return {name: part for name, part in found.items() if part is not None}
+    return packed.parts()
 
 
 class StreamedWeights(Weights):
@@ -54,8 +52,7 @@ class StreamedWeights(Weights):
         for part, tensor in parts.items():
             self._writer.add(f"{name}.{part}", tensor)
         self._tensors.release()
-        zeros = None if packed.zeros is None else packed.zeros.to("meta")
-        return replace(packed, codes=packed.codes.to("meta"), scales=packed.scales.to("meta"), zeros=zeros)
+        return packed.to("meta")
 
     def finish(self, half: str | None) -> Path:
         """Write what wasn't quantized, and the index.

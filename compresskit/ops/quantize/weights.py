@@ -256,12 +256,14 @@ def empty(fact: PackedFacts, grid: Grid) -> Packed:
     """A packed weight of the sizes on record, its values to be filled in."""
     rows = fact.shape[0]
     groups, _, nbytes = grid.layout(math.prod(fact.shape[1:]))
+    levels = grid.format.stored_levels(rows, groups, grid.bits)
     return Packed(
         codes=torch.empty(rows, groups, nbytes, dtype=torch.uint8),
         scales=torch.empty(rows, groups, dtype=getattr(torch, fact.scales)),
         zeros=None if grid.symmetric else torch.empty(rows, grid.zero_bytes(groups), dtype=torch.uint8),
         shape=tuple(fact.shape),
         grid=grid,
+        levels=None if levels is None else torch.empty(levels, dtype=torch.float16),
     )
 
 
