@@ -85,6 +85,17 @@ SUBSTITUTE = Kind(
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
     },
 )
+SHARE = Kind(
+    name="share",
+    summary="Let layers share their weights, stored once: smaller, as fast as before.",
+    changes_size=True,
+    before_codes=True,
+    only_tunes=False,
+    quantizes=False,
+    methods={
+        "tie": "compresskit.stages.share_tie:ShareTie",
+    },
+)
 FACTORIZE = Kind(
     name="factorize",
     summary="Replace layers by products of smaller ones (low-rank matrices, smaller convolutions).",
@@ -164,5 +175,5 @@ LORA = Kind(
         "merge": "compresskit.stages.lora_merge:LoraMerge",
     },
 )
-BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, QUANTIZE, DISTILL, LORA)
+BUILT_IN = (PRUNE, SUBSTITUTE, SHARE, FACTORIZE, QUANTIZE, DISTILL, LORA)
 """In the order in which they make sense."""
