@@ -41,8 +41,10 @@ class Placeholders:
         if held.dtype != value.dtype or value.shape is None or list(tensor.shape) != list(value.shape):
             return False
         value.const_value = held
-        self._values.update((f"{self._prefix}{name}", value) for name in names)
-        self._by_tensor[id(tensor)] = value
+        known = self._by_tensor.setdefault(id(tensor), value)
+        if known is not value:  # tied since the graph was traced
+            value.replace_all_uses_with(known)
+        self._values.update((f"{self._prefix}{name}", known) for name in names)
         return True
 
     def lower(self, weight: ir.Value, layers: Mapping[str, PackedLayer]) -> None:
