@@ -9,6 +9,9 @@ images, without labels. Bars lie above what a trial gave in which nothing behind
 MiniLM is fitted on the first lines of WikiText-2's validation split; likeness is the mean cosine between pooled
 embeddings of the original and of the result on 200 lines of the test split. Without two layers it is below .91. A
 plain depthwise ResNet-20 with refitted 1×1 had .717 on a JPEG copy of the set, at multiplier 2.
+
+Tokens are merged without training: in the shape of DeiT-Tiny with random weights for the speed alone, and in a vision
+transformer that ``small_vit.py`` trains first (25 minutes on one core; ``--keep`` names the folder where it stays).
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_minilm import LINES, TOKENS, plain_lines
-from cifar import NORMALIZE, accuracy_row
+from cifar import NORMALIZE, accuracy_row, share
 from harness import Bench, cli, figure, interval, minilm, workplace
+from small_vit import trained
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,20 @@ CASES = (
 )
 DEPTHWISE, MINILM = "ResNet-20, depthwise, multiplier 2", "MiniLM, 2 of 6 layers as Linear layers"
 LEAST_COSINE, LEAST_SPEEDUP = 0.95, 1.35
+DEIT, VIT = "DeiT-Tiny shape, 197 tokens", "ViT on CIFAR-10, 122 tokens"
+DEIT_SPEEDUPS = {8: None, 13: 1.45, 16: None}
+TEXTS: dict[str, tuple[int, tuple[str | float, ...]]] = {
+    "MiniLM, an eighth of the tokens merged in each layer": (128, ("--method", "tokens", "--share", 0.125)),
+    "MiniLM, attention in a window of 8 and to the first token": (
+        512,
+        ("--method", "attention", "--window", 8, "--everywhere", 1),
+    ),
+}
+VIT_TOKENS, VIT_SPEEDUP, VIT_LOSS = (10, 16), 1.3, 1.0
 
 
 def main() -> None:
-    bench = Bench("substitute", __doc__ or "", data=True)
+    bench = Bench("substitute", __doc__ or "", data=True, keep=True)
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     with workplace() as folder:
         for case in CASES:
@@ -72,6 +86,14 @@ def main() -> None:
             depthwise(bench, folder / "depthwise")
         if bench.wants(MINILM):
             layers(bench, folder / "minilm")
+        if bench.wants(DEIT):
+            deit(bench, folder / "deit")
+        if bench.wants(VIT):
+            with bench.kept() as kept:
+                vit(bench, kept, folder / "vit")
+        for name, (sequence, options) in TEXTS.items():
+            if bench.wants(name):
+                texts(bench, name, sequence, options, folder)
     bench.end()
 
 
@@ -128,6 +150,57 @@ def layers(bench: Bench, out: Path) -> None:
     original = out.parent / "minilm.onnx"
     cli("export", model, "-o", original)
     speed_row(bench, MINILM, original, out, LEAST_SPEEDUP, "--sequence", TOKENS)
+
+
+def deit(bench: Bench, folder: Path) -> None:
+    """Tokens merged in each of twelve blocks of random weights, which cost as much as trained ones."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    shape = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 12, "num_attention_heads": 3}
+    # 14 × 14 patches of 224 × 224 pixels, and a class token
+    ViTForImageClassification(ViTConfig(**shape)).save_pretrained(folder / "model")
+    cli("export", folder / "model", "-o", folder / "original.onnx")
+    for tokens, least in DEIT_SPEEDUPS.items():
+        out = folder / f"merged-{tokens}"
+        cli(
+            "substitute", folder / "model", "--method", "tokens", "--tokens", tokens, "--guard", "size", "--no-bench",
+            "-o", out,
+        )  # fmt: skip
+        speed_row(bench, f"{DEIT}, {tokens} merged a block", folder / "original.onnx", out, least, "--batch", 1)
+
+
+def vit(bench: Bench, kept: Path, folder: Path) -> None:
+    """Tokens merged in each of six blocks of a trained model, without training."""
+    train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
+    model = trained(train, bench.data("models", "resnet20.th"), kept)
+    arch = ("--arch", "examples/cifar_vit.py:vit", "--input-shape", "1,3,32,32")
+    original = folder.parent / "vit.onnx"
+    cli("export", model, *arch, "-o", original)
+    for tokens in VIT_TOKENS:
+        out, name = folder.parent / f"vit-{tokens}", f"{VIT}, {tokens} merged a block"
+        report = cli(
+            "substitute", model, *arch, "--method", "tokens", "--tokens", tokens, "--guard", "size", "--eval-data",
+            test, "--normalize", NORMALIZE, "--no-bench", "-o", out,
+        )  # fmt: skip
+        before, after = figure(report, "accuracy", 0), figure(report, "accuracy")
+        about = f"{before.value:.2f} % before; {interval(after)}; {100 * share(report):.1f} % of the MACs"
+        lost = before.value - after.value
+        bench.row(f"{name}, accuracy lost", f"≤ {VIT_LOSS:g} pt", f"{lost:.2f} pt", after.n, about, lost <= VIT_LOSS)
+        speed_row(bench, name, original, out, VIT_SPEEDUP, "--batch", 1)
+
+
+def texts(bench: Bench, name: str, sequence: int, options: tuple[str | float, ...], folder: Path) -> None:
+    """MiniLM with merged tokens or cheaper attention, without training."""
+    model, out, lines = minilm(), folder / "texts", folder / "lines.txt"
+    test = bench.data("text", "wikitext2_test.txt")
+    lines.write_text("\n".join(plain_lines(test)[: 20 if bench.quick else LINES]), encoding="utf-8")
+    cli("substitute", model, *options, "--guard", "size", "--no-bench", "-o", out, "--force")
+    found = figure(cli("compare", model, out, "--data", lines, "--sequence", TOKENS, "--no-bench"), "cosine")
+    bench.row(f"{name}, mean cosine of pooled embeddings", "", f"{found.value:.4f}", found.n, interval(found, 4))
+    original = folder / "minilm.onnx"
+    if not original.exists():
+        cli("export", model, "-o", original)
+    speed_row(bench, f"{name}, {sequence} tokens", original, out, None, "--sequence", sequence)
 
 
 def speed_row(bench: Bench, name: str, original: Path, out: Path, least: float | None, *options: str | float) -> None:

@@ -83,6 +83,8 @@ SUBSTITUTE = Kind(
         "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+        "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
+        "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
     },
 )
 SHARE = Kind(
@@ -112,6 +114,15 @@ FACTORIZE = Kind(
         "spatial": "compresskit.stages.factorize_conv:FactorizeSpatial",
         "cp": "compresskit.stages.factorize_conv:FactorizeCp",
     },
+)
+ROUTE = Kind(
+    name="route",
+    summary="Use only some pieces of a model for an input: early exits.",
+    changes_size=True,
+    before_codes=True,
+    only_tunes=False,
+    quantizes=False,
+    methods={"exits": "compresskit.stages.route_exits:RouteExits"},
 )
 QUANTIZE = Kind(
     name="quantize",
@@ -173,7 +184,8 @@ LORA = Kind(
         "prompt": "compresskit.stages.lora_own:LoraPrompt",
         "full": "compresskit.stages.lora_own:LoraFull",
         "merge": "compresskit.stages.lora_merge:LoraMerge",
+        "route": "compresskit.stages.lora_route:LoraRoute",
     },
 )
-BUILT_IN = (PRUNE, SUBSTITUTE, SHARE, FACTORIZE, QUANTIZE, DISTILL, LORA)
+BUILT_IN = (PRUNE, SUBSTITUTE, SHARE, FACTORIZE, ROUTE, QUANTIZE, DISTILL, LORA)
 """In the order in which they make sense."""

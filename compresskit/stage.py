@@ -14,6 +14,7 @@ from compresskit.errors import InputError
 from compresskit.facts import Facts, read_facts, to_json
 from compresskit.kinds import Kind
 from compresskit.model import Applied, Model
+from compresskit.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +60,7 @@ class Context:
         max_drop: Drop of quality the result must keep, as ``0.5pt`` or ``1%``.
         once: Called as ``once(name, make)``: gives what ``make`` gave for this model and these data under that name
             before, else calls it. For long measurements that other options of the same method share.
+        ranks: The processes that share the layers; a stage whose ``splits`` is false is always alone.
     """
 
     work: Path
@@ -71,6 +73,7 @@ class Context:
     max_drop: str | None = None
     teacher: Model | None = None
     once: Callable[[str, Callable[[], Any]], Any] = field(default=anew)
+    ranks: Ranks = ALONE
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ class Stage(BaseModel, ABC):
         packages: What it imports besides what every installation has, each with the extra that brings it.
         facts: The type of what it records in the card.
         needs_no_replay: What builds the original builds the result too: layers stay, or a config tells their sizes.
+        varies: What it gives takes more or less time from input to input, so it is timed on real samples.
+        followed_by: Names of the stages that can work on its result; None: all.
         takes_adapters: Works on adapters that lie beside the weights.
         searched: How ``compress`` tries it; None: only where the user asks for it.
     """
@@ -169,6 +174,8 @@ class Stage(BaseModel, ABC):
     packages: ClassVar[dict[str, str]] = {}
     facts: ClassVar[type[Facts]] = Facts
     needs_no_replay: ClassVar[bool] = False
+    varies: ClassVar[bool] = False
+    followed_by: ClassVar[tuple[str, ...] | None] = None
     takes_adapters: ClassVar[bool] = False
     searched: ClassVar[Searched | None] = None
 
@@ -214,9 +221,23 @@ class Stage(BaseModel, ABC):
         """Whether it trains, with these options: on training data, with memory for gradients."""
         return False
 
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Whether several processes can share its layers; training shares batches instead.
+
+        Args:
+            data: As for :meth:`reads`.
+            limited: As for :meth:`reads`.
+        """
+        return False
+
     @property
     def promises_speed(self) -> bool:
         """Whether the result should run faster; where not, it is held to run as fast, within a margin."""
+        return True
+
+    @property
+    def promises_size(self) -> bool:
+        """Whether the result should be no larger; where not, it has no default limit of size."""
         return True
 
     @property

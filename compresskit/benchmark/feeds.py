@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,25 @@ def make_feeds(
         if isinstance(name, str) and not _is_sequence(name):  # the same axis, wherever it lies in other inputs
             sizes[name] = sizes.get("batch", 1)
     return {spec.name: _array(spec, axis_sizes(spec, sizes), rng) for spec in inputs}
+
+
+def write_feeds(feeds: Iterable[Mapping[str, np.ndarray]], path: Path) -> int:
+    """Write the inputs of some calls into an ``.npz``; returns how many calls."""
+    every = list(feeds)
+    arrays: dict[str, Any] = {f"{at}:{name}": array for at, one in enumerate(every) for name, array in one.items()}
+    np.savez(path, **arrays)
+    return len(every)
+
+
+def read_feeds(path: Path, names: Collection[str]) -> list[dict[str, np.ndarray]]:
+    """The inputs of each call that :func:`write_feeds` wrote, those of some names alone."""
+    found: dict[int, dict[str, np.ndarray]] = {}
+    with np.load(path) as stored:
+        for key in stored.files:
+            place, _, name = key.partition(":")
+            if name in names:
+                found.setdefault(int(place), {})[name] = stored[key]
+    return [found[place] for place in sorted(found)]
 
 
 def axis_sizes(spec: InputSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class Spec:
         sizes: Sizes of named axes (``{"batch": 1, "sequence": 128}``); ``batch`` is added by :func:`bench`.
         loader: ``module:function`` that gives a module for a path; for torch.
         loader_args: Keyword arguments of the loader; JSON.
+        samples: By batch size a file of real inputs, see :func:`compresskit.benchmark.feeds.read_feeds`; for other
+            sizes inputs are made up.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Spec:
     sizes: dict[str, int] = field(default_factory=dict)
     loader: str = ""
     loader_args: dict[str, Any] = field(default_factory=dict)
+    samples: Mapping[int, Path] = field(default_factory=dict)
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Timing:
         device_bytes: Memory on a GPU, by process; empty elsewhere.
         rows: Batch size of the inputs that were in fact fed.
         tokens: Length of the sequence axis that was fed; None where the inputs have none of free size.
+        varied: Each call had other samples.
     """
 
     rounds: list[list[np.ndarray]] = field(default_factory=list)
@@ -63,6 +68,7 @@ class Timing:
     device_bytes: list[int] = field(default_factory=list)
     rows: int = 1
     tokens: int | None = None
+    varied: bool = False
 
     def extend(self, further: Timing) -> None:
         """Add what later processes measured."""
@@ -73,11 +79,19 @@ class Timing:
         self.joules += further.joules
         self.device_ms += further.device_ms
         self.device_bytes += further.device_bytes
-        self.rows, self.tokens = further.rows, further.tokens
+        self.rows, self.tokens, self.varied = further.rows, further.tokens, further.varied
 
     def medians(self) -> list[list[float]]:
         """Median latency by process and round, ns."""
         return [[float(np.median(turn)) for turn in process] for process in self.rounds]
+
+    def means(self) -> list[list[float]]:
+        """Mean latency by process and round, ns."""
+        return [[float(np.mean(turn)) for turn in process] for process in self.rounds]
+
+    def typical(self) -> list[list[float]]:
+        """What a call takes, by process and round, ns: the median; the mean where calls have other samples each."""
+        return self.means() if self.varied else self.medians()
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def bench(
         progress: Called after each generation of processes.
 
     Returns:
-        For each model ``latency_p50`` (with the interval over processes), ``latency_p95``, ``latency_p99``,
+        For each model ``latency_p50`` (with the interval over processes), ``latency_p95``, ``latency_p99``, where each
+        call has other samples ``latency_mean``, of which speed-up and throughput are then,
         ``throughput``, ``load``, ``first_call`` (opening and the first call), ``peak_memory`` (of the whole process,
         interpreter and engine included), ``energy`` (J a call, of all that runs on the processor and the GPU; where
         the machine tells), of a GPU ``device_time`` (ms of a call by its events) and ``device_memory`` (bytes that the
@@ -138,15 +139,15 @@ def time_models(
     pairs = list(zip(specs, timings, strict=True))
     found = Timed([m for pair in pairs for m in summary(*pair)], [distribution(*pair) for pair in pairs], stopped)
     for spec, timing in pairs[1:]:
-        ratio = stats.speedup(timings[0].medians(), timing.medians())
+        ratio = stats.speedup(timings[0].typical(), timing.typical())
         found.measurements.append(measurement(spec, timing, "speedup", ratio, "×"))
     return found
 
 
 def _open_questions(timings: list[Timing]) -> bool:
     """True where noise hides whether a model is faster than the first, and more processes may tell."""
-    base = timings[0].medians()
-    return any(stats.compare(base, timing.medians()) == "inconclusive" for timing in timings[1:])
+    base = timings[0].typical()
+    return any(stats.compare(base, timing.typical()) == "inconclusive" for timing in timings[1:])
 
 
 def change(speedup: Measurement, min_effect: float = stats.MIN_EFFECT) -> Change:
@@ -248,7 +249,7 @@ def open_spec(
     answer = worker.ask(do="open", loader=spec.loader, loader_args=spec.loader_args, **_told(spec, batch, seed))
     timing.load_ms.append(answer["load_ms"])
     timing.first_ms.append(answer["first_ms"])
-    timing.rows, timing.tokens = answer["rows"], answer["tokens"]
+    timing.rows, timing.tokens, timing.varied = answer["rows"], answer["tokens"], answer["varied"]
     for axis in sorted(varied - set(answer["free"])):
         raise InputError(
             f"{spec.name} can't be timed with several sizes of its {axis} axis: no input has one of free size",
@@ -296,6 +297,7 @@ def _told(spec: Spec, batch: int, seed: int) -> dict[str, Any]:
         "inputs": [asdict(one) for one in spec.inputs],
         "sizes": {"batch": batch, **spec.sizes},
         "seed": seed,
+        "samples": str(spec.samples[batch]) if batch in spec.samples else "",
     }
 
 
@@ -315,7 +317,7 @@ def _take_turns(
         timing.rounds.append([])
     for number in range(rounds):
         for i in order if number % 2 == 0 else reversed(order):
-            turn = workers[i].ask(do="round", min_time_s=turn_s, min_calls=1)
+            turn = workers[i].ask(do="round", min_time_s=turn_s, min_calls=1, number=number)
             timings[i].rounds[-1].append(np.asarray(turn, np.float64))
     for i, worker in workers.items():
         peak = worker.ask(do="peak")

@@ -20,9 +20,14 @@ def summary(spec: Spec, timing: Timing) -> list[Measurement]:
     """The figures of one model by itself, see :func:`compresskit.benchmark.run.bench`."""
     calls = _calls(timing)
     middle = stats.estimate([float(np.median(process)) / 1e6 for process in timing.medians()])
+    mean = stats.estimate([float(np.mean(process)) / 1e6 for process in timing.means()])
+    typical = mean if timing.varied else middle
     rate = 1e3 * timing.rows
-    flipped = Estimate(rate / middle.value, rate / middle.high, rate / middle.low if middle.low else math.inf, middle.n)
+    highest = rate / typical.low if typical.low else math.inf
+    flipped = Estimate(rate / typical.value, rate / typical.high, highest, typical.n)
     found = [measurement(spec, timing, "latency_p50", middle, "ms")]
+    if timing.varied:
+        found.append(measurement(spec, timing, "latency_mean", mean, "ms"))
     for percent in (95, 99):
         value = float(np.percentile(calls, percent))
         found.append(measurement(spec, timing, f"latency_p{percent}", Estimate(value, 0, math.inf, len(calls)), "ms"))

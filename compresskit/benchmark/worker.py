@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from compresskit.benchmark import energy, memory, memory_rate
-from compresskit.benchmark.feeds import SEQUENCE, axis_sizes, make_feeds
+from compresskit.benchmark.feeds import SEQUENCE, axis_sizes, make_feeds, read_feeds
 from compresskit.benchmark.gpu import Gpu
 from compresskit.errors import CompressKitError, InputError, MachineError, UsageError
 from compresskit.model import InputSpec
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_NS = 20_000  # faster calls are timed several at once: the clock steps and costs up to 100 ns
 _MAX_SAMPLES = 20_000  # a round's answer stays small
+_WALKED = 64  # calls of a turn where each has samples of its own
 _ON_CUDA = ("onnxruntime-cuda", "onnxruntime-tensorrt")  # whatever --device says
 _EVENTS, _EVENTS_S = 20, 1.0  # calls that are timed by a GPU's events, and the seconds after which no more are
 
@@ -77,10 +78,11 @@ def main(runtime: str) -> None:
 class Engine:
     """An opened model with its inputs, and how many calls make a sample."""
 
-    def __init__(self, session: Session, feeds: dict[str, np.ndarray], device: str = "cpu") -> None:
-        self._run: Callable[[], Any] = partial(session.run, feeds)
+    def __init__(self, session: Session, feeds: list[dict[str, np.ndarray]], device: str = "cpu") -> None:
+        self._runs: list[Callable[[], Any]] = [partial(session.run, one) for one in feeds]
+        self._next = 0
         events = getattr(session, "device_ms", None)
-        self._events: Callable[[], float | None] | None = None if events is None else partial(events, feeds)
+        self._events: Callable[[], float | None] | None = None if events is None else partial(events, feeds[0])
         self._gpu = Gpu(device)
         self._calls = 1
         self._joules, self._counted = 0.0, 0
@@ -93,11 +95,20 @@ class Engine:
     def first(self) -> int:
         """Run three times; the fastest sets how many calls make a sample. Nanoseconds of the fastest."""
         fastest = min(self._sample() for _ in range(3))
-        self._calls = max(1, -(-_SAMPLE_NS // max(fastest, 1)))
+        if len(self._runs) == 1:
+            self._calls = max(1, -(-_SAMPLE_NS // max(fastest, 1)))
         return fastest
 
     def round(self, command: dict[str, Any]) -> list[int]:
-        """Latencies in ns a call, for at least ``min_time_s`` seconds and ``min_calls`` samples."""
+        """Latencies in ns a call, for at least ``min_time_s`` seconds and ``min_calls`` samples.
+
+        Where calls have inputs of their own, as many as every model makes, from a place that ``number`` tells: the
+        models that take turns are timed on the same ones.
+        """
+        if len(self._runs) > 1:
+            least = min(len(self._runs), _WALKED)
+            self._next = command.get("number", 0) * least
+            command = {"min_time_s": 0, "min_calls": least}
         samples: list[int] = []
         gc.collect()  # takes 200 ms where torch is loaded: not out of the round's time
         gc.disable()
@@ -111,7 +122,8 @@ class Engine:
         finally:
             gc.enable()
         self._add_energy(before, len(samples))
-        return samples[1:] if len(samples) > 4 else samples  # the first finds the caches full of another's data
+        drop = len(samples) > 4 and len(self._runs) == 1
+        return samples[1:] if drop else samples  # the first finds the caches full of another's data
 
     def peak(self) -> int | None:
         """Peak resident bytes of this process: interpreter, engine and model."""
@@ -141,7 +153,8 @@ class Engine:
             self._counted += samples * self._calls
 
     def _sample(self) -> int:
-        run, calls = self._run, self._calls
+        run, calls = self._runs[self._next % len(self._runs)], self._calls
+        self._next += 1
         start = time.perf_counter_ns()
         for _ in range(calls):
             run()
@@ -166,13 +179,16 @@ def _open(command: dict[str, Any]) -> tuple[Engine, dict[str, Any]]:
     start = time.perf_counter_ns()
     session = runtime.open(Path(command["path"]), command["threads"], command["device"])
     load_ms = (time.perf_counter_ns() - start) / 1e6
-    feeds = make_feeds(inputs or session.inputs, command["sizes"], command["seed"])
-    if not feeds:
+    feeds = [make_feeds(inputs or session.inputs, command["sizes"], command["seed"])]
+    if not feeds[0]:
         raise UsageError("the inputs of the model are not known", "give `input_shape`")
+    if command.get("samples"):
+        feeds = read_feeds(Path(command["samples"]), {spec.name for spec in session.inputs or inputs})
     device = "cuda" if command["device"] == "cpu" and command["runtime"] in _ON_CUDA else command["device"]
     engine = Engine(session, feeds, device)
     first_ms = load_ms + engine.once() / 1e6
-    facts = {"load_ms": load_ms, "first_ms": first_ms, **_sizes(feeds, inputs or session.inputs, command["sizes"])}
+    facts = {"load_ms": load_ms, "first_ms": first_ms, "varied": len(feeds) > 1}
+    facts |= _sizes(feeds[0], inputs or session.inputs, command["sizes"])
     return engine, {**facts, "call_ns": engine.first()}
 
 

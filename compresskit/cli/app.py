@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from compresskit import registry
 from compresskit.cli.commands import COMMANDS, SUBCOMMANDS
+from compresskit.cli.distributed import refuse_several
 from compresskit.cli.guides import guide_of
 from compresskit.cli.help import HelpAll, HelpCommand, introduction, row, section, terminal_width
 from compresskit.cli.inputs import value_of
@@ -77,6 +78,8 @@ class Group(TyperGroup):
         name, stub, rest = super().resolve_command(ctx, args)
         if stub is None or not name:
             return name, stub, rest
+        if name in COMMANDS or (rest and rest[0] in SUBCOMMANDS.get(name, ())):
+            refuse_several(name)
         if rest and not rest[0].startswith("-") and name in SUBCOMMANDS and name in COMMANDS:
             known = SUBCOMMANDS[name]
             if rest[0] not in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
@@ -186,6 +186,24 @@ def write_page(report: Report, target: Path | None, output: str = "", *, interac
     from compresskit.render.html import html
 
     text = html(report, output=output, interactive=interactive)
+    write_file(target, lambda path: path.write_bytes(text.encode("utf-8")), force=True)
+
+
+def write_structure(found: dict[str, Any] | None, target: Path | None, *, title: str, words: Sequence[str]) -> None:
+    """Put the page of what a model does on samples where ``--html`` says, if it was given.
+
+    Args:
+        found: The structure, as ``inspect --structure --json`` has it.
+        target: As typed, if it was.
+        title: The model.
+        words: MODEL, what tells its architecture, and the samples, as typed.
+    """
+    if target is None or found is None:
+        return
+    from compresskit.checkpoint.atomic import write_file
+    from compresskit.render.html.structure import structure_page
+
+    text = structure_page(found, title=title, words=words)
     write_file(target, lambda path: path.write_bytes(text.encode("utf-8")), force=True)
 
 

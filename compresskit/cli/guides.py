@@ -54,6 +54,10 @@ GUIDES = {
         ("method", "budget", "energy", "rank", "epochs", *_DATA),
         (f"factorize {_CNN} --budget 0.5", "factorize all-MiniLM-L6-v2 --budget 0.8 --data lines.txt"),
     ),
+    "route": Guide(
+        ("method", "exits", "calibration", "epochs", *_DATA),
+        (f"route {_CNN} --max-drop 0.5pt -o routed",),
+    ),
     "distill": Guide(
         ("method", "teacher", "teacher_arch", "student_depth", "epochs", *_DATA),
         (
@@ -90,8 +94,14 @@ GUIDES = {
         ),
     ),
     "compare": Guide(
-        ("data", "metric", "max_drop", "max_size", "min_speedup", "no_bench", "arch", "input_shape", "json", "html"),
-        ("compare digits.pt int8 int4 --arch net.py:Net --data test.npz --max-drop 1pt",),
+        (
+            "data", "metric", "max_drop", "max_size", "min_speedup", "no_bench", "layers", "arch", "input_shape",
+            "json", "html",
+        ),
+        (
+            "compare digits.pt int8 int4 --arch net.py:Net --data test.npz --max-drop 1pt",
+            "compare digits.pt digits.onnx --arch net.py:Net --data test.npz --layers",
+        ),
     ),
     "evaluate": Guide(
         ("data", "metric", "normalize", "sequence", "arch", "input_shape", "runtime", "target", "json"),
@@ -106,8 +116,9 @@ GUIDES = {
         ),
     ),
     "inspect": Guide(
-        ("arch", "input_shape", "data", "sensitivity", "spectrum", "rows", "suggest", "json"),
+        ("arch", "input_shape", "data", "structure", "sensitivity", "spectrum", "rows", "suggest", "json", "html"),
         (
+            "inspect digits.pt --arch net.py:Net --data train.npz --structure",
             "inspect digits.pt --arch net.py:Net --data train.npz --sensitivity",
             "inspect digits.pt --arch net.py:Net --input-shape 1,1,8,8 --suggest mine.yaml",
         ),
@@ -143,6 +154,7 @@ GUIDES = {
     "lora merge": Guide((), ("lora merge all-MiniLM-L6-v2 tuned/adapter -o merged",)),
     "lora list": Guide((), ("lora list tuned",)),
     "lora combine": Guide((), ("lora combine first second --weights .5 .5 --method ties -o both",)),
+    "lora route": Guide((), ("lora route all-MiniLM-L6-v2 first second --data labelled.csv -o routed",)),
     "recipe check": Guide((), ("recipe check mine.yaml --allow-code",)),
 }  # fmt: skip
 

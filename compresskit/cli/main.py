@@ -78,6 +78,7 @@ def explain(error: BaseException) -> int:
     from typer.exceptions import TyperException
 
     from compresskit.cli.console import broken_pipe
+    from compresskit.cli.distributed import let_the_first_speak
 
     if broken_pipe(error):
         return ExitCode.OK
@@ -85,6 +86,7 @@ def explain(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else int(ExitCode.BUG)
     if isinstance(error, Exit):
         return error.exit_code
+    let_the_first_speak()
     if isinstance(error, (KeyboardInterrupt, Abort)):
         _say("interrupted; nothing was left half-written")
         return ExitCode.INTERRUPTED

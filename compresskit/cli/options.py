@@ -256,8 +256,8 @@ To = Annotated[
     list[str],
     typer.Option(
         "--to",
-        metavar="gguf|genai|compressed-tensors|onnx",
-        help="Format for a program that generates text, or onnx; repeatable.",
+        metavar="gguf|genai|compressed-tensors|optimum|onnx",
+        help="Format for another program, or onnx; repeatable.",
         rich_help_panel=_OUT,
         show_default=False,
     ),

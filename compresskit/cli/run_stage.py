@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def run_stage(
 ) -> None:
     """Run one stage; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing, tell
-    from compresskit.cli.distributed import discarded_output, is_main_process
+    from compresskit.cli.distributed import is_main_process, sharing
     from compresskit.cli.inputs import command_line, default_output, load_model
     from compresskit.cli.option_groups import Reading
     from compresskit.errors import UsageError
@@ -56,11 +55,13 @@ def run_stage(
     from compresskit.runner.cache import Cache
     from compresskit.runner.judging import Measuring
     from compresskit.runner.loading import load_for
-    from compresskit.runner.pipeline import run
+    from compresskit.runner.pipeline import assist, run
     from compresskit.runner.sources import opener
     from compresskit.runner.steps import Job
     from compresskit.runner.targets import beside, check_targets, export_to, open_targets
 
+    limited = max_drop is not None or max_size is not None
+    shared_by = sharing(stage, data=data is not None, limited=limited)
     target = output or default_output(model, stage.label)
     inputs = (model, data, eval_data, arch, metric, *named_by(stage, PATH, CODE))
     check_output(target, inputs, force=force)
@@ -73,7 +74,6 @@ def run_stage(
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
-    limited = max_drop is not None or max_size is not None
     how = {"export": not no_export, "data": data is not None, "limited": limited}
     loaded = load_for(model, [stage], **how, **reading.load_options())
     check_targets(loaded, targets, [stage])
@@ -89,21 +89,20 @@ def run_stage(
         device=device,
         seed=seed,
     )
-    first = is_main_process()
-    if not first:
-        measuring = replace(measuring, source=None, limits=Limits(), bench=False)
-        json, html, quiet = None, None, True
-    with progressing(quiet) as progress, nullcontext(target) if first else discarded_output(target) as place:
-        told = say_nothing if quiet else tell
+    with progressing(quiet or not is_main_process()) as progress, shared_by as ranks:
         job = Job.of(
-            [stage], place, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told,
-            cache=Cache.default(),
+            [stage], target, open_(data), measuring, force=force, command=command_line(), cache=Cache.default(),
+            ranks=ranks,
         )  # fmt: skip
-        report = run(loaded, job)
-        for kind, file in zip(targets if first else [], places, strict=False):
+        if not is_main_process():
+            assist(loaded, replace(job, measuring=replace(measuring, source=None, limits=Limits(), bench=False)))
+            return
+        told = say_nothing if quiet else tell
+        report = run(loaded, replace(job, progress=progress, tell=told))
+        for kind, file in zip(targets, places, strict=True):
             made = export_to(load_model(target, {}), kind, file, force=force, progress=progress)
             told(f"{file}: {'; '.join(made.notes)}")
     code = finish(
         report, json=json, html=html, interactive=interactive, quiet=quiet, markdown=markdown, output=str(target)
     )
-    raise typer.Exit(code if first else 0)
+    raise typer.Exit(code)

@@ -32,6 +32,8 @@ from compresskit.ops.packed.formats import format_named
 from compresskit.ops.packed.grid import packed_bytes
 
 MICROSOFT = "com.microsoft"
+EXITS = "Exits"
+"""The placeholder that ``branches.py`` replaces, once all others are gone."""
 _INTERLEAVED = (4, 8)
 """Bits whose packing is that of MatMulNBits."""
 
@@ -92,7 +94,7 @@ def expand(model: ir.Model, accuracy_level: int = 0) -> dict[str, int]:
     made: dict[str, ir.Value] = {}
     count: dict[str, int] = {}
     graph = model.graph
-    nodes = [n for n in graph.all_nodes() if n.domain == DOMAIN]
+    nodes = [n for n in graph.all_nodes() if n.domain == DOMAIN and n.op_type != EXITS]
     multiplied = {n.inputs[0].name for n in nodes if n.op_type == "Linear" and n.inputs[0] is not None}
     for node in nodes:
         build = Builder(graph, node, made)
@@ -109,7 +111,8 @@ def expand(model: ir.Model, accuracy_level: int = 0) -> dict[str, int]:
             out = build.once(f"{weight.codes.name}:weight", partial(_weight, build, weight))
         count[node.op_type] = count.get(node.op_type, 0) + 1
         _substitute(node, out, build.new)
-    model.opset_imports.pop(DOMAIN, None)
+    if not any(n.domain == DOMAIN for n in graph.all_nodes()):
+        model.opset_imports.pop(DOMAIN, None)
     if count:
         model.opset_imports[MICROSOFT] = 1
         _drop_unused(graph)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compresskit.errors import CompressKitError, InputError, MachineError
 from compresskit.exporter.attention import tidy_attention
+from compresskit.exporter.branches import branch, settle
 from compresskit.exporter.call import Flat, call, device_of
 from compresskit.exporter.expand import expand
 from compresskit.exporter.kept import KeptGraph, Traced
@@ -124,7 +125,10 @@ def _write(model: ir.Model, traced: Traced, path: Path, accuracy_level: int, dat
     operators = expand(model, accuracy_level)
     merge(model)
     tidy_attention(model)
+    branched = branch(model)
     slim(model, traced.inputs, traced.limits)
+    if branched:
+        settle(model)
     if traced.generates:
         model.metadata_props["generation"] = SCORES_ONLY
     save(model, path, data_above=data_above)

@@ -148,7 +148,8 @@ def save(model: ir.Model, path: Path, *, data_above: int = DATA_ABOVE) -> None:
     Raises:
         MachineError: The disk is full or read-only.
     """
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    stored = (v.const_value for graph in model.graphs() for v in graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in stored if tensor is not None)
     with writing(path):
         if size >= data_above:
             ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_MIN_EXTERNAL)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Number, Pair, Shape, Text
+from pydantic import Field
+
+from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Number, Pair, Rank, Shape, Text
 from compresskit.facts.quantize import QuantizeFacts
 
 Part = Literal["down", "up", "gain", "shift", "before"]
@@ -75,3 +77,35 @@ class PromptFacts(LoraFacts):
     """
 
     prompt: Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedFacts(LayerFacts):
+    """Of one layer with several adapters.
+
+    Attributes:
+        ranks: Of each adapter.
+        trained: The gate was made from data; else it holds the adapters' own directions.
+        hard: A token takes one adapter; else a mean of them.
+    """
+
+    ranks: Annotated[list[Rank], Field(min_length=2, max_length=64)]
+    trained: Flag = False
+    hard: Flag = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingFacts(Facts):
+    """Of a module with adapters that are chosen by the input.
+
+    Attributes:
+        layers: Those with adapters.
+        adapters: Their names, in the order of their numbers.
+        base_sha256: Hash of the weights that they are for.
+        share: Numbers of the adapters and gates, as a share of the model's.
+    """
+
+    layers: Layers[RoutedFacts]
+    adapters: list[Text] = field(default_factory=list)
+    base_sha256: Text | None = None
+    share: Number = 0.0

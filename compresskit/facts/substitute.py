@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compresskit.facts import Count, Facts, Index, LayerFacts, Layers, Name, Number, Shape, Size, Text
+from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Name, Number, Shape, Size, Text
 from compresskit.facts.factorize import FitFacts
 
 Fitted = Literal["1x1", "3x3", "linear"]
@@ -109,3 +109,77 @@ class SeparableFacts(Facts):
 
     layers: Layers[DepthwiseFacts]
     refit: FitFacts | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeFacts(LayerFacts):
+    """Of one block in which tokens are merged.
+
+    Attributes:
+        merged: How many tokens fewer leave it than come: of all, or of each window.
+    """
+
+    merged: Annotated[Count, Field(le=1 << 20)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensFacts(Facts):
+    """Of a module whose blocks merge tokens.
+
+    Attributes:
+        layers: All blocks from the first to the last that is computed together.
+        protected: Tokens in front that are never merged.
+        window: Tokens of a window, within which alone they are merged; 0: no windows.
+        restored: Whether the last block gives as many tokens as the first one takes.
+        place: Where the tokens stand among a block's arguments: a position or a keyword.
+        values: How many values a block returns as a tuple; 0 returns that of the tokens alone.
+        left: What is left of the model, by unit.
+        tokens: Before the first block and behind the last, for the sample that was looked at.
+        time: Share of the original's time.
+        timed: Pairs: share of the multiply-accumulates, and of the time it took.
+    """
+
+    layers: Layers[MergeFacts]
+    protected: Annotated[Count, Field(le=64)] = 0
+    window: Annotated[Count, Field(le=1 << 12)] = 0
+    restored: Flag = True
+    place: Index | Name = 0
+    values: Annotated[Count, Field(le=64)] = 0
+    left: Mapping[Text, Number] = field(default_factory=dict)
+    tokens: Annotated[list[Count], Field(max_length=2)] = field(default_factory=list)
+    time: Number | None = None
+    timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionFacts(LayerFacts):
+    """Of one module of self-attention at less than the square of the length.
+
+    Attributes:
+        window: Tokens on either side that are heard; 0: no window.
+        everywhere: First tokens that all hear, and that hear all.
+        rank: Sums of keys and values in the place of all of them; 0: none.
+        tokens: Of a sequence, where it has sums.
+        place: Where the tokens stand among the arguments: a position or a keyword.
+        values: How many values are returned as a tuple; 0 returns that of the tokens alone.
+    """
+
+    window: Annotated[Count, Field(le=1 << 14)] = 0
+    everywhere: Annotated[Count, Field(le=64)] = 0
+    rank: Annotated[Count, Field(le=1 << 14)] = 0
+    tokens: Annotated[Count, Field(le=1 << 16)] = 0
+    place: Index | Name = 0
+    values: Annotated[Count, Field(le=64)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseFacts(Facts):
+    """Of a module with such attention.
+
+    Attributes:
+        layers: Those modules.
+        time: Share of the original's time.
+    """
+
+    layers: Layers[AttentionFacts]
+    time: Number | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from compresskit import registry
-from compresskit.errors import UsageError
+from compresskit.errors import CompressKitError, UsageError
 from compresskit.recipe.limits import Limits
 from compresskit.stage import Form, Stage
 
@@ -68,7 +68,8 @@ def misfits(
         yield 0, UsageError(f"{start.name} went through {start.done[-1]} already", "start from the original again")
         return
     quantized = next((name for name in reversed(start.done) if _quantizes(name)), None)
-    now = _Now(start, start.form, start.name, start.adapters, quantized, data, export)
+    closing = next((known for name in reversed(start.done) if (known := _closing(name))), None)
+    now = _Now(start, start.form, start.name, start.adapters, quantized, data, export, closing=closing)
     for place, stage in enumerate(stages):
         error = next((found for rule in _RULES if (found := rule(stage, now))), None)
         if error is not None:
@@ -89,6 +90,7 @@ class _Now:
         data: There is calibration and training data.
         export: An ONNX file is to be written.
         here: It was quantized by one of the stages, not before.
+        closing: Name of the last stage that only some others can follow, and theirs.
     """
 
     start: Start
@@ -99,9 +101,10 @@ class _Now:
     data: bool
     export: bool
     here: bool = False
+    closing: tuple[str, tuple[str, ...]] | None = None
 
     def after(self, stage: Stage) -> _Now:
-        now = replace(self, adapters=stage.leaves_adapters)
+        now = replace(self, adapters=stage.leaves_adapters, closing=_closing(stage.name()) or self.closing)
         if stage.kind.quantizes:
             now = replace(now, quantized=stage.name(), here=True)
         if stage.gives != "same" and stage.gives != self.form:
@@ -113,6 +116,15 @@ def _quantizes(name: str) -> bool:
     """Whether a stage of a history quantizes; a plugin that isn't installed any more is not known to."""
     kind = registry.kind(name.partition(".")[0])
     return kind is not None and kind.quantizes
+
+
+def _closing(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """A stage of a history with those that can follow it, where not all can."""
+    try:
+        able = registry.get(name).followed_by
+    except CompressKitError:  # a plugin that isn't installed any more
+        return None
+    return None if able is None else (name, able)
 
 
 def _twice_quantized(stage: Stage, now: _Now) -> UsageError | None:
@@ -128,6 +140,17 @@ def _after_codes(stage: Stage, now: _Now) -> UsageError | None:
     if not (stage.kind.before_codes and now.here):
         return None
     return UsageError(f"{stage.name()} comes after quantize", f"{stage.kind.name} first, then quantize")
+
+
+def _after_closing(stage: Stage, now: _Now) -> UsageError | None:
+    if now.closing is None or stage.name() in now.closing[1]:
+        return None
+    name, able = now.closing
+    text = f"{stage.name()} can't work on what {name} gives: {f'only {chr(44).join(able)}' if able else 'nothing'} can"
+    first = f"{stage.kind.name} first, then {name.partition('.')[0]}"
+    return UsageError(
+        text, "make it the last step" if not able else "take one of these" if stage.kind.quantizes else first
+    )
 
 
 def _on_adapters(stage: Stage, now: _Now) -> UsageError | None:
@@ -161,5 +184,5 @@ def _without_export(stage: Stage, now: _Now) -> UsageError | None:
     return UsageError(f"{stage.name()} gives an ONNX file", "remove `no_export`")
 
 
-_RULES = (_twice_quantized, _after_codes, _on_adapters, _wrong_form, _without_data, _without_export)
+_RULES = (_twice_quantized, _after_codes, _after_closing, _on_adapters, _wrong_form, _without_data, _without_export)
 """The first that a stage breaks is told."""

@@ -16,6 +16,7 @@ from compresskit.render import figures
 from compresskit.render.branches import branches
 from compresskit.render.console import make_console
 from compresskit.render.estimates_view import estimates_parts, even_rank
+from compresskit.render.structure_view import structure_parts
 
 ROWS = 40
 _MARGIN = 2
@@ -32,6 +33,7 @@ def print_inspection(
     title: str = "",
     rows: int = ROWS,
     words: Sequence[str] = ("MODEL",),
+    data: Sequence[str] = ("--data", "DATA"),
 ) -> None:
     """Draw an inspection: totals, then the layers in the model's order.
 
@@ -41,6 +43,7 @@ def print_inspection(
         title: The model, as typed.
         rows: Most layers to show. Of more, the largest are shown, and the rest is counted.
         words: MODEL and what tells its architecture, as typed, for commands that are shown.
+        data: The samples and how they are prepared, as typed.
     """
     console = make_console() if console is None else console
     layers = found["layers"]
@@ -58,6 +61,8 @@ def print_inspection(
             parts.append(_indented(Text(f"and {len(known) - rows} more layers: --rows or --json")))
     if "estimates" in found:
         parts += estimates_parts(found, words, rows)
+    if known := found.get("structure"):
+        parts += structure_parts(known, (*words, *data), rows)
     if found["notes"]:
         parts += [Text(), *(_indented(Text(f"note: {figures.prose(note)}")) for note in found["notes"])]
     for part in parts:

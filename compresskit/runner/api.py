@@ -29,8 +29,10 @@ from compresskit.runner.judging import Measuring
 from compresskit.runner.loading import load_shipped
 from compresskit.runner.pipeline import run as run_job
 from compresskit.runner.pipeline import run_recipe
+from compresskit.runner.prepare import with_inputs
 from compresskit.runner.sources import source_for
 from compresskit.runner.steps import Job
+from compresskit.runner.structure import SAMPLES
 from compresskit.runner.timing import SEQUENCE
 from compresskit.stage import Progress, Stage, silent
 
@@ -224,6 +226,9 @@ def inspect(
     input_shape: tuple[int, ...] | None = None,
     spectrum: bool = False,
     sensitivity: AnyData = None,
+    structure: AnyData = None,
+    samples: int = SAMPLES,
+    normalize: str | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -236,6 +241,9 @@ def inspect(
         input_shape: Shape of the model's input; the first axis is the batch axis.
         spectrum: Add the rank of each Linear layer and convolution; needs the architecture.
         sensitivity: Data for measuring how the output changes when one layer alone is rounded to 4 bits.
+        structure: Data to look at what the model does on: how linear its blocks are, which units switch.
+        samples: Maximum number of samples for ``structure``.
+        normalize: Applied to pixels in 0…1: ``MEAN/STD`` a channel, or ``imagenet``.
         seed: Seed of the random inputs.
         progress: Called from time to time as ``progress(what, done, total)``.
 
@@ -246,8 +254,12 @@ def inspect(
         CompressKitError: The model can't be read, or what is asked for needs its architecture.
     """
     read = Reading(arch, arch_args, input_shape, allow_nonfinite=True).whole(model)
-    source = Samples(sensitivity).of(read, SEQUENCE)
-    return inspected(read, spectrum=spectrum, sensitivity=source, seed=seed, progress=progress)
+    rounded, looked = open_all(read, [sensitivity, structure], normalize, SEQUENCE)
+    if looked is not None:
+        read = with_inputs(read, looked)
+    return inspected(
+        read, spectrum=spectrum, sensitivity=rounded, structure=looked, samples=samples, seed=seed, progress=progress
+    )
 
 
 def _recipe(steps: str | Path | Recipe, given: dict[str, Any], allow_code: bool) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,8 @@ class Candidate:
         bytes: What counts as its size; None is its files'.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
         promises_speed: It should be faster than the model that it is compared with; else as fast will do.
+        varies: It takes more or less time from input to input.
+        promises_size: It should be no larger than that model.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Candidate:
     bytes: int | None = None
     loader_args: dict[str, Any] = field(default_factory=dict)
     promises_speed: bool = True
+    varies: bool = False
+    promises_size: bool = True
 
     def entry(self) -> ModelEntry:
         """The model's line in the report; bytes and hash include external data."""
@@ -96,12 +100,13 @@ class Candidate:
             runtime = SaturatingOnnxRuntime(clips=self.int8_arithmetic == "clipped")
         return by_sample(runtime.open(self.path, self.threads, self.device), self.inputs)
 
-    def spec(self, sizes: dict[str, int]) -> Spec:
-        """What the bench needs to open the model in a process of its own."""
+    def spec(self, sizes: dict[str, int], samples: Mapping[int, Path] = {}) -> Spec:
+        """What the bench needs to open the model in a process of its own; ``samples`` are real inputs by batch size."""
         loader = "compresskit.runner.loading:load_module" if runs_modules(self.runtime) else ""
         return Spec(
-            self.name, self.path, self.runtime, self.threads, self.device, self.inputs, sizes, loader, self.loader_args
-        )
+            self.name, self.path, self.runtime, self.threads, self.device, self.inputs, sizes, loader,
+            self.loader_args, samples,
+        )  # fmt: skip
 
 
 def files_of(path: Path) -> Iterator[Path]:

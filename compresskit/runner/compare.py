@@ -18,7 +18,7 @@ from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, Ready, ReportBuilder
 from compresskit.runner.layers import layers_of
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
-from compresskit.runner.promises import promises_speed
+from compresskit.runner.promises import promises_size, promises_speed
 from compresskit.runner.recommend import able, everywhere, recommendation
 from compresskit.runner.timing import Timing
 from compresskit.runtimes import runs_modules
@@ -126,7 +126,7 @@ def compare(
         if how.evaluated:
             _evaluate(builder, opened.source)
         if measuring.bench:
-            builder.measure_speed(paths, timing, keep=True)
+            builder.measure_speed(paths, timing, samples=opened.source, keep=True)
         timed = builder.timed
         report = builder.report(
             builder.gates() if how.judged else None,
@@ -204,6 +204,7 @@ class _Opened:
         if not self.models:
             self._first = model.card.history
         more["promises_speed"] = promises_speed(model.card.history, self._first)
+        more["promises_size"] = promises_size(model.card.history, self._first)
         ready = Ready(model, shipped, counts, model.source)
         self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))
         self.history = model.card.history

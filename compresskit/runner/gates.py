@@ -32,6 +32,7 @@ def gates(
     *,
     broken: Mapping[str, str] = {},
     unpromised: Collection[str] = (),
+    larger: Collection[str] = (),
 ) -> list[Gate]:
     """One gate for each limit that was asked for, and the default ones, for each model but the first.
 
@@ -46,6 +47,7 @@ def gates(
         limits: What the user asked for.
         broken: Models whose outputs aren't finite, with what was found.
         unpromised: Models that nothing promises to be faster: as fast, within :data:`AS_FAST`, is enough of them.
+        larger: Models that nothing promises to be as small: they have no default limit of size.
     """
     alone = len(models) == 1
     default = not (alone or limits.may_grow)
@@ -57,7 +59,7 @@ def gates(
             found.append(Gate(name=f"{prefix}finite outputs", limit="all", value=None, passed=False, reason=reason))
         elif (evaluation is not None and not alone) or limits.max_drop is not None:
             found.append(_quality_gate(models[0], entry, evaluation, measurements, limits, prefix))
-        if default or limits.max_size is not None:
+        if (default and entry.name not in larger) or limits.max_size is not None:
             allowed = parse_size(limits.max_size) if limits.max_size else round(SAME * models[0].bytes)
             asked = limits.max_size is not None
             found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))

@@ -9,6 +9,8 @@ from compresskit.errors import InputError, UsageError
 from compresskit.model import Model
 from compresskit.runner.estimates import estimates, kinds_of_layers
 from compresskit.runner.estimates import sensitivity as measured
+from compresskit.runner.structure import SAMPLES
+from compresskit.runner.structure import structure as structure_of
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
@@ -16,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def inspected(
-    model: Model, *, spectrum: bool = False, sensitivity: Source | None = None, seed: int = 0,
-    progress: Progress = silent,
+    model: Model, *, spectrum: bool = False, sensitivity: Source | None = None, structure: Source | None = None,
+    samples: int = SAMPLES, seed: int = 0, progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Inspect a model.
 
@@ -25,11 +27,13 @@ def inspected(
         model: Not changed.
         spectrum: Add the singular values of Linear layers and convolutions, in figures.
         sensitivity: Samples to measure on what the output loses when one layer alone is in 4 bit.
-        seed: Seed of the random inputs.
+        structure: Samples to look at what the model does on.
+        samples: Most of them to take.
+        seed: Seed of the random inputs, and of lines between samples.
         progress: Called from time to time as ``progress(what, done, total)``.
 
     Returns:
-        JSON: layers, totals, history and estimates.
+        JSON: layers, totals, history and estimates; ``structure`` where samples for it are given.
 
     Raises:
         UsageError: What is asked for needs the architecture.
@@ -43,6 +47,8 @@ def inspected(
     found["estimates"] = estimates(model, found, seed=seed)
     if sensitivity is not None:
         found["estimates"]["sensitivity"] = measured(model, sensitivity, progress)
+    if structure is not None:
+        found["structure"] = structure_of(model, structure, samples=samples, seed=seed, progress=progress)
     return found
 
 

@@ -25,7 +25,7 @@ from compresskit.runner.likeness import LikenessData, samples_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.measured import Measured
 from compresskit.runner.prepare import Prepared
-from compresskit.runner.promises import promises_speed, since
+from compresskit.runner.promises import promises_size, promises_speed, since, varies
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
 from compresskit.stage import Progress, silent
 
@@ -76,7 +76,7 @@ class Measuring:
         """
         # Fine-tuning makes nothing smaller or faster.
         tuned = all(kind.only_tunes for kind in kinds)
-        limits = replace(self.limits, may_grow=True) if tuned else self.limits
+        limits = replace(self.limits, may_grow=self.limits.may_grow or tuned)
         return replace(self, limits=limits, target=self.target or target)
 
 
@@ -103,7 +103,7 @@ class Ready:
             more["bytes"] = self._weights()
         return Candidate(
             name, path, shown, inputs=card.inputs, task=card.task, threads=measuring.threads, device=measuring.device,
-            int8_arithmetic=int8_arithmetic_on(measuring.target), **self.counts, **more,
+            int8_arithmetic=int8_arithmetic_on(measuring.target), varies=varies(card.history), **self.counts, **more,
         )  # fmt: skip
 
     def _weights(self) -> int:
@@ -170,18 +170,26 @@ class ReportBuilder:
         models = self.models if quantized is None else quantized
         self.int8_notes = saturation_notes(models, self.measured, source, progress=progress)
 
-    def measure_speed(self, sources: Sequence[Path], timing: Timing | None = None, *, keep: bool = False) -> None:
+    def measure_speed(
+        self,
+        sources: Sequence[Path],
+        timing: Timing | None = None,
+        *,
+        samples: Source | None = None,
+        keep: bool = False,
+    ) -> None:
         """Measure the speed, with no sample longer than all models take.
 
         Args:
             sources: Where the models were read from.
             timing: What is timed; None is one sample a call, with the threads and tokens of ``measuring``.
+            samples: What models are timed on that take more or less time from input to input.
             keep: After Ctrl-C keep what is known so far.
         """
         timing, self._shorter = (timing or Timing([self.measuring.point])).fitting(sources)
         known = None if self._known is None else self._known.speed_of(self.models)
         self.timed = known or speed(
-            self.models, timing, seed=self.measuring.seed, keep=keep, progress=self.progress
+            self.models, timing, seed=self.measuring.seed, keep=keep, source=samples, progress=self.progress
         )  # fmt: skip
         self.figures += self.timed.measurements
 
@@ -194,9 +202,11 @@ class ReportBuilder:
         """The limits of ``measuring``, and what the figures say of them."""
         broken = self.measured.broken if self.measured else {}
         unpromised = {model.name for model in self.models if not model.promises_speed}
+        larger = {model.name for model in self.models if not model.promises_size}
         return gates(
-            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, unpromised=unpromised
-        )
+            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, unpromised=unpromised,
+            larger=larger,
+        )  # fmt: skip
 
     def report(
         self,
@@ -293,6 +303,7 @@ def report_on(
     new = after.candidate(
         output.name if output.name != baseline.name else shown, shown, measuring,
         promises_speed=promises_speed(history, before.model.card.history),
+        promises_size=promises_size(history, before.model.card.history),
     )  # fmt: skip
     builder = ReportBuilder([baseline, new], measuring, progress, log.known)
     facts, skipped = (history[-1].facts, history[-1].skipped) if history else ({}, {})
@@ -303,7 +314,7 @@ def report_on(
             likeness = samples_of(log.data, since(history, before.model.card.history))
         builder.measure_quality(measuring.source, [new], likeness)
         if measuring.bench:
-            builder.measure_speed([after.model.source, origin])
+            builder.measure_speed([after.model.source, origin], samples=measuring.source or log.data)
         about = after.shipped.notes
     else:
         rounded, about = _rounding(facts, new.name)

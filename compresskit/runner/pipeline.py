@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from compresskit import registry
 from compresskit.checkpoint.atomic import new_folder, refuse_within
@@ -130,16 +131,8 @@ def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, 
         read: Gives the model, and what is to be done with it.
         steps_of: What takes the steps, by the model with its inputs known, the job and a folder for temporary files.
     """
-    model, job = read()
-    if form(model) == "weights" or reads_and_writes(model.body):
-        notes = (*job.notes, _TWO_FILES) if reads_and_writes(model.body) and job.measuring.export else job.notes
-        job = replace(job, measuring=replace(job.measuring, export=False), notes=notes)
-    measuring = job.measuring
-    check(model, job.stages, job.data, measuring)
-    int8_arithmetic_on(measuring.target or aimed_at(job.stages))  # an unknown name is refused before the work
-    if measuring.export:
-        model = with_inputs(model, job.data if job.data is not None else measuring.source)
-    model, origin = with_usage(model, measuring.source, job.data), model.source
+    model, job = _ready(*read())
+    origin = model.source
     with new_folder(job.output, force=job.force) as folder:
         with workplace(folder) as work:
             steps = steps_of(model, job, work)
@@ -154,6 +147,36 @@ def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, 
         steps.finish(taken[-1] if taken else steps.first, folder)
         write_readme(report, read_card(folder, verify=False), origin, folder)
     return report
+
+
+def assist(model: Model, job: Job) -> None:
+    """Take part in the steps of a job as one of several processes; the first one writes and judges the result.
+
+    Args:
+        model: As for :func:`run`.
+        job: Of the same steps and data as the first process's.
+
+    Raises:
+        CompressKitError: The model, the data or the machine doesn't allow it, here or in another process.
+    """
+    model, job = _ready(model, job)
+    needed = any(stage.gives == "onnx" for stage in job.stages)
+    job = replace(job, measuring=replace(job.measuring, export=job.measuring.export and needed))
+    with TemporaryDirectory(prefix="compresskit-") as work:
+        _walk(InMemory(model, job, Path(work)), job)
+
+
+def _ready(model: Model, job: Job) -> tuple[Model, Job]:
+    """Check what can be known to be wrong, and complete what is known of the model."""
+    if form(model) == "weights" or reads_and_writes(model.body):
+        notes = (*job.notes, _TWO_FILES) if reads_and_writes(model.body) and job.measuring.export else job.notes
+        job = replace(job, measuring=replace(job.measuring, export=False), notes=notes)
+    measuring = job.measuring
+    check(model, job.stages, job.data, measuring)
+    int8_arithmetic_on(measuring.target or aimed_at(job.stages))  # an unknown name is refused before the work
+    if measuring.export:
+        model = with_inputs(model, job.data if job.data is not None else measuring.source)
+    return with_usage(model, measuring.source, job.data), job
 
 
 def _walk(steps: Steps[T], job: Job) -> list[T]:

@@ -183,11 +183,13 @@ def counted(model: Model) -> dict[str, Any]:
         return {"parameters": None, "macs": None}
     from compresskit.benchmark.feeds import make_feeds
     from compresskit.ops.macs import count_macs
+    from compresskit.ops.route.exits import closed
 
     parameters = sum(p.numel() for p in model.body.parameters())
     try:
         feeds = make_feeds(model.card.inputs, {"batch": 1, "sequence": SEQUENCE})
-        macs: int | None = sum(count_macs(model.body, feeds).values())
+        with closed(model.body):
+            macs: int | None = sum(count_macs(model.body, feeds).values())
     except Exception:  # the user's forward may refuse random inputs in any way; the count is a courtesy
         macs = None
     return {"parameters": parameters, "macs": macs}

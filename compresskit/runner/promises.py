@@ -1,8 +1,8 @@
-"""What was done to a model beyond what was done to another, and whether that promises that it runs faster."""
+"""What was done to a model beyond what was done to another, and whether that promises a smaller or faster one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from pydantic import ValidationError
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from compresskit import registry
 from compresskit.errors import CompressKitError
 from compresskit.model import Applied
+from compresskit.stage import Stage
 
 
 def since(history: Sequence[Applied], before: Sequence[Applied]) -> list[Applied]:
@@ -33,12 +34,33 @@ def promises_speed(history: Sequence[Applied], before: Sequence[Applied] = ()) -
     Returns:
         True also where nothing is known of what was done: then it has to prove itself.
     """
+    return _promised(history, before, lambda stage: stage.promises_speed)
+
+
+def promises_size(history: Sequence[Applied], before: Sequence[Applied] = ()) -> bool:
+    """Whether a model should be no larger than another; see :func:`promises_speed`."""
+    return _promised(history, before, lambda stage: stage.promises_size)
+
+
+def _promised(history: Sequence[Applied], before: Sequence[Applied], promise: Callable[[Stage], bool]) -> bool:
     done = since(history, before)
-    return not done or any(map(_promises, done))
+    return not done or any(_promises(applied, promise) for applied in done)
 
 
-def _promises(applied: Applied) -> bool:
+def varies(history: Sequence[Applied]) -> bool:
+    """Whether a model takes more or less time from input to input."""
+    return any(_varies(applied.name) for applied in history)
+
+
+def _varies(name: str) -> bool:
     try:
-        return registry.get(applied.name)(**applied.options).promises_speed
+        return registry.get(name).varies
+    except CompressKitError:  # an absent plugin's
+        return False
+
+
+def _promises(applied: Applied, promise: Callable[[Stage], bool]) -> bool:
+    try:
+        return promise(registry.get(applied.name)(**applied.options))
     except (CompressKitError, ValidationError):  # an absent plugin's, or of an earlier version
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,20 @@ class StageRunner:
         for step in chosen.stages:
             if form(self.model) == "torch" and "torch" not in step.takes:
                 self.model = replace(self.model, body=exported(self.model, f"{step.method}.onnx"))
-            self.model = step.run(self.model, ctx)
+            with _whole(self.model):
+                self.model = step.run(self.model, ctx)
             self.stages.append(step)
             if step.kind.changes_size:  # the others leave parameters and products as they are
                 self.counts = counted(self.model)
+
+
+def _whole(model: Model) -> AbstractContextManager[None]:
+    """A stage sees all layers of a model called, whatever early exits it has."""
+    if form(model) != "torch":
+        return nullcontext()
+    from compresskit.ops.route.exits import closed
+
+    return closed(model.body)
 
 
 def form(model: Model) -> Form:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from compresskit.checkpoint.bundle import WEIGHTS_NAME, extras_of, write_bundle
 from compresskit.model import Card, Model
+from compresskit.ranks import ALONE, Ranks
 from compresskit.recipe.plan import Recipe, Step
 from compresskit.report import Gate, Report, StepEntry
 from compresskit.runner.cache import Cache
@@ -50,6 +51,7 @@ class Job:
         complete: Adds to the report, and to the folder, before the bundle is sealed.
         known: Figures of the original and the result that were measured already.
         notes: What the report says of the run.
+        ranks: The processes that share the layers.
     """
 
     steps: tuple[Step, ...]
@@ -66,6 +68,7 @@ class Job:
     complete: Callable[[Report, Path], Report] | None = None
     known: Measured | None = None
     notes: tuple[str, ...] = ()
+    ranks: Ranks = ALONE
 
     @classmethod
     def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:
@@ -87,7 +90,7 @@ class Job:
         measuring, limits = self.measuring, self.measuring.limits
         return Context(
             work, self.data, measuring.seed, measuring.threads, self.progress, self.tell, teacher=teacher,
-            max_bytes=limits.max_bytes, max_drop=limits.max_drop,
+            max_bytes=limits.max_bytes, max_drop=limits.max_drop, ranks=self.ranks,
         )  # fmt: skip
 
     def to_onnx(self, model: Model, path: Path, graph: KeptGraph | None = None) -> Prepared:

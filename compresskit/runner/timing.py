@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 from compresskit.benchmark import machine, noise
 from compresskit.benchmark.run import Plan, node_times
 from compresskit.benchmark.sweep import Point, sweep
+from compresskit.data.source import Source
 from compresskit.data.tokens import longest
 from compresskit.errors import STOPS, CompressKitError, stop_code
 from compresskit.report import Distribution, Measurement, NodeTime
 from compresskit.runner.candidate import Candidate
+from compresskit.runner.real_samples import on_samples
 from compresskit.runner.roofline import limits
 from compresskit.runner.why_slower import slower
 from compresskit.stage import Progress, silent
@@ -80,7 +83,13 @@ class Speed:
 
 
 def speed(
-    models: Sequence[Candidate], timing: Timing, *, seed: int = 0, keep: bool = False, progress: Progress = silent
+    models: Sequence[Candidate],
+    timing: Timing,
+    *,
+    seed: int = 0,
+    keep: bool = False,
+    source: Source | None = None,
+    progress: Progress = silent,
 ) -> Speed:
     """Latency, throughput, load time and memory of each model, and the speed-up against the first.
 
@@ -89,13 +98,19 @@ def speed(
         timing: What is timed.
         seed: Seed of the random inputs.
         keep: After Ctrl-C give what is known so far, see :func:`compresskit.benchmark.sweep.sweep`.
+        source: Samples that the models are timed on where one of them takes more or less time from input to input;
+            without it inputs are made up.
         progress: Called after each generation of processes.
     """
-    specs = [model.spec({}) for model in models]
-    load, before = noise.load_average(), noise.snapshot()
-    timed = sweep(specs, timing.where, plan=timing.plan(), seed=seed, keep=keep, progress=progress)
+    batches = {point.batch for point in timing.where}
+    with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
+        real = on_samples(models, source, batches, Path(folder))
+        specs = [model.spec({}, real.files) for model in models]
+        load, before = noise.load_average(), noise.snapshot()
+        timed = sweep(specs, timing.where, plan=timing.plan(), seed=seed, keep=keep, progress=progress)
     about = noise.notes(before, noise.snapshot(), load=load)
-    notes = [*slower(models, timed.measurements), *about]
+    timed.measurements += real.measurements
+    notes = [*real.notes, *slower(models, timed.measurements), *about]
     found = Speed(timed.measurements, timed.latencies, notes=notes, noise=about, stopped=timed.stopped)
     try:
         if timing.roofline and not found.stopped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ _LARGE = 0.15
 """Share of a model's bytes from which on its embedding gets a step of its own."""
 _ORDER = ("prune.depth", "prune.structured")
 """Blocks go before channels: what is left is narrower where it counts."""
+_BLOCKS = {"prune.depth": ("drop", 3), "substitute.collapse": ("count", 4)}
+"""What takes whole blocks away, in the same place of a recipe: the option that counts them, and the most of them."""
 _SUBNET = "prune.subnet"
 _STEP = 0.05
 """Between two widths of a supernet that are tried."""
@@ -49,6 +51,8 @@ def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
             continue
         if stage.kind.quantizes:
             finals.append(choice)
+        elif name in _BLOCKS and (at := _place_of_blocks(cuts)) is not None:
+            cuts[at] = Slot((*cuts[at].choices, choice))
         else:
             cuts.append(Slot((None, choice)))
     embedding = _embedding(found) if kind == "text" else None
@@ -57,6 +61,10 @@ def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
     if finals:
         cuts.append(Slot((*finals, None) if cuts else tuple(finals)))
     return Space(tuple(cuts))
+
+
+def _place_of_blocks(slots: Sequence[Slot]) -> int | None:
+    return next((at for at, slot in enumerate(slots) for c in slot.choices if c and c.method in _BLOCKS), None)
 
 
 def _place(name: str) -> tuple[int, int, str]:
@@ -83,9 +91,10 @@ def _choice(stage: type[Stage], model: Model) -> Choice | None:
     if stage.name() == _SUBNET:
         parts = _parts(model)
         return None if parts is None else replace(choice, ranges=_of_parts(parts))
-    if stage.name() == "prune.depth":
+    if stage.name() in _BLOCKS:
+        option, most = _BLOCKS[stage.name()]
         blocks = _residual_blocks(model)
-        return replace(choice, ranges={"drop": Tunable(1, min(3, blocks - 1))}) if blocks > 1 else None
+        return replace(choice, ranges={option: Tunable(1, min(most, blocks - 1))}) if blocks > 1 else None
     if stage.name() == "distill.kd":
         return replace(choice, ranges={"epochs": choice.ranges["epochs"]})
     return choice

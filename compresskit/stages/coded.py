@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compresskit.facts.quantize import QuantizeFacts
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
+from compresskit.ranks import ALONE, Ranks
 from compresskit.stage import Context, Form, Stage
 from compresskit.stages.batches import calibration
 
@@ -47,6 +48,7 @@ class CodedWeights(Stage):
         *,
         samples: int,
         batch: int = BATCH,
+        ranks: Ranks = ALONE,
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Quantize a module in place with the context's data.
 
@@ -57,6 +59,7 @@ class CodedWeights(Stage):
             selection: Which layers, and their grids.
             samples: Most calibration samples.
             batch: Samples worked on at once.
+            ranks: Processes that share the work.
 
         Returns:
             The facts, and the layers left alone with the reason.
@@ -79,7 +82,7 @@ class CodedWeights(Stage):
             if count == 1:
                 notes.append("one calibration sample is not representative: give more")
         forward = forward_of(module, model.card.inputs)
-        facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress)
+        facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress, ranks)
         facts["notes"] = notes + facts["notes"]
         if about:
             facts["calibration"] = about

@@ -108,6 +108,10 @@ class QuantizeAuto(Stage):
         """One by one where nothing is there to choose by, so that it comes to plain rounding."""
         return "all" if data or limited or self.target_bits is not None else "streamed"
 
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Where it comes to plain rounding."""
+        return self.reads(data=data, limited=limited) == "streamed"
+
     def choose(self, model: Model, ctx: Context) -> Chosen:
         """The method with explicit options.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,14 @@ class QuantizeAwq(Repaired, CalibratedWeightOnly):
     refine: Annotated[
         int, Field(ge=0, le=20, description="Iterations that refine scales and codes after rounding.")
     ] = 0
+
+    def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
+        """Mapped, unless training follows."""
+        return "all" if self.epochs else "mapped"
+
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Not: scales that differed between two machines in the last digit would spoil the layers of one."""
+        return False
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place.

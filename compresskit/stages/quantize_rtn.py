@@ -54,6 +54,10 @@ class QuantizeRtn(Repaired):
             return self.round_free(model, ctx, algorithm, calibrated)
         if self.rank:
             raise UsageError("`repair` and `epochs` need the architecture", "give `arch` FILE.py:NAME")
+        if ctx.ranks.size > 1:
+            raise UsageError(
+                "several processes can't share tensors without an architecture", "give `arch`, or start one process"
+            )
         card = model.card.after(Applied(self.name(), self.options()))
         facts, skipped, path = self._stream(model, model.body, weights_metadata(card), ctx)
         return self.recorded(replace(model, body=path), facts, skipped)

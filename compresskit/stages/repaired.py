@@ -57,6 +57,10 @@ class Repaired(TrainingOptions, WeightOnly):
         """Of the terms; 0 for none."""
         return self.repair or (_TRAINED_RANK if self.epochs else 0)
 
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Layer by layer; training splits batches."""
+        return not self.epochs
+
     def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
         """One by one without terms."""
         return "all" if self.rank else "streamed"

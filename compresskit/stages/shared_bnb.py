@@ -35,6 +35,10 @@ class BnbStage(Stage):
         """A smaller file alone, as other weights of few bits."""
         return False
 
+    def splits(self, *, data: bool, limited: bool) -> bool:
+        """Layer by layer."""
+        return True
+
     def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
         """One by one: it needs no data."""
         return "streamed"

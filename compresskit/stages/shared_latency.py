@@ -43,6 +43,8 @@ def within_latency(
     target: float,
     ctx: Context,
     choices: Choices[T],
+    *,
+    sequence: int = _SEQUENCE,
 ) -> tuple[T, list[tuple[float, float]]]:
     """The choice whose model takes at most a share of the original's time for one sample under onnxruntime.
 
@@ -54,6 +56,7 @@ def within_latency(
         target: Share of the original's median latency.
         ctx: Where to put the candidates.
         choices: From the smallest on.
+        sequence: Length of text.
 
     Returns:
         The choice; and all that was timed, as shares of MACs and of the time, the chosen last.
@@ -72,7 +75,8 @@ def within_latency(
         share = low if number == 0 else (low + high) / 2
         chosen, reached = choices.at(share)
         if reached not in timed:
-            timed[reached] = _ratio(choices.build(chosen), before, inputs, ctx, f"latency-{number}"), chosen
+            candidate = choices.build(chosen)
+            timed[reached] = _ratio(candidate, before, inputs, ctx, f"latency-{number}", sequence), chosen
         ctx.progress("time candidates", number + 1, _TRIES + 1)
         ratio = timed[reached][0]
         if number == 0 and ratio > target:
@@ -84,6 +88,26 @@ def within_latency(
     best = max(reached for reached, (ratio, _) in timed.items() if ratio <= target)
     order = [*(reached for reached in timed if reached != best), best]
     return timed[best][1], [(reached, timed[reached][0]) for reached in order]
+
+
+def share_of_model(
+    original: nn.Module, other: nn.Module, inputs: tuple[InputSpec, ...], ctx: Context, *, sequence: int = _SEQUENCE
+) -> float:
+    """How long a model takes for one sample under onnxruntime, as a share of the original's time.
+
+    Args:
+        original: The model that the share is of.
+        other: Takes the same.
+        inputs: Of both.
+        ctx: Where to put both.
+        sequence: Length of text.
+    """
+    from compresskit.exporter.checked import export_checked
+    from compresskit.exporter.parity import ParityCheck
+
+    before = ctx.work / "guard-original.onnx"
+    export_checked(original, inputs, before, ParityCheck(seed=ctx.seed, data=ctx.data))
+    return _ratio(other, before, inputs, ctx, "guard-other", sequence)
 
 
 def share_of_time(layer: nn.Module, other: nn.Module, shape: tuple[int, ...], ctx: Context, name: str) -> float:
@@ -127,7 +151,14 @@ class TimesByShape:
         return self._known[key]
 
 
-def _ratio(module: nn.Module, before: Path, inputs: tuple[InputSpec, ...], ctx: Context, name: str) -> float:
+def _ratio(
+    module: nn.Module,
+    before: Path,
+    inputs: tuple[InputSpec, ...],
+    ctx: Context,
+    name: str,
+    sequence: int = _SEQUENCE,
+) -> float:
     from compresskit.benchmark.run import Plan as Timing
     from compresskit.benchmark.run import Spec, bench
     from compresskit.exporter.checked import export_checked
@@ -135,7 +166,7 @@ def _ratio(module: nn.Module, before: Path, inputs: tuple[InputSpec, ...], ctx: 
 
     path = ctx.work / f"{name}.onnx"
     export_checked(module, inputs, path, ParityCheck(seed=ctx.seed))
-    sizes = {"sequence": _SEQUENCE}
+    sizes = {"sequence": sequence}
     specs = [
         Spec(title, file, threads=ctx.threads, inputs=inputs, sizes=sizes)
         for title, file in (("original", before), ("candidate", path))

@@ -46,13 +46,15 @@ def quantized(
     from compresskit.ops.quantize.weights import quantize_module
 
     if model.weights is None:
-        return model, *quantize_module(model.module, selection, algorithm, ctx.progress)
-    from compresskit.ops.quantize.streamed import StreamedWeights, parts_of
+        return model, *quantize_module(model.module, selection, algorithm, ctx.progress, ranks=ctx.ranks)
+    from compresskit.ops.quantize.streamed import StreamedWeights
+    from compresskit.ops.quantize.weights import parts_of
 
     folder = ctx.work / "weights"
     folder.mkdir()
     card = model.card.after(Applied(stage.name(), stage.options()))
     writer = ShardWriter(folder, weights_metadata(card), SHARD)
     weights = StreamedWeights(model.module, model.weights, writer, parts or parts_of)
-    facts, skipped = quantize_module(model.module, selection, algorithm, ctx.progress, weights)
-    return replace(model, weights=None, written=weights.finish(model.half)), facts, skipped
+    facts, skipped = quantize_module(model.module, selection, algorithm, ctx.progress, weights, ctx.ranks)
+    written = None if ctx.ranks.rank else weights.finish(model.half)
+    return replace(model, weights=None, written=written), facts, skipped

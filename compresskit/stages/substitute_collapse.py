@@ -14,7 +14,7 @@ from compresskit.facts import to_json
 from compresskit.facts.substitute import CollapseFacts, Fitted
 from compresskit.kinds import SUBSTITUTE
 from compresskit.model import Model, portable
-from compresskit.stage import Context, Form, Tunable
+from compresskit.stage import Context, Form, Searched, Tunable
 from compresskit.stages.batches import calibration, labelled_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
@@ -52,14 +52,17 @@ class SubstituteCollapse(Recovery):
     gives: ClassVar = "same"
     needs: ClassVar = ("calibration",)
     facts: ClassVar = CollapseFacts
+    # By size, since what is faster in a bench of single layers may differ from run to run.
+    searched: ClassVar = Searched(("cnn",), {"samples": 512, "guard": "size"})
 
     count: Annotated[
-        int | None, Field(ge=1, description="Number of blocks to replace; with another target, the most.")
+        int | None,
+        Field(ge=1, description="Number of blocks to replace; with another target, the most."),
+        Tunable(1, 4),
     ] = None
     budget: Annotated[
         float | None,
         Field(gt=0, lt=1, description="Target size: fraction of the model's multiply-accumulates (MACs) to keep."),
-        Tunable(0.6, 0.95, step=0.05),
     ] = None
     target_latency: TargetLatency = None
     stand_in: Annotated[

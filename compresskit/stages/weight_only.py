@@ -91,7 +91,7 @@ class WeightOnly(CodedWeights):
         selection = self.selection()
         if embedding_group and self.group_size is None and self.bits < 8:
             selection = _wider_embeddings(model.module, selection)
-        facts, skipped = self.coded(model, ctx, method, selection, samples=samples, batch=batch)
+        facts, skipped = self.coded(model, ctx, method, selection, samples=samples, batch=batch, ranks=ctx.ranks)
         if ctx.data is None and method.repair:
             facts["notes"] = [
                 "the low-rank correction was computed without data, by plain SVD: `data` makes it more accurate"

@@ -34,6 +34,10 @@ class Material(Protocol):
         """These samples without ``held`` of them, and those; ``seed`` picks them where any sample can be picked."""
         ...
 
+    def parted(self, last: int) -> tuple[Material, Material]:
+        """These samples without the ``last`` ones, and those."""
+        ...
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -69,6 +73,10 @@ class Rows:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         apart, rest = order[:held].sort().values, order[held:].sort().values
         return replace(self, rows=self.rows[rest]), replace(self, rows=self.rows[apart])
+
+    def parted(self, last: int) -> tuple[Rows, Rows]:
+        """See :class:`Material`."""
+        return replace(self, rows=self.rows[:-last]), replace(self, rows=self.rows[-last:])
 
 
 def _of_like_length(rows: Tensor, lengths: Tensor, size: int, order: torch.Generator) -> list[Tensor]:
@@ -140,6 +148,11 @@ class Walked:
         """See :class:`Material`; the first of the walk are held out."""
         rest = replace(self, samples=self.samples - held, skip=self.skip + held)
         return rest, replace(self, samples=held)
+
+    def parted(self, last: int) -> tuple[Walked, Walked]:
+        """See :class:`Material`."""
+        rest = self.samples - last
+        return replace(self, samples=rest), replace(self, samples=last, skip=self.skip + rest)
 
     def _own(self) -> Iterator[Part]:
         skip = self.skip

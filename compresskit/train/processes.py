@@ -8,7 +8,6 @@ its statistics are those of its own process's part.
 from __future__ import annotations
 
 import atexit
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -17,11 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import UsageError, missing_extra
-
-
-def launched() -> int:
-    """How many processes were started together; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from compresskit.ranks import launched
 
 
 class Team:

@@ -24,7 +24,7 @@ class Idle:
 
 
 def test_a_round_lasts_its_time_however_long_the_garbage_collection_takes(monkeypatch):
-    engine = Engine(Idle(), {})
+    engine = Engine(Idle(), [{}])
     engine.first()
     monkeypatch.setattr(gc, "collect", lambda: time.sleep(0.2))
     samples = engine.round({"min_time_s": 0.1, "min_calls": 1})

@@ -12,6 +12,7 @@ from compresskit import registry
 from compresskit.cli.app import build, summaries
 from compresskit.cli.guides import GUIDES
 from compresskit.cli.main import command_names
+from compresskit.exporter import targets
 
 VARIANTS = [
     *((name, ()) for name in command_names() if name not in registry.kind_names()),
@@ -87,6 +88,13 @@ def test_a_methods_help_has_its_options_and_no_others(cli: Cli, monkeypatch: pyt
     others = {n for other in registry.rows() if other.startswith(f"{stage}.") for n in registry.get(other).model_fields}
     for name in mine | others:
         assert (f"--{name.replace('_', '-')}" in re.findall(r"--[a-z0-9-]+", text)) == (name in mine), name
+
+
+@pytest.mark.parametrize("name", ["quantize", "export"])
+def test_every_target_is_listed(cli: Cli, name: str) -> None:
+    text = " ".join(cli(name, "--help-all").out.split())
+    listed = re.search(r"--to NAME [^.]+\. One of: ([^.]+)\.", text)
+    assert listed and set(listed[1].split(", ")) == {*targets.names(), "onnx"}
 
 
 @pytest.mark.parametrize("whole", ["--help", "--help-all"])

@@ -38,8 +38,8 @@ def test_merge_is_no_model_and_help_tells(cli: Cli, tuned: Path) -> None:
     assert found.code == 0, found
     cli("lora", "merge", "-o", "out2").refused(2, "MODEL")
     text = cli("lora", "--help").out
-    assert all(f"compresskit lora {name}:" in text for name in ("merge", "list", "combine"))
-    for name in ("merge", "list", "combine"):
+    assert all(f"compresskit lora {name}:" in text for name in ("merge", "list", "combine", "route"))
+    for name in ("merge", "list", "combine", "route"):
         found = cli("lora", name, "--help")
         assert found.code == 0 and f"Usage: compresskit lora {name}" in found.out
 
@@ -56,6 +56,16 @@ def test_list_and_combine(cli: Cli, tuned: Path) -> None:
     cli(*words, "--method", "mean", "-o", "third").refused(2, "cat, svd, ties, dare")
     merged = cli("lora", "merge", "m.pt", "both", *ARCH, *SHAPE, "--no-export", "--quiet", "-o", "sum")
     assert merged.code == 0, merged
+
+
+def test_route_takes_adapters_behind_the_model(cli: Cli, tuned: Path) -> None:
+    words = ("--no-bench", "--no-export", "--quiet", "-o", "routed", "--json", "-")
+    found = cli("lora", "route", "m.pt", "tuned", "tuned/adapter", *ARCH, *SHAPE, *words)
+    assert found.code == 0, found
+    facts = json.loads(found.out)["history"][-1]["facts"]
+    assert facts["adapters"] == ["tuned", "tuned/adapter"] and facts["layers"]["head"]["ranks"] == [2, 2]
+    cli("lora", "route", "m.pt", "tuned", *ARCH, *SHAPE, "-o", "x").refused(2, "two or more are needed")
+    cli("lora", "merge", "routed", *ARCH, *SHAPE, "-o", "x").refused(2, "nothing can")
 
 
 def test_what_does_not_go_together_is_refused(cli: Cli, tuned: Path) -> None:

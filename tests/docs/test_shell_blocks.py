@@ -15,7 +15,7 @@ PLACEHOLDERS = re.compile(r"RECIPE|\[MODEL\]|…")
 OTHERS = ("make ", "pip ", "uv ", "docker ", "torchrun ", "cd ", ". ", "export ")
 """Programs that install, build, or start processes elsewhere; what they do is tested in places of their own."""
 ENDLESS = ("serve",)
-WRITING = ("compress", "distill", "factorize", "lora", "prune", "quantize", "run", "substitute")
+WRITING = ("compress", "distill", "factorize", "lora", "prune", "quantize", "route", "run", "substitute")
 """Commands whose result may be there already: of a stand-in, or of the block above."""
 SHORTER = ((r"--time \d+[smh]", "--time 20s"), (r"--epochs \d+", "--epochs 1"), (r"--samples \d+", "--samples 32"))
 """Options whose value only says how long it takes."""

@@ -53,6 +53,45 @@ def test_transformers_loads_compressed_tensors(options: dict[str, Any], tmp_path
     assert any("dequantize=True" in note for note in report.notes) == (options["bits"] == 4)
 
 
+def vision_language(place: Path) -> Path:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "model_type": "clip_vision_model", "image_size": 28, "patch_size": 14}
+    text = {**sizes, "model_type": "llama", "num_key_value_heads": 1, "vocab_size": 100}
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=99)
+    LlavaForConditionalGeneration(config).save_pretrained(place)
+    return place
+
+
+def encoder(place: Path) -> Path:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(**sizes, vocab_size=100)).save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("make", [vision_language, encoder])
+def test_any_model_of_linear_layers_goes_to_compressed_tensors(make: Any, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    model = quantized(make(tmp_path / "folder"), tmp_path / "out", bits=4, symmetric=True)
+    report = export_to(model, get("compressed-tensors"), tmp_path / "ct")
+    (gate,) = report.gates
+    assert gate.passed and gate.value is not None and gate.value < 2e-3
+    floats = next(note for note in report.notes if "float16" in note)
+    assert "embeddings" in floats and "q_proj" not in floats and "query" not in floats
+    size = sum(file.stat().st_size for file in (tmp_path / "ct").glob("*.safetensors"))
+    assert size < 0.5 * sum(file.stat().st_size for file in (tmp_path / "folder").glob("*.safetensors"))
+
+
+def test_layers_without_a_form_in_compressed_tensors_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    model = quantized(make_folder(tmp_path, "gpt2"), tmp_path / "out", bits=4)
+    with pytest.raises(InputError, match=r"can't carry transformer\.h\.0\.attn\.c_attn\.weight: .*Linear"):
+        export_to(model, get("compressed-tensors"), tmp_path / "ct")
+
+
 def test_what_a_folder_cannot_carry_is_named(tmp_path: Path) -> None:
     assert "4 or 8" in str(get("genai").reason_against(Grid(3)))
     assert "`group_size`" in str(get("genai").reason_against(Grid(4, 0)))

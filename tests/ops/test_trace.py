@@ -6,12 +6,13 @@ import pytest
 import torch
 from calibration_models import Blocks, batches, forward
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from compresskit.ops.calibration.trace import OUTPUT, chain, trace
+from compresskit.ops.calibration.trace import OUTPUT, Trace, chain, trace
 
 
 @torch.no_grad()
-def traced(module: nn.Module, *args: torch.Tensor) -> object:
+def traced(module: nn.Module, *args: torch.Tensor) -> Trace:
     return trace(module, lambda: module(*args))
 
 
@@ -56,3 +57,34 @@ def test_a_layer_that_hands_on_its_input_does_not_break_the_chain() -> None:
     with torch.no_grad():
         found = trace(module.eval(), lambda: module(torch.randn(2, 4)))
     assert chain(module, found) == ["0", "1", "2", "3", "4"]
+
+
+def test_what_no_layer_needs_any_more_is_let_go() -> None:
+    """Sixteen rows of a large language model would be several times its memory otherwise."""
+    seen: list[StorageWeakRef] = []
+
+    class Watched(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            assert all(ref.expired() for ref in seen[:-1])  # the last is this layer's own input
+            seen.append(StorageWeakRef(out.untyped_storage()))
+            return out
+
+    module = nn.Sequential(*(Watched(4, 4) for _ in range(4))).eval()
+    found = traced(module, torch.randn(2, 4))
+    assert len(seen) == 4 and chain(module, found) == ["0", "1", "2", "3"]
+
+
+def test_a_write_is_found_after_the_view_that_a_layer_was_given_is_gone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.early, self.late = nn.Linear(2, 4), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1
+            y = self.early(x[:, :2])
+            x += 1
+            return self.late(x) + y
+
+    assert traced(Net().eval(), torch.randn(2, 4)).inputs_overwritten() == {"early"}

@@ -10,7 +10,7 @@ from compresskit.recipe.limits import Limits, parse_size
 from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, judge
 from compresskit.runner.gates import gates
 from compresskit.runner.judging import unjudged
-from compresskit.runner.promises import promises_speed
+from compresskit.runner.promises import promises_size, promises_speed
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,15 @@ def test_each_inconclusive_gate_names_what_to_do(
     found = gates(known, None, [speedup(*given) for given in speedups], limits)
     open_ = [gate.reason for gate in found if gate.passed is None]
     assert open_ and all("measure again" in reason for reason in open_)
+
+
+def test_what_promises_no_smaller_file_has_only_the_size_asked_for() -> None:
+    models = [entry("a", 100), entry("b", 130)]
+    assert not only(gates(models, None, [], Limits()), "size").passed
+    assert not [gate for gate in gates(models, None, [], Limits(), larger=("b",)) if gate.name == "size"]
+    assert not only(gates(models, None, [], Limits(max_size="120"), larger=("b",)), "size").passed
+    merging = Applied("substitute.tokens", {"tokens": 8}, {}, {})
+    assert not promises_size((merging,)) and promises_size((merging, RTN)) and promises_speed((merging,))
 
 
 RTN = Applied("quantize.rtn", {"bits": 4}, {}, {})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from compresskit.model import Applied, Card, InputSpec, Model
 from compresskit.search.defaults import default_space
@@ -46,3 +48,24 @@ def test_of_a_supernet_its_trained_parts_are_tried_and_nothing_else_is_cut(
 @pytest.mark.parametrize("history", [(), (supernet({"0": [1, 0]}, [], 0.5), Applied("prune.subnet", {}))])
 def test_only_a_supernet_has_parts(history: tuple[Applied, ...]) -> None:
     assert "prune.subnet" not in default_space(model(*history), FOUND, "cnn").names()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.conv(x))
+
+
+def test_blocks_are_dropped_or_replaced_in_one_place() -> None:
+    body = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Sequential(*(Block() for _ in range(4))), nn.Flatten(), nn.Linear(288, 4)
+    )
+    found = default_space(replace(model(), body=body), FOUND, "cnn")
+    choices = [choice for choice in found.slots[0].choices if choice]
+    assert [choice.method for choice in choices] == ["prune.depth", "substitute.collapse"]
+    assert [{name: (r.low, r.high) for name, r in choice.ranges.items()} for choice in choices] == [
+        {"drop": (1, 3)}, {"count": (1, 3)},
+    ]  # fmt: skip

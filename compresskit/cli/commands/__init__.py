@@ -27,6 +27,7 @@ SUBCOMMANDS = {
         "merge": "Merge an adapter into the weights of a model, in float64.",
         "list": "Show the type, ranks, layers and base model of an adapter.",
         "combine": "Combine two adapters into one.",
+        "route": "Put several adapters beside a model, and choose among them by the input.",
     },
     "cache": {
         "ls": "List cached steps, most recently used first.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +12,21 @@ from compresskit.cli.option_groups import Bounds, Engine, Evaluating, Reading, S
 
 Prompts = Annotated[
     int, typer.Option("--prompts", min=1, help="Prompts for --generate.", rich_help_panel="Data and verdict")
+]
+
+Layers = Annotated[
+    bool,
+    typer.Option(
+        "--layers",
+        help="Compare two models layer by layer, and name the first layer where they part. Modules and .onnx files.",
+        rich_help_panel="Data and verdict",
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples", min=1, help="Maximum number of samples for --layers.", rich_help_panel="Data and verdict"
+    ),
 ]
 
 
@@ -25,6 +40,8 @@ def command(
     batch: shared.Batch = 1,
     generate: shared.Generation = None,
     prompts: Prompts = 20,
+    layers: Layers = False,
+    samples: Samples = 32,
     *,
     engine: Engine,
     showing: Showing,
@@ -37,6 +54,9 @@ def command(
     --generate 32,64 lets language models continue prompts from --data with their likeliest tokens: the share that is
     equal to the first model's, and the first difference. Each MODEL runs in the engine of its form, as in bench
     --generate.
+
+    --layers shows the relative error of each layer of two models, a module or an .onnx file each, and the first layer
+    where it jumps. There is no verdict.
     """
     from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models
@@ -46,6 +66,9 @@ def command(
 
     if len(models) < 2:
         raise UsageError("compare needs two models or more, the baseline first", "for one model: compresskit evaluate")
+    if layers:
+        _layers(models, samples, evaluating, bounds, reading, engine, showing)
+        return
     if generate is not None:
         raise typer.Exit(_continued(models, generate, prompts, evaluating.data, engine.threads, showing))
     timing = Timing(points([batch], [engine.threads], [evaluating.sequence]))
@@ -73,3 +96,38 @@ def _continued(models: list[Path], sizes: str, prompts: int, data: str | None, t
             models, data, prompt, new, prompts=prompts, threads=threads, command=command_line(), progress=progress
         )
     return showing.finish(report)
+
+
+def _layers(
+    models: list[Path], samples: int, evaluating: Evaluating, bounds: Bounds, reading: Reading, engine: Engine,
+    showing: Showing,
+) -> None:  # fmt: skip
+    """Show where two models part."""
+    import json
+
+    from compresskit.cli.console import progressing, write_json
+    from compresskit.errors import UsageError
+    from compresskit.runner.layerwise import compare_layers
+    from compresskit.runner.loading import load_shipped
+    from compresskit.runner.sources import opener
+
+    if len(models) != 2:
+        raise UsageError("--layers compares two models", "give two")
+    if bounds != Bounds() or evaluating.metric is not None or showing.html is not None or showing.markdown:
+        raise UsageError("--layers has no verdict and no report", "remove limits, --metric, --html and --markdown")
+    showing.check((*models, evaluating.data, reading.arch))
+    options = reading.load_options()
+    one, two = (load_shipped(path, options, several=True, runtime="torch") for path in models)
+
+    def open_data(model: Any) -> Any:
+        return opener(model, evaluating.normalize, evaluating.sequence, paths=[evaluating.data])(evaluating.data)
+
+    with progressing(showing.quiet) as progress:
+        found = compare_layers(
+            one, two, open_data, samples=samples, threads=engine.threads, seed=engine.seed, progress=progress,
+        )  # fmt: skip
+    write_json(json.dumps(found, indent=2, ensure_ascii=False) + "\n", showing.json)
+    if showing.json != "-" and not showing.quiet:
+        from compresskit.render.layerwise_view import print_layers
+
+        print_layers(found)

@@ -39,8 +39,9 @@ def command(
     inputs with zeros, extremes and several batch sizes. Batch and sequence axes are dynamic. Exit code 1: the outputs
     differ.
 
-    A language model goes to llama.cpp with --to gguf, to onnxruntime-genai with --to genai, and to transformers
-    with --to compressed-tensors. The codes stay those of MODEL; each file is read back, or run, and compared.
+    A language model goes to llama.cpp with --to gguf and to onnxruntime-genai with --to genai, an encoder-decoder to
+    optimum and transformers.js with --to optimum, and any model of transformers back to it with --to
+    compressed-tensors. The codes stay those of MODEL; each file is read back, or run, and compared.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model

@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
-from compresskit.errors import GateError, InputError
+from compresskit.errors import GateError, InputError, listing
 from compresskit.exporter.quiet import first_line, quiet
-from compresskit.exporter.targets.target import DENSE, Target, Written, copy_extras
+from compresskit.exporter.samples import samples
+from compresskit.exporter.targets.target import Target, Written, copy_extras
 from compresskit.exporter.targets.weights import Weight, check_shapes, weights_of
 from compresskit.model import Model
+from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.packed.grid import Packed, dequantize, unpack
 from compresskit.ops.packed.layout import Grid
 from compresskit.report import Gate
 from compresskit.stage import Progress, silent
 
-_TOKENS = 32
+_INPUTS = 3
 _EXACT, _ROUNDED = 1e-5, 1e-2
-"""How far logits may be from the module's, relative: as they are, and where embeddings or what
+"""How far outputs may be from the module's, relative: as they are, and where embeddings or what
 transformers unpacks by zero points are rounded to float16."""
 
 
 class CompressedTensors(Target):
-    """A folder with config.json, one model.safetensors, and the tokenizer; embeddings are stored as floats."""
+    """A folder with config.json, one model.safetensors, and the tokenizer.
+
+    Any model of transformers can be carried: the format has codes for Linear layers, others are stored as floats.
+    """
 
     name: ClassVar[str] = "compressed-tensors"
     package: ClassVar[str] = "compressed_tensors"
     extra: ClassVar[str] = "compressed-tensors"
     ending: ClassVar[str] = "-compressed-tensors"
     marker: ClassVar[str | None] = "config.json"
-    architectures: ClassVar[tuple[str, ...]] = DENSE
+    architectures: ClassVar[tuple[str, ...] | None] = None
 
     def reason_against(self, grid: Grid) -> str | None:
         """See :class:`Target`."""
@@ -45,35 +51,57 @@ class CompressedTensors(Target):
         return None
 
     def write(self, model: Model, place: Path, progress: Progress = silent) -> Written:
-        """See :class:`Target`. The gate: transformers loads the folder, and gives the module's logits."""
+        """See :class:`Target`. The gate: transformers loads the folder, and gives the module's outputs."""
         found = weights_of(model.module, self.name)
-        check_shapes(model.module, found, self.name)
-        coded = {n.removesuffix(".weight"): w for n, w in found.items() if isinstance(w, Packed) and _linear(n)}
+        rounded = _without_codes(check_shapes(model.module, found, self.name), found)
+        coded = {n.removesuffix(".weight"): w for n, w in found.items() if isinstance(w, Packed) and n not in rounded}
         _check_groups(coded)
-        rounded = [name for name, weight in found.items() if isinstance(weight, Packed) and not _linear(name)]
         progress("writing compressed-tensors", 0, 2)
         data = json.loads((model.source / "config.json").read_text(encoding="utf-8"))
         data["quantization_config"] = _config(coded)
-        entries = [entry for name, weight in found.items() for entry in _entries(name, weight)]
+        entries = [entry for name, weight in found.items() for entry in _entries(name, weight, name in rounded)]
         write_safetensors(place / "model.safetensors", entries, {"format": "pt"})
         copy_extras(model, place)
         (place / "config.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
         progress("writing compressed-tensors", 1, 2)
         shifted = any(weight.zeros is not None for weight in coded.values())
-        gate = _prove(model.module, place, _ROUNDED if rounded or shifted else _EXACT, dense=shifted)
+        gate = _prove(model, place, _ROUNDED if rounded or shifted else _EXACT, dense=shifted)
         progress("writing compressed-tensors", 2, 2)
-        notes = [f"{len(coded)} layers as codes, loaded by AutoModelForCausalLM.from_pretrained"]
+        notes = [f"{len(coded)} layers as codes, loaded by {type(model.module).__name__}.from_pretrained"]
         if shifted:  # transformers 5.24 makes room for zero points that aren't packed, and finds packed ones
             notes.append(
                 "transformers loads zero points with quantization_config=CompressedTensorsConfig(dequantize=True)"
             )
         if rounded:
-            notes.append("the format has no codes for embeddings: they are stored in float16")
+            notes.append(f"the format has codes for Linear alone: {listing(rounded)} are stored in float16")
         return Written([gate], notes)
 
 
-def _linear(name: str) -> bool:
-    return "embed_tokens" not in name
+def _without_codes(plain: nn.Module, found: Mapping[str, Weight]) -> list[str]:
+    """The packed weights for which the format has no codes, of layers that can be stored as floats.
+
+    Raises:
+        InputError: A layer is none of torch's: its weights would be most of the model.
+    """
+    names = []
+    for name, weight in found.items():
+        layer = _layer(plain, name.removesuffix(".weight"))
+        if isinstance(weight, Packed) and not isinstance(layer, nn.Linear):
+            if not isinstance(layer, (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                raise InputError(
+                    f"compressed-tensors can't carry {name}: it has codes for Linear, which this is not",
+                    "take another format, or quantize with `exclude` for these layers",
+                )
+            names.append(name)
+    return names
+
+
+def _layer(plain: nn.Module, name: str) -> nn.Module | None:
+    """None for a layer that exists only while a module is quantized, as each expert of a fused tensor."""
+    try:
+        return plain.get_submodule(name)
+    except AttributeError:
+        return None
 
 
 def _check_groups(coded: dict[str, Packed]) -> None:
@@ -110,12 +138,12 @@ def _config(coded: dict[str, Packed]) -> dict[str, Any]:
     return {**found, "quant_method": "compressed-tensors"}
 
 
-def _entries(name: str, weight: Weight) -> Iterator[Entry]:
-    """The tensors of one weight, each made when it is written."""
+def _entries(name: str, weight: Weight, floats: bool) -> Iterator[Entry]:
+    """The tensors of one weight, each made when it is written; a packed one as floats where asked for."""
     if not isinstance(weight, Packed):
         yield Entry(name, weight.dtype, tuple(weight.shape), weight.contiguous)
         return
-    if not _linear(name):
+    if floats:
         yield Entry(name, torch.float16, weight.shape, lambda: dequantize(weight, torch.float16))
         return
     rows, columns = weight.shape
@@ -147,36 +175,49 @@ def _packed(codes: Tensor, bits: int, axis: int) -> Tensor:
     return found.contiguous()
 
 
-def _prove(module: Any, folder: Path, limit: float, *, dense: bool) -> Gate:
-    """Load the folder by transformers and compare logits on made-up tokens.
+def _prove(model: Model, folder: Path, limit: float, *, dense: bool) -> Gate:
+    """Load the folder by transformers and compare outputs on random inputs.
 
     Args:
-        module: The original, its layers packed or not.
+        model: The original, its layers packed or not.
         folder: What was written.
-        limit: Largest difference, over the largest logit.
+        limit: Largest difference, over the largest output.
         dense: Let transformers unpack the weights while it loads.
 
     Raises:
         GateError: They are too far off.
         InputError: transformers doesn't load it.
     """
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import CompressedTensorsConfig
 
     options: dict[str, Any] = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dense else {}
+    kind: Any = type(model.module)
     try:
         with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=torch.float32, local_files_only=True, **options
-            )  # fmt: skip
+            loaded = kind.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True, **options).eval()
     except Exception as error:  # whatever transformers or the format's library raises
         raise InputError(f"transformers does not load the folder: {first_line(error)}") from error
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(3, module.config.vocab_size, (1, _TOKENS), generator=generator)
-    with torch.inference_mode():
-        expected = module(tokens).logits.float()
-        found = loaded(tokens).logits.float()
-    off = float((found - expected).abs().max() / expected.abs().max())
+    off = 0.0
+    for feeds in _inputs(model):
+        with torch.inference_mode():
+            expected, found = (next(tensors_in(dict(net(**feeds)))).float() for net in (model.module, loaded))
+        off = max(off, float((found - expected).abs().max() / expected.abs().max()))
     if not off <= limit:
-        raise GateError(f"logits of the folder under transformers are {off:.2g} relative from the module's")
-    reason = f"{_TOKENS} tokens, loaded by transformers"
-    return Gate(name="compressed-tensors logits", limit=f"≤ {limit:g} relative", value=off, passed=True, reason=reason)
+        raise GateError(f"outputs of the folder under transformers are {off:.2g} relative from the module's")
+    names = listing([spec.name for spec in model.card.inputs])
+    reason = f"{_INPUTS} random inputs ({names}), loaded by transformers"
+    return Gate(name="compressed-tensors outputs", limit=f"≤ {limit:g} relative", value=off, passed=True, reason=reason)
+
+
+def _inputs(model: Model) -> Iterator[dict[str, Tensor]]:
+    """Random inputs, without the tokens that stand for pictures or sound."""
+    config: Any = model.module.config
+    special = [
+        v for k, v in config.to_dict().items() if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)
+    ]
+    random = (feeds for kind, feeds in samples(model.card.inputs) if kind == "random")
+    for feeds in itertools.islice(random, _INPUTS):
+        tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        for name in tensors.keys() & {"input_ids", "decoder_input_ids"}:
+            tensors[name] = tensors[name].masked_fill(torch.isin(tensors[name], torch.tensor(special)), 3)
+        yield tensors

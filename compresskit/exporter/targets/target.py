@@ -46,7 +46,8 @@ class Target(ABC):
         extra: The extra of compresskit that brings it.
         ending: What is put behind the output's name: ``.gguf``, or ``-genai`` of a folder.
         marker: A file that each folder of the format has; None where the format is a file.
-        architectures: ``model_type`` of the configs that it can carry.
+        architectures: ``model_type`` of the language models that it can carry; None where it carries any model of
+            transformers.
     """
 
     name: ClassVar[str]
@@ -54,7 +55,7 @@ class Target(ABC):
     extra: ClassVar[str]
     ending: ClassVar[str]
     marker: ClassVar[str | None] = None
-    architectures: ClassVar[tuple[str, ...]]
+    architectures: ClassVar[tuple[str, ...] | None]
 
     @abstractmethod
     def reason_against(self, grid: Grid) -> str | None:
@@ -95,16 +96,17 @@ class Target(ABC):
             MachineError: The format's library isn't installed.
         """
         self.check_package()
+        known = self.architectures
         if isinstance(model.body, Path) or model.card.arch.kind != "transformers":
+            what = "model" if known is None else "language model"
             raise UsageError(
-                f"`to` {self.name} takes a language model in a Hugging Face folder, or a bundle of one; "
-                f"{model.source} is none"
+                f"`to` {self.name} takes a {what} in a Hugging Face folder, or a bundle of one; {model.source} is none"
             )
         kind = getattr(model.body.config, "model_type", "")
-        if kind not in self.architectures or model.card.task != "causal-lm":
+        if known is not None and (kind not in known or model.card.task != "causal-lm"):
             raise UsageError(
                 f"`to` {self.name} can't carry {model.card.arch.reference}",
-                f"it carries causal language models of: {', '.join(self.architectures)}",
+                f"it carries causal language models of: {', '.join(known)}",
             )
         against: dict[str, list[str]] = {}
         for name, grid in grids:

@@ -45,14 +45,17 @@ def _add(found: dict[str, Weight], known: set[Any], name: str, value: Weight, ke
         found[name] = value
 
 
-def check_shapes(module: Any, found: Mapping[str, Weight], target: str) -> None:
+def check_shapes(module: Any, found: Mapping[str, Weight], target: str) -> nn.Module:
     """Refuse a module whose layers aren't those of its config, as after pruning or factorizing.
+
+    Returns:
+        The module that its config builds, on the meta device.
 
     Raises:
         InputError: Naming the first layer that differs.
     """
     with torch.device("meta"):
-        plain = type(module)(module.config)
+        plain: nn.Module = type(module)(module.config)
     expected = _shapes(plain)
     with opened(plain):
         packed = _shapes(plain)
@@ -66,6 +69,7 @@ def check_shapes(module: Any, found: Mapping[str, Weight], target: str) -> None:
                     else "its shape isn't that of config.json"
                 )
             )
+    return plain
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.multiprocessing import reductions
 from torch.overrides import TorchFunctionMode
 
 OUTPUT = "(output)"
@@ -120,19 +122,54 @@ def trace(module: nn.Module, forward: Callable[[], Any]) -> Trace:
 
 
 class _Numbers:
-    """A number for each tensor object and what it held; the tensors are kept alive, so that no identity is used twice.
+    """A number for each piece of memory, as a tensor looks at it, and what it held; no tensor is kept alive.
 
-    ``x += y`` leaves the object and changes what it holds, so it gets another number, as ``x = x + y`` does.
+    ``x += y`` leaves the object and changes what it holds, so it gets another number, as ``x = x + y`` does. A storage
+    that was let go keeps its identity through a weak reference, so that no later one is taken for it.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self._kept: dict[tuple[Any, ...], int] = {}
+        self._storages: dict[Hashable, tuple[int, list[int]]] = {}
+        self._opaque: list[Tensor] = []
+        self._overwritten: set[int] = set()
 
     def of(self, tensor: Tensor) -> int:
-        return self._kept.setdefault((id(tensor), _version(tensor)), (len(self._kept), tensor))[0]
+        storage = self._seen(tensor)
+        key = (storage, _version(tensor), *_look(tensor)) if storage is not None else (id(tensor), _version(tensor))
+        if key not in self._kept:
+            self._kept[key] = len(self._kept)
+            if storage is None:
+                self._opaque.append(tensor)
+            else:
+                self._storages[storage][1].append(self._kept[key])
+        return self._kept[key]
+
+    def written(self, tensors: Iterable[Tensor]) -> None:
+        """Look at tensors that a call may have written into."""
+        for tensor in tensors:
+            self._seen(tensor)
 
     def overwritten(self) -> set[int]:
-        return {number for (_, version), (number, tensor) in self._kept.items() if version != _version(tensor)}
+        return self._overwritten
+
+    def _seen(self, tensor: Tensor) -> Hashable | None:
+        """The tensor's storage, after noting whether it was written into; None where it has none (sparse)."""
+        if tensor.layout != torch.strided:
+            return None
+        storage, version = _weak_reference(tensor.untyped_storage()), _version(tensor)
+        latest, numbers = self._storages.setdefault(storage, (version, []))
+        if version > latest:
+            self._overwritten.update(numbers)
+            self._storages[storage] = (version, [])
+        return storage
+
+
+_weak_reference: Callable[[torch.UntypedStorage], Hashable] = reductions.StorageWeakRef
+
+
+def _look(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _version(tensor: Tensor) -> int:
@@ -141,7 +178,7 @@ def _version(tensor: Tensor) -> int:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes who reads a tensor."""
+    """Notes who reads a tensor, and what a call writes into."""
 
     def __init__(self, result: Trace, numbers: _Numbers, active: list[str]) -> None:
         super().__init__()
@@ -149,16 +186,20 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, numbers, active = self._state
-        if not _looks(func):
-            for tensor in tensors_in((args, kwargs)):
-                result.users.setdefault(numbers.of(tensor), set()).add(active[-1])
-        return func(*args, **(kwargs or {}))
+        if _looks(func):
+            return func(*args, **(kwargs or {}))
+        for tensor in tensors_in((args, kwargs)):
+            result.users.setdefault(numbers.of(tensor), set()).add(active[-1])
+        out = func(*args, **(kwargs or {}))
+        numbers.written(tensors_in((args, kwargs)))
+        return out
 
 
 def _looks(func: Any) -> bool:
     """True for the calls that read no values: shape, dtype and the like."""
     return getattr(func, "__name__", "") in (
         "__get__", "size", "dim", "numel", "is_floating_point", "is_inference", "stride",
+        "storage_offset", "untyped_storage",
     )  # fmt: skip
 
 

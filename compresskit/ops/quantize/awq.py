@@ -19,6 +19,7 @@ from compresskit.ops.calibration.moments import Moments, output_error
 from compresskit.ops.calibration.sequential import Segment
 from compresskit.ops.calibration.trace import Trace
 from compresskit.ops.packed.grid import Grid, Packed, dequantize
+from compresskit.ops.packed.modules import computes
 from compresskit.ops.quantize.ranges import Codes, scale_dtype
 from compresskit.ops.quantize.rtn import quantize_rtn
 
@@ -60,7 +61,9 @@ def quantize_weighted(weight: Tensor, grid: Grid, moments: Moments) -> Packed:
 def scale_group(
     segment: Segment, names: Sequence[str], moments: Mapping[str, Moments], grids: Mapping[str, Grid], found: Trace
 ) -> Scaled:
-    """Scale the weights of Linear layers that share an input, in place, and the inputs the other way.
+    """Scale the weights of Linear layers that share an input, and the inputs the other way.
+
+    The layers get new weights, in the dtype that they multiply in: the old ones may be views of a file.
 
     Args:
         segment: Where they are.
@@ -82,8 +85,9 @@ def scale_group(
     folded = norm is not None and _fold(norm, scale)
     if not folded and gain < _LEAST_GAIN:
         return kept
-    for weight in weights:
-        weight.mul_(scale.to(weight.dtype))
+    for layer, weight in zip(layers, weights, strict=True):
+        dtype = computes(layer)
+        layer.weight = nn.Parameter(weight.to(dtype) * scale.to(dtype), requires_grad=False)
     changed = _of_scaled(seen, 1 / scale)
     return Scaled({**moments, **dict.fromkeys(names, changed)}, None if folded else 1 / scale)
 

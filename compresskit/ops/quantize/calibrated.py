@@ -27,6 +27,7 @@ from compresskit.ops.quantize.opened import opened
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import Layers, add_extras, empty, fact, named, packed_at, plan_layers
+from compresskit.ranks import ALONE, Part, Ranks
 
 Calibrated = Callable[[Tensor, Grid, Moments], Packed]
 DataFree = Callable[[Tensor, Grid], Packed]
@@ -48,9 +49,9 @@ class Method:
         learn: Called with each segment and plainly rounded weights of its layers, by full name; gives better ones.
             The original model's activations are carried along. Tied layers go without.
         tune: The same, called with what ``calibrated`` gave.
-        kept: Where blocks are kept, so that a run that was killed goes on; for methods that change nothing but the
-            layers they quantize. None keeps nothing.
-        spares: A layer whose weight can't be quantized stays as it is; else that is an error.
+        kept: Where the first process keeps blocks, so that a run that was killed goes on; for methods that change
+            nothing but the layers they quantize. None keeps nothing.
+        spares: A layer whose weight can't be quantized stays as it is; else that is an error. In one process only.
     """
 
     calibrated: Calibrated
@@ -77,6 +78,7 @@ class _Run:
     free: list[str] = field(default_factory=list)
     spared: dict[str, str] = field(default_factory=dict)
     kept: KeptBlocks | None = None
+    ranks: Ranks = ALONE
 
     def step(self, segment: Segment) -> None:
         """Quantize the layers of a segment, or take them from an earlier run."""
@@ -86,17 +88,33 @@ class _Run:
         done, free = set(self.facts), len(self.free)
         if not self._restored(self.kept):
             self._quantize(segment)
-            made = [name for name in self.facts if name not in done]
-            facts = {"layers": {name: self.facts[name] for name in made}, "free": self.free[free:]}
-            self.kept.save(facts, {k: v for name in made for k, v in _state(name, self.module).items()})
+            if self.ranks.rank == 0:
+                self.kept.save(*self._made([name for name in self.facts if name not in done], free))
         self.kept = self.kept.next
 
     def _restored(self, kept: KeptBlocks) -> bool:
-        found = kept.load()
-        if found is None:
+        """Take the layers of a block that the first process finds on its disk."""
+        found: list[Part] = []
+
+        def load(_block: str) -> Part:
+            found.append(kept.load() or ({}, {}))
+            return found[0]
+
+        self.ranks.shared({"block": 1}, load, found.append)
+        if not found[0][0]:
             return False
-        facts, tensors = found
-        layers = read_facts(QuantizeFacts, {"layers": facts["layers"], "ties": {}}, str(kept.folder)).layers
+        self._take(found[0], str(kept.folder))
+        return True
+
+    def _made(self, names: Iterable[str], free: int) -> Part:
+        """Layers as they are stored, with those of them that were rounded without data from number ``free`` on."""
+        facts = {"layers": {name: self.facts[name] for name in names if name in self.facts}, "free": self.free[free:]}
+        return facts, {k: v for name in facts["layers"] for k, v in _state(name, self.module).items()}
+
+    def _take(self, made: Part, origin: str = "another process") -> None:
+        """Put layers in place that were quantized elsewhere."""
+        facts, tensors = made
+        layers = read_facts(QuantizeFacts, {"layers": facts["layers"], "ties": {}}, origin).layers
         for name, known in layers.items():
             owner = self.plan.ties.get(name, name)
             own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.rpartition(".")[0] == name}
@@ -108,7 +126,6 @@ class _Run:
         self.facts |= facts["layers"]
         self.free += facts["free"]
         self._tell()
-        return True
 
     def _quantize(self, segment: Segment) -> None:
         """Quantize the layers of a segment, those that share an input together."""
@@ -127,11 +144,28 @@ class _Run:
         moments = segment.moments(names, cross=self.method.drift > 0)
         input_scale: Tensor | None = None
         known = [n for n in names if n in moments and isinstance(segment.layer(n), nn.Linear)]
+        weights = {name: segment.layer(name).weight for name in known}
         if self.method.scale and self.found is not None and not any(map(self._tied, known)):
             scaled = scale_group(segment, known, moments, self.plan.grids, self.found)
             moments, input_scale = scaled.moments, scaled.input_scale
-        for name in names:
-            self.layer(name, moments.get(name), input_scale if name in known else None)
+        self._split(names, lambda n: self.layer(n, moments.get(n), input_scale if n in known else None))
+        for name, weight in weights.items():
+            self.plan.layers[name].weight = weight  # a scaled one is packed, and takes memory
+
+    def _split(self, names: Sequence[str], quantize: Callable[[str], None]) -> None:
+        """Quantize layers that don't depend on each other, with those that share their weights, in some process."""
+
+        def make(name: str) -> Part:
+            free = len(self.free)
+            quantize(name)
+            tied = self._tied(name)
+            return self._made([self.plan.ties.get(name, name), *tied] if tied else [name], free)
+
+        start = len(self.free)
+        costs = {name: self.plan.layers[name].get_parameter("weight").numel() for name in names}
+        self.ranks.shared(costs, make, self._take)
+        order = [self.plan.ties.get(name, name) for name in names]
+        self.free[start:] = sorted(self.free[start:], key=order.index)  # as one process finds them
 
     def _is_done(self, name: str) -> bool:
         return name in self.facts or name in self.spared
@@ -168,6 +202,7 @@ class _Run:
             if not self.method.spares:
                 raise
             family = {self.plan.ties.get(name, name), *self._tied(name)}
+            self.free = [free for free in self.free if free not in family]
             self.spared |= dict.fromkeys(family, f"left as it was: {error.message.partition(': ')[2]}")
 
     def _layer(self, name: str, moments: Moments | None, input_scale: Tensor | None) -> None:
@@ -192,9 +227,7 @@ class _Run:
     def rest(self) -> list[str]:
         """Quantize what calibration never came to; gives the names of those that calibration should have reached."""
         missed = [name for name in self.plan.layers if not self._is_done(name)]
-        for name in missed:
-            if not self._is_done(name):
-                self.layer(name, None)
+        self._split([name for name in missed if name not in self.plan.ties], partial(self.layer, moments=None))
         return [name for name in missed if collectable(self.plan.layers[name])]
 
     def _alone(self, name: str, moments: Moments | None, input_scale: Tensor | None) -> None:
@@ -279,6 +312,7 @@ def quantize_calibrated(
     batches: Sequence[Batch],
     forward: Forward,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Replace the module's layers by packed ones, in place.
 
@@ -289,6 +323,8 @@ def quantize_calibrated(
         batches: Calibration inputs by name; without any, every layer is quantized data-free.
         forward: Calls the module with a batch.
         progress: Called after each layer.
+        ranks: Processes that share the layers; each walks the activations, and holds all layers in the end. Not for
+            methods with ``scale``, ``learn`` or ``tune``.
 
     Returns:
         The facts, as those of :func:`~compresskit.ops.quantize.weights.quantize_module` with ``notes``, and the layers
@@ -300,7 +336,7 @@ def quantize_calibrated(
     """
     with opened(module):
         plan = plan_layers(module, selection)
-        run = _Run(module, plan, method, progress, kept=method.kept)
+        run = _Run(module, plan, method, progress, kept=method.kept, ranks=ranks)
         if batches:
             with torch.no_grad():
                 run.found = trace(module, partial(forward, module, batches[0]))

@@ -52,7 +52,7 @@ class KeptBlocks:
             MachineError: The disk is full or read-only.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"key": self.key, **facts}, sort_keys=True)
+        text = json.dumps({"key": self.key, **facts})  # in their order: the card has it too
         with new_file(self._path, force=True) as path:
             write_safetensors(path, [entry(name, tensor) for name, tensor in tensors.items()], {_FACTS: text})
 

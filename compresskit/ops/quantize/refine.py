@@ -8,6 +8,8 @@ raise the error.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ _PIECE = 64
 _MARGIN = 1e-3
 """Of a level: a code changes only where the other level is nearer by more than this."""
 _RIDGE = 1e-3
+_ELEMENTS = 1 << 24
+"""Of the systems of equations that are built at once, a row's has ``groups²``."""
 
 
 def refine(
@@ -59,6 +63,11 @@ def least_squares_scales(
     """
     parts, rows, groups = old.shape
     columns = target.shape[2]
+    at_once = max(1, _ELEMENTS // groups**2)
+    if rows > at_once:
+        pieces = (slice(start, start + at_once) for start in range(0, rows, at_once))
+        solve = partial(least_squares_scales, gram=gram, dtype=dtype, size=size)
+        return torch.cat([solve(values[:, piece], old[:, piece], target[:, piece]) for piece in pieces], 1)
     normal = torch.empty(parts, rows, groups, groups)
     for group in range(groups):
         part = slice(group * size, min((group + 1) * size, columns))
@@ -68,7 +77,8 @@ def least_squares_scales(
     level = normal.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None].clamp_min(1e-30)
     ridge = _RIDGE * level * torch.eye(groups)
     pull = (ridge @ old.unsqueeze(-1)).squeeze(-1)  # towards the old scales
-    new = torch.linalg.solve(normal + ridge, wanted + pull)
+    factor, _ = torch.linalg.cholesky_ex(normal + ridge)  # where it fails it gives no usable scale, and raises nothing
+    new = torch.cholesky_solve((wanted + pull).unsqueeze(-1), factor).squeeze(-1)
     usable = (new > 0.25 * old) & (new < 4 * old) & new.isfinite()
     new = as_stored(torch.where(usable, new, old), dtype)
 

@@ -13,14 +13,9 @@ from compresskit.ops.packed.experts import Experts
 from compresskit.ops.packed.grid import Packed
 from compresskit.ops.packed.modules import PackedLayer
 from compresskit.ops.prune.rewrite import is_conv1d
-from compresskit.ops.quantize.weights import Weights
+from compresskit.ops.quantize.weights import Weights, parts_of
 
 Parts = Callable[[Packed], Mapping[str, Tensor]]
-
-
-def parts_of(packed: Packed) -> dict[str, Tensor]:
-    """A packed weight as this program stores it."""
-    return packed.parts()
 
 
 class StreamedWeights(Weights):
@@ -45,13 +40,16 @@ class StreamedWeights(Weights):
         value = self._tensors.get(f"{name}.weight")
         return value.t().contiguous() if name in self._turned else value
 
+    def release(self) -> None:
+        """See :class:`Weights`."""
+        self._tensors.release()
+
     def keep(self, name: str, packed: Packed) -> Packed:
         """See :class:`Weights`; the module gets the shapes alone."""
         parts = self._parts(packed)
         self._layers[name] = [f"{name}.{part}" for part in parts]
         for part, tensor in parts.items():
             self._writer.add(f"{name}.{part}", tensor)
-        self._tensors.release()
         return packed.to("meta")
 
     def finish(self, half: str | None) -> Path:

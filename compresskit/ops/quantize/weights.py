@@ -15,7 +15,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.facts import to_json
 from compresskit.facts.quantize import PackedFacts, QuantizeFacts
 from compresskit.ops.packed.formats import format_named
-from compresskit.ops.packed.grid import Grid, Packed, sqnr
+from compresskit.ops.packed.grid import PARTS, Grid, Packed, sqnr
 from compresskit.ops.packed.modules import (
     PackedLayer,
     PackedLinear,
@@ -28,6 +28,7 @@ from compresskit.ops.packed.modules import (
 )
 from compresskit.ops.quantize.opened import open_recorded, opened
 from compresskit.ops.quantize.select import ROUTES, Selection, routers
+from compresskit.ranks import ALONE, Part, Ranks
 
 Algorithm = Callable[[Tensor, Grid], Packed]
 T = TypeVar("T")
@@ -39,6 +40,9 @@ class Weights:
     def get(self, name: str, layer: nn.Module) -> Tensor:
         """The weight of a layer, as that layer has it."""
         return layer.get_parameter("weight")
+
+    def release(self) -> None:
+        """Let go of the weight that :meth:`get` gave last."""
 
     def keep(self, name: str, packed: Packed) -> Packed:
         """Keep a layer's packed weight; returns what the module is to hold of it."""
@@ -54,6 +58,7 @@ def quantize_module(
     algorithm: Algorithm,
     progress: Callable[[str, int, int], None],
     weights: Weights = IN_MODULE,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Replace the module's layers by packed ones, in place.
 
@@ -63,6 +68,7 @@ def quantize_module(
         algorithm: Weight and grid to codes.
         progress: Called after each layer.
         weights: Where they are.
+        ranks: Processes that share the layers; only the first one's module is whole in the end.
 
     Returns:
         The facts, ``{"layers": {name: …}, "ties": {name: first name}}``, and the layers left alone with the reason.
@@ -72,7 +78,7 @@ def quantize_module(
         InputError: There is no layer that could be quantized.
     """
     with opened(module):
-        return _quantize(module, selection, algorithm, progress, weights)
+        return _quantize(module, selection, algorithm, progress, weights, ranks)
 
 
 def _quantize(
@@ -81,21 +87,35 @@ def _quantize(
     algorithm: Algorithm,
     progress: Callable[[str, int, int], None],
     weights: Weights,
+    ranks: Ranks,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     chosen = plan_layers(module, selection)
+
+    def computed(name: str) -> Part:
+        layer = chosen.layers[name]
+        weight = weights.get(name, layer)
+        packed = named(name, partial(algorithm, weight, chosen.grids[name]))
+        found = fact(type(layer).__name__, packed, weight)
+        weights.release()
+        return found, parts_of(packed)
+
     facts: dict[str, Any] = {}
-    for done, (name, layer) in enumerate(chosen.layers.items(), 1):
-        owner = chosen.ties.get(name)
-        if owner is not None:
-            facts[name] = facts[owner]
-            set_module(module, name, packed_twin(layer, packed_at(module, owner)))
-        else:
-            weight = weights.get(name, layer)
-            packed = named(name, partial(algorithm, weight, chosen.grids[name]))
-            facts[name] = fact(type(layer).__name__, packed, weight)
-            set_module(module, name, packed_twin(layer, weights.keep(name, packed)))
-        progress("quantize", done, len(chosen.layers))
-    return {"layers": facts, "ties": chosen.ties}, chosen.skipped
+    costs = {n: layer.get_parameter("weight").numel() for n, layer in chosen.layers.items() if n not in chosen.ties}
+    for name, (found, parts) in ranks.collected(costs, computed):
+        shape = tuple(found["shape"])
+        stored: dict[str, Any] = {part: parts.get(part) for part in PARTS}
+        packed = weights.keep(name, Packed(**stored, shape=shape, grid=chosen.grids[name]))
+        for same in (name, *(other for other, owner in chosen.ties.items() if owner == name)):
+            facts[same] = found
+            set_module(module, same, packed_twin(chosen.layers[same], packed))
+            progress("quantize", len(facts), len(chosen.layers))
+    ordered = {name: facts[name] for name in chosen.layers if name in facts}
+    return {"layers": ordered, "ties": chosen.ties}, chosen.skipped
+
+
+def parts_of(packed: Packed) -> dict[str, Tensor]:
+    """A packed weight as this program stores it."""
+    return packed.parts()
 
 
 @dataclass(frozen=True)

@@ -98,21 +98,37 @@ def candidates(module: nn.Module, sites: Sequence[Site], data: CalibrationData, 
         progress: Called as ``progress(what, done, total)``.
     """
     used, held = split(data.batches)
-    fits = {(s.name, kind): Fit(module.get_submodule(s.name), fact) for s in sites for kind, fact in s.options.items()}
-    for done, batch in enumerate(used, 1):
-        with _fitting(module, sites, fits, mask_of(batch)):
-            data.forward(module, batch)
-        progress("fit stand-ins", done, len(used))
+    stand_ins = fitted(module, sites, replace(data, batches=used), progress)
     few = [{name: tensor[:_FEW] for name, tensor in batch.items()} for batch in held[: max(1, _FEW // _rows(held[0]))]]
     away = OutputDistance(module, few, data.forward, scores=data.scores)
     where = {s.name: s for s in sites}
     found = []
-    for done, ((name, kind), fit) in enumerate(fits.items(), 1):
-        candidate = Candidate(where[name], kind, fit.solved(), 0.0)
+    for done, ((name, kind), stand_in) in enumerate(stand_ins.items(), 1):
+        candidate = Candidate(where[name], kind, stand_in, 0.0)
         with standing_in(module, [candidate]):
             found.append(replace(candidate, loss=away(module)))
-        progress("measure stand-ins", done, len(fits))
+        progress("measure stand-ins", done, len(stand_ins))
     return found
+
+
+@torch.no_grad()
+def fitted(
+    module: nn.Module, sites: Sequence[Site], data: CalibrationData, progress: Progress
+) -> dict[tuple[str, Fitted], StandIn]:
+    """Fit each stand-in alone, on what the original gives its block; by the block's name and the kind of the stand-in.
+
+    Args:
+        module: In eval mode; not changed.
+        sites: The blocks.
+        data: With batches.
+        progress: Called as ``progress(what, done, total)``.
+    """
+    fits = {(s.name, kind): Fit(module.get_submodule(s.name), fact) for s in sites for kind, fact in s.options.items()}
+    for done, batch in enumerate(data.batches, 1):
+        with _fitting(module, sites, fits, mask_of(batch)):
+            data.forward(module, batch)
+        progress("fit stand-ins", done, len(data.batches))
+    return {key: fit.solved() for key, fit in fits.items()}
 
 
 @contextmanager

@@ -42,9 +42,7 @@ class StandIn(nn.Module):
         elif fact.norm is not None:
             self.end = block.get_submodule(fact.norm)
         self._place, self._values = fact.place, fact.values
-        for name, value in vars(block).items():
-            if isinstance(value, _KEPT) and not hasattr(self, name):
-                setattr(self, name, value)
+        keep_plain(self, block)
         self.train(block.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -59,6 +57,13 @@ class StandIn(nn.Module):
         own.copy_(weight.reshape(own.shape))
         level.copy_(bias.reshape(level.shape))
         return self
+
+
+def keep_plain(new: nn.Module, block: nn.Module) -> None:
+    """Give a module the plain values of a block that it takes the place of: a model's code may look them up."""
+    for name, value in vars(block).items():
+        if isinstance(value, _KEPT) and not hasattr(new, name):
+            setattr(new, name, value)
 
 
 def _layer(fact: StandInFacts, like: Tensor) -> nn.Module:

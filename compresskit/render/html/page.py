@@ -46,7 +46,17 @@ def html(report: Report, *, output: str = "", interactive: bool = False) -> str:
             _folded(report, pictures),
         )
     )
-    title = f"{rows.word(report)}: {rows.headline(report, output)}"
+    return document(f"{rows.word(report)}: {rows.headline(report, output)}", body, pictures)
+
+
+def document(title: str, body: str, pictures: Pictures) -> str:
+    """A whole page.
+
+    Args:
+        title: Of the window.
+        body: HTML.
+        pictures: What drew the charts in it.
+    """
     scripts = "".join(f"<script>{code}</script>" for code in pictures.scripts)
     # Without scripts the tables are there all the same.
     bare = "<noscript><style>.plot{display:none}</style></noscript>" if scripts else ""

@@ -1,0 +1,1 @@
+"""Using only some pieces of a model for an input."""

@@ -1,0 +1,347 @@
+"""``route.exits``: a classifier that stops at the first exit that is sure of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from compresskit.errors import InputError, UsageError, listing
+from compresskit.facts import to_json
+from compresskit.facts.route import ExitFacts, ExitsFacts
+from compresskit.kinds import ROUTE
+from compresskit.model import Model
+from compresskit.quality.drop import parse_drop
+from compresskit.stage import Context, Form
+from compresskit.stages.training import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.route.places import Places
+    from compresskit.ops.route.thresholds import Chosen, Tried
+    from compresskit.train.material import Material, Part
+    from compresskit.train.settings import Optimizing
+    from compresskit.train.training_plan import TrainingPlan
+
+_DROP = "0.5pt"
+_BATCH = 128
+_MEMORY = 4e9
+"""Bytes of what heads see, in half precision."""
+_SHARE, _MOST, _LEAST = 0.2, 2000, 32
+"""Samples that are held out for the thresholds where nobody says how many: a share, at most so many."""
+
+
+class RouteExits(TrainingOptions):
+    """Add early exits to a classifier: easy inputs leave after a few blocks, hard ones go on.
+
+    Each exit is a small head behind a block. The heads learn from the outputs of the last exit, without labels. Their
+    confidence thresholds are calibrated on samples held out of `data`, so that at most `max_drop` is lost there (0.5
+    points without `max_drop`). The original's blocks and its last exit stay as they are.
+    """
+
+    kind: ClassVar = ROUTE
+    method: ClassVar[str] = "exits"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+    needs: ClassVar = ("training",)
+    facts: ClassVar = ExitsFacts
+    measures: ClassVar[bool] = False
+    varies: ClassVar[bool] = True
+    followed_by: ClassVar = tuple(f"quantize.{method}" for method in ("rtn", "hqq", "gptq", "awq"))
+    rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-3, "muon": 2e-2}
+
+    exits: Annotated[
+        int, Field(ge=1, le=16, description="Most exits to add; fewer where more of them gain nothing.")
+    ] = 3
+    candidates: Annotated[int, Field(ge=1, le=64, description="Blocks whose exits are trained and compared.")] = 8
+    hidden: Annotated[
+        int, Field(ge=0, le=4096, description="Hidden units of an exit's head; 0 is a single Linear layer.")
+    ] = 64
+    convolutions: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=4,
+            description="3×3 convolutions of a head behind pictures. More of them give surer exits, and take longer: "
+            "what the blocks give is kept in memory, not its means alone.",
+        ),
+    ] = 0
+    calibrate_on: Annotated[
+        Literal["random", "last"],
+        Field(
+            description="Which samples of `data` calibrate the thresholds: any, or the last ones, which can then be "
+            "samples that the model was not trained on."
+        ),
+    ] = "random"
+    calibration: Annotated[
+        int | None,
+        Field(ge=1, description="Samples of `data` held out to calibrate the thresholds. (a fifth, at most 2000)"),
+    ] = None
+    include: Annotated[
+        tuple[str, ...], Field(description="Add exits only behind blocks whose name matches this glob. Repeatable.")
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...], Field(description="Add no exit behind blocks whose name matches this glob. Repeatable.")
+    ] = ()
+    epochs: Annotated[int, Field(ge=1, le=10_000, description="Training epochs of the heads.")] = 20
+    optimizer: Annotated[
+        Literal["sgd", "adamw", "muon"] | None, Field(description="Optimizer of training. (adamw)")
+    ] = None
+    lr: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="Learning rate of the heads, with cosine decay to zero. (sgd: 0.01, adamw: 0.002, muon: 0.02)",
+        ),
+    ] = None
+    teacher_share: Annotated[
+        float,
+        Field(ge=0, le=1, description="Fraction of the loss that comes from the last exit, for data with labels."),
+    ] = 1.0
+
+    @property
+    def promises_size(self) -> bool:
+        """No: what the heads add is paid for by the speed."""
+        return False
+
+    @field_validator("augment")
+    @classmethod
+    def _seen_once(cls, value: str) -> str:
+        if value not in ("auto", "none"):
+            raise ValueError("the heads see each sample as it is: what the blocks give is computed once")
+        return value
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Add exits to a module in place.
+
+        Raises:
+            UsageError: There are no data, too few, or a glob matches nothing.
+            InputError: The model is no classifier of a chain of blocks, the data don't fit, or no exit pays.
+        """
+        from compresskit.ops.route.exits import attach
+        from compresskit.ops.route.thresholds import choose
+
+        if ctx.data is None:
+            raise UsageError("exits need training data", "give `data` FILE")
+        allowed = parse_drop(ctx.max_drop or _DROP).points(100.0) / 100
+        here = self._look(model, ctx)
+        attach(here.module, here.places.layers, here.places.output)
+        trained = self._train(here, ctx)
+        seen = here.tried(ctx)
+        found = choose(seen.tried, allowed, self.exits)
+        if not found.thresholds:
+            best = listing([f"{100 * share:.1f} % behind {name}" for name, share in seen.agreements.items()], 8)
+            raise InputError(
+                f"no exit gains anything within a drop of {100 * allowed:g} points on {len(here.held)} samples; "
+                f"agreement with the last exit: {best}",
+                "allow more with `max_drop`, train longer (`epochs`), or give more `data`",
+            )
+        layers = here.keep(found, seen)
+        names = list(here.places.layers)
+        skipped = here.places.skipped | {
+            name: "other exits save more" for place, name in enumerate(names) if place not in found.thresholds
+        }
+        facts = {
+            "layers": {name: to_json(fact) | {"about": _about(fact)} for name, fact in layers.items()},
+            "output": here.places.output,
+            "calibrated": len(here.held),
+            "drop": round(100 * found.loss, 4),
+            "share": {"macs": round(found.cost, 4)},
+            **trained,
+        }
+        facts["notes"] = [*_notes(layers, found, seen, len(here.held)), *facts["notes"]]
+        return self.recorded(model, {k: v for k, v in facts.items() if v is not None}, skipped)
+
+    def _look(self, model: Model, ctx: Context) -> _Here:
+        """The places, and the samples: what is trained on, and what is held out for the thresholds."""
+        from compresskit.ops.route.places import find
+
+        module = model.module.eval()
+        plan = self.training_plan(module, model.card, ctx)
+        first = plan.task.inputs(next(plan.samples.plain(1, 1)))
+        places = find(
+            module, lambda target: plan.task.forward(target, first), first, count=self.candidates,
+            hidden=self.hidden, convs=self.convolutions, include=self.include, exclude=self.exclude,
+        )  # fmt: skip
+        count = len(plan.samples)
+        held = self.calibration or min(_MOST, int(_SHARE * count))
+        if held < _LEAST or count - held < 2:
+            raise UsageError(
+                f"thresholds need {_LEAST} held-out samples or more, and {held} of {count} can be held out",
+                "give more `data`, or `calibration` N",
+            )
+        last = self.calibrate_on == "last"
+        rest, apart = plan.samples.parted(held) if last else plan.samples.split(held, ctx.seed)
+        return _Here(module, places, replace(plan, samples=rest), apart)
+
+    def _train(self, here: _Here, ctx: Context) -> dict[str, Any]:
+        """Train the heads on what the body gives, which is computed once."""
+        import torch
+
+        from compresskit.train.heads import Heads, from_last
+
+        torch.manual_seed(ctx.seed)
+        plan = here.plan
+        seen = here.features(plan.samples, ctx)
+        side = Heads(here.places.layers, seen.columns[: len(here.places.layers)])
+        held = None if plan.held is None else here.features(plan.held, ctx)
+        alone = replace(
+            plan,
+            samples=seen.material,
+            held=None if held is None else held.material,
+            augment=None,
+            task=replace(plan.task, labels=None),
+        )
+        fitted = alone.fit(side, from_last(self.teacher_share, self.temperature))
+        side.fill(here.heads)
+        return {"training": self.told(alone, fitted, ctx), "notes": self.notes(alone, fitted, ctx, "the last exit")}
+
+    def _optimizing(self, module: nn.Module) -> Optimizing:
+        return self.moving("adamw", self.rates)
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: ExitsFacts, tensors: Tensors) -> Tensors:
+        """Put empty heads behind the blocks."""
+        from compresskit.ops.route.exits import attach
+
+        attach(module, facts.layers, facts.output)
+        return tensors
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Tensors of all samples: the features of each place, the last logits, then labels if there are any."""
+
+    columns: list[Tensor]
+
+    @property
+    def material(self) -> Material:
+        from compresskit.train.material import in_memory
+
+        return in_memory(self.columns)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What exits say of the samples that were held out."""
+
+    tried: Tried
+    agreements: dict[str, float]
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A module with its places, and its samples."""
+
+    module: nn.Module
+    places: Places
+    plan: TrainingPlan
+    held: Material
+
+    @property
+    def heads(self) -> list[Any]:
+        from compresskit.ops.route.exits import HEAD
+
+        return [self.module.get_submodule(name).get_submodule(HEAD) for name in self.places.layers]
+
+    def features(self, samples: Material, ctx: Context) -> _Columns:
+        """What heads would see of some samples, in half precision."""
+        from compresskit.ops.route.exits import closed
+        from compresskit.ops.route.places import features_of
+        from compresskit.train.material import filled
+
+        def walked() -> Iterator[Part]:
+            done = 0
+            for part in samples.plain(_BATCH, len(samples)):
+                inputs = self.plan.task.inputs(part)
+                found, last = features_of(self.module, self.places, inputs, partial(self._run, inputs))
+                if not done:
+                    _check_room(sum(f.nbytes for f in found.values()) / 2 / len(last) * len(samples))
+                done += len(last)
+                ctx.progress("features", done, len(samples))
+                yield [*(f.half() for f in found.values()), last, *self._labels(part)]
+
+        with closed(self.module):
+            return _Columns(filled(walked(), len(samples)))
+
+    def _labels(self, part: Part) -> Part:
+        return part[-1:] if self.plan.task.labels == "classes" else []
+
+    def _run(self, inputs: dict[str, Tensor]) -> Any:
+        return self.plan.task.forward(self.module, inputs)
+
+    def tried(self, ctx: Context) -> _Seen:
+        """What the exits say of the samples that were held out, and what they cost."""
+        import torch
+
+        from compresskit.ops.route.exits import confidence
+        from compresskit.ops.route.thresholds import Tried
+
+        columns = self.features(self.held, ctx).columns
+        count = len(self.places.layers)
+        last = columns[count].argmax(-1)
+        with torch.no_grad():
+            logits = [_by_parts(head, kept) for head, kept in zip(self.heads, columns[:count], strict=True)]
+        answers = torch.stack([found.argmax(-1) for found in logits])
+        wrong = (answers != last).float()
+        labelled = len(columns) > count + 1 and bool((columns[-1] >= 0).all())
+        loss = (last == columns[-1]).float() - (answers == columns[-1]).float() if labelled else wrong
+        macs = [fact.macs for fact in self.places.layers.values()]
+        heads = [self.places.head_share(name) for name in self.places.layers]
+        tried = Tried(torch.stack([confidence(found) for found in logits]), loss, [*macs, 1.0], heads)
+        agreed = {n: 1 - float(w.mean()) for n, w in zip(self.places.layers, wrong, strict=True)}
+        return _Seen(tried, agreed, labelled)
+
+    def keep(self, found: Chosen, seen: _Seen) -> dict[str, ExitFacts]:
+        """Leave the module with the chosen exits; what is recorded of them."""
+        from compresskit.ops.route.exits import keep
+
+        layers = dict[str, ExitFacts]()
+        spent = 0.0
+        for place, (name, fact) in enumerate(self.places.layers.items()):
+            if place in found.thresholds:
+                spent += self.places.head_share(name)
+                layers[name] = replace(
+                    fact, threshold=found.thresholds[place], share=round(found.shares[place], 4),
+                    macs=round(fact.macs + spent, 6), agreement=round(seen.agreements[name], 4),
+                )  # fmt: skip
+        keep(self.module, layers)
+        return layers
+
+
+def _check_room(size: float) -> None:
+    """Refuse to keep more of the blocks' outputs than memory should hold."""
+    if size > _MEMORY:
+        raise UsageError(
+            f"what the heads see of the samples takes {size / 1e9:.1f} GB, and {_MEMORY / 1e9:g} GB are the limit",
+            "give fewer `candidates`, less `train_samples`, or `convolutions` 0",
+        )
+
+
+def _by_parts(head: Any, kept: Tensor) -> Tensor:
+    """A head's logits of many samples."""
+    import torch
+
+    return torch.cat([head.of_kept(part.float()) for part in torch.split(kept, _BATCH)])
+
+
+def _about(fact: ExitFacts) -> str:
+    return f"exit at {100 * fact.macs:.0f} % of the multiply-accumulates, threshold {fact.threshold:.3f}"
+
+
+def _notes(layers: dict[str, ExitFacts], found: Chosen, seen: _Seen, held: int) -> list[str]:
+    leaves = listing([f"{100 * fact.share:.1f} % behind {name}" for name, fact in layers.items()], 16)
+    measure = "accuracy" if seen.labelled else "agreement with the last exit"
+    return [
+        f"{len(layers)} early exit{'s' * (len(layers) > 1)}: of {held} held-out samples {leaves} leave; "
+        f"{100 * found.cost:.1f} % of the multiply-accumulates remain on average, and {measure} falls by "
+        f"{100 * found.loss:.2f} points",
+        "a batch is left when every sample in it has an answer; each answer is that of the first sure exit, whatever "
+        "else is in the batch",
+    ]

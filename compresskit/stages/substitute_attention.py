@@ -1,0 +1,155 @@
+"""``substitute.attention``: attention at less than the square of the length."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from compresskit.errors import InputError, UsageError
+from compresskit.facts import to_json
+from compresskit.facts.substitute import AttentionFacts, SparseFacts
+from compresskit.kinds import SUBSTITUTE
+from compresskit.model import Model
+from compresskit.stage import Context, Form
+from compresskit.stages.batches import calibration, calibration_data
+from compresskit.stages.fields import Exclude, Include
+from compresskit.stages.recovery import Recovery
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compresskit.checkpoint.tensors import Tensors
+
+_SAMPLES = 4
+
+
+class SubstituteAttention(Recovery):
+    """Replace the attention of encoders by attention that costs less for long inputs: a window, or Linformer.
+
+    It pays only for inputs of many hundred tokens, so the time is measured at the length of `data`. The accuracy
+    usually needs training: `epochs` trains the result against the original.
+    """
+
+    kind: ClassVar = SUBSTITUTE
+    method: ClassVar[str] = "attention"
+    takes: ClassVar[tuple[Form, ...]] = ("torch",)
+    gives: ClassVar = "same"
+    facts: ClassVar = SparseFacts
+
+    pattern: Annotated[
+        Literal["window", "linformer"],
+        Field(
+            description="Tokens that a token attends to: those around it and the first tokens (window), or a few "
+            "weighted sums of all tokens, for inputs of one length (linformer)."
+        ),
+    ] = "window"
+    window: Annotated[int, Field(ge=2, le=1 << 14, description="Tokens on either side, for `pattern` window.")] = 64
+    everywhere: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=64,
+            description="First tokens that attend to all tokens, and all tokens to them. (those that are the same in "
+            "all samples, such as class tokens)",
+        ),
+    ] = None
+    rank: Annotated[int, Field(ge=1, le=1 << 14, description="Number of sums, for `pattern` linformer.")] = 64
+    guard: Annotated[
+        Literal["size", "latency"],
+        Field(
+            description="Condition for replacing: none (size), or a lower time of the whole model, measured on this "
+            "machine (latency)."
+        ),
+    ] = "latency"
+    include: Include = ()
+    exclude: Exclude = ()
+
+    @property
+    def promises_size(self) -> bool:
+        """No: all weights stay, and a file has operators for the windows besides."""
+        return False
+
+    def run(self, model: Model, ctx: Context) -> Model:
+        """Replace the attention of a module in place.
+
+        Raises:
+            UsageError: A glob matches nothing, or the pattern doesn't fit the model's inputs.
+            InputError: No attention was recognized, or the model gets no faster.
+        """
+        from compresskit.ops.globs import check_globs, left_out
+        from compresskit.ops.macs import calling
+        from compresskit.ops.substitute.sparse import find, replay
+
+        module = model.module.eval()
+        original = copy.deepcopy(module) if self.epochs else None
+        data = calibration_data(model, ctx, samples=_SAMPLES, size=_SAMPLES, rows=_SAMPLES)
+        with calling(module):
+            found = find(module, data)
+            check_globs(found, (*self.include, *self.exclude))
+            skipped = {name: why for name in found if (why := left_out(name, self.include, self.exclude))}
+            layers = {name: self._fact(fact, model) for name, fact in found.items() if name not in skipped}
+            tokens = max(fact.tokens for fact in found.values())
+            time = None if self.guard == "size" else self._time(model, layers, tokens, ctx)
+            replay(module, layers)
+        facts: dict[str, Any] = {name: to_json(fact) | {"about": self._about(fact)} for name, fact in layers.items()}
+        facts = {"layers": facts, "notes": self._notes(layers, time, model)}
+        if time is not None:
+            facts["time"] = round(time, 4)
+        if ctx.data is not None:
+            facts["calibration"] = calibration(ctx.data, _SAMPLES)
+        trained = self.train(module, model.card, ctx, teacher=original)
+        facts["notes"] += trained.pop("notes", [])
+        return self.recorded(model, facts | trained, skipped)
+
+    def _fact(self, known: AttentionFacts, model: Model) -> AttentionFacts:
+        if self.pattern == "window":
+            everywhere = known.everywhere if self.everywhere is None else self.everywhere
+            return replace(known, window=self.window, everywhere=min(everywhere, 2 * self.window), tokens=0)
+        if any(isinstance(size, str) for spec in model.card.inputs for size in spec.shape[1:]):
+            raise UsageError("`pattern` linformer is for inputs of one length, and this model takes any", "use window")
+        if self.rank > known.tokens:
+            raise UsageError(f"`rank` {self.rank}: the model has {known.tokens} tokens", "give a smaller `rank`")
+        return replace(known, rank=self.rank, everywhere=0)
+
+    def _time(self, model: Model, layers: dict[str, AttentionFacts], tokens: int, ctx: Context) -> float:
+        """Share of the original's time, which must be below 1."""
+        from compresskit.ops.substitute.sparse import replay
+        from compresskit.stages.shared_latency import share_of_model
+
+        other: nn.Module = copy.deepcopy(model.module)
+        replay(other, layers)
+        time = share_of_model(model.module, other, model.card.inputs, ctx, sequence=tokens)
+        if time >= 1:
+            raise InputError(
+                f"this attention gains nothing with {tokens} tokens: the model took {time:.2f} of the original's time "
+                "under onnxruntime",
+                "it pays with longer inputs, or with a smaller `window` or `rank`; `guard` size skips the measurement",
+            )
+        return time
+
+    def _about(self, fact: AttentionFacts) -> str:
+        if fact.window:
+            first = f", and the first {fact.everywhere}" if fact.everywhere else ""
+            return f"attends to {fact.window} tokens on either side{first}"
+        return f"attends to {fact.rank} sums of {fact.tokens} tokens"
+
+    def _notes(self, layers: dict[str, AttentionFacts], time: float | None, model: Model) -> list[str]:
+        notes = [f"{len(layers)} attention layers: each token {self._about(next(iter(layers.values())))}"]
+        if time is not None:
+            notes.append(f"one sample took {time:.3f} of the original's time under onnxruntime")
+        if not self.epochs:
+            notes.append("no training was done, `epochs` N trains the result")
+        if model.card.arch.kind == "transformers":
+            notes.append("transformers alone cannot load this attention; compresskit can")
+        return notes
+
+    @classmethod
+    def replay(cls, module: nn.Module, facts: SparseFacts, tensors: Tensors) -> Tensors:
+        """Replace the attention of a freshly built module."""
+        from compresskit.ops.substitute.sparse import replay
+
+        replay(module, facts.layers)
+        return tensors
