@@ -7,6 +7,7 @@ solution for what all layers of its run were given and gave. Left out: sharing o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -70,7 +71,7 @@ def likeness(one: nn.Module, other: nn.Module) -> float:
     pairs = list(zip(one.parameters(), other.parameters(), strict=True))
     product = sum(float((a.detach().double() * b.detach().double()).sum()) for a, b in pairs)
     norms = [sum(float(p.detach().double().square().sum()) for p in of.parameters()) for of in (one, other)]
-    return product / max((norms[0] * norms[1]) ** 0.5, 1e-30)
+    return product / max(math.sqrt(norms[0] * norms[1]), 1e-30)
 
 
 @torch.no_grad()
