@@ -186,7 +186,7 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        time.sleep(GRACE_S)
+        time.sleep(2 * GRACE_S)  # it may wait for its own turn
         why = str(error).partition("\n")[0]
         raise MachineError(
             f"the connection to the other processes was lost: {why}", "start all of them again"
@@ -208,7 +208,8 @@ def _encoded(part: Part) -> Tensor:
 
     facts, tensors = part
     text = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-    held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    # Tied layers share their codes, and the format refuses tensors that share memory.
+    held = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     return torch.frombuffer(bytearray(save({_FACTS: text, **held})), dtype=torch.uint8)
 
 

@@ -16,10 +16,11 @@ COSTS = {"a": 1, "b": 3, "c": 1, "d": 1, "e": 9}
 
 
 def layer(name: str) -> Part:
-    """A layer whose every value tells which it is; one has no element, one is not contiguous."""
+    """A layer whose every value tells which it is; one tensor has no element, one is not contiguous, two are one."""
     number = list(COSTS).index(name)
     x = torch.arange(6.0).reshape(2, 3) + number
-    return {"name": name, "sqnr": 0.1 * number}, {"x.half": x.half().t(), "x.none": torch.empty(0, dtype=torch.uint8)}
+    tensors = {"x.half": x.half().t(), "x.none": torch.empty(0, dtype=torch.uint8), "x.one": x, "y.one": x}
+    return {"name": name, "sqnr": 0.1 * number}, tensors
 
 
 def told(part: Part) -> Any:

@@ -8,12 +8,14 @@ from pathlib import Path
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.ranks import ALONE, Ranks
 from compresskit.stage import Stage, say_nothing
 
 
 def run_stage(
     stage: Stage,
     model: Path,
+    ranks: Ranks = ALONE,
     *,
     output: shared.Output = None,
     arch: shared.Arch = None,
@@ -43,9 +45,9 @@ def run_stage(
     quiet: shared.Quiet = False,
     force: shared.Force = False,
 ) -> None:
-    """Run one stage; the keyword arguments are the options of its command."""
+    """Run one stage, in this process or with others; the keyword arguments are the options of its command."""
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing, tell
-    from compresskit.cli.distributed import is_main_process, sharing
+    from compresskit.cli.distributed import is_main_process
     from compresskit.cli.inputs import command_line, default_output, load_model
     from compresskit.cli.option_groups import Reading
     from compresskit.errors import UsageError
@@ -60,8 +62,6 @@ def run_stage(
     from compresskit.runner.steps import Job
     from compresskit.runner.targets import beside, check_targets, export_to, open_targets
 
-    limited = max_drop is not None or max_size is not None
-    shared_by = sharing(stage, data=data is not None, limited=limited)
     target = output or default_output(model, stage.label)
     inputs = (model, data, eval_data, arch, metric, *named_by(stage, PATH, CODE))
     check_output(target, inputs, force=force)
@@ -74,6 +74,7 @@ def run_stage(
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
     reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
+    limited = max_drop is not None or max_size is not None
     how = {"export": not no_export, "data": data is not None, "limited": limited}
     loaded = load_for(model, [stage], **how, **reading.load_options())
     check_targets(loaded, targets, [stage])
@@ -89,7 +90,7 @@ def run_stage(
         device=device,
         seed=seed,
     )
-    with progressing(quiet or not is_main_process()) as progress, shared_by as ranks:
+    with progressing(quiet or not is_main_process()) as progress:
         job = Job.of(
             [stage], target, open_(data), measuring, force=force, command=command_line(), cache=Cache.default(),
             ranks=ranks,

@@ -44,12 +44,15 @@ def stage_command(stage: str, arguments: list[str]) -> Callable[..., None]:
     cls = registry.get(f"{stage}.{method}")
 
     def callback(method: str, **values: Any) -> None:
+        from compresskit.cli.distributed import sharing
         from compresskit.cli.run_stage import run_stage
 
         for flag in kind.flags:
             values.pop(flag, None)
-        own = {name: values.pop(name) for name in cls.model_fields if name in values}
-        run_stage(make(cls, own), **values)
+        stage = make(cls, {name: values.pop(name) for name in cls.model_fields if name in values})
+        limited = values["max_drop"] is not None or values["max_size"] is not None
+        with sharing(stage, data=values["data"] is not None, limited=limited) as ranks:
+            run_stage(stage, values.pop("model"), ranks, **values)
 
     parameters = [
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=shared.ModelArg),

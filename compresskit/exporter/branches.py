@@ -1,8 +1,8 @@
 """Early exits in a graph: whatever only later exits need moves into the branch of an ``If``.
 
 The module emits one placeholder with the logits of all exits (``ops/route/exits.py``). What the first exit's logits are
-made of stays where it is; an ``If`` follows that gives them when every sample is sure, and else runs the rest, in which
-the next exit is treated alike. A branch reads values of the graphs around it, so nothing is passed on.
+made of stays where it is; an ``If`` follows that gives them when every sample has an answer, and else runs the rest, in
+which the next exit is treated alike. A branch reads values of the graphs around it, so nothing is passed on.
 
 Where each value that enters a branch has a sample along its first axis, the branch is given the samples alone that have
 no answer yet. Else it runs on all of them, and keeps the answers that there are.

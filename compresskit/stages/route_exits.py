@@ -1,4 +1,4 @@
-"""``route.exits``: a classifier that stops at the first exit that is sure of its answer."""
+"""``route.exits``: a classifier that stops at the first exit that is confident."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class RouteExits(TrainingOptions):
         Field(
             ge=0,
             le=4,
-            description="3×3 convolutions of a head behind pictures. More of them give surer exits, and take longer: "
-            "what the blocks give is kept in memory, not its means alone.",
+            description="Number of 3×3 convolutions in an exit's head, for images. More of them give more confident "
+            "exits; training takes longer and keeps whole feature maps in memory.",
         ),
     ] = 0
     calibrate_on: Annotated[
@@ -342,6 +342,6 @@ def _notes(layers: dict[str, ExitFacts], found: Chosen, seen: _Seen, held: int) 
         f"{len(layers)} early exit{'s' * (len(layers) > 1)}: of {held} held-out samples {leaves} leave; "
         f"{100 * found.cost:.1f} % of the multiply-accumulates remain on average, and {measure} falls by "
         f"{100 * found.loss:.2f} points",
-        "a batch is left when every sample in it has an answer; each answer is that of the first sure exit, whatever "
-        "else is in the batch",
+        "a batch is left when every sample in it has an answer; each answer is that of the first confident exit, "
+        "whatever else is in the batch",
     ]

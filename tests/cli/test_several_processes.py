@@ -40,6 +40,25 @@ def quantize(
     )
 
 
+FAILS = """
+import os, sys
+from compresskit.errors import InputError
+from compresskit.ops.quantize import hqq
+
+done, real = [], hqq.quantize_hqq
+def third(weight, grid):
+    done.append(1)
+    if len(done) > 3:
+        raise InputError("only on this machine")
+    return real(weight, grid)
+
+if os.environ["RANK"] == "1":
+    hqq.quantize_hqq = third
+sys.argv = ["compresskit", *sys.argv[3:]]
+from compresskit.cli.main import main
+main()
+"""
+"""What torchrun starts: its second process can't quantize its fourth layer."""
 METHODS = {
     "auto": (),
     "rtn": ("--method", "rtn"),
@@ -89,6 +108,18 @@ def test_an_error_is_said_once(folder: Path, tmp_path: Path, options: tuple[str,
     assert done.returncode != 0
     assert len(re.findall("^error: ", done.stderr, re.M)) == 1, done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_error_of_the_second_process_ends_the_first(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    done = quantize(folder, str(tmp_path / "out"), "--method", "hqq", launcher=(*RUN, str(script)))
+    assert done.returncode != 0 and "exitcode  : 3" in done.stderr
+    assert re.findall("^error: .*", done.stderr, re.M) == [
+        "error: layer 'model.layers.0.self_attn.o_proj': only on this machine"
+    ]
+    assert list(tmp_path.iterdir()) == [script]
 
 
 @pytest.mark.slow
@@ -143,5 +174,5 @@ def test_only_the_first_process_speaks(cli: Cli, here: Path, monkeypatch: pytest
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank, waits in (("0", 0), ("1", 1)):
         monkeypatch.setenv("RANK", rank)
-        assert cli("quantize", "none.pt", "--method", "rtn").code == 2
+        assert cli("quantize", "m.pt", "--method", "awq").code == 2
         assert len(slept) == waits

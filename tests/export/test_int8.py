@@ -283,6 +283,23 @@ def test_a_tensor_that_is_not_finite_stays_in_float(tmp_path: Path) -> None:
     assert "not finite" in facts["skipped"]["bad.weight"]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "groups", "stays"),
+    [(16, 32, 16, True), (16, 32, 4, True), (64, 64, 2, False), (16, 16, 16, False), (16, 32, 1, False)],
+)
+def test_a_grouped_convolution_that_8_bits_slow_down_stays_in_float(
+    inputs: int, outputs: int, groups: int, stays: bool, tmp_path: Path
+) -> None:
+    module = nn.Sequential(nn.Conv2d(3, inputs, 3), nn.ReLU(), nn.Conv2d(inputs, outputs, 3, groups=groups))
+    export_onnx(module.eval(), (InputSpec("x", "float32", ("batch", 3, 8, 8)),), tmp_path / "f.onnx")
+    batches = [{"x": np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype("float32")}]
+    facts = quantize_static_int8(tmp_path / "f.onnx", tmp_path / "q.onnx", batches)
+    assert ("2.weight" in facts["layers"]) is not stays and "0.weight" in facts["layers"]
+    assert ("no fast 8-bit kernel" in facts["skipped"].get("2.weight", "")) is stays
+    asked = Int8Settings(op_types=("Conv",))
+    assert "2.weight" in quantize_static_int8(tmp_path / "f.onnx", tmp_path / "a.onnx", batches, asked)["layers"]
+
+
 def test_batches_are_read_one_at_a_time(floats: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     given: list[int] = []

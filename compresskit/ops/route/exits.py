@@ -1,11 +1,11 @@
-"""Early exits in a classifier: heads behind some of its blocks, and a forward pass that ends at the first sure one.
+"""Early exits in a classifier: heads behind some of its blocks; a pass ends at the first confident one.
 
 After "BranchyNet" (Teerapittayanon et al., 2016) and "Shallow-Deep Networks" (Kaya et al., 2019), with the largest
 softmax probability as confidence. The module stays what it is: its class gets a subclass with another ``forward``, and
 each block that has an exit holds its head as ``exit``, so no tensor of the body changes its name.
 
-A sample's answer is that of the first exit that is sure of it, whatever else is in its batch. The pass ends when every
-sample of the batch has an answer.
+A sample's answer is that of the first exit that is confident about it, whatever else is in its batch. The pass ends
+when every sample of the batch has an answer.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class _Answer:
     sure: Tensor | None = None
 
     def settled(self, logits: Tensor, place: int) -> bool:
-        """Take the answers that an exit is sure of; whether all samples have one."""
+        """Take the answers that an exit is confident about; whether all samples have one."""
         sure = confidence(logits) >= self.thresholds[place]
         self._take(logits)
         self.sure = sure if self.sure is None else self.sure | sure
