@@ -87,6 +87,17 @@ SUBSTITUTE = Kind(
         "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
     },
 )
+SHARE = Kind(
+    name="share",
+    summary="Let layers share their weights, stored once: smaller, as fast as before.",
+    changes_size=True,
+    before_codes=True,
+    only_tunes=False,
+    quantizes=False,
+    methods={
+        "tie": "compresskit.stages.share_tie:ShareTie",
+    },
+)
 FACTORIZE = Kind(
     name="factorize",
     summary="Replace layers by products of smaller ones (low-rank matrices, smaller convolutions).",
@@ -134,6 +145,7 @@ QUANTIZE = Kind(
         "int8-static": "compresskit.stages.quantize_int8_static:QuantizeInt8Static",
         "int8-dynamic": "compresskit.stages.quantize_int8_dynamic:QuantizeInt8Dynamic",
         "smoothquant": "compresskit.stages.quantize_smoothquant:QuantizeSmoothquant",
+        "palette": "compresskit.stages.quantize_palette:QuantizePalette",
         "nf4": "compresskit.stages.quantize_nf4:QuantizeNf4",
         "bnb-int8": "compresskit.stages.quantize_bnb_int8:QuantizeBnbInt8",
     },
@@ -178,5 +190,5 @@ LORA = Kind(
         "route": "compresskit.stages.lora_route:LoraRoute",
     },
 )
-BUILT_IN = (PRUNE, SUBSTITUTE, FACTORIZE, ROUTE, QUANTIZE, DISTILL, LORA)
+BUILT_IN = (PRUNE, SUBSTITUTE, SHARE, FACTORIZE, ROUTE, QUANTIZE, DISTILL, LORA)
 """In the order in which they make sense."""

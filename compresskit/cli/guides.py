@@ -43,6 +43,13 @@ GUIDES = {
             "substitute all-MiniLM-L6-v2 --count 2 --data lines.txt",
         ),
     ),
+    "share": Guide(
+        ("method", "run_length", "alike", "epochs", *_DATA),
+        (
+            "share all-MiniLM-L6-v2 --data lines.txt --epochs 2",
+            "share model.pt --arch net.py:Net --data train.npz --eval-data test.npz --alike 0.9",
+        ),
+    ),
     "factorize": Guide(
         ("method", "budget", "energy", "rank", "epochs", *_DATA),
         (f"factorize {_CNN} --budget 0.5", "factorize all-MiniLM-L6-v2 --budget 0.8 --data lines.txt"),

@@ -26,7 +26,7 @@ import onnx_ir as ir
 
 from compresskit.exporter.build import FLOAT, UINT4, Builder, array
 from compresskit.exporter.lower import DOMAIN
-from compresskit.exporter.unpack import codes, numbers
+from compresskit.exporter.unpack import codes, numbers, of_tables
 from compresskit.ops.packed.format import Format
 from compresskit.ops.packed.formats import format_named
 from compresskit.ops.packed.grid import packed_bytes
@@ -45,6 +45,7 @@ class _Weight:
     codes: ir.Value
     scales: ir.Value
     zeros: ir.Value | None
+    levels: ir.Value | None
     bits: int
     format: Format
     group: int
@@ -54,14 +55,13 @@ class _Weight:
     @classmethod
     def of(cls, node: ir.Node, multiplied: set[str | None]) -> _Weight:
         a = node.attributes
-        codes, scales, zeros = (*node.inputs[:3], None)[:3]
+        codes, scales, zeros, levels = (*node.inputs[:4], None, None)[:4]
         if codes is None or scales is None:
             raise ValueError("a placeholder without codes")
         bits, group, block = (a[name].as_int() for name in ("bits", "group", "block"))
         block = block if codes.name in multiplied else 0
-        return cls(
-            codes, scales, zeros, bits, format_named(a["format"].as_string()), group, block, tuple(a["shape"].as_ints())
-        )
+        known, shape = format_named(a["format"].as_string()), tuple(a["shape"].as_ints())
+        return cls(codes, scales, zeros, levels, bits, known, group, block, shape)
 
     @property
     def rows(self) -> int:
@@ -140,7 +140,7 @@ def _drop_unused(graph: ir.Graph) -> None:
 
 
 def _linear(build: Builder, weight: _Weight, node: ir.Node, level: int) -> ir.Value:
-    x, bias = node.inputs[3], node.inputs[4] if len(node.inputs) > 4 else None
+    x, bias = node.inputs[4], node.inputs[5] if len(node.inputs) > 5 else None
     scales = _spread(build, weight, build.floats(weight.scales), f"{weight.scales.name}:spread")
     if weight.bits not in _INTERLEAVED:
         flat = node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2
@@ -182,45 +182,71 @@ def _dequantized(build: Builder, weight: _Weight, scales: ir.Value) -> ir.Value:
 
 
 def _embedding(build: Builder, weight: _Weight, node: ir.Node) -> ir.Value:
-    ids, shape = node.inputs[3], node.outputs[0].shape
+    ids, shape = node.inputs[4], node.outputs[0].shape
     if ids is None or shape is None:
         raise ValueError("an embedding without its ids")
     data, scales = build.gather(_stored(build, weight), ids), build.gather(weight.scales, ids)
     if weight.scales.dtype != ir.DataType.FLOAT:
         scales = build.cast(scales, FLOAT)
     zeros = None if weight.zeros is None else build.gather(weight.zeros, ids)
-    return _scaled(build, weight, data, scales, zeros, [0] * (len(shape) - 1), ())
+    lead = [0] * (len(shape) - 1)
+    return _scaled(build, weight, _values(build, weight, data, lead, ids), scales, zeros, lead, ())
 
 
 def _weight(build: Builder, weight: _Weight) -> ir.Value:
-    data, scales = _stored(build, weight), build.floats(weight.scales)
-    return _scaled(build, weight, data, scales, weight.zeros, [weight.rows], weight.shape[1:])
+    scales, lead = build.floats(weight.scales), [weight.rows]
+    values = _values(build, weight, _stored(build, weight), lead)
+    return _scaled(build, weight, values, scales, weight.zeros, lead, weight.shape[1:])
 
 
-def _scaled(
-    build: Builder,
-    weight: _Weight,
-    data: ir.Value,
-    scales: ir.Value,
-    zeros: ir.Value | None,
-    lead: list[int],
-    shape: tuple[int, ...],
-) -> ir.Value:
-    """``(code − zero) · scale`` of some rows, or of all of them.
+def _values(build: Builder, weight: _Weight, data: ir.Value, lead: list[int], ids: ir.Value | None = None) -> ir.Value:
+    """What codes stand for before zero points and scales: float32 ``(*lead, groups, size)``.
 
     Args:
         build: Where to put the nodes.
         weight: Which weight this is.
         data: uint8 ``(*lead, …)``.
+        lead: Sizes of the first axes; 0 keeps what is there.
+        ids: Which rows ``data`` holds; None for all.
+    """
+    groups, bits = weight.groups, weight.bits
+    width = math.prod(_layout(weight)[1:]) // groups
+    size = weight.group if groups > 1 else weight.columns
+    of_data = partial(numbers, build, data, bits, [*lead, groups], width, size)
+    if weight.levels is None:
+        if weight.format.levels is None:
+            return of_data()
+        return of_data(build.constant(np.array(weight.format.levels, np.float32), f"levels:{weight.format.name}"))
+    levels, (rows, each, count) = build.floats(weight.levels), array(weight.levels).shape
+    if rows == each == 1:
+        return of_data(build.once(f"{weight.levels.name}:flat", lambda: build.reshape(levels, [count])))
+    if ids is not None:
+        levels = build.gather(levels, ids)
+    return of_tables(build, of_data(), levels, lead, (groups, size, each))
+
+
+def _scaled(
+    build: Builder,
+    weight: _Weight,
+    values: ir.Value,
+    scales: ir.Value,
+    zeros: ir.Value | None,
+    lead: list[int],
+    shape: tuple[int, ...],
+) -> ir.Value:
+    """``(code − zero) · scale``, or ``level · scale``, of some rows, or of all of them.
+
+    Args:
+        build: Where to put the nodes.
+        weight: Which weight this is.
+        values: What the codes stand for: float32 ``(*lead, groups, size)``.
         scales: float32 ``(*lead, groups)``.
         zeros: uint8 ``(*lead, bytes)``.
         lead: Sizes of the first axes; 0 keeps what is there.
         shape: The last axes of the result; empty for a single one.
     """
     groups, columns, bits = weight.groups, weight.columns, weight.bits
-    width = math.prod(_layout(weight)[1:]) // groups
     size = weight.group if groups > 1 else columns
-    values = numbers(build, data, bits, [*lead, groups], width, size, weight.format.levels)
     if zeros is not None:
         points = numbers(build, zeros, bits, lead, packed_bytes(groups, bits), groups)
         values = build.op("Sub", values, build.column(points))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from compresskit.errors import InputError
 from compresskit.exporter.recurrent import recurrent_twin
 from compresskit.ops.packed.experts import unrouted
-from compresskit.ops.packed.grid import Grid
+from compresskit.ops.packed.grid import PARTS, Grid
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedExperts, PackedLayer, PackedLinear
 
 DOMAIN = "compresskit"
@@ -108,7 +108,7 @@ def attributes_of(layer: PackedLayer) -> dict[str, Any]:
 
 
 def _emit(op: str, layer: PackedLayer, extra: list[Tensor | None], dtype: torch.dtype, shape: Any) -> Tensor:
-    inputs = [layer.codes, layer.scales, layer.zeros, *extra]
+    inputs = [*(getattr(layer, part) for part in PARTS), *extra]
     name = f"{DOMAIN}::{op}"
     return torch.onnx.ops.symbolic(name, inputs, attributes_of(layer), dtype=dtype, shape=shape, version=1)
 

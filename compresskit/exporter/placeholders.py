@@ -11,6 +11,7 @@ from torch import Tensor
 
 from compresskit.exporter.graph import insert_before, only_user, remove, replace
 from compresskit.exporter.lower import DOMAIN, attributes_of, block_of
+from compresskit.ops.packed.grid import PARTS
 from compresskit.ops.packed.modules import PackedConv, PackedEmbedding, PackedLayer, PackedLinear
 
 
@@ -40,8 +41,10 @@ class Placeholders:
         if held.dtype != value.dtype or value.shape is None or list(tensor.shape) != list(value.shape):
             return False
         value.const_value = held
-        self._values.update((f"{self._prefix}{name}", value) for name in names)
-        self._by_tensor[id(tensor)] = value
+        known = self._by_tensor.setdefault(id(tensor), value)
+        if known is not value:  # tied since the graph was traced
+            value.replace_all_uses_with(known)
+        self._values.update((f"{self._prefix}{name}", known) for name in names)
         return True
 
     def lower(self, weight: ir.Value, layers: Mapping[str, PackedLayer]) -> None:
@@ -142,8 +145,8 @@ class Placeholders:
                 node.replace_input_with(place, out)
 
     def _codes(self, name: str, layer: PackedLayer) -> list[ir.Value | None]:
-        zeros = None if layer.zeros is None else self._stored(name, layer, "zeros")
-        return [self._stored(name, layer, "codes"), self._stored(name, layer, "scales"), zeros]
+        known = layer.packed.parts()
+        return [self._stored(name, layer, part) if part in known else None for part in PARTS]
 
     def _stored(self, name: str, layer: PackedLayer, part: str) -> ir.Value:
         """A buffer of a layer; what two layers share is stored once."""

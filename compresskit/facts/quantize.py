@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from compresskit.facts import Bits, Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text
+from compresskit.facts import Bits, Count, Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,3 +64,20 @@ class QuantizeFacts(Facts):
             pair = [self.layers.get(layer) for layer in (name, owner)]
             if None in pair or owner in self.ties or len({tuple(p.shape) for p in pair if p}) > 1:
                 raise ValueError(f"'{name}' can't share the weight of '{owner}'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaletteFacts(QuantizeFacts):
+    """Of a module whose weights have levels of their own.
+
+    Attributes:
+        stored_bytes: Of all weights as they are stored: codes, scales and levels.
+        entropy_bytes: The same with codes at their entropy; nothing stores them so.
+        rtn_bytes: The weights rounded to nearest with the same bits and groups; None where it has no such bits.
+        rtn_gain: How far the palettes' mean squared error lies below that of rtn, in dB, the mean of all weights.
+    """
+
+    stored_bytes: Count
+    entropy_bytes: Count
+    rtn_bytes: Count | None = None
+    rtn_gain: Number | None = None

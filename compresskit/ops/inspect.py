@@ -14,7 +14,7 @@ from compresskit.errors import CompressKitError, printable
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.macs import count_macs, countable
-from compresskit.ops.packed.grid import Packed, unpack
+from compresskit.ops.packed.grid import Packed, levels_of, look_up, unpack
 from compresskit.ops.packed.modules import PackedLayer
 
 _BLOCK = 1 << 22
@@ -111,7 +111,7 @@ def count_zeros(tensor: Tensor) -> int | None:
 
 
 def packed_zeros(packed: Packed) -> int:
-    """How many weights stand for exactly zero: code equal to zero point. Some rows at a time."""
+    """How many weights stand for exactly zero: code equal to zero point, or a level of zero. Some rows at a time."""
     grid, rows = packed.grid, packed.shape[0]
     columns = math.prod(packed.shape[1:])
     groups, size, _ = grid.layout(columns)
@@ -120,7 +120,9 @@ def packed_zeros(packed: Packed) -> int:
     for start in range(0, rows, step):
         part = slice(start, start + step)
         codes = unpack(packed.codes[part], grid.bits, size)
-        if packed.zeros is None:
+        if packed.levels is not None:
+            same = look_up(levels_of(packed.rows(part)), codes) == 0
+        elif packed.zeros is None:
             same = codes == grid.middle
         else:
             same = codes == unpack(packed.zeros[part], grid.bits, groups).unsqueeze(-1)

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from compresskit.ops.packed.format import BITS, LINEAR
+from compresskit.ops.packed.format import BITS, LINEAR, WIDTHS
 from compresskit.ops.packed.formats import format_with
 from compresskit.ops.packed.layout import packed_bytes
+from compresskit.ops.packed.palette import PALETTES
 from compresskit.runtimes.onnx_graph import OnnxGraph
 
-_STEPS = {"Cast", "Gather", "Reshape", "Slice", "Add", "Sub", "Mul", "Unsqueeze"}
+_STEPS = {"Cast", "Gather", "Reshape", "Slice", "Add", "Sub", "Mul", "Unsqueeze", "GatherElements"}
 GATHER, WEIGHT = "PackedGather", "PackedWeight"
 
 
@@ -27,7 +28,7 @@ class Found:
     Attributes:
         shape: Of the weight that the operators see.
         bits: Of a code.
-        dtype: ``int3``, ``nf4`` …
+        dtype: ``int3``, ``nf4``, ``palette4`` …
         zero: The code that stands for 0 where there are no zero points; None where that isn't known.
         zeros: Name of the packed zero points, or None.
     """
@@ -101,6 +102,7 @@ def _join_gather(graph: OnnxGraph, node: Any, found: dict[str, Found], replaced:
     if columns <= 0:
         return
     rest = [name for name in _row_tables(graph, end.output[0], ids) if name != codes]
+    rest += [name for name in _palettes(graph, end.output[0]) if name not in rest]
     found[codes] = _found(graph, codes, (graph.stored[codes].dims[0], columns), rest, end.output[0])
     replaced[end.output[0]] = _node(GATHER, [codes, ids, *rest], end.output[0])
 
@@ -139,12 +141,19 @@ def _join_weight(graph: OnnxGraph, name: str, found: dict[str, Found], replaced:
     rows = graph.stored[codes[0]].dims[0]
     rest = [leaf for leaf in leaves if leaf != codes[0] and _of_rows(graph.stored[leaf], rows)]
     if rest:
+        rest += _palettes(graph, name)
         found[codes[0]] = _found(graph, codes[0], shape, rest, name)
         replaced[name] = _node(WEIGHT, [codes[0], *rest], name)
 
 
 def _of_rows(tensor: Any, rows: int) -> bool:
     return len(tensor.dims) == 2 and tensor.dims[0] == rows and tensor.data_type in (1, 2, 10)  # float, uint8, half
+
+
+def _palettes(graph: OnnxGraph, end: str) -> list[str]:
+    """Stored levels of the weight itself, float ``(rows or 1, groups or 1, codes)``, on the way to ``end``."""
+    leaves = [name for name in graph.leaves(end) if name in graph.stored]
+    return [n for n in leaves if len(graph.stored[n].dims) == 3 and graph.stored[n].data_type in (1, 10)]
 
 
 def _shape(graph: OnnxGraph, name: str) -> tuple[int, ...]:
@@ -167,9 +176,12 @@ def _found(graph: OnnxGraph, codes: str, shape: tuple[int, ...], rest: list[str]
     rows, groups, width = graph.stored[codes].dims
     columns = math.prod(shape) // max(rows, 1)
     size = math.ceil(columns / max(groups, 1))
-    fitting = [bits for bits in BITS if packed_bytes(size, bits) == width]
+    fitting = [bits for bits in WIDTHS if packed_bytes(size, bits) == width]
     bits = fitting[-1] if fitting else max((b for b in BITS if b <= 8 * groups * width // max(columns, 1)), default=8)
     zeros = next((name for name in rest if graph.stored[name].data_type == 2), None)
+    if palettes := _palettes(graph, end):
+        bits = int(graph.stored[palettes[0]].dims[2]).bit_length() - 1
+        return Found(shape, bits, PALETTES["tensor"].dtype(bits), None, zeros)
     levels = next(filter(None, (_levels(graph, name) for name in graph.leaves(end))), None)
     known = LINEAR if levels is None else format_with(levels)
     if known is None:

@@ -56,9 +56,9 @@ def _planned(stage: Stage, model: Model) -> Iterator[tuple[str, Grid]]:
 
     from compresskit.ops.packed.layout import Grid
     from compresskit.ops.packed.nf4 import nf4_grid
+    from compresskit.stages.coded import CodedWeights
     from compresskit.stages.quantize_auto import QuantizeAuto
     from compresskit.stages.quantize_nf4 import QuantizeNf4
-    from compresskit.stages.weight_only import WeightOnly
 
     if isinstance(stage, QuantizeAuto):
         size = 32 if stage.group_size is None else stage.group_size
@@ -66,7 +66,7 @@ def _planned(stage: Stage, model: Model) -> Iterator[tuple[str, Grid]]:
             yield f"layers of {bits} bits", Grid(bits, size, stage.symmetric)
     if isinstance(stage, QuantizeNf4):
         yield "layers in nf4", nf4_grid(stage.group_size)
-    if not isinstance(stage, WeightOnly):
+    if not isinstance(stage, CodedWeights):
         return
     selection = stage.selection()
     for name, layer in model.module.named_modules():

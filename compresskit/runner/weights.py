@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from compresskit.ops.packed.grid import Packed
 
 
-_CODES = ("codes", "scales", "zeros")
-
-
 def write_weights(model: Model, path: Path) -> None:
     """Write a module's state as safetensors; one tensor at a time, nothing is copied that is contiguous already.
 
@@ -36,6 +33,7 @@ def write_weights(model: Model, path: Path) -> None:
     """
     import torch
 
+    from compresskit.ops.packed.grid import PARTS
     from compresskit.ops.packed.modules import PackedLayer
 
     entries: list[Entry] = []
@@ -48,7 +46,7 @@ def write_weights(model: Model, path: Path) -> None:
                 f"{model.source}: '{name}' in the module's state is not a tensor", "give it up, or store it as a buffer"
             )
         layer, _, leaf = name.rpartition(".")
-        if layer in foreign and leaf in _CODES:
+        if layer in foreign and leaf in PARTS:
             entries += _as_stored(layer, foreign[layer]) if leaf == "codes" else []
             continue
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -124,11 +122,9 @@ def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:
 
 
 def _as_stored(layer: str, packed: Packed) -> Iterator[Entry]:
-    from compresskit.ops.packed.grid import Packed
     from compresskit.ops.quantize.bnb import stored
 
-    shapes = Packed(packed.codes.to("meta"), packed.scales.to("meta"), None, packed.shape, packed.grid)
-    for name, tensor in stored(shapes).items():
+    for name, tensor in stored(packed.to("meta")).items():
         yield Entry(f"{layer}.{name}", tensor.dtype, tuple(tensor.shape), partial(_stored, packed, name))
 
 

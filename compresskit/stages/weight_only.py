@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from compresskit.errors import UsageError
-from compresskit.facts.quantize import QuantizeFacts
-from compresskit.kinds import QUANTIZE
 from compresskit.model import Model
-from compresskit.stage import Context, Form, Stage
-from compresskit.stages.batches import calibration
+from compresskit.ops.packed.format import BITS
+from compresskit.stage import Context
+from compresskit.stages.coded import BATCH, CodedWeights
 from compresskit.stages.fields import GROUPS, Exclude, GroupSize, Include, Samples, Symmetric, with_bits
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compresskit.checkpoint.tensors import Tensors
     from compresskit.ops.quantize.calibrated import Method
     from compresskit.ops.quantize.select import Selection
 
-BITS = (2, 3, 4, 8)
 FLOAT = 16
-_BATCH = 32
 SAMPLES = 256
 _EMBEDDING_GROUP = 64
 
 
-class WeightOnly(Stage):
-    """Weights on a grid of few bits; activations stay floating point."""
+LayerBits = Annotated[
+    tuple[str, ...],
+    Field(
+        description="Bits of single layers: GLOB=BITS or GLOB=BITS/GROUP; 16 bits keep float. Repeatable; the "
+        "last match wins."
+    ),
+]
 
-    kind: ClassVar = QUANTIZE
-    takes: ClassVar[tuple[Form, ...]] = ("torch",)
-    gives: ClassVar = "same"
-    facts: ClassVar = QuantizeFacts
+
+class WeightOnly(CodedWeights):
+    """Weights on a grid of few bits; activations stay floating point."""
 
     bits: Annotated[Literal[2, 3, 4, 8], Field(description="Bits per weight.")] = 4
     group_size: GroupSize = None
     symmetric: Symmetric = False
     include: Include = ()
     exclude: Exclude = ()
-    layer_bits: Annotated[
-        tuple[str, ...],
-        Field(
-            description="Bits of single layers: GLOB=BITS or GLOB=BITS/GROUP; 16 bits keep float. Repeatable; the "
-            "last match wins."
-        ),
-    ] = ()
+    layer_bits: LayerBits = ()
 
     @field_validator("layer_bits")
     @classmethod
@@ -62,20 +57,12 @@ class WeightOnly(Stage):
         """The method with its bits, unless its name says them."""
         return with_bits(self.method, self.bits)
 
-    @property
-    def promises_speed(self) -> bool:
-        """A smaller file alone: what runs faster on these codes depends on runtime, shapes and machine."""
-        return False
-
     def selection(self) -> Selection:
         """The options as the algorithm takes them."""
         from compresskit.ops.quantize.select import Selection
 
         size = self.group_size if self.group_size is not None else (128 if self.bits == 8 else 32)
-        layers: dict[str, tuple[int, int | None]] = {}
-        for glob, bits, group in map(parse_layer_bits, self.layer_bits):
-            layers.pop(glob, None)  # a glob given again counts where it stands last
-            layers[glob] = bits, group
+        layers = layer_bits_of(self.layer_bits)
         return Selection(self.bits, size, self.symmetric, self.include, self.exclude, layer_bits=layers)
 
     def calibrate(
@@ -86,7 +73,7 @@ class WeightOnly(Stage):
         *,
         samples: int,
         embedding_group: bool = True,
-        batch: int = _BATCH,
+        batch: int = BATCH,
     ) -> Model:
         """Quantize a module in place with the context's data.
 
@@ -101,42 +88,15 @@ class WeightOnly(Stage):
         Raises:
             InputError: The data don't fit the model.
         """
-        from compresskit.ops.quantize.calibrated import quantize_calibrated
-        from compresskit.stages.batches import batches_of, forward_of
-
-        module = model.module.eval()
         selection = self.selection()
         if embedding_group and self.group_size is None and self.bits < 8:
-            selection = _wider_embeddings(module, selection)
-        about: dict[str, Any] = {}
-        notes: list[str] = []
-        batches = []
-        if ctx.data is not None:
-            count = min(samples, len(ctx.data))
-            batches = batches_of(ctx.data, model.card.inputs, batch, count)
-            about = calibration(ctx.data, count)
-            notes.append(f"calibrated on {count} sample{'s' if count > 1 else ''} of {about['data']}")
-            if count == 1:
-                notes.append("one calibration sample is not representative: give more")
-        forward = forward_of(module, model.card.inputs)
-        facts, skipped = quantize_calibrated(module, selection, method, batches, forward, ctx.progress, ctx.ranks)
-        facts["notes"] = notes + facts["notes"]
-        if about:
-            facts["calibration"] = about
-        elif method.repair:
+            selection = _wider_embeddings(model.module, selection)
+        facts, skipped = self.coded(model, ctx, method, selection, samples=samples, batch=batch, ranks=ctx.ranks)
+        if ctx.data is None and method.repair:
             facts["notes"] = [
                 "the low-rank correction was computed without data, by plain SVD: `data` makes it more accurate"
             ]
         return self.recorded(model, facts, skipped)
-
-    @classmethod
-    def replay(cls, module: nn.Module, facts: QuantizeFacts, tensors: Tensors) -> Tensors:
-        """Put empty packed layers in the place of the quantized ones."""
-        from compresskit.ops.packed.unpacking import Unpacked
-        from compresskit.ops.quantize.weights import replay
-
-        plain = replay(module, facts)
-        return Unpacked(tensors, plain) if plain else tensors
 
 
 class CalibratedWeightOnly(WeightOnly):
@@ -159,8 +119,22 @@ class CalibratedWeightOnly(WeightOnly):
             )
 
 
-def parse_layer_bits(text: str) -> tuple[str, int, int | None]:
+def layer_bits_of(texts: Sequence[str], known: Sequence[int] = BITS) -> dict[str, tuple[int, int | None]]:
+    """Bits and group of each glob, in the order in which they count."""
+    layers: dict[str, tuple[int, int | None]] = {}
+    for text in texts:
+        glob, bits, group = parse_layer_bits(text, known)
+        layers.pop(glob, None)  # a glob given again counts where it stands last
+        layers[glob] = bits, group
+    return layers
+
+
+def parse_layer_bits(text: str, known: Sequence[int] = BITS) -> tuple[str, int, int | None]:
     """``GLOB=BITS`` or ``GLOB=BITS/GROUP`` in parts; the group is None where none is given.
+
+    Args:
+        text: What the user gave.
+        known: Bits that a code may have.
 
     Raises:
         ValueError: It is written otherwise.
@@ -168,8 +142,8 @@ def parse_layer_bits(text: str) -> tuple[str, int, int | None]:
     glob, _, value = text.rpartition("=")
     bits, slash, group = value.partition("/")
     numbers = bits.isascii() and bits.isdigit() and (not slash or (group.isascii() and group.isdigit()))
-    if not glob or not numbers or int(bits) not in (*BITS, FLOAT) or (slash and int(group) not in GROUPS):
-        allowed = f"BITS one of 2, 3, 4, 8, 16 and GROUP one of {', '.join(map(str, GROUPS))}"
+    if not glob or not numbers or int(bits) not in (*known, FLOAT) or (slash and int(group) not in GROUPS):
+        allowed = f"BITS one of {', '.join(map(str, (*known, FLOAT)))} and GROUP one of {', '.join(map(str, GROUPS))}"
         raise ValueError(f"'{text}' must be GLOB=BITS or GLOB=BITS/GROUP, {allowed}")
     return glob, int(bits), int(group) if slash else None
 

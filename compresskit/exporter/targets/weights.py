@@ -80,5 +80,4 @@ def take_rows(weight: Weight, index: Tensor) -> Weight:
     """Some rows of a weight, in another order; codes stay codes."""
     if isinstance(weight, Tensor):
         return weight[index]
-    zeros = None if weight.zeros is None else weight.zeros[index]
-    return Packed(weight.codes[index], weight.scales[index], zeros, (len(index), *weight.shape[1:]), weight.grid)
+    return weight.rows(index)

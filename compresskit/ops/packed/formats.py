@@ -9,8 +9,9 @@ import numpy as np
 from compresskit.errors import InputError
 from compresskit.ops.packed.format import LINEAR, Format
 from compresskit.ops.packed.nf4 import NF4
+from compresskit.ops.packed.palette import PALETTES
 
-FORMATS = {LINEAR.name: LINEAR, NF4.name: NF4}
+FORMATS = {known.name: known for known in (LINEAR, NF4, *PALETTES.values())}
 
 
 def format_named(name: str) -> Format:

@@ -2,28 +2,31 @@
 
 A weight of any shape is seen as a matrix: one row for each output (first axis), all else flattened into columns.
 Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``, or with a
-format that has a table of levels ``level[code] · scale``.
+format that has tables of levels ``level[code] · scale``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compresskit.ops.packed.format import BITS
-from compresskit.ops.packed.layout import Grid, packed_bytes
+from compresskit.ops.packed.layout import Grid, packed_bytes, planes
 from compresskit.quality.decibel import decibels
 
 _BLOCK = 1 << 20
 _HALF_MIN, _HALF_MAX = 2.0**-18, 65504.0
 """Scales that float16 holds to 1 % or better; codes are chosen for the rounded scale, so that is close enough."""
 _TINY = 1e-35
+PARTS = ("codes", "scales", "zeros", "levels")
+"""Names of the tensors that a packed weight is stored in."""
 
-
-__all__ = ["BITS", "Grid", "Packed", "dequantize", "fits_half", "pack", "packed_bytes", "sqnr", "unpack"]
+__all__ = ["BITS", "PARTS", "Grid", "Packed", "dequantize", "fits_half", "pack", "packed_bytes", "sqnr", "unpack"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Packed:
         zeros: uint8 ``(rows, bytes)``, a row's zero points packed like codes; None when symmetric.
         shape: Shape of the original weight.
         grid: What the codes mean.
+        levels: float16, ascending, what codes stand for at scale 1, where the format has them stored: ``(rows, groups,
+            codes)``, with size 1 for axes that one table is for; else None.
     """
 
     codes: Tensor
@@ -43,22 +48,52 @@ class Packed:
     zeros: Tensor | None
     shape: tuple[int, ...]
     grid: Grid
+    levels: Tensor | None = None
+
+    def parts(self) -> dict[str, Tensor]:
+        """All stored tensors, by their names among :data:`PARTS`."""
+        found = {name: getattr(self, name) for name in PARTS}
+        return {name: part for name, part in found.items() if part is not None}
 
     def nbytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(t.numel() * t.element_size() for t in (self.codes, self.scales, self.zeros) if t is not None)
+        return sum(part.numel() * part.element_size() for part in self.parts().values())
+
+    def rows(self, index: slice | Tensor, shape: tuple[int, ...] | None = None) -> Packed:
+        """Some rows alone.
+
+        Args:
+            index: Which.
+            shape: Of the result, for rows that are several axes of the weight.
+        """
+        codes, zeros, levels = self.codes[index], self.zeros, self.levels
+        if levels is not None and len(levels) > 1:
+            levels = levels[index]
+        if zeros is not None:
+            zeros = zeros[index]
+        return Packed(codes, self.scales[index], zeros, shape or (len(codes), *self.shape[1:]), self.grid, levels)
+
+    def holding(self, parts: Mapping[str, Any]) -> Packed:
+        """The same with other tensors, given by their names."""
+        return replace(self, **parts)
+
+    def to(self, device: str) -> Packed:
+        """All tensors on another device; on ``meta`` their shapes are left."""
+        return self.holding({name: part.to(device) for name, part in self.parts().items()})
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes to bytes along the last axis: uint8 ``(…, n)`` to uint8 ``(…, packed_bytes(n, bits))``.
 
     The first code of a byte is in its low bits, so at 4 bit the even column is in the low nibble. Codes of 3 bits are a
-    plane of their two low bits followed by a plane of their high bits: each plane is unpacked like any other width.
+    plane of their two low bits followed by a plane of their high bits; 5, 6 and 7 bits are 4 + 1, 4 + 2 and 4 + 2 + 1.
+    Each plane is unpacked like any other width.
     """
     if bits == 8:
         return codes
-    if bits == 3:
-        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], dim=-1)
+    if len(widths := planes(bits)) > 1:
+        shifts = [sum(widths[:i]) for i in range(len(widths))]
+        return torch.cat([pack(codes >> s & (1 << w) - 1, w) for s, w in zip(shifts, widths, strict=True)], dim=-1)
     per_byte = 8 // bits
     if short := -codes.shape[-1] % per_byte:
         codes = torch.nn.functional.pad(codes, (0, short))
@@ -73,9 +108,13 @@ def unpack(data: Tensor, bits: int, count: int) -> Tensor:
     """The inverse of :func:`pack`: uint8 ``(…, bytes)`` to uint8 ``(…, count)``."""
     if bits == 8:
         return data[..., :count]
-    if bits == 3:
-        low = math.ceil(count / 4)
-        return unpack(data[..., :low], 2, count) | unpack(data[..., low:], 1, count) << 2
+    if len(planes(bits)) > 1:
+        found, shift, start = torch.zeros(*data.shape[:-1], count, dtype=torch.uint8, device=data.device), 0, 0
+        for plane in planes(bits):
+            end = start + packed_bytes(count, plane)
+            found |= unpack(data[..., start:end], plane, count) << shift
+            shift, start = shift + plane, end
+        return found
     mask = (1 << bits) - 1
     lanes = torch.stack([(data >> shift) & mask for shift in range(0, 8, bits)], dim=-1)
     return lanes.flatten(-2)[..., :count]
@@ -100,9 +139,7 @@ def sqnr(weight: Tensor, packed: Packed) -> float:
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         original = weight.detach()[part].float()
-        zeros = None if packed.zeros is None else packed.zeros[part]
-        shape = tuple(original.shape)
-        error = dequantize(Packed(packed.codes[part], packed.scales[part], zeros, shape, packed.grid)).sub_(original)
+        error = dequantize(packed.rows(part, tuple(original.shape))).sub_(original)
         signal += float(original.square().sum())
         noise += float(error.square_().sum())
     return decibels(signal, noise)
@@ -120,10 +157,24 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     columns = math.prod(packed.shape[1:])
     groups, size, _ = grid.layout(columns)
     codes = unpack(packed.codes, grid.bits, size)
-    if grid.format.levels is None:
+    if grid.format.equal_steps:
         points = grid.middle if packed.zeros is None else unpack(packed.zeros, grid.bits, groups).unsqueeze(-1)
         values = codes.float().sub_(points)
     else:
-        values = torch.tensor(grid.format.levels, device=codes.device)[codes.int()]
+        values = look_up(levels_of(packed), codes)
     values *= packed.scales.float().unsqueeze(-1)
     return values.reshape(rows, groups * size)[:, :columns].reshape(packed.shape).to(dtype)
+
+
+def levels_of(packed: Packed) -> Tensor:
+    """float32 levels as :attr:`Packed.levels` has them, for formats with one table for all weights too."""
+    if packed.levels is not None:
+        return packed.levels.float()
+    return torch.tensor(packed.grid.format.levels, device=packed.codes.device).reshape(1, 1, -1)
+
+
+def look_up(levels: Tensor, codes: Tensor) -> Tensor:
+    """What codes ``(rows, groups, size)`` stand for at scale 1, by levels as :func:`levels_of` gives them."""
+    if len(levels) == levels.shape[1] == 1:
+        return levels.reshape(-1)[codes.int()]
+    return levels.expand(*codes.shape[:2], -1).gather(2, codes.long())

@@ -17,7 +17,7 @@ class Grid:
     """Which values a weight may take.
 
     Attributes:
-        bits: Bits of a code: 2, 3, 4 or 8.
+        bits: Bits of a code: 2, 3, 4 or 8; 2 to 8 where levels are stored.
         group_size: Columns that share a scale; 0 means the whole row (per channel).
         symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored; formats with a table have none to store.
         format: What codes stand for.
@@ -40,8 +40,11 @@ class Grid:
 
     @property
     def middle(self) -> int:
-        """The code that stands for 0 in a grid without stored zero points."""
-        return self.format.zero(self.bits)
+        """The code that stands for 0 in a grid without stored zero points or levels."""
+        zero = self.format.zero(self.bits)
+        if zero is None:
+            raise ValueError(f"what stands for 0 in {self.format.name} is stored")
+        return zero
 
     def check_steps(self) -> None:
         """For algorithms that reckon with equal steps.
@@ -62,14 +65,26 @@ class Grid:
         return 0 if self.symmetric else packed_bytes(groups, self.bits)
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a packed weight: codes, scales in the dtype they usually have, and zero points."""
+        """Bytes of a packed weight: codes, scales in the dtype they usually have, zero points, and levels."""
         groups, _, nbytes = self.layout(math.prod(shape[1:]))
-        return shape[0] * (groups * (nbytes + self.format.scale_bytes) + self.zero_bytes(groups))
+        levels = self.format.level_bytes(shape[0], groups, self.bits)
+        return shape[0] * (groups * (nbytes + self.format.scale_bytes) + self.zero_bytes(groups)) + levels
 
 
 def packed_bytes(count: int, bits: int) -> int:
     """Bytes that ``count`` codes take, see :func:`compresskit.ops.packed.grid.pack`."""
-    return math.ceil(count / 4) + math.ceil(count / 8) if bits == 3 else math.ceil(count * bits / 8)
+    return sum(math.ceil(count * width / 8) for width in planes(bits))
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """Widths of the planes that a code is stored in, its low bits first: a byte holds whole codes of each plane."""
+    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+
+
+def plane_bytes(width: int, bits: int) -> tuple[int, ...]:
+    """Bytes of each plane of codes that are packed into ``width`` bytes."""
+    count = next(n for n in range(width * 8 // bits, -1, -1) if packed_bytes(n, bits) == width)
+    return tuple(math.ceil(count * plane / 8) for plane in planes(bits))
 
 
 def unpack_array(data: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -77,10 +92,13 @@ def unpack_array(data: np.ndarray, bits: int, count: int) -> np.ndarray:
     if bits == 8:
         whole: np.ndarray = data[..., :count]
         return whole
-    if bits == 3:
-        low = math.ceil(count / 4)
-        planes: np.ndarray = unpack_array(data[..., :low], 2, count) | unpack_array(data[..., low:], 1, count) << 2
-        return planes
+    if len(planes(bits)) > 1:
+        found, shift, start = np.zeros((*data.shape[:-1], count), np.uint8), 0, 0
+        for plane in planes(bits):
+            end = start + packed_bytes(count, plane)
+            found |= unpack_array(data[..., start:end], plane, count) << shift
+            shift, start = shift + plane, end
+        return found
     mask = (1 << bits) - 1
     lanes: np.ndarray = np.stack([(data >> shift) & mask for shift in range(0, 8, bits)], axis=-1)
     flat: np.ndarray = lanes.reshape(*data.shape[:-1], -1)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError
 from compresskit.ops.packed.experts import Experts, Stacked
-from compresskit.ops.packed.grid import Packed, dequantize
+from compresskit.ops.packed.grid import PARTS, Packed, dequantize
 
 
 def computes(layer: nn.Module) -> torch.dtype:
@@ -22,7 +22,7 @@ def computes(layer: nn.Module) -> torch.dtype:
 
 
 class PackedLayer(nn.Module):
-    """Base of the packed layers: holds a :class:`Packed` weight as buffers ``codes``, ``scales`` and ``zeros``.
+    """Base of the packed layers: holds the parts of a :class:`Packed` weight as buffers.
 
     ``weight`` dequantizes on each access, so code that reads a layer's weight directly still works.
     """
@@ -30,20 +30,20 @@ class PackedLayer(nn.Module):
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
+    levels: Tensor | None
 
     def __init__(self, packed: Packed, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.grid = packed.grid
         self.shape = packed.shape
         self.dtype = dtype
-        self.register_buffer("codes", packed.codes)
-        self.register_buffer("scales", packed.scales)
-        self.register_buffer("zeros", packed.zeros)
+        for part in PARTS:
+            self.register_buffer(part, getattr(packed, part))
 
     @property
     def packed(self) -> Packed:
         """The weight as stored; shares memory with the buffers."""
-        return Packed(self.codes, self.scales, self.zeros, self.shape, self.grid)
+        return Packed(self.codes, self.scales, self.zeros, self.shape, self.grid, self.levels)
 
     @property
     def weight(self) -> Tensor:
@@ -140,9 +140,7 @@ class PackedEmbedding(PackedLayer):
     def rows(self, ids: Tensor) -> Tensor:
         """The rows as they are stored."""
         flat = ids.reshape(-1)
-        zeros = None if self.zeros is None else self.zeros[flat]
-        rows = Packed(self.codes[flat], self.scales[flat], zeros, (flat.shape[0], self.embedding_dim), self.grid)
-        return dequantize(rows, self.dtype).reshape(*ids.shape, self.embedding_dim)
+        return dequantize(self.packed.rows(flat), self.dtype).reshape(*ids.shape, self.embedding_dim)
 
 
 class PackedConv(PackedLayer):
@@ -187,7 +185,7 @@ class PackedExperts(Stacked, PackedLayer):
     def packed(self) -> Packed:
         """The weight as stored, as the matrix that the layer had."""
         matrix = (self.shape[0] * self.shape[1], self.shape[2])
-        return Packed(self.codes, self.scales, self.zeros, matrix, self.grid)
+        return Packed(self.codes, self.scales, self.zeros, matrix, self.grid, self.levels)
 
     def __getitem__(self, index: Any) -> Tensor:
         """Those experts."""
@@ -195,8 +193,7 @@ class PackedExperts(Stacked, PackedLayer):
             return super().__getitem__(index)
         rows = self.shape[1]
         part = slice(int(index) * rows, (int(index) + 1) * rows)
-        zeros = None if self.zeros is None else self.zeros[part]
-        return dequantize(Packed(self.codes[part], self.scales[part], zeros, self.shape[1:], self.grid), self.dtype)
+        return dequantize(self.packed.rows(part, self.shape[1:]), self.dtype)
 
 
 _PACKED: dict[type[nn.Module], type[PackedLayer]] = {

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from compresskit.checkpoint.tensors import Tensors
-from compresskit.ops.packed.grid import Packed, dequantize
-
-_PARTS = ("codes", "scales", "zeros")
+from compresskit.ops.packed.grid import PARTS, Packed, dequantize
 
 
 class Unpacked(Tensors):
@@ -26,7 +24,7 @@ class Unpacked(Tensors):
 
     def names(self) -> list[str]:
         """Stored names, each unpacked layer's parts replaced by its weight."""
-        hidden = {f"{name.removesuffix('weight')}{part}" for name in self._layers for part in _PARTS}
+        hidden = {f"{name.removesuffix('weight')}{part}" for name in self._layers for part in PARTS}
         return [*(n for n in self._tensors.names() if n not in hidden), *self._layers]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -47,8 +45,4 @@ class Unpacked(Tensors):
         if name not in self._layers:
             return self._tensors.get(name)
         layer, packed = name.removesuffix("weight"), self._layers[name]
-        parts = [None if p == "zeros" and packed.zeros is None else self._tensors.get(layer + p) for p in _PARTS]
-        codes, scales, zeros = parts
-        if codes is None or scales is None:
-            raise TypeError("codes and scales are always stored")
-        return dequantize(Packed(codes, scales, zeros, packed.shape, packed.grid))
+        return dequantize(packed.holding({part: self._tensors.get(layer + part) for part in packed.parts()}))

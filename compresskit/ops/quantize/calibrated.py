@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresskit.errors import listing
+from compresskit.errors import InputError, listing
 from compresskit.facts import read_facts
 from compresskit.facts.quantize import QuantizeFacts
 from compresskit.ops.calibration.activation_stream import Batch, Forward
@@ -51,6 +51,7 @@ class Method:
         tune: The same, called with what ``calibrated`` gave.
         kept: Where the first process keeps blocks, so that a run that was killed goes on; for methods that change
             nothing but the layers they quantize. None keeps nothing.
+        spares: A layer whose weight can't be quantized stays as it is; else that is an error. In one process only.
     """
 
     calibrated: Calibrated
@@ -61,6 +62,7 @@ class Method:
     learn: Learn | None = None
     tune: Learn | None = None
     kept: KeptBlocks | None = None
+    spares: bool = False
 
 
 @dataclass
@@ -74,6 +76,7 @@ class _Run:
     found: Trace | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     free: list[str] = field(default_factory=list)
+    spared: dict[str, str] = field(default_factory=dict)
     kept: KeptBlocks | None = None
     ranks: Ranks = ALONE
 
@@ -105,7 +108,7 @@ class _Run:
 
     def _made(self, names: Iterable[str], free: int) -> Part:
         """Layers as they are stored, with those of them that were rounded without data from number ``free`` on."""
-        facts = {"layers": {name: self.facts[name] for name in names}, "free": self.free[free:]}
+        facts = {"layers": {name: self.facts[name] for name in names if name in self.facts}, "free": self.free[free:]}
         return facts, {k: v for name in facts["layers"] for k, v in _state(name, self.module).items()}
 
     def _take(self, made: Part, origin: str = "another process") -> None:
@@ -129,7 +132,7 @@ class _Run:
         if self.method.learn is not None:
             self._learned(segment, self.method.learn)
         for group in segment.groups:
-            names = [name for name in group if name not in self.facts and not self._waits(name)]
+            names = [name for name in group if not self._is_done(name) and not self._waits(name)]
             if not names:
                 continue
             self._group(segment, names)
@@ -164,6 +167,9 @@ class _Run:
         order = [self.plan.ties.get(name, name) for name in names]
         self.free[start:] = sorted(self.free[start:], key=order.index)  # as one process finds them
 
+    def _is_done(self, name: str) -> bool:
+        return name in self.facts or name in self.spared
+
     def _tuned(self, segment: Segment, tune: Learn) -> None:
         """Improve the layers of a segment together; those with a repair, an input scale or a tie stay as they are."""
         start: dict[str, Packed] = {}
@@ -190,6 +196,16 @@ class _Run:
 
     def layer(self, name: str, moments: Moments | None, input_scale: Tensor | None = None) -> None:
         """Quantize one layer, and those that share its weight."""
+        try:
+            self._layer(name, moments, input_scale)
+        except InputError as error:
+            if not self.method.spares:
+                raise
+            family = {self.plan.ties.get(name, name), *self._tied(name)}
+            self.free = [free for free in self.free if free not in family]
+            self.spared |= dict.fromkeys(family, f"left as it was: {error.message.partition(': ')[2]}")
+
+    def _layer(self, name: str, moments: Moments | None, input_scale: Tensor | None) -> None:
         tied = self._tied(name)
         if not tied:
             self._alone(name, moments, input_scale)
@@ -210,7 +226,7 @@ class _Run:
 
     def rest(self) -> list[str]:
         """Quantize what calibration never came to; gives the names of those that calibration should have reached."""
-        missed = [name for name in self.plan.layers if name not in self.facts]
+        missed = [name for name in self.plan.layers if not self._is_done(name)]
         self._split([name for name in missed if name not in self.plan.ties], partial(self.layer, moments=None))
         return [name for name in missed if collectable(self.plan.layers[name])]
 
@@ -327,9 +343,13 @@ def quantize_calibrated(
             original = method.drift > 0 or method.learn is not None or method.tune is not None
             run_sequentially(module, batches, forward, list(plan.layers), run.step, original=original, found=run.found)
         missed = run.rest()
-        ordered = {name: run.facts[name] for name in plan.layers}
+        ordered = {name: run.facts[name] for name in plan.layers if name in run.facts}
+        if not ordered:
+            name, reason = next(iter(run.spared.items()))
+            raise InputError(f"none of {len(run.spared)} layers can be quantized; '{name}': {reason}")
+        ties = {name: owner for name, owner in plan.ties.items() if name in ordered}
         notes = list(_notes(run, missed)) if batches else []
-        return {"layers": ordered, "ties": plan.ties, "notes": notes}, plan.skipped
+        return {"layers": ordered, "ties": ties, "notes": notes}, plan.skipped | run.spared
 
 
 def _notes(run: _Run, missed: Sequence[str]) -> Iterable[str]:

@@ -190,9 +190,7 @@ def _multiplies_bfloat16() -> bool:
 def _agrees(kernel: Kernel, packed: Packed) -> bool:
     """Whether the kernel's first outputs are those of the dequantized weight."""
     columns, rows = math.prod(packed.shape[1:]), min(_PROBED, packed.shape[0])
-    zeros = None if packed.zeros is None else packed.zeros[:rows]
-    first = Packed(packed.codes[:rows], packed.scales[:rows], zeros, (rows, *packed.shape[1:]), packed.grid)
-    weight = dequantize(first).reshape(rows, columns)
+    weight = dequantize(packed.rows(slice(rows))).reshape(rows, columns)
     x = torch.randn(2, columns, generator=torch.Generator().manual_seed(0)).to(weight.device)
     try:
         found, wanted = kernel(x)[:, :rows].float(), F.linear(x, weight)

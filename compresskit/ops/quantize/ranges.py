@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,10 +57,6 @@ class Codes:
         codes = unpack(packed.codes, grid.bits, size).float().reshape(parts, rows // parts, groups * size)
         shape = parts, rows // parts, groups
         return cls(codes, packed.scales.float().reshape(shape), zeros.reshape(shape), grid, packed.scales.dtype)
-
-    def of_rows(self, rows: slice) -> Codes:
-        """Some rows of each part, as views."""
-        return replace(self, codes=self.codes[:, rows], scales=self.scales[:, rows], zeros=self.zeros[:, rows])
 
     def fit(self, weight: Tensor, start: int, importance: Tensor) -> None:
         """Search the range of the group that begins at column ``start``, for ``weight`` as it is now.

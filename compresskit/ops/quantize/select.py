@@ -24,14 +24,14 @@ class Selection:
     """What the user asked for.
 
     Attributes:
-        bits: 2, 3, 4 or 8.
+        bits: 2, 3, 4 or 8; 2 to 8 where levels are stored.
         group_size: Most columns that share a scale on Linear and Embedding; 0 is the whole row.
         symmetric: No stored zero points.
         include: Globs of layer names; empty means all.
         exclude: Globs of layer names; stronger than ``include``.
         format: What codes stand for.
         layer_bits: Glob of layer names to bits and group size (None: as ``group_size``) of those layers; the last one
-            that matches counts. Bits are 2, 3, 4 or 8, or :data:`FLOAT`.
+            that matches counts. Bits are those of ``bits``, or :data:`FLOAT`.
     """
 
     bits: int
@@ -58,10 +58,9 @@ class Selection:
         """
         if self.group_size == 0 or (len(shape) > 2 and not self.format.groups_convolutions):
             return Grid(self.bits, 0, self.symmetric, self.format)
-        columns = math.prod(shape[1:])
         sizes = [size for size in _SIZES if size <= self.group_size]
         grids = [Grid(self.bits, size, self.symmetric, self.format) for size in sizes]
-        return min(grids, key=lambda grid: (grid.nbytes((1, columns)), -grid.group_size))
+        return min(grids, key=lambda grid: (grid.nbytes(shape), -grid.group_size))
 
     def grid_for(self, name: str, shape: tuple[int, ...]) -> Grid:
         """The grid of one layer, with what ``layer_bits`` says of it."""
@@ -84,9 +83,8 @@ class Selection:
             return reason
         if (self._override(name) or (0,))[0] == FLOAT:
             return "left in floating point by `layer_bits`"
-        columns = math.prod(shape[1:])
-        if self.grid_for(name, shape).nbytes((1, columns)) >= columns * itemsize:
-            return f"would not get smaller ({columns} columns)"
+        if self.grid_for(name, shape).nbytes(shape) >= math.prod(shape) * itemsize:
+            return f"would not get smaller ({math.prod(shape[1:])} columns)"
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -51,8 +50,7 @@ class StreamedWeights(Weights):
         self._layers[name] = [f"{name}.{part}" for part in parts]
         for part, tensor in parts.items():
             self._writer.add(f"{name}.{part}", tensor)
-        zeros = None if packed.zeros is None else packed.zeros.to("meta")
-        return replace(packed, codes=packed.codes.to("meta"), scales=packed.scales.to("meta"), zeros=zeros)
+        return packed.to("meta")
 
     def finish(self, half: str | None) -> Path:
         """Write what wasn't quantized, and the index.

@@ -15,7 +15,7 @@ from compresskit.errors import InputError, UsageError
 from compresskit.facts import to_json
 from compresskit.facts.quantize import PackedFacts, QuantizeFacts
 from compresskit.ops.packed.formats import format_named
-from compresskit.ops.packed.grid import Grid, Packed, sqnr
+from compresskit.ops.packed.grid import PARTS, Grid, Packed, sqnr
 from compresskit.ops.packed.modules import (
     PackedLayer,
     PackedLinear,
@@ -102,8 +102,9 @@ def _quantize(
     facts: dict[str, Any] = {}
     costs = {n: layer.get_parameter("weight").numel() for n, layer in chosen.layers.items() if n not in chosen.ties}
     for name, (found, parts) in ranks.collected(costs, computed):
-        packed = Packed(parts["codes"], parts["scales"], parts.get("zeros"), tuple(found["shape"]), chosen.grids[name])
-        packed = weights.keep(name, packed)
+        shape = tuple(found["shape"])
+        stored: dict[str, Any] = {part: parts.get(part) for part in PARTS}
+        packed = weights.keep(name, Packed(**stored, shape=shape, grid=chosen.grids[name]))
         for same in (name, *(other for other, owner in chosen.ties.items() if owner == name)):
             facts[same] = found
             set_module(module, same, packed_twin(chosen.layers[same], packed))
@@ -114,8 +115,7 @@ def _quantize(
 
 def parts_of(packed: Packed) -> dict[str, Tensor]:
     """A packed weight as this program stores it."""
-    found = {"codes": packed.codes, "scales": packed.scales, "zeros": packed.zeros}
-    return {name: part for name, part in found.items() if part is not None}
+    return packed.parts()
 
 
 @dataclass(frozen=True)
@@ -276,12 +276,14 @@ def empty(fact: PackedFacts, grid: Grid) -> Packed:
     """A packed weight of the sizes on record, its values to be filled in."""
     rows = fact.shape[0]
     groups, _, nbytes = grid.layout(math.prod(fact.shape[1:]))
+    levels = grid.format.stored_levels(rows, groups, grid.bits)
     return Packed(
         codes=torch.empty(rows, groups, nbytes, dtype=torch.uint8),
         scales=torch.empty(rows, groups, dtype=getattr(torch, fact.scales)),
         zeros=None if grid.symmetric else torch.empty(rows, grid.zero_bytes(groups), dtype=torch.uint8),
         shape=tuple(fact.shape),
         grid=grid,
+        levels=None if levels is None else torch.empty(levels, dtype=torch.float16),
     )
 
 

@@ -1,0 +1,1 @@
+"""Pieces of a model that are used more than once."""
