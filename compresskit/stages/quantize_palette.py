@@ -9,7 +9,6 @@ from pydantic import Field, field_validator
 
 from compresskit.facts.quantize import PaletteFacts
 from compresskit.model import Model
-from compresskit.ops.packed.format import WIDTHS
 from compresskit.stage import Context
 from compresskit.stages.coded import CodedWeights
 from compresskit.stages.fields import Damping, Drift, Exclude, GroupSize, Include, Samples, with_bits
@@ -52,6 +51,8 @@ class QuantizePalette(CodedWeights):
     @field_validator("layer_bits")
     @classmethod
     def _known_layers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from compresskit.ops.packed.format import WIDTHS
+
         for text in value:
             parse_layer_bits(text, WIDTHS)
         return value
@@ -63,6 +64,7 @@ class QuantizePalette(CodedWeights):
 
     def selection(self) -> Selection:
         """The options as the algorithm takes them."""
+        from compresskit.ops.packed.format import WIDTHS
         from compresskit.ops.packed.palette import PALETTES
         from compresskit.ops.quantize.select import Selection
 

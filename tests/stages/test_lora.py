@@ -231,7 +231,7 @@ def test_a_shared_weight_is_not_merged(tmp_path: Path) -> None:
 
 def test_every_method_that_trains_is_covered() -> None:
     known = set(registry.methods("lora"))
-    assert known == {*SMALL, "prompt", "full", "merge"}
+    assert known == {*SMALL, "prompt", "full", "merge", "route"}
 
 
 def test_containers_named_as_layers_are_no_targets(tmp_path: Path) -> None:
