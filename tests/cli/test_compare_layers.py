@@ -21,6 +21,14 @@ def test_the_same_model_in_two_forms_does_not_part(cli: Cli, here: Path, other: 
     assert {row["name"] for row in found["layers"]} >= {"first", "head"} and found["first"] is None
 
 
+def test_a_bundle_without_weights_stands_for_its_file(cli: Cli, here: Path) -> None:
+    given = ("--method", "int8-static", "--no-bench", "-o", "int8", "-q")
+    assert cli("quantize", "m.pt", *ARCH, *DATA, *given).code in (0, 1)
+    done = cli("compare", "m.pt", "int8", *ARCH, *DATA, "--layers", "--json", "-")
+    assert done.code == 0, done.err
+    assert "first" in {row["name"] for row in json.loads(done.out)["layers"]}
+
+
 def test_codes_of_a_bundle_part_where_they_begin(cli: Cli, here: Path) -> None:
     assert cli("quantize", "m.pt", *ARCH, *DATA, "--bits", "4", "--no-bench", "-o", "int4", "-q").code == 0
     for other in ("int4", "int4/model.onnx"):
