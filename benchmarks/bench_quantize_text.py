@@ -28,8 +28,11 @@ MINILM = {
     "4 bit hqq": ("hqq", 4, ()),
     "4 bit rtn": ("rtn", 4, ()),
 }  # fmt: skip
-BARS = {"4 bit auto": (13.2, 0.990), f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (None, 0.965)}
-BARS["2 bit gptq, repair 32, group 16, embeddings 4 bit"] = (None, 0.93)
+BARS = {
+    "4 bit auto": (13.2, 0.990),
+    f"3 bit gptq, repair {REPAIR}, embeddings 4 bit": (None, 0.965),
+    "2 bit gptq, repair 32, group 16, embeddings 4 bit": (None, 0.93),
+}
 LEAST_SPEARMAN, MOST_SECONDS, MOST_PERPLEXITY = 81.9, 60, 4.80
 TIED = ("--layer-bits", "model.embed_tokens=8/64")
 WIDER = (*TIED, "--layer-bits", "*.v_proj=8/64", "--layer-bits", "*.o_proj=8/64")

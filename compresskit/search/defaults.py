@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,14 @@ def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
     cuts: list[Slot] = []
     finals: list[Choice | None] = []
     trained = _parts(model)
+    blocks = cache(partial(_residual_blocks, model))
     for name in sorted(registry.rows(), key=_place):
         stage = registry.get(name)
         if stage.searched is None or not {kind, "*"} & set(stage.searched.models) or not _fits(stage, model):
             continue
         if trained is not None and not stage.kind.quantizes and name != _SUBNET:
             continue  # its parts need no other cut, and no training
-        choice = _choice(stage, model)
+        choice = _choice(stage, model, blocks)
         if choice is None:
             continue
         if stage.kind.quantizes:
@@ -79,7 +81,7 @@ def _fits(stage: type[Stage], model: Model) -> bool:
     return have in stage.takes or (have == "torch" and "onnx" in stage.takes)
 
 
-def _choice(stage: type[Stage], model: Model) -> Choice | None:
+def _choice(stage: type[Stage], model: Model, residual_blocks: Callable[[], int]) -> Choice | None:
     """A method with ranges that suit the model; None where it can't be cut."""
     choice = Choice.of(stage)
     if stage.name() == "distill.layers":
@@ -93,7 +95,7 @@ def _choice(stage: type[Stage], model: Model) -> Choice | None:
         return None if parts is None else replace(choice, ranges=_of_parts(parts))
     if stage.name() in _BLOCKS:
         option, most = _BLOCKS[stage.name()]
-        blocks = _residual_blocks(model)
+        blocks = residual_blocks()
         return replace(choice, ranges={option: Tunable(1, min(most, blocks - 1))}) if blocks > 1 else None
     if stage.name() == "distill.kd":
         return replace(choice, ranges={"epochs": choice.ranges["epochs"]})

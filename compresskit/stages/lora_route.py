@@ -26,7 +26,7 @@ _BATCH = 32
 
 
 class LoraRoute(Stage):
-    """Put several LoRA adapters beside the weights, and let each token take the one that suits it.
+    """Attach several LoRA adapters to a model, and choose one of them for each token.
 
     Without `data` an adapter is chosen by how far a layer's input lies along the direction that the adapter changes
     most (Arrow). With `data`, samples labelled with the number of their adapter from 0, each layer gets a gate: a

@@ -79,11 +79,11 @@ class QuantizePalette(CodedWeights):
         from compresskit.ops.quantize.calibrated import Method
         from compresskit.ops.quantize.palette import quantize_palette
         from compresskit.ops.quantize.palette_fit import calibrate_palette
-        from compresskit.ops.quantize.palette_told import Told
+        from compresskit.ops.quantize.palette_report import PaletteReport
 
-        told = Told()
+        report = PaletteReport()
         calibrated = partial(calibrate_palette, rounds=self.refine, damping=self.damping)
-        method = Method(told.watched(calibrated), told.watched(quantize_palette), drift=self.drift, spares=True)
+        method = Method(report.watched(calibrated), report.watched(quantize_palette), drift=self.drift, spares=True)
         facts, skipped = self.coded(model, ctx, method, self.selection(), samples=self.samples)
-        found: dict[str, Any] = told.facts()
-        return self.recorded(model, {**facts, **found, "notes": [*facts["notes"], *told.notes()]}, skipped)
+        found: dict[str, Any] = report.facts()
+        return self.recorded(model, {**facts, **found, "notes": [*facts["notes"], *report.notes()]}, skipped)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import UsageError
 from compresskit.facts import to_json
 from compresskit.facts.substitute import AttentionFacts, SparseFacts
 from compresskit.kinds import SUBSTITUTE
@@ -16,7 +16,7 @@ from compresskit.model import Model
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include
-from compresskit.stages.recovery import Recovery
+from compresskit.stages.whole_model import ChangedFlow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _SAMPLES = 4
 
 
-class SubstituteAttention(Recovery):
+class SubstituteAttention(ChangedFlow):
     """Replace the attention of encoders by attention that costs less for long inputs: a window, or Linformer.
 
     It pays only for inputs of many hundred tokens, so the time is measured at the length of `data`. The accuracy
@@ -66,11 +66,6 @@ class SubstituteAttention(Recovery):
     ] = "latency"
     include: Include = ()
     exclude: Exclude = ()
-
-    @property
-    def promises_size(self) -> bool:
-        """No: all weights stay, and a file has operators for the windows besides."""
-        return False
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Replace the attention of a module in place.
@@ -122,12 +117,11 @@ class SubstituteAttention(Recovery):
         other: nn.Module = copy.deepcopy(model.module)
         replay(other, layers)
         time = share_of_model(model.module, other, model.card.inputs, ctx, sequence=tokens)
-        if time >= 1:
-            raise InputError(
-                f"this attention gains nothing with {tokens} tokens: the model took {time:.2f} of the original's time "
-                "under onnxruntime",
-                "it pays with longer inputs, or with a smaller `window` or `rank`; `guard` size skips the measurement",
-            )
+        what, hint = (
+            f"this attention gains nothing with {tokens} tokens",
+            "longer inputs, or with a smaller `window` or `rank`",
+        )
+        self.check_faster(time, what, hint)
         return time
 
     def _about(self, fact: AttentionFacts) -> str:
@@ -138,13 +132,7 @@ class SubstituteAttention(Recovery):
 
     def _notes(self, layers: dict[str, AttentionFacts], time: float | None, model: Model) -> list[str]:
         notes = [f"{len(layers)} attention layers: each token {self._about(next(iter(layers.values())))}"]
-        if time is not None:
-            notes.append(f"one sample took {time:.3f} of the original's time under onnxruntime")
-        if not self.epochs:
-            notes.append("no training was done, `epochs` N trains the result")
-        if model.card.arch.kind == "transformers":
-            notes.append("transformers alone cannot load this attention; compresskit can")
-        return notes
+        return notes + self.use_notes(model, time, "this attention")
 
     @classmethod
     def replay(cls, module: nn.Module, facts: SparseFacts, tensors: Tensors) -> Tensors:

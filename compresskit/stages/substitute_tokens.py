@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import UsageError
 from compresskit.facts import to_json
 from compresskit.facts.substitute import MergeFacts, TokensFacts
 from compresskit.kinds import SUBSTITUTE
@@ -17,7 +17,7 @@ from compresskit.model import Model
 from compresskit.stage import Context, Form, Tunable
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, TargetLatency
-from compresskit.stages.recovery import Recovery
+from compresskit.stages.whole_model import ChangedFlow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ _SAMPLES = 4
 Layers = dict[str, MergeFacts]
 
 
-class SubstituteTokens(Recovery):
+class SubstituteTokens(ChangedFlow):
     """Merge tokens that are alike along the blocks of a vision transformer or text encoder.
 
     Each block merges the pairs of tokens with the most similar keys, so later blocks compute on fewer tokens. Weights
@@ -68,11 +68,6 @@ class SubstituteTokens(Recovery):
     ] = "latency"
     include: Include = ()
     exclude: Exclude = ()
-
-    @property
-    def promises_size(self) -> bool:
-        """No: all weights stay, and a file has operators for the merging besides."""
-        return False
 
     def check_options(self) -> None:
         """Refuse to guess a target.
@@ -147,13 +142,11 @@ class SubstituteTokens(Recovery):
         if self.guard == "size" or "timed" in facts:
             return {}
         time = here.time(layers)
-        if time >= 1:
-            raise InputError(
-                f"merging gains nothing with {here.run.tokens} tokens: the model took {time:.2f} of the original's "
-                "time under onnxruntime",
-                "it pays with more tokens, or with more merged in fewer blocks (`include`); `guard` size skips the "
-                "measurement",
-            )
+        what, hint = (
+            f"merging gains nothing with {here.run.tokens} tokens",
+            "more tokens, or with more merged in fewer blocks (`include`)",
+        )
+        self.check_faster(time, what, hint)
         return {"time": round(time, 4)}
 
     def _notes(self, facts: dict[str, Any], model: Model) -> list[str]:
@@ -162,13 +155,7 @@ class SubstituteTokens(Recovery):
             f"tokens are merged along {len(facts['layers'])} blocks: {before} come, {behind} are left behind the last; "
             f"{100 * facts['left']['macs']:.1f} % of the multiply-accumulates remain"
         ]
-        if "time" in facts:
-            notes.append(f"one sample took {facts['time']:.3f} of the original's time under onnxruntime")
-        if not self.epochs:
-            notes.append("no training was done, `epochs` N trains the result")
-        if model.card.arch.kind == "transformers":
-            notes.append("transformers alone cannot load blocks that merge tokens; compresskit can")
-        return notes
+        return notes + self.use_notes(model, facts.get("time"), "blocks that merge tokens")
 
     @classmethod
     def replay(cls, module: nn.Module, facts: TokensFacts, tensors: Tensors) -> Tensors:

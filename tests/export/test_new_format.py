@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from mixed_net import Mixed
 from torch import Tensor, nn
 
 from compresskit.checkpoint.tensors import Tensors
@@ -44,21 +45,6 @@ TOYS = {
 }
 
 
-class Mixed(nn.Module):
-    """What packed layers there are; columns that fill no group, and an embedding of two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.words, self.conv = nn.Embedding(50, 48), nn.Conv1d(48, 24, 3, padding=1)
-        self.up, self.head = nn.Linear(24, 48), nn.Linear(48, 10, bias=False)
-        self.eval()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = torch.relu(self.conv(self.words(ids).transpose(1, 2))).transpose(1, 2)
-        return self.head(torch.tanh(self.up(x)))
-
-
 @pytest.fixture(params=TOYS)
 def toy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Format:
     """A format that is registered here."""
@@ -72,7 +58,7 @@ def selection(toy: Format) -> Selection:
 
 
 def quantized(toy: Format) -> tuple[nn.Module, dict[str, object]]:
-    module = Mixed()
+    module = Mixed(48, 48)
     facts, _ = quantize_module(module, selection(toy), quantize_rtn, lambda *_: None)
     return module, facts
 
@@ -106,7 +92,7 @@ def test_codes_come_back_from_their_bytes(toy: Format) -> None:
 def test_facts_and_tensors_rebuild_the_module(toy: Format) -> None:
     module, facts = quantized(toy)
     assert {fact["grid"] for fact in facts["layers"].values()} == {toy.name}  # type: ignore[index,attr-defined]
-    fresh = Mixed()
+    fresh = Mixed(48, 48)
     assert not replay(fresh, read_facts(QuantizeFacts, facts))
     fresh.load_state_dict(module.state_dict())
     ids = torch.arange(16).reshape(2, 8)
@@ -151,7 +137,7 @@ def test_the_onnx_file_computes_what_the_module_computes(toy: Format, tmp_path: 
 
 
 def test_two_tables_of_one_size_stay_apart(tmp_path: Path) -> None:
-    module, tenths = Mixed(), TOYS["tenths"]
+    module, tenths = Mixed(48, 48), TOYS["tenths"]
     for name, known in (("up", tenths), ("head", NF4)):
         chosen = Selection(4, 16, True, include=[name], format=known)
         FORMATS.setdefault(known.name, known)
@@ -167,7 +153,7 @@ def test_two_tables_of_one_size_stay_apart(tmp_path: Path) -> None:
 
 
 def test_estimates_count_its_bytes(toy: Format) -> None:
-    module = Mixed()
+    module = Mixed(48, 48)
     inventory, grids = inventory_of(module, {}), grids_of(module, selection(toy))
     plain, packed = inventory.as_float(), inventory.packed(grids)
     operators = inventory._operators("weights8" if toy.bits == (8,) else "weights4", grids)

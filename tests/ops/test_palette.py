@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from mixed_net import Mixed
 from torch import Tensor, nn
 
 from compresskit.errors import InputError
@@ -28,28 +29,13 @@ from compresskit.ops.packed.palette import PALETTES, Scope
 from compresskit.ops.quantize.calibrated import Method, quantize_calibrated
 from compresskit.ops.quantize.palette import cluster, quantize_palette
 from compresskit.ops.quantize.palette_fit import calibrate_palette
-from compresskit.ops.quantize.palette_told import Told, entropy_bits
+from compresskit.ops.quantize.palette_report import PaletteReport, entropy_bits
 from compresskit.ops.quantize.rtn import quantize_rtn
 from compresskit.ops.quantize.select import Selection
 from compresskit.ops.quantize.weights import quantize_module, replay
 
 SCOPES: tuple[Scope, ...] = ("tensor", "row", "group")
 SPEC = (InputSpec("ids", "int64", ("batch", 8), 50),)
-
-
-class Mixed(nn.Module):
-    """An embedding, a convolution, and Linear layers; one of them has columns that fill no group."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.words, self.conv = nn.Embedding(50, 96), nn.Conv1d(96, 24, 3, padding=1)
-        self.up, self.head = nn.Linear(24, 80), nn.Linear(80, 10, bias=False)
-        self.eval()
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = torch.relu(self.conv(self.words(ids).transpose(1, 2))).transpose(1, 2)
-        return self.head(torch.tanh(self.up(x)))
 
 
 def weight(rows: int = 24, columns: int = 96, seed: int = 0) -> Tensor:
@@ -67,7 +53,7 @@ def grid(scope: Scope, bits: int, group: int = 32) -> Grid:
 
 
 def quantized(scope: Scope, bits: int) -> tuple[nn.Module, dict[str, object]]:
-    module = Mixed()
+    module = Mixed(96, 80)
     chosen = Selection(bits, 32, True, format=PALETTES[scope])
     facts, _ = quantize_module(module, chosen, quantize_palette, lambda *_: None)
     return module, facts
@@ -168,7 +154,7 @@ def test_scales_that_half_cannot_hold_are_single() -> None:
 def test_the_onnx_file_and_a_rebuilt_module_compute_the_same(scope: Scope, bits: int, tmp_path: Path) -> None:
     module, facts = quantized(scope, bits)
     assert layers(module)
-    fresh = Mixed()
+    fresh = Mixed(96, 80)
     assert not replay(fresh, read_facts(QuantizeFacts, facts))
     fresh.load_state_dict(module.state_dict())
     ids = torch.arange(16).reshape(2, 8)
@@ -188,7 +174,7 @@ def test_the_onnx_file_and_a_rebuilt_module_compute_the_same(scope: Scope, bits:
 
 
 def test_a_weight_that_fails_is_left_as_it_was_and_named() -> None:
-    module = Mixed()
+    module = Mixed(96, 80)
     with torch.no_grad():
         module.up.weight[3, 5] = torch.nan
     before = module.up.weight.clone()
@@ -206,20 +192,20 @@ def test_a_weight_that_fails_is_left_as_it_was_and_named() -> None:
 
 
 def test_what_is_told_counts_bytes_and_compares() -> None:
-    told = Told()
-    packed = told.watched(calibrate_palette)(weight(96, 288), grid("tensor", 4), moments(288))
-    found = told.facts()
+    report = PaletteReport()
+    packed = report.watched(calibrate_palette)(weight(96, 288), grid("tensor", 4), moments(288))
+    found = report.facts()
     assert found["stored_bytes"] == packed.nbytes()
     assert found["rtn_gain"] > 2
-    assert "below that of rtn" in told.notes()[-1] and "smaller on disk only" in told.notes()[0]
+    assert "below that of rtn" in report.notes()[-1] and "smaller on disk only" in report.notes()[0]
     even = Packed(
         torch.full((4, 1, 8), 0x21, dtype=torch.uint8), packed.scales[:4, :1], None, (4, 16), Grid(4, 0, True)
     )
     assert entropy_bits(even) == pytest.approx(64)  # two codes, each in half of the places
-    worse = Told()
+    worse = PaletteReport()
     steps = torch.arange(4).repeat(16, 8) - torch.arange(16)[:, None] % 4  # rtn with zero points has no error
     worse.watched(quantize_palette)(steps.float(), grid("tensor", 2))
     assert "no better than rtn" in worse.notes()[-1]
-    none = Told()
+    none = PaletteReport()
     none.watched(quantize_palette)(weight(), grid("tensor", 5))
     assert none.facts()["rtn_gain"] is None and len(none.notes()) == 2

@@ -105,6 +105,7 @@ def _layers(
     """Show where two models part."""
     import json
 
+    from compresskit.checkpoint.bundle import weights_of
     from compresskit.cli.console import progressing, write_json
     from compresskit.errors import UsageError
     from compresskit.runner.layerwise import compare_layers
@@ -117,7 +118,10 @@ def _layers(
         raise UsageError("--layers has no verdict and no report", "remove limits, --metric, --html and --markdown")
     showing.check((*models, evaluating.data, reading.arch))
     options = reading.load_options()
-    one, two = (load_shipped(_runnable(path), options, several=True, runtime="torch") for path in models)
+    one, two = (  # a bundle that has no weights is its ONNX file
+        load_shipped(path, options, several=True, runtime="torch" if weights_of(path).is_file() else "onnxruntime")
+        for path in models
+    )
 
     def open_data(model: Any) -> Any:
         return opener(model, evaluating.normalize, evaluating.sequence, paths=[evaluating.data])(evaluating.data)
@@ -131,11 +135,3 @@ def _layers(
         from compresskit.render.layerwise_view import print_layers
 
         print_layers(found)
-
-
-def _runnable(path: Path) -> Path:
-    """A bundle that has no weights but its ONNX file stands for that file."""
-    from compresskit.checkpoint.bundle import ONNX_NAME, weights_of
-
-    whole = path / ONNX_NAME
-    return whole if whole.is_file() and not weights_of(path).is_file() else path

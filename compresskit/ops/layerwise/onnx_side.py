@@ -34,7 +34,7 @@ _PREFIX = re.compile(r"^(module|_orig_mod)\.")
 class OnnxSide:
     """An ONNX file under onnxruntime.
 
-    The layer of an operator is told by the name of the weight that it takes (``encoder.0.weight``), also where that is
+    The layer of an operator follows from the name of the weight it takes (``encoder.0.weight``), also where that is
     stored as codes; else by what torch's exporters note of scopes, in the metadata or the name of the operator.
 
     Args:

@@ -8,10 +8,8 @@ Then Compress" (2024), without their alignment of neurons.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +18,8 @@ from torch.nn import functional as F
 
 from compresskit.errors import InputError
 from compresskit.ops.calibration.activation_stream import Batch, Forward
-from compresskit.ops.structure.experts import mixtures
+from compresskit.ops.structure.experts import Sent, watching
+from compresskit.ops.substitute.candidates import mask_of
 
 Score = Literal["reap", "total", "frequency", "random"]
 Progress = Callable[[str, int, int], None]
@@ -92,42 +91,25 @@ def used(module: nn.Module, batches: Sequence[Batch], forward: Forward, progress
         progress: Called as ``progress(what, done, total)``.
     """
     found: dict[str, Use] = {}
+
+    def note(name: str, sent: Sent) -> None:
+        layer: Any = module.get_submodule(name)
+        count = int(layer.num_experts)
+        use = found.setdefault(name, Use(torch.zeros(count), torch.zeros(count)))
+        for expert in torch.unique(sent.chosen).tolist():
+            rows, places = (sent.chosen == expert).nonzero(as_tuple=True)
+            if expert >= count:
+                continue
+            one = torch.full((len(rows), 1), expert, dtype=sent.chosen.dtype)
+            out = type(layer).forward(layer, sent.x[rows], one, torch.ones(len(rows), 1, dtype=sent.gates.dtype))
+            use.tokens[expert] += len(rows)
+            use.weighed[expert] += (sent.gates[rows, places].float() * out.float().norm(dim=-1)).sum()
+
     for done, batch in enumerate(batches, 1):
-        mask = batch.get("attention_mask")
-        with _watched(module, found, None if mask is None else mask.bool().flatten()):
+        with watching(module, mask_of(batch), note):
             forward(module, batch)
         progress("rank experts", done, len(batches))
     return found
-
-
-@contextlib.contextmanager
-def _watched(module: nn.Module, found: dict[str, Use], keep: Tensor | None) -> Iterator[None]:
-    def note(name: str, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {**dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)), **kwargs}
-        x, index, gates = (given[key] for key in ("hidden_states", "top_k_index", "top_k_weights"))
-        x = x.reshape(-1, x.shape[-1])
-        if keep is not None and len(keep) == len(x):
-            x, index, gates = x[keep], index[keep], gates[keep]
-        count = int(layer.num_experts)
-        use = found.setdefault(name, Use(torch.zeros(count), torch.zeros(count)))
-        for expert in index.unique().tolist():
-            rows, places = (index == expert).nonzero(as_tuple=True)
-            if expert >= count:
-                continue
-            one = torch.full((len(rows), 1), expert, dtype=index.dtype)
-            out = type(layer).forward(layer, x[rows], one, torch.ones(len(rows), 1, dtype=gates.dtype))
-            use.tokens[expert] += len(rows)
-            use.weighed[expert] += (gates[rows, places].float() * out.float().norm(dim=-1)).sum()
-
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(partial(note, name), with_kwargs=True)
-        for name in mixtures(module)
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()

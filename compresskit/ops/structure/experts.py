@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -48,34 +50,57 @@ def experts(module: nn.Module, data: CalibrationData, progress: Progress) -> lis
         weight where it is used), ``unused`` and ``effective`` (experts that would be used alike: the exponential of the
         entropy of their shares).
     """
-    names = mixtures(module)
-    if not names:
-        return []
     found: dict[str, _Used] = {}
-    keep: Tensor | None = None
 
-    def hook(name: str) -> Callable[..., None]:
-        def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = {**dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)), **kwargs}
-            index, gates = given.get("top_k_index"), given.get("top_k_weights")
-            if not isinstance(index, Tensor) or not isinstance(gates, Tensor):
-                return
-            if keep is not None and keep.numel() == len(index):
-                index, gates = index[keep.flatten()], gates[keep.flatten()]
-            _add(found, name, int(layer.num_experts), index, gates)  # type: ignore[arg-type]
+    def note(name: str, sent: Sent) -> None:
+        _add(found, name, int(module.get_submodule(name).num_experts), sent.chosen, sent.gates)  # type: ignore[arg-type]
 
-        return note
-
-    hooks = [module.get_submodule(n).register_forward_pre_hook(hook(n), with_kwargs=True) for n in names]
-    try:
-        for done, batch in enumerate(data.batches, 1):
-            keep = mask_of(batch)
+    for done, batch in enumerate(data.batches if mixtures(module) else (), 1):
+        with watching(module, mask_of(batch), note):
             data.forward(module, batch)
-            progress("look at experts", done, len(data.batches))
-    finally:
-        for handle in hooks:
-            handle.remove()
+        progress("look at experts", done, len(data.batches))
     return [_row(name, used) for name, used in found.items()]
+
+
+class Sent(NamedTuple):
+    """What a mixture's experts are given, without padding.
+
+    Attributes:
+        x: ``(tokens, hidden)``.
+        chosen: int64 ``(tokens, per_token)``: the experts of each token.
+        gates: ``(tokens, per_token)``: their weights.
+    """
+
+    x: Tensor
+    chosen: Tensor
+    gates: Tensor
+
+
+@contextlib.contextmanager
+def watching(module: nn.Module, mask: Tensor | None, note: Callable[[str, Sent], None]) -> Iterator[None]:
+    """See what the experts of each mixture are given.
+
+    Args:
+        module: With mixtures.
+        mask: True for the tokens that count; None for all.
+        note: Called with a mixture's name and what is sent to its experts, before they compute.
+    """
+
+    def before(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)), **kwargs}
+        x, index, gates = (given.get(key) for key in ("hidden_states", "top_k_index", "top_k_weights"))
+        if not (isinstance(x, Tensor) and isinstance(index, Tensor) and isinstance(gates, Tensor)):
+            return
+        sent = Sent(x.reshape(-1, x.shape[-1]), index, gates)
+        if mask is not None and mask.numel() == len(index):
+            sent = Sent(*(tensor[mask.flatten()] for tensor in sent))
+        note(name, sent)
+
+    with contextlib.ExitStack() as stack:
+        for name in mixtures(module):
+            hook = module.get_submodule(name).register_forward_pre_hook(partial(before, name), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield
 
 
 def _add(found: dict[str, _Used], name: str, count: int, index: Tensor, gates: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What is told of palettes beside their codes: how small an entropy coder would make them, and whether they pay."""
+"""What the report says of palettes: how small an entropy coder would make them, and how they compare with rtn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST = 1e-12
 
 
 @dataclass
-class Told:
+class PaletteReport:
     """Collects figures of each weight.
 
     Attributes:
