@@ -182,6 +182,7 @@ def test_options_that_cannot_be_are_refused(made: Path, tmp_path: Path, options:
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_encoder_of_transformers_takes_texts_of_any_length(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
