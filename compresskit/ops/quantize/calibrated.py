@@ -255,7 +255,8 @@ class _Run:
             packed, repair = repaired(aimed(weight.detach()).float(), self.method.repair, seen, rounded)
         elif seen is not None and self.method.by_rows and isinstance(layer, nn.Linear):
             step = max(1, _PIECE // weight.shape[1])
-            packed = Packed.stacked([rounded(aimed(part)) for part in weight.detach().split(step)])
+            parts = (weight.detach()[start : start + step] for start in range(0, len(weight), step))
+            packed = Packed.stacked([rounded(aimed(part)) for part in parts])
         else:
             packed = rounded(aimed(weight.detach()))
         if moments is not None and biased:
