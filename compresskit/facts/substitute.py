@@ -160,6 +160,9 @@ class AttentionFacts(LayerFacts):
         everywhere: First tokens that all hear, and that hear all.
         rank: Sums of keys and values in the place of all of them; 0: none.
         tokens: Of a sequence, where it has sums.
+        kernel: What weighs the keys in the place of softmax: random features of it, or ``elu(x) + 1``; None: softmax.
+        features: Random features; 0: none.
+        width: Of a head, where there are random features.
         place: Where the tokens stand among the arguments: a position or a keyword.
         values: How many values are returned as a tuple; 0 returns that of the tokens alone.
     """
@@ -168,6 +171,9 @@ class AttentionFacts(LayerFacts):
     everywhere: Annotated[Count, Field(le=64)] = 0
     rank: Annotated[Count, Field(le=1 << 14)] = 0
     tokens: Annotated[Count, Field(le=1 << 16)] = 0
+    kernel: Literal["softmax", "elu"] | None = None
+    features: Annotated[Count, Field(le=1 << 14)] = 0
+    width: Annotated[Count, Field(le=1 << 14)] = 0
     place: Index | Name = 0
     values: Annotated[Count, Field(le=64)] = 0
 

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
 from compresskit.facts import to_json
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from compresskit.checkpoint.tensors import Tensors
 
 _SAMPLES = 4
+_SIZES = {"window": "window", "linformer": "rank", "performer": "features"}
+"""The option that says how much each pattern attends to."""
 
 
 class SubstituteAttention(ChangedFlow):
-    """Replace the attention of encoders by attention that costs less for long inputs: a window, or Linformer.
+    """Replace the attention of encoders by attention that costs less for long inputs.
 
     It pays only for inputs of many hundred tokens, so the time is measured at the length of `data`. The accuracy
     usually needs training: `epochs` trains the result against the original.
@@ -40,10 +42,11 @@ class SubstituteAttention(ChangedFlow):
     facts: ClassVar = SparseFacts
 
     pattern: Annotated[
-        Literal["window", "linformer"],
+        Literal["window", "linformer", "performer", "linear"],
         Field(
-            description="Tokens that a token attends to: those around it and the first tokens (window), or a few "
-            "weighted sums of all tokens, for inputs of one length (linformer)."
+            description="What a token attends to: the tokens around it and the first ones (window); a few weighted "
+            "sums of all tokens, for inputs of one length (linformer); all tokens, with softmax estimated from random "
+            "features (performer) or replaced by elu + 1 (linear)."
         ),
     ] = "window"
     window: Annotated[int, Field(ge=2, le=1 << 14, description="Tokens on either side, for `pattern` window.")] = 64
@@ -57,6 +60,9 @@ class SubstituteAttention(ChangedFlow):
         ),
     ] = None
     rank: Annotated[int, Field(ge=1, le=1 << 14, description="Number of sums, for `pattern` linformer.")] = 64
+    features: Annotated[
+        int, Field(ge=1, le=1 << 14, description="Number of random features of each head, for `pattern` performer.")
+    ] = 64
     guard: Annotated[
         Literal["size", "latency"],
         Field(
@@ -64,8 +70,22 @@ class SubstituteAttention(ChangedFlow):
             "machine (latency)."
         ),
     ] = "latency"
+    transfer: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="Weight of attention transfer in training, relative to the loss of the outputs: each replaced "
+            "layer learns the output of the original's layer. 0 turns it off.",
+        ),
+    ] = 1.0
     include: Include = ()
     exclude: Exclude = ()
+
+    @model_validator(mode="after")
+    def _transfers(self) -> SubstituteAttention:
+        if self.transfer != type(self).model_fields["transfer"].default and not self.epochs:
+            raise UsageError("`transfer` is for training, and `epochs` is 0", "give `epochs` N")
+        return self
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Replace the attention of a module in place.
@@ -88,26 +108,50 @@ class SubstituteAttention(ChangedFlow):
             layers = {name: self._fact(fact, model) for name, fact in found.items() if name not in skipped}
             tokens = max(fact.tokens for fact in found.values())
             time = None if self.guard == "size" else self._time(model, layers, tokens, ctx)
-            replay(module, layers)
+            replay(module, layers, ctx.seed)
         facts: dict[str, Any] = {name: to_json(fact) | {"about": self._about(fact)} for name, fact in layers.items()}
         facts = {"layers": facts, "notes": self._notes(layers, time, model)}
         if time is not None:
             facts["time"] = round(time, 4)
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, _SAMPLES)
-        trained = self.train(module, model.card, ctx, teacher=original)
+        trained = {} if original is None else self._trained(model, original, tuple(layers), ctx)
         facts["notes"] += trained.pop("notes", [])
         return self.recorded(model, facts | trained, skipped)
+
+    def _trained(self, model: Model, original: nn.Module, names: tuple[str, ...], ctx: Context) -> dict[str, Any]:
+        """What training the model against the original recorded."""
+        if not self.transfer:
+            return self.train(model.module, model.card, ctx, teacher=original)
+        from compresskit.ops.distill.features import Tapped
+        from compresskit.train.task import Task
+        from compresskit.train.teaching import guided
+
+        student, teacher = Tapped(model.module, names), Tapped(original, names)
+        trained = self.train(
+            student,
+            model.card,
+            ctx,
+            teacher=teacher,
+            loss=lambda task: guided(task, teacher, Task.against_teacher, self.transfer),
+        )
+        trained["notes"].append(f"attention transfer: {len(names)} layers learnt the outputs of the original's")
+        return trained
 
     def _fact(self, known: AttentionFacts, model: Model) -> AttentionFacts:
         if self.pattern == "window":
             everywhere = known.everywhere if self.everywhere is None else self.everywhere
-            return replace(known, window=self.window, everywhere=min(everywhere, 2 * self.window), tokens=0)
+            return replace(known, window=self.window, everywhere=min(everywhere, 2 * self.window), tokens=0, width=0)
+        known = replace(known, everywhere=0)
+        if self.pattern == "performer":
+            return replace(known, kernel="softmax", features=self.features, tokens=0)
+        if self.pattern == "linear":
+            return replace(known, kernel="elu", tokens=0, width=0)
         if any(isinstance(size, str) for spec in model.card.inputs for size in spec.shape[1:]):
             raise UsageError("`pattern` linformer is for inputs of one length, and this model takes any", "use window")
         if self.rank > known.tokens:
             raise UsageError(f"`rank` {self.rank}: the model has {known.tokens} tokens", "give a smaller `rank`")
-        return replace(known, rank=self.rank, everywhere=0)
+        return replace(known, rank=self.rank, width=0)
 
     def _time(self, model: Model, layers: dict[str, AttentionFacts], tokens: int, ctx: Context) -> float:
         """Share of the original's time, which must be below 1."""
@@ -115,19 +159,20 @@ class SubstituteAttention(ChangedFlow):
         from compresskit.stages.shared_latency import share_of_model
 
         other: nn.Module = copy.deepcopy(model.module)
-        replay(other, layers)
+        replay(other, layers, ctx.seed)
         time = share_of_model(model.module, other, model.card.inputs, ctx, sequence=tokens)
-        what, hint = (
-            f"this attention gains nothing with {tokens} tokens",
-            "longer inputs, or with a smaller `window` or `rank`",
-        )
-        self.check_faster(time, what, hint)
+        smaller = "" if self.pattern == "linear" else f", or with a smaller `{_SIZES[self.pattern]}`"
+        self.check_faster(time, f"this attention gains nothing with {tokens} tokens", f"longer inputs{smaller}")
         return time
 
     def _about(self, fact: AttentionFacts) -> str:
         if fact.window:
             first = f", and the first {fact.everywhere}" if fact.everywhere else ""
             return f"attends to {fact.window} tokens on either side{first}"
+        if fact.kernel == "softmax":
+            return f"attends to all tokens by {fact.features} random features of softmax"
+        if fact.kernel == "elu":
+            return "attends to all tokens by elu + 1"
         return f"attends to {fact.rank} sums of {fact.tokens} tokens"
 
     def _notes(self, layers: dict[str, AttentionFacts], time: float | None, model: Model) -> list[str]:
