@@ -185,7 +185,9 @@ class SparseFacts(Facts):
     Attributes:
         layers: Those modules.
         time: Share of the original's time.
+        timed: Pairs: share of the layers that stay as they are, and of the time it took.
     """
 
     layers: Layers[AttentionFacts]
     time: Number | None = None
+    timed: list[list[Number]] = field(default_factory=list)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,15 +16,17 @@ from compresskit.kinds import SUBSTITUTE
 from compresskit.model import Model
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
-from compresskit.stages.fields import Exclude, Include
+from compresskit.stages.fields import Exclude, Include, TargetLatency
 from compresskit.stages.whole_model import ChangedFlow
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
+    from compresskit.ops.shrinking import CalibrationData
 
 _SAMPLES = 4
+Layers = dict[str, AttentionFacts]
 _SIZES = {"window": "window", "linformer": "rank", "performer": "features"}
 """The option that says how much each pattern attends to."""
 
@@ -63,6 +66,15 @@ class SubstituteAttention(ChangedFlow):
     features: Annotated[
         int, Field(ge=1, le=1 << 14, description="Number of random features of each head, for `pattern` performer.")
     ] = 64
+    count: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Number of layers to replace: those whose replacement changes the output least; with "
+            "`target_latency`, the most. (all)",
+        ),
+    ] = None
+    target_latency: TargetLatency = None
     guard: Annotated[
         Literal["size", "latency"],
         Field(
@@ -91,7 +103,7 @@ class SubstituteAttention(ChangedFlow):
         """Replace the attention of a module in place.
 
         Raises:
-            UsageError: A glob matches nothing, or the pattern doesn't fit the model's inputs.
+            UsageError: A glob matches nothing, the pattern doesn't fit the model's inputs, or a target can't be met.
             InputError: No attention was recognized, or the model gets no faster.
         """
         from compresskit.ops.globs import check_globs, left_out
@@ -106,13 +118,14 @@ class SubstituteAttention(ChangedFlow):
             check_globs(found, (*self.include, *self.exclude))
             skipped = {name: why for name in found if (why := left_out(name, self.include, self.exclude))}
             layers = {name: self._fact(fact, model) for name, fact in found.items() if name not in skipped}
-            tokens = max(fact.tokens for fact in found.values())
-            time = None if self.guard == "size" else self._time(model, layers, tokens, ctx)
+            if not layers:
+                raise UsageError("`include` and `exclude` leave no layer of attention")
+            here = _Here(model, data, ctx, max(fact.tokens for fact in found.values()), len(found))
+            layers, facts = self._chosen(here, layers)
             replay(module, layers, ctx.seed)
-        facts: dict[str, Any] = {name: to_json(fact) | {"about": self._about(fact)} for name, fact in layers.items()}
-        facts = {"layers": facts, "notes": self._notes(layers, time, model)}
-        if time is not None:
-            facts["time"] = round(time, 4)
+        skipped |= {name: "other layers change the output less" for name in found if name not in {**layers, **skipped}}
+        facts["layers"] = {name: to_json(fact) | {"about": self._about(fact)} for name, fact in layers.items()}
+        facts["notes"] = self._notes(layers, len(found), facts, model)
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, _SAMPLES)
         trained = {} if original is None else self._trained(model, original, tuple(layers), ctx)
@@ -153,17 +166,23 @@ class SubstituteAttention(ChangedFlow):
             raise UsageError(f"`rank` {self.rank}: the model has {known.tokens} tokens", "give a smaller `rank`")
         return replace(known, rank=self.rank, width=0)
 
-    def _time(self, model: Model, layers: dict[str, AttentionFacts], tokens: int, ctx: Context) -> float:
-        """Share of the original's time, which must be below 1."""
-        from compresskit.ops.substitute.sparse import replay
-        from compresskit.stages.shared_latency import share_of_model
-
-        other: nn.Module = copy.deepcopy(model.module)
-        replay(other, layers, ctx.seed)
-        time = share_of_model(model.module, other, model.card.inputs, ctx, sequence=tokens)
-        smaller = "" if self.pattern == "linear" else f", or with a smaller `{_SIZES[self.pattern]}`"
-        self.check_faster(time, f"this attention gains nothing with {tokens} tokens", f"longer inputs{smaller}")
-        return time
+    def _chosen(self, here: _Here, layers: Layers) -> tuple[Layers, dict[str, Any]]:
+        """The layers that are replaced, and what was measured for them."""
+        if self.target_latency is None and self.count is not None and self.count > len(layers):
+            raise UsageError(f"`count` {self.count}: the model has {len(layers)} layers of attention", "give less")
+        if self.count is not None or self.target_latency is not None:
+            layers = here.ranked(layers, self.count)
+        smaller = "" if self.pattern == "linear" else f"a smaller `{_SIZES[self.pattern]}`"
+        if self.target_latency is not None:
+            return here.in_time(
+                layers, self.target_latency, f"give more than that, or {smaller or 'another `pattern`'}"
+            )
+        if self.guard == "size":
+            return layers, {}
+        time = here.time(layers)
+        hint = f"longer inputs{smaller and f', or with {smaller}'}"
+        self.check_faster(time, f"this attention gains nothing with {here.tokens} tokens", hint)
+        return layers, {"time": round(time, 4)}
 
     def _about(self, fact: AttentionFacts) -> str:
         if fact.window:
@@ -175,9 +194,10 @@ class SubstituteAttention(ChangedFlow):
             return "attends to all tokens by elu + 1"
         return f"attends to {fact.rank} sums of {fact.tokens} tokens"
 
-    def _notes(self, layers: dict[str, AttentionFacts], time: float | None, model: Model) -> list[str]:
-        notes = [f"{len(layers)} attention layers: each token {self._about(next(iter(layers.values())))}"]
-        return notes + self.use_notes(model, time, "this attention")
+    def _notes(self, layers: Layers, found: int, facts: dict[str, Any], model: Model) -> list[str]:
+        many = f"{len(layers)} of {found}" if len(layers) < found else f"{found}"
+        notes = [f"{many} attention layers: each token {self._about(next(iter(layers.values())))}"]
+        return notes + self.use_notes(model, facts.get("time"), "this attention")
 
     @classmethod
     def replay(cls, module: nn.Module, facts: SparseFacts, tensors: Tensors) -> Tensors:
@@ -186,3 +206,56 @@ class SubstituteAttention(ChangedFlow):
 
         replay(module, facts.layers)
         return tensors
+
+
+@dataclass(frozen=True)
+class _Here:
+    """A model with attention that can be replaced.
+
+    Attributes:
+        tokens: Of its inputs.
+        found: Its layers of attention.
+    """
+
+    model: Model
+    data: CalibrationData
+    ctx: Context
+    tokens: int
+    found: int
+
+    def ranked(self, layers: Layers, most: int | None) -> Layers:
+        """The layers from the one whose replacement changes the model's output least on; at most so many."""
+        from compresskit.ops.substitute.sparse import change_of_each
+
+        changes = change_of_each(self.model.module, layers, self.data, self.ctx.seed)
+        return {name: layers[name] for name in sorted(layers, key=changes.__getitem__)[:most]}
+
+    def in_time(self, ranked: Layers, target: float, hint: str) -> tuple[Layers, dict[str, Any]]:
+        """The fewest layers for a share of the time."""
+        from compresskit.stages.shared_latency import Choices, within_latency
+
+        def at(share: float) -> tuple[Layers, float]:
+            count = min(len(ranked), max(1, math.ceil((1 - share) * self.found - 1e-6)))
+            return dict(list(ranked.items())[:count]), 1 - count / self.found
+
+        least = 1 - len(ranked) / self.found
+        choices = Choices(least, at, self.built, f"most layers replaced ({len(ranked)})", hint)
+        inputs = self.model.card.inputs
+        layers, timed = within_latency(self.model.module, inputs, target, self.ctx, choices, sequence=self.tokens)
+        times = [[round(n, 4) for n in pair] for pair in timed]
+        return layers, {"timed": times, "time": times[-1][1]}
+
+    def built(self, layers: Layers) -> nn.Module:
+        """A copy of the model with such attention."""
+        from compresskit.ops.substitute.sparse import replay
+
+        module = copy.deepcopy(self.model.module)
+        replay(module, layers, self.ctx.seed)
+        return module
+
+    def time(self, layers: Layers) -> float:
+        """Share of the original's time."""
+        from compresskit.stages.shared_latency import share_of_model
+
+        inputs = self.model.card.inputs
+        return share_of_model(self.model.module, self.built(layers), inputs, self.ctx, sequence=self.tokens)

@@ -213,11 +213,31 @@ def _causal(module: nn.Module, name: str, fact: AttentionFacts, data: Calibratio
     return same(outs[0], outs[1])
 
 
+@torch.no_grad()
+def change_of_each(
+    module: nn.Module, layers: Mapping[str, AttentionFacts], data: CalibrationData, seed: int
+) -> dict[str, float]:
+    """How far the model's output moves with each layer alone replaced, in relative L2.
+
+    Args:
+        module: In eval mode.
+        layers: What each attends to then.
+        data: How it is called.
+        seed: Of random features.
+    """
+    before = next(tensors_in(data.run(module))).clone()
+    found = {}
+    for name, fact in layers.items():
+        with sparse(module, {name: fact}, seed):
+            found[name] = float((next(tensors_in(data.run(module))) - before).norm() / before.norm().clamp(min=1e-12))
+    return found
+
+
 @contextmanager
-def sparse(module: nn.Module, layers: Mapping[str, AttentionFacts]) -> Iterator[None]:
+def sparse(module: nn.Module, layers: Mapping[str, AttentionFacts], seed: int = 0) -> Iterator[None]:
     """The module with such attention, for a while."""
     parts = {name: module.get_submodule(name) for name in layers}
-    replay(module, layers)
+    replay(module, layers, seed)
     try:
         yield
     finally:
