@@ -42,6 +42,12 @@ def net():
                          nn.Sequential(Block(8, 16, 2), Block(16, 16)),
                          nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4))
 
+def units():
+    net = nn.Sequential(nn.Identity(), nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1),
+                        nn.Flatten(), nn.Linear(400, 4))
+    net[2].bias.data[:4], net[2].bias.data[4:12] = -50.0, 50.0
+    return net
+
 def bare():
     return nn.Sequential(nn.Linear(8, 8))
 """
@@ -229,6 +235,27 @@ def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> 
         run_on(made, tmp_path / "no", method("substitute.fold"), source=str(tmp_path / "out"), data=False)
     with pytest.raises(UsageError, match="no layer matches 'nothing'"):
         run_on(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)
+
+
+def test_units_that_never_or_always_switch_on_are_gone_from_the_bundle(made: Path, tmp_path: Path) -> None:
+    model = load(made / "units.pt", arch=f"{made / 'net.py'}:units", input_shape=(1, 3, 12, 12))
+    data = open_source(str(made / "data.npz"))
+    with pytest.raises(UsageError, match="needs calibration data"):
+        run(model, [method("substitute.fold", units=True)], tmp_path / "no")
+    report = run(model, [method("substitute.fold", units=True)], tmp_path / "out", data=data, bench=False)
+    facts = report.history[-1]["facts"]
+    assert facts["layers"]["1"]["gone"] == ["2"] and facts["layers"]["1"]["cut"]["out"] == [16, 12]
+    assert facts["layers"]["4"]["bypass"]["kept"] == 4 and facts["firing"]["always"] == 8
+    assert "merged with '2'; Conv2d, 16 → 12" in report.coverage.done["1"]
+    assert "4 units still pass through its ReLU" in report.coverage.done["4"]
+    assert "4 of 20 units never switch on in 48 samples of" in report.notes[1] and "; 8 units are" in report.notes[1]
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    assert report.models[1].macs < report.models[0].macs
+    stored, body = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        load(tmp_path / "out", arch=str(made / "net.py") + ":units").body,
+    )
+    assert isinstance(body, nn.Module) and body.state_dict().keys() == stored.keys()
 
 
 def test_depthwise_layers_come_back_from_the_bundle(
