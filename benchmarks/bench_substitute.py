@@ -79,6 +79,7 @@ TEXTS: dict[str, tuple[int, tuple[str | float, ...]]] = {
         ("--method", "attention", "--window", 8, "--everywhere", 1),
     ),
 }
+BOTTLENECKS: tuple[tuple[str | float, ...], ...] = (("--count", 6), ("--budget", 0.7))
 DIGITS, SEEDS = "digits, 64-256-10 units", 3
 LEAST_UNITS, MOST_CHANGE = 60, 1e-5
 NET = """
@@ -99,6 +100,9 @@ def main() -> None:
                 substituted(bench, case, folder / f"{case.depth}-{case.count}-{case.stand_in}")
         if bench.wants(DEPTHWISE):
             depthwise(bench, folder / "depthwise")
+        for options in BOTTLENECKS:
+            if bench.wants(name := f"ResNet-20, bottlenecks, {' '.join(map(str, options))}"):
+                bottlenecks(bench, name, options, folder / f"bottleneck-{options[-1]}")
         if bench.wants(DIGITS):
             units(bench, folder)
         if bench.wants(MINILM):
@@ -134,19 +138,28 @@ def substituted(bench: Bench, case: Case, out: Path) -> None:
 
 def depthwise(bench: Bench, out: Path) -> None:
     """All convolutions but the first as depthwise ones, two windows a channel."""
+    parts(bench, DEPTHWISE, out, "--method", "depthwise", "--exclude", "conv1", "--guard", "size")
+
+
+def bottlenecks(bench: Bench, name: str, options: tuple[str | float, ...], out: Path) -> None:
+    """Some convolutions through half of their channels, each measured to be faster."""
+    parts(bench, name, out, "--method", "bottleneck", *options)
+
+
+def parts(bench: Bench, name: str, out: Path, *options: str | float) -> None:
+    """ResNet-20 with cheaper layers in the place of some of its convolutions."""
     model, arch = bench.data("models", "resnet20.th"), ("--arch", "examples/cifar_resnet.py:resnet20")
     train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
     start = time.perf_counter()
     report = cli(
-        "substitute", model, *arch, "--input-shape", "1,3,32,32", "--method", "depthwise", "--exclude", "conv1",
-        "--guard", "size", "--samples", 64 if bench.quick else 512, "--data", train, "--eval-data", test, "--normalize",
-        NORMALIZE, "--no-bench", "-o", out,
+        "substitute", model, *arch, "--input-shape", "1,3,32,32", *options, "--samples", 64 if bench.quick else 512,
+        "--data", train, "--eval-data", test, "--normalize", NORMALIZE, "--no-bench", "-o", out,
     )  # fmt: skip
-    accuracy_row(bench, DEPTHWISE, None, report, (time.perf_counter() - start) / 60)
+    accuracy_row(bench, name, None, report, (time.perf_counter() - start) / 60)
     original = out.parent / "resnet20.onnx"
     if not original.exists():
         cli("export", model, *arch, "--input-shape", "1,3,32,32", "-o", original)
-    speed_row(bench, DEPTHWISE, original, out, None, "--batch", 1)
+    speed_row(bench, name, original, out, None, "--batch", 1)
 
 
 def units(bench: Bench, folder: Path) -> None:

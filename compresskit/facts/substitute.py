@@ -139,16 +139,38 @@ class FoldFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthwiseFacts(LayerFacts):
+class PartsFacts(LayerFacts):
+    """Of one layer that became several cheaper ones.
+
+    Attributes:
+        time: Share of the original's time.
+        loss: Distance of the model's output with this one alone.
+    """
+
+    time: Number | None = None
+    loss: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseFacts(PartsFacts):
     """Of one convolution that became depthwise ones and a 1×1.
 
     Attributes:
         multiplier: Windows a channel.
-        time: Share of the original's time.
     """
 
     multiplier: Annotated[int, Field(strict=True, ge=1, le=64)]
-    time: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckFacts(PartsFacts):
+    """Of one layer that became a bottleneck.
+
+    Attributes:
+        width: Channels in between.
+    """
+
+    width: Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +180,31 @@ class SeparableFacts(Facts):
     Attributes:
         layers: Those layers.
         refit: What the fit along the model gained.
+        share: What is left of the model, by unit.
+        timed: Pairs: share of the multiply-accumulates, and of the time it took.
     """
 
     layers: Layers[DepthwiseFacts]
     refit: FitFacts | None = None
+    share: Mapping[Text, Number] = field(default_factory=dict)
+    timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowedFacts(Facts):
+    """Of a module with bottlenecks.
+
+    Attributes:
+        layers: Those layers.
+        refit: What the fit along the model gained.
+        share: What is left of the model, by unit.
+        timed: Pairs: share of the multiply-accumulates, and of the time it took.
+    """
+
+    layers: Layers[BottleneckFacts]
+    refit: FitFacts | None = None
+    share: Mapping[Text, Number] = field(default_factory=dict)
+    timed: list[list[Number]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
