@@ -4,7 +4,8 @@ Greedy tokens and perplexity are of a Llama of 5.8 M parameters that is trained 
 hour on one core; ``--keep`` names a folder where it stays for the next run, and where a killed training goes on). What
 the engines are compared with is the module of transformers with the codes' values in float32. Perplexity is over the
 held-out text in windows of 256 tokens, 192 apart. Both 4-bit models are measured as float32 values of their codes by
-the same program; the bytes are those of the tensors. Q4_K_M is made by llama.cpp's own ``llama_model_quantize``:
+the same program; the bytes are those of the tensors. What llama.cpp's own files hold at fewer bits is compared with
+K-quants that ``auto`` mixes, in no more bytes. These files are made by llama.cpp's ``llama_model_quantize``:
 ``LLAMA_CPP_LIBS`` names a folder with libllama and libggml (a build, or those in the npm package
 ``@node-llama-cpp/linux-x64``). Decode speed is of random weights in the shape of a model of 125 M parameters.
 """
@@ -28,8 +29,8 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 50304, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 1024, "tie_word_embeddings": True,
 }  # fmt: skip
-Q4_K_M = 15
-"""Its number among llama.cpp's file types."""
+FILE_TYPES = {"Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15}
+"""Their numbers in llama.cpp."""
 
 
 def main() -> None:
@@ -41,6 +42,8 @@ def main() -> None:
             greedy(bench, place, model)
         if bench.wants("perplexity"):
             perplexity(bench, place, model)
+        if bench.wants("k-quants"):
+            k_quants(bench, place, model)
         if bench.wants("decode"):
             decode(bench, place, model)
     bench.end()
@@ -86,18 +89,8 @@ def greedy(bench: Bench, place: Path, model: Path) -> None:
 def perplexity(bench: Bench, place: Path, model: Path) -> None:
     """gptq with bits by layer against Q4_K_M, at equal bytes."""
     held = place / "held_out.txt"
-    theirs, size = q4_k_m(place, model)
-    bits = 8 * size / sum(value.numel() for value in weights(model).values())
-    while True:  # down until the file's tensors are no larger
-        out = place / "ours"
-        cli(
-            "quantize", model, "--bits", 4, "--target-bits", round(bits, 2), "--data", place / "learnt.txt",
-            "--sequence", 256, "--no-export", "-o", out, "--force",
-        )  # fmt: skip
-        own = sum(value.numel() * value.element_size() for value in weights(out).values())
-        if own <= size:
-            break
-        bits -= max(0.02, 8 * (own - size) / sum(value.numel() for value in weights(model).values()))
+    theirs, size = of_llama_cpp(place, model, "Q4_K_M")
+    out, own = within(place, model, size, place / "ours")
     found = {
         name: figure(cli("evaluate", folder, "--data", held, *WINDOW), "perplexity")
         for name, folder in (("float32", model), ("Q4_K_M of llama.cpp", theirs), ("gptq + auto", out))
@@ -110,6 +103,40 @@ def perplexity(bench: Bench, place: Path, model: Path) -> None:
             f"{interval(value, 3)}; {sizes[name] / 1e6:.3f} MB",
             value.value < found["Q4_K_M of llama.cpp"].value if bar else None,
         )  # fmt: skip
+
+
+def k_quants(bench: Bench, place: Path, model: Path) -> None:
+    """gptq with types by layer against the files that llama.cpp makes, at equal bytes."""
+    held = place / "held_out.txt"
+    for kind in FILE_TYPES:
+        theirs, size = of_llama_cpp(place, model, kind)
+        out, own = within(place, model, size, place / f"ours-{kind}", "--weight-format", "k-quant")
+        bar, value = (
+            figure(cli("evaluate", folder, "--data", held, *WINDOW), "perplexity") for folder in (theirs, out)
+        )
+        bench.row(
+            f"trained, perplexity, {kind} of llama.cpp", "", f"{bar.value:.3f}", bar.n,
+            f"{interval(bar, 3)}; {size / 1e6:.3f} MB",
+        )  # fmt: skip
+        bench.row(
+            f"trained, perplexity, gptq + auto of K-quants in the bytes of {kind}", f"< {bar.value:.3f}",
+            f"{value.value:.3f}", value.n, f"{interval(value, 3)}; {own / 1e6:.3f} MB", value.value < bar.value,
+        )  # fmt: skip
+
+
+def within(place: Path, model: Path, size: int, out: Path, *options: Any) -> tuple[Path, int]:
+    """A bundle of gptq with bits by layer whose tensors take at most as many bytes, and how many they take."""
+    numbers = sum(value.numel() for value in weights(model).values())
+    bits = 8 * size / numbers
+    while True:
+        cli(
+            "quantize", model, "--bits", 4, "--target-bits", round(bits, 2), "--data", place / "learnt.txt",
+            "--sequence", 256, "--no-export", "-o", out, "--force", *options,
+        )  # fmt: skip
+        own = size_of(out)
+        if own <= size:
+            return out, own
+        bits -= max(0.02, 8 * (own - size) / numbers)
 
 
 def decode(bench: Bench, place: Path, model: Path) -> None:
@@ -179,17 +206,19 @@ def plain(tensors: dict[str, Any], model: Path, place: Path) -> Path:
     return place
 
 
-def q4_k_m(place: Path, model: Path) -> tuple[Path, int]:
-    """llama.cpp's own Q4_K_M of a model: a folder with its values in float32, and the bytes of its tensors."""
+def of_llama_cpp(place: Path, model: Path, kind: str) -> tuple[Path, int]:
+    """llama.cpp's own file of a model: a folder with its values in float32, and the bytes of its tensors."""
     import gguf
     from transformers import AutoModelForCausalLM
 
-    source, made = place / "model.gguf", place / "q4_k_m.gguf"
+    source, made = place / "model.gguf", place / f"{kind.lower()}.gguf"
     cli("export", model, "--to", "gguf", "-o", source, "--force")
-    quantize(source, made)
+    quantize(source, made, FILE_TYPES[kind])
     size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(made).tensors)
     loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=made.name)
-    return plain({name: value.float() for name, value in loaded.state_dict().items()}, model, place / "theirs"), size
+    return plain(
+        {name: value.float() for name, value in loaded.state_dict().items()}, model, place / f"theirs-{kind}"
+    ), size
 
 
 class _Params(ctypes.Structure):
@@ -198,8 +227,8 @@ class _Params(ctypes.Structure):
     _fields_ = (("threads", ctypes.c_int32), ("kind", ctypes.c_int32), ("rest", ctypes.c_char * 248))
 
 
-def quantize(source: Path, made: Path) -> None:
-    """``llama_model_quantize`` to Q4_K_M."""
+def quantize(source: Path, made: Path, kind: int) -> None:
+    """``llama_model_quantize`` to a file type."""
     folder = Path(os.environ.get("LLAMA_CPP_LIBS", ""))
     files = [
         next(iter(sorted(folder.glob(f"{name}*.so*"))), None) for name in ("libggml-base", "libggml.", "libllama.")
@@ -209,11 +238,11 @@ def quantize(source: Path, made: Path) -> None:
     *_, library = (ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL) for file in files)
     library.llama_model_quantize_default_params.restype = _Params
     params = library.llama_model_quantize_default_params()
-    params.kind, params.threads = Q4_K_M, 1
+    params.kind, params.threads = kind, 1
     quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
     library.llama_log_set(quiet, None)
     if library.llama_model_quantize(str(source).encode(), str(made).encode(), ctypes.byref(params)):
-        absent("a Q4_K_M file", "llama.cpp can't make one")
+        absent("a quantized file", "llama.cpp can't make one")
 
 
 if __name__ == "__main__":
