@@ -8,7 +8,7 @@ format that has tables of levels ``level[code] · scale``, and with minima ``cod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +75,14 @@ class Packed:
         """
         taken: dict[str, Any] = {n: p if n == "levels" and len(p) == 1 else p[index] for n, p in self.parts().items()}
         return replace(self, **taken, shape=shape or (len(taken["codes"]), *self.shape[1:]))
+
+    @classmethod
+    def stacked(cls, pieces: Sequence[Packed]) -> Packed:
+        """Rows of one weight that were packed apart, one below the other; not for formats with stored levels."""
+        first, shape = pieces[0], (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+        # Scales are float32 where those of any piece are.
+        joined: dict[str, Any] = {name: torch.cat([p.parts()[name] for p in pieces]) for name in first.parts()}
+        return replace(first, **joined, shape=shape)
 
     def holding(self, parts: Mapping[str, Any]) -> Packed:
         """The same with other tensors, given by their names."""

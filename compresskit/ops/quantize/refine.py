@@ -47,22 +47,22 @@ def _descend(found: Codes, target: Tensor, gram: Tensor) -> None:
     """One pass over the columns; changes the codes in place."""
     columns = target.shape[2]
     size = found.codes.shape[2] // found.scales.shape[2]
-    codes = found.codes[..., :columns]
     slope = (found.centred(columns) * found.spread(columns) - target) @ gram
     curve = gram.diagonal(dim1=1, dim2=2)
     for start in range(0, columns, _PIECE):
         end = min(start + _PIECE, columns)
-        near = slope[..., start:end].clone()
+        # Columns lie one after the other here, since each is read and written whole; in the weight, rows do.
+        near, codes = slope[..., start:end].mT.contiguous(), found.codes[..., start:end].mT.contiguous()
         moved = torch.zeros_like(near)
-        for column in range(start, end):
-            scale = found.scales[..., column // size]
-            step = near[..., column - start] / (curve[:, column, None] * scale)
-            wish = codes[..., column] - step
+        for at, column in enumerate(range(start, end)):
+            scale, old = found.scales[..., column // size], codes[:, at]
+            wish = old - near[:, at] / (curve[:, column, None] * scale)
             new = wish.round().clamp_(0, found.grid.largest)
-            stay = (wish - codes[..., column]).abs() <= (wish - new).abs() + _MARGIN
-            change = torch.where(stay, 0.0, new - codes[..., column])
-            codes[..., column] += change
-            shift = change * scale
-            moved[..., column - start] = shift
-            near += shift.unsqueeze(2) * gram[:, column, None, start:end]
-        slope += moved @ gram[:, start:end]
+            stay = (wish - old).abs() <= (wish - new).abs() + _MARGIN
+            change = torch.where(stay, 0.0, new - old)
+            old += change
+            moved[:, at] = change * scale
+            near.baddbmm_(gram[:, start:end, column, None], moved[:, at, None])
+        found.codes[..., start:end] = codes.mT
+        if end < columns:
+            slope[..., end:].baddbmm_(moved.mT, gram[:, start:end, end:])

@@ -13,6 +13,8 @@ _TINY = 1e-35
 _RIDGE = 1e-3
 _ELEMENTS = 1 << 24
 """Of the systems of equations that are built at once, a row's has ``groups²``."""
+_FELT = 1 << 20
+"""Weights whose systems are built at once: their products with the gram stay in the caches."""
 
 
 def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -42,16 +44,18 @@ def least_squares_scales(
     """
     parts, rows, groups = old.shape
     columns = target.shape[2]
-    at_once = max(1, _ELEMENTS // groups**2)
+    at_once = max(1, min(_ELEMENTS // groups**2, _FELT // columns))
     if rows > at_once:
         pieces = (slice(start, start + at_once) for start in range(0, rows, at_once))
         solve = partial(least_squares_scales, gram=gram, dtype=dtype, size=size)
         return torch.cat([solve(values[:, piece], old[:, piece], target[:, piece]) for piece in pieces], 1)
     normal = torch.empty(parts, rows, groups, groups)
-    for group in range(groups):
-        part = slice(group * size, min((group + 1) * size, columns))
-        felt = values[..., part] @ gram[:, part]  # (parts, rows, columns)
-        normal[..., group, :] = _by_group(felt * values, groups, size)
+    for group in range(groups):  # the system is symmetric: what lies before the diagonal is copied
+        first = group * size
+        part = slice(first, min(first + size, columns))
+        felt = (values[..., part] @ gram[:, part, first:]).mul_(values[..., first:])
+        normal[..., group, group:] = _by_group(felt, groups - group, size)
+        normal[..., group + 1 :, group] = normal[..., group, group + 1 :]
     wanted = _by_group((target @ gram) * values, groups, size)
     level = normal.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None].clamp_min(1e-30)
     ridge = _RIDGE * level * torch.eye(groups)
@@ -69,5 +73,6 @@ def least_squares_scales(
 
 def _by_group(values: Tensor, groups: int, size: int) -> Tensor:
     """Sums over the columns of each group: ``(…, columns)`` to ``(…, groups)``."""
-    padded = torch.nn.functional.pad(values, (0, groups * size - values.shape[-1]))
-    return padded.reshape(*values.shape[:-1], groups, size).sum(-1)
+    if short := groups * size - values.shape[-1]:
+        values = torch.nn.functional.pad(values, (0, short))
+    return values.reshape(*values.shape[:-1], groups, size).sum(-1)
