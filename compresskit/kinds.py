@@ -84,6 +84,7 @@ SUBSTITUTE = Kind(
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
         "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
+        "patches": "compresskit.stages.substitute_patches:SubstitutePatches",
         "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
     },
 )
