@@ -83,6 +83,7 @@ SUBSTITUTE = Kind(
         "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+        "bottleneck": "compresskit.stages.substitute_bottleneck:SubstituteBottleneck",
         "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
         "patches": "compresskit.stages.substitute_patches:SubstitutePatches",
         "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
@@ -90,13 +91,14 @@ SUBSTITUTE = Kind(
 )
 SHARE = Kind(
     name="share",
-    summary="Let layers share their weights, stored once: smaller, as fast as before.",
+    summary="Let layers share their weights, stored once; make a model symmetric under flips and turns.",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
     quantizes=False,
     methods={
         "tie": "compresskit.stages.share_tie:ShareTie",
+        "symmetrize": "compresskit.stages.share_symmetrize:ShareSymmetrize",
     },
 )
 FACTORIZE = Kind(

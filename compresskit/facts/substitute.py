@@ -10,6 +10,7 @@ from pydantic import Field
 
 from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Name, Number, Pair, Shape, Size, Text
 from compresskit.facts.factorize import FitFacts
+from compresskit.facts.prune import CutFacts
 
 Fitted = Literal["1x1", "3x3", "linear"]
 """A convolution with a window of one or nine places, or a Linear layer."""
@@ -62,16 +63,66 @@ class CollapseFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldedFacts(LayerFacts):
-    """Of one layer that several were put together into.
+class BypassFacts:
+    """Of one layer whose units partly or all pass by their ReLU.
 
     Attributes:
-        holder: Name of the module whose code had them.
-        gone: Those that are gone, by their names in it.
+        first: Name of the layer that gives the units.
+        between: The ReLU, and what else stands between both layers.
+        kept: How many units still pass through the ReLU.
     """
 
-    holder: Name
+    first: Name
+    between: list[Name]
+    kept: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiringFacts:
+    """What is known of units that never or always fire.
+
+    Attributes:
+        never: How many were removed because they never fire.
+        always: How many got a bypass because they always fire.
+        units: That there are.
+        returned: Units that were found and stay, as they did otherwise in other samples.
+        proven: Of those removed or bypassed: how many can't do otherwise for any input within the samples' ranges.
+        samples: On which they were found.
+        held_out: Further samples.
+        within: How many of these lie within those ranges.
+        deviating: How many of these any of the units does otherwise in.
+        bound: Below this lies the share of such samples, with 95 % confidence.
+        change: Largest relative change of the output on them.
+    """
+
+    never: Count
+    always: Count
+    units: Count
+    returned: Count
+    proven: Count
+    samples: Count
+    held_out: Count
+    within: Count
+    deviating: Count
+    bound: Number
+    change: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldedFacts(LayerFacts):
+    """Of one layer that several were put together into, or whose units were removed.
+
+    Attributes:
+        holder: Name of the module whose code had the layers that were put together.
+        gone: Those that are gone, by their names in it.
+        cut: Its channels before and after, in which it stands as it was put together.
+        bypass: How units pass by the ReLU in front of it.
+    """
+
+    holder: Name | None = None
     gone: list[Name] = field(default_factory=list)
+    cut: CutFacts | None = None
+    bypass: BypassFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,22 +131,46 @@ class FoldFacts(Facts):
 
     Attributes:
         layers: What came of them.
+        firing: What is known of units that were removed.
     """
 
     layers: Layers[FoldedFacts]
+    firing: FiringFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthwiseFacts(LayerFacts):
+class PartsFacts(LayerFacts):
+    """Of one layer that became several cheaper ones.
+
+    Attributes:
+        time: Share of the original's time.
+        loss: Distance of the model's output with this one alone.
+    """
+
+    time: Number | None = None
+    loss: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthwiseFacts(PartsFacts):
     """Of one convolution that became depthwise ones and a 1×1.
 
     Attributes:
         multiplier: Windows a channel.
-        time: Share of the original's time.
     """
 
     multiplier: Annotated[int, Field(strict=True, ge=1, le=64)]
-    time: Number | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckFacts(PartsFacts):
+    """Of one layer that became a bottleneck.
+
+    Attributes:
+        width: Channels in between.
+    """
+
+    width: Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +180,31 @@ class SeparableFacts(Facts):
     Attributes:
         layers: Those layers.
         refit: What the fit along the model gained.
+        share: What is left of the model, by unit.
+        timed: Pairs: share of the multiply-accumulates, and of the time it took.
     """
 
     layers: Layers[DepthwiseFacts]
     refit: FitFacts | None = None
+    share: Mapping[Text, Number] = field(default_factory=dict)
+    timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowedFacts(Facts):
+    """Of a module with bottlenecks.
+
+    Attributes:
+        layers: Those layers.
+        refit: What the fit along the model gained.
+        share: What is left of the model, by unit.
+        timed: Pairs: share of the multiply-accumulates, and of the time it took.
+    """
+
+    layers: Layers[BottleneckFacts]
+    refit: FitFacts | None = None
+    share: Mapping[Text, Number] = field(default_factory=dict)
+    timed: list[list[Number]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
