@@ -10,8 +10,10 @@ MiniLM is fitted on the first lines of WikiText-2's validation split; likeness i
 embeddings of the original and of the result on 200 lines of the test split. Without two layers it is below .91. A
 plain depthwise ResNet-20 with refitted 1×1 had .717 on a JPEG copy of the set, at multiplier 2.
 
-Tokens are merged without training: in the shape of DeiT-Tiny with random weights for the speed alone, and in a vision
-transformer that ``small_vit.py`` trains first (25 minutes on one core; ``--keep`` names the folder where it stays).
+Tokens are merged, dropped and fused without training: in the shape of DeiT-Tiny with random weights for the speed
+alone, and in a vision transformer that ``small_vit.py`` trains first (25 minutes on one core; ``--keep`` names the
+folder where it stays). One head of attention over 2,048 tokens is all of its model: a trial gathered a window by hand,
+4.97 times as fast as dense attention.
 
 Units that never or always switch on are looked for in networks of one hidden layer for scikit-learn's digits, trained
 here with Adam at a learning rate of .01, which leaves many of them: on 1,400 images. The output is compared on the 397
@@ -24,14 +26,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from bench_minilm import LINES, TOKENS, plain_lines
 from cifar import NORMALIZE, accuracy_row, share
 from harness import Bench, cli, figure, interval, minilm, workplace
 from small_vit import trained
+from variants import HEAD, OneHead
+from variants import TOKENS as LONG
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,17 @@ def net():
     return nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
 """
 VIT_TOKENS, VIT_SPEEDUP, VIT_LOSS = (10, 16), 1.3, 1.0
+VITS = {
+    f"{VIT}, {tokens} {done} a block": (reduction, tokens)
+    for (reduction, done), tokens in product((("merge", "merged"), ("prune", "dropped"), ("fuse", "fused")), VIT_TOKENS)
+}
+ONE_HEAD = f"one head of attention, {LONG} tokens"
+PATTERNS: dict[str, tuple[tuple[str | float, ...], float | None]] = {
+    "a window of 64 and 16 tokens everywhere": (("--window", 64, "--everywhere", 16), 4.97),
+    "64 sums (Linformer)": (("--pattern", "linformer", "--rank", 64), None),
+    "64 random features (Performer)": (("--pattern", "performer", "--features", 64), None),
+    "elu + 1 (linear)": (("--pattern", "linear"), None),
+}
 
 
 def main() -> None:
@@ -109,9 +126,11 @@ def main() -> None:
             layers(bench, folder / "minilm")
         if bench.wants(DEIT):
             deit(bench, folder / "deit")
-        if bench.wants(VIT):
+        if any(map(bench.wants, VITS)):
             with bench.kept() as kept:
                 vit(bench, kept, folder / "vit")
+        if bench.wants(ONE_HEAD):
+            head(bench, folder)
         for name, (sequence, options) in TEXTS.items():
             if bench.wants(name):
                 texts(bench, name, sequence, options, folder)
@@ -265,23 +284,40 @@ def deit(bench: Bench, folder: Path) -> None:
 
 
 def vit(bench: Bench, kept: Path, folder: Path) -> None:
-    """Tokens merged in each of six blocks of a trained model, without training."""
+    """Fewer tokens in each of six blocks of a trained model, without training."""
     train, test = bench.data("cifar10", "train.npz"), bench.data("cifar10", "test.npz")
     model = trained(train, bench.data("models", "resnet20.th"), kept)
     arch = ("--arch", "examples/cifar_vit.py:vit", "--input-shape", "1,3,32,32")
     original = folder.parent / "vit.onnx"
     cli("export", model, *arch, "-o", original)
-    for tokens in VIT_TOKENS:
-        out, name = folder.parent / f"vit-{tokens}", f"{VIT}, {tokens} merged a block"
+    for name, (reduction, tokens) in VITS.items():
+        if not bench.wants(name):
+            continue
+        out = folder.parent / f"vit-{reduction}-{tokens}"
         report = cli(
-            "substitute", model, *arch, "--method", "tokens", "--tokens", tokens, "--guard", "size", "--eval-data",
-            test, "--normalize", NORMALIZE, "--no-bench", "-o", out,
+            "substitute", model, *arch, "--method", "tokens", "--tokens", tokens, "--reduction", reduction, "--guard",
+            "size", "--eval-data", test, "--normalize", NORMALIZE, "--no-bench", "-o", out,
         )  # fmt: skip
         before, after = figure(report, "accuracy", 0), figure(report, "accuracy")
         about = f"{before.value:.2f} % before; {interval(after)}; {100 * share(report):.1f} % of the MACs"
         lost = before.value - after.value
         bench.row(f"{name}, accuracy lost", f"≤ {VIT_LOSS:g} pt", f"{lost:.2f} pt", after.n, about, lost <= VIT_LOSS)
         speed_row(bench, name, original, out, VIT_SPEEDUP, "--batch", 1)
+
+
+def head(bench: Bench, folder: Path) -> None:
+    """Attention alone, which is what grows with the square of the length."""
+    torch.manual_seed(0)
+    torch.save(OneHead().state_dict(), folder / "head.pt")
+    arch = ("--arch", "benchmarks/variants.py:OneHead", "--input-shape", f"1,{LONG},{HEAD}")
+    original = folder / "head.onnx"
+    cli("export", folder / "head.pt", *arch, "-o", original)
+    for name, (options, least) in PATTERNS.items():
+        cli(
+            "substitute", folder / "head.pt", *arch, "--method", "attention", *options, "--guard", "size", "--no-bench",
+            "-o", folder / "head", "--force",
+        )  # fmt: skip
+        speed_row(bench, f"{ONE_HEAD}, {name}", original, folder / "head", least, "--batch", 1)
 
 
 def texts(bench: Bench, name: str, sequence: int, options: tuple[str | float, ...], folder: Path) -> None:

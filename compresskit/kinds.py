@@ -90,13 +90,14 @@ SUBSTITUTE = Kind(
 )
 SHARE = Kind(
     name="share",
-    summary="Let layers share their weights, stored once: smaller, as fast as before.",
+    summary="Let layers share their weights, stored once; make a model symmetric under flips and turns.",
     changes_size=True,
     before_codes=True,
     only_tunes=False,
     quantizes=False,
     methods={
         "tie": "compresskit.stages.share_tie:ShareTie",
+        "symmetrize": "compresskit.stages.share_symmetrize:ShareSymmetrize",
     },
 )
 FACTORIZE = Kind(

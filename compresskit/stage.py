@@ -236,6 +236,11 @@ class Stage(BaseModel, ABC):
         return True
 
     @property
+    def may_slow(self) -> bool:
+        """Whether the result takes more time for what it gains, so that it has no default limit of speed."""
+        return False
+
+    @property
     def promises_size(self) -> bool:
         """Whether the result should be no larger; where not, it has no default limit of size."""
         return True

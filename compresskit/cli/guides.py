@@ -44,9 +44,10 @@ GUIDES = {
         ),
     ),
     "share": Guide(
-        ("method", "run_length", "alike", "epochs", *_DATA),
+        ("method", "run_length", "alike", "group", "form", "epochs", *_DATA),
         (
             "share all-MiniLM-L6-v2 --data lines.txt --epochs 2",
+            "share model.pt --arch net.py:Net --method symmetrize --group d4 --data train.npz --eval-data test.npz",
             "share model.pt --arch net.py:Net --data train.npz --eval-data test.npz --alike 0.9",
         ),
     ),

@@ -209,7 +209,7 @@ class NarrowedFacts(Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeFacts(LayerFacts):
-    """Of one block in which tokens are merged.
+    """Of one block in which tokens are merged or dropped.
 
     Attributes:
         merged: How many tokens fewer leave it than come: of all, or of each window.
@@ -220,12 +220,13 @@ class MergeFacts(LayerFacts):
 
 @dataclass(frozen=True, kw_only=True)
 class TokensFacts(Facts):
-    """Of a module whose blocks merge tokens.
+    """Of a module whose blocks merge or drop tokens.
 
     Attributes:
         layers: All blocks from the first to the last that is computed together.
-        protected: Tokens in front that are never merged.
-        window: Tokens of a window, within which alone they are merged; 0: no windows.
+        reduction: Similar tokens become one; or those with little attention are dropped, or become one.
+        protected: Tokens in front that stay as they are.
+        window: Tokens of a window, each of which loses as many; 0: no windows.
         restored: Whether the last block gives as many tokens as the first one takes.
         place: Where the tokens stand among a block's arguments: a position or a keyword.
         values: How many values a block returns as a tuple; 0 returns that of the tokens alone.
@@ -236,6 +237,7 @@ class TokensFacts(Facts):
     """
 
     layers: Layers[MergeFacts]
+    reduction: Literal["merge", "prune", "fuse"] = "merge"
     protected: Annotated[Count, Field(le=64)] = 0
     window: Annotated[Count, Field(le=1 << 12)] = 0
     restored: Flag = True
@@ -256,6 +258,9 @@ class AttentionFacts(LayerFacts):
         everywhere: First tokens that all hear, and that hear all.
         rank: Sums of keys and values in the place of all of them; 0: none.
         tokens: Of a sequence, where it has sums.
+        kernel: What weighs the keys in the place of softmax: random features of it, or ``elu(x) + 1``; None: softmax.
+        features: Random features; 0: none.
+        width: Of a head, where there are random features.
         place: Where the tokens stand among the arguments: a position or a keyword.
         values: How many values are returned as a tuple; 0 returns that of the tokens alone.
     """
@@ -264,6 +269,9 @@ class AttentionFacts(LayerFacts):
     everywhere: Annotated[Count, Field(le=64)] = 0
     rank: Annotated[Count, Field(le=1 << 14)] = 0
     tokens: Annotated[Count, Field(le=1 << 16)] = 0
+    kernel: Literal["softmax", "elu"] | None = None
+    features: Annotated[Count, Field(le=1 << 14)] = 0
+    width: Annotated[Count, Field(le=1 << 14)] = 0
     place: Index | Name = 0
     values: Annotated[Count, Field(le=64)] = 0
 
@@ -275,7 +283,9 @@ class SparseFacts(Facts):
     Attributes:
         layers: Those modules.
         time: Share of the original's time.
+        timed: Pairs: share of the layers that stay as they are, and of the time it took.
     """
 
     layers: Layers[AttentionFacts]
     time: Number | None = None
+    timed: list[list[Number]] = field(default_factory=list)

@@ -43,6 +43,7 @@ class Candidate:
         bytes: What counts as its size; None is its files'.
         loader_args: For the torch runtime: keyword arguments of :func:`compresskit.runner.loading.load_module`.
         promises_speed: It should be faster than the model that it is compared with; else as fast will do.
+        may_slow: It takes more time for what it gains.
         varies: It takes more or less time from input to input.
         promises_size: It should be no larger than that model.
     """
@@ -61,6 +62,7 @@ class Candidate:
     bytes: int | None = None
     loader_args: dict[str, Any] = field(default_factory=dict)
     promises_speed: bool = True
+    may_slow: bool = False
     varies: bool = False
     promises_size: bool = True
 

@@ -18,7 +18,7 @@ from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, Ready, ReportBuilder
 from compresskit.runner.layers import layers_of
 from compresskit.runner.prepare import counted, to_onnx, with_inputs
-from compresskit.runner.promises import promises_size, promises_speed
+from compresskit.runner.promises import may_slow, promises_size, promises_speed
 from compresskit.runner.recommend import able, everywhere, recommendation
 from compresskit.runner.timing import Timing
 from compresskit.runtimes import runs_modules
@@ -204,6 +204,7 @@ class _Opened:
         if not self.models:
             self._first = model.card.history
         more["promises_speed"] = promises_speed(model.card.history, self._first)
+        more["may_slow"] = may_slow(model.card.history, self._first)
         more["promises_size"] = promises_size(model.card.history, self._first)
         ready = Ready(model, shipped, counts, model.source)
         self.models.append(ready.candidate(label, portable(model.source), self.measuring, **more))

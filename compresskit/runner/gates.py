@@ -31,7 +31,7 @@ def gates(
     limits: Limits,
     *,
     broken: Mapping[str, str] = {},
-    unpromised: Collection[str] = (),
+    slower: Mapping[str, float] = {},
     larger: Collection[str] = (),
 ) -> list[Gate]:
     """One gate for each limit that was asked for, and the default ones, for each model but the first.
@@ -46,7 +46,8 @@ def gates(
         measurements: Scores and speed-ups are taken from them.
         limits: What the user asked for.
         broken: Models whose outputs aren't finite, with what was found.
-        unpromised: Models that nothing promises to be faster: as fast, within :data:`AS_FAST`, is enough of them.
+        slower: Models that nothing promises to be faster, and how much slower they may be: :data:`AS_FAST` where as
+            fast is enough, infinity for no default limit.
         larger: Models that nothing promises to be as small: they have no default limit of size.
     """
     alone = len(models) == 1
@@ -63,8 +64,8 @@ def gates(
             allowed = parse_size(limits.max_size) if limits.max_size else round(SAME * models[0].bytes)
             asked = limits.max_size is not None
             found.append(size_gate(f"{prefix}size", entry, allowed, limits.max_size or "the original", asked=asked))
-        if default or limits.min_speedup is not None:
-            margin = AS_FAST if entry.name in unpromised else MIN_EFFECT
+        margin = slower.get(entry.name, MIN_EFFECT)
+        if (default and margin < math.inf) or limits.min_speedup is not None:
             found += _speed_gates(entry, measurements, limits, prefix, margin)
     return found
 

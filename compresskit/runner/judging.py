@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,14 +19,14 @@ from compresskit.recipe.limits import Limits
 from compresskit.report import Evaluation, Gate, Measurement, Report, StepEntry, Verdict, judge
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.coverage import bytes_left, coverage
-from compresskit.runner.gates import gates
+from compresskit.runner.gates import AS_FAST, gates
 from compresskit.runner.int8_saturation import int8_arithmetic_on, saturation_notes
 from compresskit.runner.layers import layers_of
 from compresskit.runner.likeness import LikenessData, samples_of
 from compresskit.runner.measure import Quality, quality
 from compresskit.runner.measured import Measured
 from compresskit.runner.prepare import Prepared
-from compresskit.runner.promises import promises_size, promises_speed, since, varies
+from compresskit.runner.promises import may_slow, promises_size, promises_speed, since, varies
 from compresskit.runner.timing import SEQUENCE, Speed, Timing, speed
 from compresskit.stage import Progress, silent
 
@@ -201,10 +202,12 @@ class ReportBuilder:
     def gates(self) -> list[Gate]:
         """The limits of ``measuring``, and what the figures say of them."""
         broken = self.measured.broken if self.measured else {}
-        unpromised = {model.name for model in self.models if not model.promises_speed}
+        slower = {
+            m.name: math.inf if m.may_slow else AS_FAST for m in self.models if m.may_slow or not m.promises_speed
+        }
         larger = {model.name for model in self.models if not model.promises_size}
         return gates(
-            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, unpromised=unpromised,
+            self.entries, self.evaluation, self.figures, self.measuring.limits, broken=broken, slower=slower,
             larger=larger,
         )  # fmt: skip
 
@@ -303,6 +306,7 @@ def report_on(
     new = after.candidate(
         output.name if output.name != baseline.name else shown, shown, measuring,
         promises_speed=promises_speed(history, before.model.card.history),
+        may_slow=may_slow(history, before.model.card.history),
         promises_size=promises_size(history, before.model.card.history),
     )  # fmt: skip
     builder = ReportBuilder([baseline, new], measuring, progress, log.known)

@@ -47,6 +47,11 @@ def _promised(history: Sequence[Applied], before: Sequence[Applied], promise: Ca
     return not done or any(_promises(applied, promise) for applied in done)
 
 
+def may_slow(history: Sequence[Applied], before: Sequence[Applied] = ()) -> bool:
+    """Whether a model takes more time than another for what it gains; see :func:`promises_speed`."""
+    return any(_promises(applied, lambda stage: stage.may_slow, unknown=False) for applied in since(history, before))
+
+
 def varies(history: Sequence[Applied]) -> bool:
     """Whether a model takes more or less time from input to input."""
     return any(_varies(applied.name) for applied in history)
@@ -59,8 +64,8 @@ def _varies(name: str) -> bool:
         return False
 
 
-def _promises(applied: Applied, promise: Callable[[Stage], bool]) -> bool:
+def _promises(applied: Applied, promise: Callable[[Stage], bool], *, unknown: bool = True) -> bool:
     try:
         return promise(registry.get(applied.name)(**applied.options))
     except (CompressKitError, ValidationError):  # an absent plugin's, or of an earlier version
-        return True
+        return unknown

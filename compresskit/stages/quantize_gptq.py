@@ -76,7 +76,7 @@ class QuantizeGptq(Repaired, CalibratedWeightOnly):
                 return packed
             return refine(weight, packed, moments, rounds=self.refine, damping=self.damping)
 
-        method = Method(rounded, drift=self.drift, kept=self._kept(model, ctx))
+        method = Method(rounded, drift=self.drift, kept=self._kept(model, ctx), by_rows=True)
         return self.calibrate(model, ctx, method, samples=self.samples)
 
     def _kept(self, model: Model, ctx: Context) -> KeptBlocks | None:

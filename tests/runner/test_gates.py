@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from compresskit.errors import ExitCode, UsageError
 from compresskit.model import Applied
 from compresskit.recipe.limits import Limits, parse_size
 from compresskit.report import Gate, Measurement, ModelEntry, Report, Verdict, judge
-from compresskit.runner.gates import gates
+from compresskit.runner.gates import AS_FAST, gates
 from compresskit.runner.judging import unjudged
-from compresskit.runner.promises import promises_size, promises_speed
+from compresskit.runner.promises import may_slow, promises_size, promises_speed
 
 
 @pytest.mark.parametrize(
@@ -84,11 +86,24 @@ def test_the_speed_gate(measured: tuple[float, float, float], limit: float | Non
 def test_what_promises_no_speed_is_held_to_a_margin(
     measured: tuple[float, float, float], promised: tuple[bool | None, str], unpromised: tuple[bool | None, str]
 ) -> None:
-    for names, (passed, said), limit in (((), promised, "not slower"), (("b",), unpromised, "as fast within 10 %")):
-        found = gates([entry("a", 100), entry("b", 50)], None, [speedup(*measured)], Limits(), unpromised=names)
+    for slower, (passed, said), limit in (
+        ({}, promised, "not slower"),
+        ({"b": AS_FAST}, unpromised, "as fast within 10 %"),
+    ):
+        found = gates([entry("a", 100), entry("b", 50)], None, [speedup(*measured)], Limits(), slower=slower)
         gate = only(found, "speed")
         assert (gate.passed, gate.limit) == (passed, limit) and said in gate.reason
         assert ("too noisy" in gate.reason) == ("too noisy" in said)
+
+
+def test_what_may_be_slower_has_a_limit_of_speed_only_where_one_is_asked_for() -> None:
+    models, measured, slower = [entry("a", 100), entry("b", 50)], [speedup(0.25, 0.24, 0.26)], {"b": math.inf}
+    assert not any(gate.name == "speed" for gate in gates(models, None, measured, Limits(), slower=slower))
+    asked = gates(models, None, measured, Limits(min_speedup=0.5), slower=slower)
+    assert only(asked, "speed").passed is False
+    average, tie = (Applied("share.symmetrize", {"form": form}, {}) for form in ("average", "tie"))
+    assert may_slow([average]) and not may_slow([tie]) and not may_slow([average], [average])
+    assert not may_slow([Applied("absent.plugin", {}, {})])
 
 
 @pytest.mark.parametrize(

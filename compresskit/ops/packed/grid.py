@@ -8,7 +8,7 @@ format that has tables of levels ``level[code] · scale``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,14 @@ class Packed:
         if zeros is not None:
             zeros = zeros[index]
         return Packed(codes, self.scales[index], zeros, shape or (len(codes), *self.shape[1:]), self.grid, levels)
+
+    @classmethod
+    def stacked(cls, pieces: Sequence[Packed]) -> Packed:
+        """Rows of one weight that were packed apart, one below the other; not for formats with stored levels."""
+        first, shape = pieces[0], (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+        zeros = None if first.zeros is None else torch.cat([p.zeros for p in pieces if p.zeros is not None])
+        scales = torch.cat([piece.scales for piece in pieces])  # float32 where those of any piece are
+        return cls(torch.cat([piece.codes for piece in pieces]), scales, zeros, shape, first.grid)
 
     def holding(self, parts: Mapping[str, Any]) -> Packed:
         """The same with other tensors, given by their names."""

@@ -73,8 +73,8 @@ class Codes:
         self.scales[..., start // size] = scale.reshape(parts, rows)
         self.zeros[..., start // size] = zero.reshape(parts, rows)
 
-    def round(self, value: Tensor, column: Tensor) -> Tensor:
-        """Round one column of each part, keep the codes, and give back the rounded values.
+    def rounded(self, value: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes of one column of each part, and what they stand for; neither is kept.
 
         Args:
             value: float32 ``(parts, rows)``.
@@ -84,8 +84,7 @@ class Codes:
         size = self.codes.shape[2] // self.scales.shape[2]
         scale, zero = self.scales[part, :, column // size], self.zeros[part, :, column // size]
         code = (value * (1.0 / scale)).add_(zero).round_().clamp_(0, self.grid.largest)
-        self.codes[part, :, column] = code
-        return (code - zero) * scale
+        return code, (code - zero) * scale
 
     def round_all(self, weight: Tensor) -> None:
         """Round a whole weight ``(parts, rows, columns)`` to the ranges there are."""

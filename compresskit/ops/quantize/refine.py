@@ -25,6 +25,8 @@ _MARGIN = 1e-3
 _RIDGE = 1e-3
 _ELEMENTS = 1 << 24
 """Of the systems of equations that are built at once, a row's has ``groups²``."""
+_FELT = 1 << 20
+"""Weights whose systems are built at once: their products with the gram stay in the caches."""
 
 
 def refine(
@@ -63,16 +65,18 @@ def least_squares_scales(
     """
     parts, rows, groups = old.shape
     columns = target.shape[2]
-    at_once = max(1, _ELEMENTS // groups**2)
+    at_once = max(1, min(_ELEMENTS // groups**2, _FELT // columns))
     if rows > at_once:
         pieces = (slice(start, start + at_once) for start in range(0, rows, at_once))
         solve = partial(least_squares_scales, gram=gram, dtype=dtype, size=size)
         return torch.cat([solve(values[:, piece], old[:, piece], target[:, piece]) for piece in pieces], 1)
     normal = torch.empty(parts, rows, groups, groups)
-    for group in range(groups):
-        part = slice(group * size, min((group + 1) * size, columns))
-        felt = values[..., part] @ gram[:, part]  # (parts, rows, columns)
-        normal[..., group, :] = _by_group(felt * values, groups, size)
+    for group in range(groups):  # the system is symmetric: what lies before the diagonal is copied
+        first = group * size
+        part = slice(first, min(first + size, columns))
+        felt = (values[..., part] @ gram[:, part, first:]).mul_(values[..., first:])
+        normal[..., group, group:] = _by_group(felt, groups - group, size)
+        normal[..., group + 1 :, group] = normal[..., group, group + 1 :]
     wanted = _by_group((target @ gram) * values, groups, size)
     level = normal.diagonal(dim1=2, dim2=3).mean(-1)[..., None, None].clamp_min(1e-30)
     ridge = _RIDGE * level * torch.eye(groups)
@@ -90,30 +94,31 @@ def least_squares_scales(
 
 def _by_group(values: Tensor, groups: int, size: int) -> Tensor:
     """Sums over the columns of each group: ``(…, columns)`` to ``(…, groups)``."""
-    padded = torch.nn.functional.pad(values, (0, groups * size - values.shape[-1]))
-    return padded.reshape(*values.shape[:-1], groups, size).sum(-1)
+    if short := groups * size - values.shape[-1]:
+        values = torch.nn.functional.pad(values, (0, short))
+    return values.reshape(*values.shape[:-1], groups, size).sum(-1)
 
 
 def _descend(found: Codes, target: Tensor, gram: Tensor) -> None:
     """One pass over the columns; changes the codes in place."""
     columns = target.shape[2]
     size = found.codes.shape[2] // found.scales.shape[2]
-    codes = found.codes[..., :columns]
     slope = (found.centred(columns) * found.spread(columns) - target) @ gram
     curve = gram.diagonal(dim1=1, dim2=2)
     for start in range(0, columns, _PIECE):
         end = min(start + _PIECE, columns)
-        near = slope[..., start:end].clone()
+        # Columns lie one after the other here, since each is read and written whole; in the weight, rows do.
+        near, codes = slope[..., start:end].mT.contiguous(), found.codes[..., start:end].mT.contiguous()
         moved = torch.zeros_like(near)
-        for column in range(start, end):
-            scale = found.scales[..., column // size]
-            step = near[..., column - start] / (curve[:, column, None] * scale)
-            wish = codes[..., column] - step
+        for at, column in enumerate(range(start, end)):
+            scale, old = found.scales[..., column // size], codes[:, at]
+            wish = old - near[:, at] / (curve[:, column, None] * scale)
             new = wish.round().clamp_(0, found.grid.largest)
-            stay = (wish - codes[..., column]).abs() <= (wish - new).abs() + _MARGIN
-            change = torch.where(stay, 0.0, new - codes[..., column])
-            codes[..., column] += change
-            shift = change * scale
-            moved[..., column - start] = shift
-            near += shift.unsqueeze(2) * gram[:, column, None, start:end]
-        slope += moved @ gram[:, start:end]
+            stay = (wish - old).abs() <= (wish - new).abs() + _MARGIN
+            change = torch.where(stay, 0.0, new - old)
+            old += change
+            moved[:, at] = change * scale
+            near.baddbmm_(gram[:, start:end, column, None], moved[:, at, None])
+        found.codes[..., start:end] = codes.mT
+        if end < columns:
+            slope[..., end:].baddbmm_(moved.mT, gram[:, start:end, end:])
