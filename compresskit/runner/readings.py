@@ -21,6 +21,15 @@ LOW_RANK = 0.5
 """Share of a block's width that holds 99 % of the variance."""
 EVEN = 0.02
 """Relative change of the output by a move under which the model is taken to be invariant."""
+_FLIPS = {"flip left-right", "flip up-down", "half turn"}
+_GROUPS = {
+    "d4": _FLIPS | {"quarter turn"},
+    "c4": {"half turn", "quarter turn"},
+    "d2": _FLIPS,
+    "c2": {"half turn"},
+    "flip": {"flip left-right"},
+}
+"""The moves of each group that are looked at, the largest group first."""
 _SHOWN = 4
 Found = Mapping[str, Any]
 Reading = dict[str, Any]
@@ -210,10 +219,14 @@ def _alike(counted: Found | None) -> Reading | None:
 
 
 def _symmetric(moves: list[Found]) -> Reading | None:
-    even = [row["move"] for row in moves if row["error"] <= EVEN]
+    even = {row["move"]: row["error"] for row in moves if row["error"] <= EVEN}
     if not even:
         return None
-    return _reading(f"the output stays the same under {_some(even)}", "share.symmetrize")
+    found = f"the output stays nearly the same under {_some(list(even))}"
+    group = next((name for name, needed in _GROUPS.items() if needed <= even.keys()), None)
+    if group is None or not max(even[move] for move in _GROUPS[group]):
+        return _reading(found)
+    return _reading(f"{found}; made exact, it saves nothing", "share.symmetrize", "--group", group)
 
 
 def _experts(mixtures: list[Found]) -> Reading | None:

@@ -40,6 +40,13 @@ def net():
 """
 
 
+NOTHING: dict[str, Any] = {
+    "blocks": [], "halves": [], "alike": [], "symmetry": [], "experts": [],
+    "units": {"never": 0, "always": 0, "units": 0, "layers": [], "samples": 8},
+    "savings": {"fold": None, "units": None, "tokens": None, "attention": None, "tie": None},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder with a net whose blocks do little, and what is found of it."""
@@ -107,25 +114,39 @@ def _folded(found: dict[str, Any]) -> dict[str, float]:
 
 
 def test_a_method_that_is_not_there_leaves_only_the_finding() -> None:
-    nothing: dict[str, Any] = {
-        "blocks": [], "halves": [], "alike": [], "symmetry": [], "experts": [],
-        "units": {"never": 0, "always": 0, "units": 0, "layers": [], "samples": 8},
-        "savings": {"fold": None, "units": None, "tokens": None, "attention": None, "tie": None},
-    }  # fmt: skip
-    assert readings(nothing) == []
+    assert readings(NOTHING) == []
     short = {"tokens": 128, "window": 64, "from": 272, "products": -0.03}
-    (row,) = readings(nothing | {"savings": nothing["savings"] | {"attention": short}})
+    (row,) = readings(NOTHING | {"savings": NOTHING["savings"] | {"attention": short}})
     assert row["method"] == "" and row["saves"] == {} and "from 272 tokens on: these samples have 128" in row["finding"]
     paying = short | {"tokens": 512, "products": 0.2}
-    (row,) = readings(nothing | {"savings": nothing["savings"] | {"attention": paying}})
+    (row,) = readings(NOTHING | {"savings": NOTHING["savings"] | {"attention": paying}})
     assert (row["method"], row["saves"]) == ("substitute.attention", {"products": 0.2}) and typed(row)
     mixture = {"name": "m", "experts": 8, "effective": 3.2, "parameters": 0.6}
-    (row,) = readings(nothing | {"experts": [mixture]})
+    (row,) = readings(NOTHING | {"experts": [mixture]})
     assert row["options"] == ["--keep", "0.5"] and row["saves"] == {"parameters": 0.3} and typed(row)
     tie = {"layers": 3, "least": 0.95, "parameters": 0.2}
     blocks = [{"name": n, "r2": None, "by": {}, "parameters": 0.2, "rank99": 2, "width": 8} for n in "ab"]
-    found = readings(nothing | {"savings": nothing["savings"] | {"tie": tie}, "blocks": blocks})
+    found = readings(NOTHING | {"savings": NOTHING["savings"] | {"tie": tie}, "blocks": blocks})
     assert {row["method"]: row["saves"] for row in found} == {"share.tie": {"parameters": 0.2}, "factorize.auto": {}}
     assert all(typed(row) for row in found)
     with pytest.raises(CompressKitError):
         typed({"method": "factorize.auto", "options": []})
+
+
+@pytest.mark.parametrize(
+    ("errors", "group"),
+    [
+        ((0.01, 0.5, 0.5, 0.5), "flip"),
+        ((0.01, 0.01, 0.01, 0.5), "d2"),
+        ((0.5, 0.5, 0.01, 0.01), "c4"),
+        ((0.01, 0.01, 0.01, 0.01), "d4"),
+        ((0.5, 0.01, 0.5, 0.5), None),
+        ((0.0, 0.5, 0.5, 0.5), None),
+    ],
+)
+def test_moves_become_the_largest_group_that_has_them(errors: tuple[float, ...], group: str | None) -> None:
+    moves = ("flip left-right", "flip up-down", "half turn", "quarter turn")
+    rows = [{"move": move, "error": error} for move, error in zip(moves, errors, strict=True)]
+    (row,) = readings(NOTHING | {"symmetry": rows})
+    assert row["options"] == ([] if group is None else ["--group", group]) and row["saves"] == {}
+    assert group is None or typed(row)
