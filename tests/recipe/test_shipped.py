@@ -66,7 +66,7 @@ def test_the_schema_is_one() -> None:
     "text",
     [
         "steps: [{quantize.rtn: {bit: 4}}]",
-        "steps: [{quantize.rtn: {bits: 5}}]",
+        "steps: [{quantize.rtn: {bits: 7}}]",
         "steps: [quantise.rtn]",
         "steps: [{quantize.rtn: {}, quantize.hqq: {}}]",
         "steps: [{max-drop: 1pt}]",
