@@ -90,6 +90,6 @@ class Formatted(WeightOnly):
             return super().recorded(model, facts, skipped)
         told = [_SLOW]
         if rest := sum(not K_QUANT.holds(tuple(layer["shape"]), K_QUANT.bits[0]) for layer in facts["layers"].values()):
-            told.append(f"{rest} layers are no whole super-blocks of 256 columns: {_REST}")
+            told.append(f"the rows of {rest} layers are no multiple of 256 columns: {_REST}")
         before = [note for note in facts.get("notes", []) if note not in told]
         return super().recorded(model, {**facts, "notes": [*before, *told]}, skipped)
