@@ -15,7 +15,7 @@ from torch import Tensor
 from compresskit.ops.calibration.gram import damping_of, flat_weight, inverse_factor
 from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.packed.grid import Grid, Packed
-from compresskit.ops.quantize.ranges import Codes, scale_dtype
+from compresskit.ops.quantize.two_level_codes import empty_codes
 
 _PIECE = 128
 """Columns rounded before the rest of the weight is updated."""
@@ -48,7 +48,7 @@ def quantize_gptq(
     _, size, _ = grid.layout(columns)
     diagonal = moments.gram.diagonal(dim1=1, dim2=2)
     turns, gram, work = torch.arange(columns).expand(parts, -1), moments.gram, target.clone()
-    found = Codes.empty(target, grid, scale_dtype(target, grid))
+    found = empty_codes(target, grid)
     if order:
         for start in range(0, columns, size):
             found.fit(target, start, diagonal)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compresskit.errors import InputError
 from compresskit.ops.packed.grid import Grid, Packed, pack, unpack
 from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.scales import as_stored, least_squares_scales
 
 _REFITS = 3
 _HALF_MIN, _HALF_MAX = 2.0**-16, 65504.0 / 4
@@ -94,6 +94,16 @@ class Codes:
         codes = (weight * (1.0 / self.spread(columns))).add_(zeros).round_().clamp_(0, self.grid.largest)
         self.codes[..., :columns] = codes
 
+    def refit(self, target: Tensor, gram: Tensor) -> None:
+        """Take the scales of least output error for the codes there are; zero points stay.
+
+        Args:
+            target: What the weight stands for, float32 ``(parts, rows, columns)``.
+            gram: float32 ``(parts, columns, columns)``.
+        """
+        values, size = self.centred(target.shape[2]), self.codes.shape[2] // self.scales.shape[2]
+        self.scales = least_squares_scales(values, self.scales, target, gram, self.dtype, size=size)
+
     def centred(self, columns: int) -> Tensor:
         """Codes less their zero points, ``(parts, rows, columns)``."""
         size = self.codes.shape[2] // self.scales.shape[2]
@@ -138,18 +148,6 @@ def fit_ranges(block: Tensor, grid: Grid, importance: Tensor | None, dtype: torc
             zero = unpack(packed.zeros, grid.bits, 1).float()
         return as_stored(packed.scales.float(), dtype), zero
     return _search(block, grid, importance, dtype)
-
-
-def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as they will be read back; 1 for an all-zero group.
-
-    Raises:
-        InputError: A scale is NaN or Inf.
-    """
-    kept = torch.where(scale < _TINY, 1.0, scale).to(dtype).float()
-    if not kept.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
-    return kept
 
 
 def scale_dtype(weight: Tensor, grid: Grid) -> torch.dtype:
