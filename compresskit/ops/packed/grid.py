@@ -80,9 +80,8 @@ class Packed:
     def stacked(cls, pieces: Sequence[Packed]) -> Packed:
         """Rows of one weight that were packed apart, one below the other; not for formats with stored levels."""
         first, shape = pieces[0], (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
-        # Scales are float32 where those of any piece are.
-        joined: dict[str, Any] = {name: torch.cat([p.parts()[name] for p in pieces]) for name in first.parts()}
-        return replace(first, **joined, shape=shape)
+        parts: dict[str, Any] = {name: torch.cat([piece.parts()[name] for piece in pieces]) for name in first.parts()}
+        return replace(first, **parts, shape=shape)  # scales are float32 where those of any piece are
 
     def holding(self, parts: Mapping[str, Any]) -> Packed:
         """The same with other tensors, given by their names."""
