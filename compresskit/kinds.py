@@ -85,6 +85,7 @@ SUBSTITUTE = Kind(
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
         "bottleneck": "compresskit.stages.substitute_bottleneck:SubstituteBottleneck",
         "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
+        "patches": "compresskit.stages.substitute_patches:SubstitutePatches",
         "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
     },
 )

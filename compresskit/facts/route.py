@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from compresskit.facts import Count, Facts, Flag, LayerFacts, Layers, Number, Size, Text
+from compresskit.facts import Count, Facts, Flag, LayerFacts, Layers, Name, Number, Size, Text
 
 Form = Literal["pictures", "tokens", "vectors"]
 """What a block gives: ``(n, channels, height, width)``, ``(n, length, width)`` or ``(n, width)``."""
@@ -67,3 +67,50 @@ class ExitsFacts(Facts):
     calibrated: Count = 0
     drop: Number = 0.0
     share: Mapping[Text, Number] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts(LayerFacts):
+    """Of one dense feed-forward layer whose hidden units became experts; named by what these take the place of.
+
+    Attributes:
+        up: What made the hidden units.
+        activation: Of them.
+        down: What read them.
+        gate: What else made them, where they are products.
+        shared: Hidden units that all tokens go through.
+        size: Hidden units of an expert.
+        experts: How many there are.
+        top: Experts that a token goes through.
+        density: Share of the units that hold 90 % of the squares of what a token's units give.
+        error: Relative error of the layer's output on tokens that the split was not made of.
+        random: The same for a random split.
+    """
+
+    up: Name
+    activation: Name
+    down: Name
+    gate: Name | None = None
+    shared: Size
+    size: Size
+    experts: Annotated[Size, Field(le=1 << 10)]
+    top: Size
+    density: Number = 0.0
+    error: Number = 0.0
+    random: Number = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsFacts(Facts):
+    """Of a mixture with fewer experts, or of a dense model with experts.
+
+    Attributes:
+        layers: What was done to each layer.
+        config: What ``config.json`` says otherwise, of a mixture.
+        distance: Of the model's output from the original's on held-out samples: of this split, of random ones, and with
+            the same number of units always on.
+    """
+
+    layers: Layers[SplitFacts | LayerFacts]
+    config: dict[Text, Any] | None = None
+    distance: Mapping[Text, Number] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Name, Number, Shape, Size, Text
+from compresskit.facts import Count, Facts, Flag, Index, LayerFacts, Layers, Name, Number, Pair, Shape, Size, Text
 from compresskit.facts.factorize import FitFacts
 from compresskit.facts.prune import CutFacts
 
@@ -287,5 +287,39 @@ class SparseFacts(Facts):
     """
 
     layers: Layers[AttentionFacts]
+    time: Number | None = None
+    timed: list[list[Number]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchFacts(LayerFacts):
+    """Of a convolution that cuts images into larger patches than before.
+
+    Attributes:
+        size: Pixels a side of a patch.
+        image: Height and width of an image.
+        positions: Names of the tensors with a position for each patch.
+    """
+
+    size: Annotated[Size, Field(le=512)]
+    image: Pair
+    positions: Annotated[list[Name], Field(max_length=16)] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchesFacts(Facts):
+    """Of a vision transformer with larger patches.
+
+    Attributes:
+        layers: The convolution.
+        left: What is left of the model, by unit.
+        patches: Their number before and after.
+        time: Share of the original's time.
+        timed: Pairs: share of the multiply-accumulates, and of the time it took.
+    """
+
+    layers: Layers[PatchFacts]
+    left: Mapping[Text, Number] = field(default_factory=dict)
+    patches: Annotated[list[Count], Field(max_length=2)] = field(default_factory=list)
     time: Number | None = None
     timed: list[list[Number]] = field(default_factory=list)

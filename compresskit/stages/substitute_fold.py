@@ -91,6 +91,8 @@ class SubstituteFold(Stage):
             why = f" ({listing([f'{name}: {reason}' for name, reason in left.items()], 1)})" if left else ""
             also = ", and no unit that never or always switches on" if self.units else ""
             raise InputError(f"this model has no layers that can be merged exactly{also}{why}", "nothing is left to do")
+        if model.card.arch.kind == "transformers":
+            facts["notes"].append("transformers alone cannot load merged layers; compresskit can")
         return self.recorded(model, facts, left)
 
     @classmethod

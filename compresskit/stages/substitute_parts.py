@@ -140,6 +140,8 @@ class SubstituteParts(Recovery):
         }
         trained = self.train(module, model.card, ctx, teacher=original)
         facts["notes"] += trained.pop("notes", [])
+        if model.card.arch.kind == "transformers":
+            facts["notes"].append(f"transformers alone cannot load layers that became {self.became}; compresskit can")
         return self.recorded(model, facts | trained, here.skipped)
 
     def _told(self, count: int, left: float, fitted: dict[str, Any], data: Source) -> str:

@@ -18,6 +18,7 @@ from compresskit.facts.substitute import BypassFacts, FoldedFacts
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.bypass import Bypassed
 from compresskit.ops.substitute.firing import Fired, replay, without
+from compresskit.ops.substitute.fold import fold
 from compresskit.ops.substitute.ranges import by_sample, over, reachable
 
 
@@ -228,3 +229,17 @@ def test_intervals_of_one_layer_are_exact_and_code_that_depends_on_values_has_no
             return self.a(x) if bool(x.sum() > 0) else x
 
     assert reachable(Branches(), ["a"], [{"x": x}]) == {}
+
+
+@torch.no_grad()
+def test_channels_that_pass_by_a_shortcut_of_zeros_stay() -> None:
+    torch.manual_seed(0)
+    module, data = Residual().eval(), data_of(3, 8, 8)
+    x = torch.cat([batch["x"] for batch in data.batches])
+    module.first.bn1.bias[:4] = -1e3
+    before = module(x)
+    fold(module)  # without its batch normalizations the channels seem to be moved
+    fired = without(module, data, left_alone, 0, quiet)
+    assert fired.found.never >= 4 and "first.conv1" in fired.cut
+    assert "a shortcut that is filled up with zeros" in fired.left["stem"]
+    assert float((module(x) - before).norm() / before.norm()) <= 1e-6

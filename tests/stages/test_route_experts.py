@@ -116,6 +116,18 @@ def test_experts_that_the_data_hardly_use_are_told(tmp_path: Path) -> None:
     assert any("saw fewer than 32 tokens" in note for note in done.card.history[0].facts["notes"])
 
 
+def test_options_of_dense_models_are_refused(tmp_path: Path) -> None:
+    import compresskit
+    from compresskit.errors import UsageError
+    from compresskit.stage import Context
+
+    made().save_pretrained(tmp_path / "moe")
+    with pytest.raises(UsageError, match="`experts` is for dense models"):
+        compresskit.method("route.experts", experts=4).run(
+            compresskit.load(tmp_path / "moe"), Context(work=tmp_path, data=source(tmp_path))
+        )
+
+
 def test_what_has_no_experts_to_lose_is_refused(tmp_path: Path) -> None:
     import compresskit
     from compresskit.stage import Context

@@ -225,6 +225,25 @@ def test_a_folder_of_transformers_comes_back(tmp_path: Path, parts: str, name: s
     assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_transformers_with_bottlenecks_comes_back(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, **sizes)
+    transformers.BertModel(config).save_pretrained(tmp_path / "in")
+    ids = np.random.default_rng(0).integers(0, 40, (64, 12))
+    np.savez(tmp_path / "data.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    data, stage = (
+        open_source(str(tmp_path / "data.npz")),
+        method("substitute.bottleneck", width=0.25, guard="size", count=3),
+    )
+    report = run(load(tmp_path / "in"), [stage], tmp_path / "out", data=data, export=False, bench=False)
+    layers, body = report.history[-1]["facts"]["layers"], load(tmp_path / "out").body
+    assert isinstance(body, nn.Module) and sorted(narrowed(body)) == sorted(layers) and len(layers) == 3
+    assert report.models[1].parameters < report.models[0].parameters
+    assert any("transformers alone cannot load" in note for note in report.notes)
+
+
 def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> None:
     report = run_on(made, tmp_path / "out", method("substitute.fold"), data=False, export=True)
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)

@@ -22,7 +22,7 @@ from compresskit.ops.calibration.activation_stream import Batch
 from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.prune.cut import cut, mask, places
 from compresskit.ops.prune.dependencies import find_groups
-from compresskit.ops.prune.graph import Group, Member
+from compresskit.ops.prune.graph import Group, Member, axis_size
 from compresskit.ops.prune.replay import facts_of, narrow, widths
 from compresskit.ops.prune.same import same
 from compresskit.ops.prune.trial import proven
@@ -203,7 +203,7 @@ def _units_of(module: nn.Module, data: CalibrationData, skip: Callable[[str], st
         groups, skipped = [], {"": error.message}
     wanted = []
     for group in groups:
-        why = next(filter(None, (skip(member.layer) for member in group.of("out"))), "")
+        why = next(filter(None, (skip(member.layer) for member in group.of("out"))), "") or _misplaced(module, group)
         if why:
             left[group.name] = why
         else:
@@ -211,6 +211,15 @@ def _units_of(module: nn.Module, data: CalibrationData, skip: Callable[[str], st
     good, bad = proven(module, data.run, wanted, seed)
     between = [pair for pair in between if not skip(pair.first) and not skip(pair.second)]
     return _Model(module, data, good, between, left | bad | {n: why for n, why in skipped.items() if n})
+
+
+def _misplaced(module: nn.Module, group: Group) -> str:
+    """Why a group isn't what it seems: a shortcut filled up with zeros moves channels; empty for others."""
+    for member in group.members:
+        size = axis_size(module.get_submodule(member.layer), member.axis)
+        if any(place >= size for part in member.places for place in part):
+            return "its channels pass by a shortcut that is filled up with zeros"
+    return ""
 
 
 def _harmless(model: _Model, never: Units, batch: Batch) -> Units:
