@@ -4,7 +4,8 @@ Greedy tokens and perplexity are of a Llama of 5.8 M parameters that is trained 
 hour on one core; ``--keep`` names a folder where it stays for the next run, and where a killed training goes on). What
 the engines are compared with is the module of transformers with the codes' values in float32. Perplexity is over the
 held-out text in windows of 256 tokens, 192 apart. Both 4-bit models are measured as float32 values of their codes by
-the same program; the bytes are those of the tensors. Q4_K_M is made by llama.cpp's own ``llama_model_quantize``:
+the same program; the bytes are those of the tensors. What llama.cpp's own files hold at fewer bits is compared with
+K-quants that ``auto`` mixes, in no more bytes. These files are made by llama.cpp's ``llama_model_quantize``:
 ``LLAMA_CPP_LIBS`` names a folder with libllama and libggml (a build, or those in the npm package
 ``@node-llama-cpp/linux-x64``). Decode speed is of random weights in the shape of a model of 125 M parameters.
 """
@@ -15,6 +16,7 @@ import ctypes
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ from small_llama import trained
 
 STEPS = 900
 WINDOW = ("--window", 256, "--stride", 192, "--runtime", "torch")
+LENGTH, WINDOWS = 256, 100
 PROMPT, NEW, PROMPTS = 32, 64, 20
 SHAPE: dict[str, Any] = {
     "vocab_size": 50304, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
     "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 1024, "tie_word_embeddings": True,
 }  # fmt: skip
-Q4_K_M = 15
-"""Its number among llama.cpp's file types."""
+FILE_TYPES = {"Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15}
+"""Their numbers in llama.cpp."""
 
 
 def main() -> None:
@@ -41,6 +44,8 @@ def main() -> None:
             greedy(bench, place, model)
         if bench.wants("perplexity"):
             perplexity(bench, place, model)
+        if bench.wants("k-quants"):
+            k_quants(bench, place, model)
         if bench.wants("decode"):
             decode(bench, place, model)
     bench.end()
@@ -86,18 +91,8 @@ def greedy(bench: Bench, place: Path, model: Path) -> None:
 def perplexity(bench: Bench, place: Path, model: Path) -> None:
     """gptq with bits by layer against Q4_K_M, at equal bytes."""
     held = place / "held_out.txt"
-    theirs, size = q4_k_m(place, model)
-    bits = 8 * size / sum(value.numel() for value in weights(model).values())
-    while True:  # down until the file's tensors are no larger
-        out = place / "ours"
-        cli(
-            "quantize", model, "--bits", 4, "--target-bits", round(bits, 2), "--data", place / "learnt.txt",
-            "--sequence", 256, "--no-export", "-o", out, "--force",
-        )  # fmt: skip
-        own = sum(value.numel() * value.element_size() for value in weights(out).values())
-        if own <= size:
-            break
-        bits -= max(0.02, 8 * (own - size) / sum(value.numel() for value in weights(model).values()))
+    theirs, size = of_llama_cpp(place, model, "Q4_K_M")
+    out, own = within(bench, place, model, size, place / "ours")
     found = {
         name: figure(cli("evaluate", folder, "--data", held, *WINDOW), "perplexity")
         for name, folder in (("float32", model), ("Q4_K_M of llama.cpp", theirs), ("gptq + auto", out))
@@ -110,6 +105,73 @@ def perplexity(bench: Bench, place: Path, model: Path) -> None:
             f"{interval(value, 3)}; {sizes[name] / 1e6:.3f} MB",
             value.value < found["Q4_K_M of llama.cpp"].value if bar else None,
         )  # fmt: skip
+
+
+def k_quants(bench: Bench, place: Path, model: Path) -> None:
+    """gptq with types by layer against the files that llama.cpp makes, at equal bytes.
+
+    Perplexities differ by less than their noise where the loss is small: the divergence from the original tells more.
+    """
+    held = place / "held_out.txt"
+    for kind in FILE_TYPES:
+        theirs, size = of_llama_cpp(place, model, kind)
+        out, own = within(bench, place, model, size, place / f"ours-{kind}", "--weight-format", "k-quant")
+        names = f"{kind} of llama.cpp", f"gptq + auto of K-quants in the bytes of {kind}"
+        found = [figure(cli("evaluate", folder, "--data", held, *WINDOW), "perplexity") for folder in (theirs, out)]
+        apart = divergences(model, (theirs, out), held)
+        for at, (name, nbytes) in enumerate(zip(names, (size, own), strict=True)):
+            bar = f"< {found[0].value:.3f}" if at else ""
+            bench.row(
+                f"trained, perplexity, {name}", bar, f"{found[at].value:.3f}", found[at].n,
+                f"{interval(found[at], 3)}; {nbytes / 1e6:.3f} MB", found[at].value < found[0].value if at else None,
+            )  # fmt: skip
+            bar = f"< {apart[0][0]:.5f}" if at else ""
+            bench.row(
+                f"trained, KL divergence from float32, {name}", bar, f"{apart[at][0]:.5f}", WINDOWS,
+                f"± {apart[at][1]:.5f} (1.96 standard errors of windows)", apart[at][0] < apart[0][0] if at else None,
+            )  # fmt: skip
+
+
+def divergences(model: Path, others: Sequence[Path], held: Path) -> list[tuple[float, float]]:
+    """Mean KL divergence of the next token's distribution from that of a model, in nats, with 1.96 standard errors."""
+    import torch
+    from transformers import AutoTokenizer
+
+    import compresskit
+
+    ids = torch.tensor(AutoTokenizer.from_pretrained(model)(held.read_text(encoding="utf-8"))["input_ids"])
+    original, *modules = (compresskit.load(path).module.eval() for path in (model, *others))
+    windows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
+    windows = windows[:: len(windows) // WINDOWS][:WINDOWS]
+    found: list[list[float]] = [[] for _ in others]
+    with torch.inference_mode():
+        for window in windows:
+            wanted = original(window[None]).logits[0].log_softmax(-1)
+            for values, module in zip(found, modules, strict=True):
+                given = module(window[None]).logits[0].log_softmax(-1)
+                values.append(float((wanted.exp() * (wanted - given)).sum(-1).mean()))
+    means = [torch.tensor(values) for values in found]
+    return [(float(v.mean()), 1.96 * float(v.std()) / len(v) ** 0.5) for v in means]
+
+
+def within(bench: Bench, place: Path, model: Path, size: int, out: Path, *options: Any) -> tuple[Path, int]:
+    """A bundle of gptq with bits by layer whose tensors take at most as many bytes, and how many they take.
+
+    ``--resume`` takes that of an earlier run.
+    """
+    numbers = sum(value.numel() for value in weights(model).values())
+    bits = 8 * size / numbers
+    if bench.options.resume and (out / "model.safetensors").is_file() and size_of(out) <= size:
+        return out, size_of(out)
+    while True:
+        cli(
+            "quantize", model, "--bits", 4, "--target-bits", round(bits, 2), "--data", place / "learnt.txt",
+            "--sequence", 256, "--no-export", "-o", out, "--force", *options,
+        )  # fmt: skip
+        own = size_of(out)
+        if own <= size:
+            return out, own
+        bits -= max(0.02, 8 * (own - size) / numbers)
 
 
 def decode(bench: Bench, place: Path, model: Path) -> None:
@@ -179,17 +241,19 @@ def plain(tensors: dict[str, Any], model: Path, place: Path) -> Path:
     return place
 
 
-def q4_k_m(place: Path, model: Path) -> tuple[Path, int]:
-    """llama.cpp's own Q4_K_M of a model: a folder with its values in float32, and the bytes of its tensors."""
+def of_llama_cpp(place: Path, model: Path, kind: str) -> tuple[Path, int]:
+    """llama.cpp's own file of a model: a folder with its values in float32, and the bytes of its tensors."""
     import gguf
     from transformers import AutoModelForCausalLM
 
-    source, made = place / "model.gguf", place / "q4_k_m.gguf"
+    source, made = place / "model.gguf", place / f"{kind.lower()}.gguf"
     cli("export", model, "--to", "gguf", "-o", source, "--force")
-    quantize(source, made)
+    quantize(source, made, FILE_TYPES[kind])
     size = sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(made).tensors)
     loaded = AutoModelForCausalLM.from_pretrained(place, gguf_file=made.name)
-    return plain({name: value.float() for name, value in loaded.state_dict().items()}, model, place / "theirs"), size
+    return plain(
+        {name: value.float() for name, value in loaded.state_dict().items()}, model, place / f"theirs-{kind}"
+    ), size
 
 
 class _Params(ctypes.Structure):
@@ -198,8 +262,8 @@ class _Params(ctypes.Structure):
     _fields_ = (("threads", ctypes.c_int32), ("kind", ctypes.c_int32), ("rest", ctypes.c_char * 248))
 
 
-def quantize(source: Path, made: Path) -> None:
-    """``llama_model_quantize`` to Q4_K_M."""
+def quantize(source: Path, made: Path, kind: int) -> None:
+    """``llama_model_quantize`` to a file type."""
     folder = Path(os.environ.get("LLAMA_CPP_LIBS", ""))
     files = [
         next(iter(sorted(folder.glob(f"{name}*.so*"))), None) for name in ("libggml-base", "libggml.", "libllama.")
@@ -209,11 +273,11 @@ def quantize(source: Path, made: Path) -> None:
     *_, library = (ctypes.CDLL(str(file), mode=ctypes.RTLD_GLOBAL) for file in files)
     library.llama_model_quantize_default_params.restype = _Params
     params = library.llama_model_quantize_default_params()
-    params.kind, params.threads = Q4_K_M, 1
+    params.kind, params.threads = kind, 1
     quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
     library.llama_log_set(quiet, None)
     if library.llama_model_quantize(str(source).encode(), str(made).encode(), ctypes.byref(params)):
-        absent("a Q4_K_M file", "llama.cpp can't make one")
+        absent("a quantized file", "llama.cpp can't make one")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,29 @@ class Dense(nn.Module):
         return (q @ k.transpose(-1, -2)).softmax(-1) @ v
 
 
+class SelfAttention(nn.Module):
+    """One head with its projections, the parts by the names that ``substitute`` knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 1, nn.Linear(HEAD, 3 * HEAD), nn.Linear(HEAD, HEAD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj((q * HEAD**-0.5 @ k.transpose(-1, -2)).softmax(-1) @ v)
+
+
+class OneHead(nn.Module):
+    """A model that is a head of attention alone: ``(n, 2048, 64)`` to the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = SelfAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attn(x)
+
+
 class Masked(Dense):
     """A window and global tokens, as a mask on all scores (Longformer, Beltagy et al., 2020)."""
 

@@ -83,7 +83,9 @@ SUBSTITUTE = Kind(
         "collapse": "compresskit.stages.substitute_collapse:SubstituteCollapse",
         "fold": "compresskit.stages.substitute_fold:SubstituteFold",
         "depthwise": "compresskit.stages.substitute_depthwise:SubstituteDepthwise",
+        "bottleneck": "compresskit.stages.substitute_bottleneck:SubstituteBottleneck",
         "tokens": "compresskit.stages.substitute_tokens:SubstituteTokens",
+        "patches": "compresskit.stages.substitute_patches:SubstitutePatches",
         "attention": "compresskit.stages.substitute_attention:SubstituteAttention",
     },
 )

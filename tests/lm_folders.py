@@ -110,17 +110,20 @@ FOLDERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
 """By name: class, config and how its tokenizer cuts text. What llama.cpp takes for Phi-3 by name needs its tokens."""
 
 
-def make_folder(folder: Path, name: str) -> Path:
-    """A folder of one of :data:`FOLDERS`, with weights so large that its greedy tokens vary."""
+def make_folder(folder: Path, name: str, *, louder: float = 6, **sizes: Any) -> Path:
+    """A folder of one of :data:`FOLDERS`, with weights so large that its greedy tokens vary.
+
+    ``louder`` is by how much those of the blocks are, embeddings by 6; ``sizes`` replace some of the config.
+    """
     import transformers
 
     kind, config, options, cut = FOLDERS[name]
     torch.manual_seed(1)
-    module = getattr(transformers, kind)(getattr(transformers, config)(**options))
+    module = getattr(transformers, kind)(getattr(transformers, config)(**{**options, **sizes}))
     with torch.no_grad():
-        for parameter in module.parameters():
+        for place, parameter in module.named_parameters():
             if parameter.dim() > 1:
-                parameter.mul_(6)
+                parameter.mul_(louder if ".layers." in place else 6)
             else:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     module.save_pretrained(folder / name)

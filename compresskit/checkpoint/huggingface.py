@@ -78,10 +78,7 @@ def build_from_config(folder: Path | str, *, class_name: str | None = None) -> n
     """
     folder = Path(folder)
     kind, config = read_config(folder, class_name, quantized=True)
-    import transformers
-
-    no_init = getattr(getattr(transformers, "initialization", None), "no_init_weights", contextlib.nullcontext)
-    with _quiet(), _refusing(folder), no_init():
+    with _quiet(), _refusing(folder), _no_init():
         module = kind(config)
     module.tie_weights()
     return _prepared(module)
@@ -275,6 +272,15 @@ def _refusing(folder: Path) -> Iterator[None]:
     except Exception as error:
         line = next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
         raise InputError(f"transformers cannot load {folder}: {type(error).__name__}: {line}") from error
+
+
+@contextlib.contextmanager
+def _no_init() -> Iterator[None]:
+    """Parameters are allocated and not filled: memory that nobody writes to is never committed."""
+    from transformers.initialization import no_init_weights  # no attribute of the package, which imports lazily
+
+    with no_init_weights():
+        yield
 
 
 @contextlib.contextmanager

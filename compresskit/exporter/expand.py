@@ -29,7 +29,7 @@ from compresskit.exporter.lower import DOMAIN
 from compresskit.exporter.unpack import codes, numbers, of_tables
 from compresskit.ops.packed.format import Format
 from compresskit.ops.packed.formats import format_named
-from compresskit.ops.packed.grid import packed_bytes
+from compresskit.ops.packed.grid import PARTS, packed_bytes
 
 MICROSOFT = "com.microsoft"
 EXITS = "Exits"
@@ -46,6 +46,7 @@ class _Weight:
     scales: ir.Value
     zeros: ir.Value | None
     levels: ir.Value | None
+    multiples: ir.Value | None
     bits: int
     format: Format
     group: int
@@ -55,13 +56,13 @@ class _Weight:
     @classmethod
     def of(cls, node: ir.Node, multiplied: set[str | None]) -> _Weight:
         a = node.attributes
-        codes, scales, zeros, levels = (*node.inputs[:4], None, None)[:4]
+        codes, scales, zeros, levels, multiples = (*node.inputs, *[None] * len(PARTS))[: len(PARTS)]
         if codes is None or scales is None:
             raise ValueError("a placeholder without codes")
         bits, group, block = (a[name].as_int() for name in ("bits", "group", "block"))
         block = block if codes.name in multiplied else 0
         known, shape = format_named(a["format"].as_string()), tuple(a["shape"].as_ints())
-        return cls(codes, scales, zeros, levels, bits, known, group, block, shape)
+        return cls(codes, scales, zeros, levels, multiples, bits, known, group, block, shape)
 
     @property
     def rows(self) -> int:
@@ -73,7 +74,7 @@ class _Weight:
 
     @property
     def groups(self) -> int:
-        return int(array(self.scales).shape[1])
+        return int(array(self.codes).shape[1])
 
     @property
     def repeat(self) -> int:
@@ -140,7 +141,7 @@ def _drop_unused(graph: ir.Graph) -> None:
 
 
 def _linear(build: Builder, weight: _Weight, node: ir.Node, level: int) -> ir.Value:
-    x, bias = node.inputs[4], node.inputs[5] if len(node.inputs) > 5 else None
+    x, bias = (*node.inputs[len(PARTS) :], None)[:2]
     scales = _spread(build, weight, build.floats(weight.scales), f"{weight.scales.name}:spread")
     if weight.bits not in _INTERLEAVED:
         flat = node.outputs[0].shape is not None and len(node.outputs[0].shape) == 2
@@ -182,20 +183,25 @@ def _dequantized(build: Builder, weight: _Weight, scales: ir.Value) -> ir.Value:
 
 
 def _embedding(build: Builder, weight: _Weight, node: ir.Node) -> ir.Value:
-    ids, shape = node.inputs[4], node.outputs[0].shape
+    ids, shape = node.inputs[len(PARTS)], node.outputs[0].shape
     if ids is None or shape is None:
         raise ValueError("an embedding without its ids")
     data, scales = build.gather(_stored(build, weight), ids), build.gather(weight.scales, ids)
     if weight.scales.dtype != ir.DataType.FLOAT:
         scales = build.cast(scales, FLOAT)
-    zeros = None if weight.zeros is None else build.gather(weight.zeros, ids)
     lead = [0] * (len(shape) - 1)
-    return _scaled(build, weight, _values(build, weight, data, lead, ids), scales, zeros, lead, ())
+    values = _values(build, weight, data, lead, ids)
+    if weight.multiples is not None:
+        return _two_level(build, weight, values, scales, build.gather(weight.multiples, ids), lead, ())
+    zeros = None if weight.zeros is None else build.gather(weight.zeros, ids)
+    return _scaled(build, weight, values, scales, zeros, lead, ())
 
 
 def _weight(build: Builder, weight: _Weight) -> ir.Value:
     scales, lead = build.floats(weight.scales), [weight.rows]
     values = _values(build, weight, _stored(build, weight), lead)
+    if weight.multiples is not None:
+        return _two_level(build, weight, values, scales, weight.multiples, lead, weight.shape[1:])
     return _scaled(build, weight, values, scales, weight.zeros, lead, weight.shape[1:])
 
 
@@ -257,6 +263,52 @@ def _scaled(
         return build.reshape(values, [*lead, *(shape or (columns,))])
     values = build.first(build.reshape(values, [*lead, groups * size]), columns)
     return build.reshape(values, [*lead, *shape]) if len(shape) > 1 else values
+
+
+def _two_level(
+    build: Builder,
+    weight: _Weight,
+    values: ir.Value,
+    scales: ir.Value,
+    multiples: ir.Value,
+    lead: list[int],
+    shape: tuple[int, ...],
+) -> ir.Value:
+    """``code · scale − minimum``, or ``(code − middle) · scale``, as :func:`_scaled`; exact, as torch computes it.
+
+    Args:
+        build: Where to put the nodes.
+        weight: Which weight this is.
+        values: float32 ``(*lead, groups, size)``.
+        scales: float32 ``(*lead, kinds · super-blocks)``.
+        multiples: uint8 ``(*lead, bytes)``.
+        lead: Sizes of the first axes; 0 keeps what is there.
+        shape: The last axes of the result; empty for a single one.
+    """
+    two_level, groups = weight.format.two_level_of(weight.bits), weight.groups
+    if two_level is None:
+        raise ValueError(f"{weight.format.name} has scales in one level")
+    kinds, width = two_level.kinds, packed_bytes(two_level.kinds * groups, two_level.bits)
+    whole = numbers(build, multiples, two_level.bits, lead, width, kinds * groups)
+    if not two_level.minima:
+        half = 1 << (two_level.bits - 1)
+        whole = build.op("Sub", whole, build.constant(np.array(half, np.float32), f"middle:float{two_level.bits}"))
+    parts = build.reshape(whole, [*lead, kinds * groups // two_level.groups, two_level.groups])
+    parts = build.reshape(build.op("Mul", parts, build.column(scales)), [*lead, kinds * groups, 1])
+
+    def part(kind: int) -> ir.Value:
+        if kinds == 1:
+            return parts
+        ends = (build.integers([n]) for n in (kind * groups, (kind + 1) * groups, -2))
+        return build.op("Slice", parts, *ends)
+
+    if not two_level.minima:
+        middle = np.array(weight.format.zero(weight.bits), np.float32)
+        values = build.op("Sub", values, build.constant(middle, f"middle:float{weight.bits}"))
+    values = build.op("Mul", values, part(0))
+    if two_level.minima:
+        values = build.op("Sub", values, part(1))
+    return build.reshape(values, [*lead, *(shape or (weight.columns,))])
 
 
 def _layout(weight: _Weight) -> tuple[int, int, int]:

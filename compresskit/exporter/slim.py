@@ -102,7 +102,7 @@ def _rename(graph: ir.Graph) -> None:
     packed = {name.removesuffix("codes") for name in short.values() if name.endswith(".codes")}
     for value in old:
         layer, _, part = short[value].rpartition(".")
-        named = "" if part in ("scales", "zeros", "levels") and f"{layer}." in packed else short[value]
+        named = "" if part in ("scales", "zeros", "levels", "multiples") and f"{layer}." in packed else short[value]
         names[value] = _unique(named, taken)  # each name is in the file twice, so that of the codes is enough
         value.type, value.shape = None, None  # the tensor itself has them
     for node in graph_nodes:

@@ -14,7 +14,7 @@ from compresskit.errors import CompressKitError, printable
 from compresskit.model import InputSpec
 from compresskit.ops.inspect_summary import WEIGHTLESS, summary
 from compresskit.ops.macs import count_macs, countable
-from compresskit.ops.packed.grid import Packed, levels_of, look_up, unpack
+from compresskit.ops.packed.grid import Packed, dequantize, levels_of, look_up, unpack
 from compresskit.ops.packed.modules import PackedLayer
 
 _BLOCK = 1 << 22
@@ -120,7 +120,9 @@ def packed_zeros(packed: Packed) -> int:
     for start in range(0, rows, step):
         part = slice(start, start + step)
         codes = unpack(packed.codes[part], grid.bits, size)
-        if packed.levels is not None:
+        if grid.two_level is not None:
+            same = dequantize(packed.rows(part)) == 0
+        elif packed.levels is not None:
             same = look_up(levels_of(packed.rows(part)), codes) == 0
         elif packed.zeros is None:
             same = codes == grid.middle
@@ -190,7 +192,7 @@ def _packed_entry(layer: PackedLayer) -> dict[str, Any]:
     known = not packed.codes.is_meta
     return {
         "shape": list(packed.shape),
-        "dtype": packed.grid.format.dtype(packed.grid.bits),
+        "dtype": packed.grid.dtype,
         "group_size": packed.grid.group_size,
         "parameters": math.prod(packed.shape) + (0 if bias is None else bias.numel()),
         "bytes": packed.nbytes() + (0 if bias is None else _bytes(bias)),

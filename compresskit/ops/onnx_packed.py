@@ -13,6 +13,7 @@ from typing import Any
 
 from compresskit.ops.packed.format import BITS, LINEAR, WIDTHS
 from compresskit.ops.packed.formats import format_with
+from compresskit.ops.packed.k_quant import K_QUANT
 from compresskit.ops.packed.layout import packed_bytes
 from compresskit.ops.packed.palette import PALETTES
 from compresskit.runtimes.onnx_graph import OnnxGraph
@@ -28,7 +29,7 @@ class Found:
     Attributes:
         shape: Of the weight that the operators see.
         bits: Of a code.
-        dtype: ``int3``, ``nf4``, ``palette4`` …
+        dtype: ``int3``, ``nf4``, ``palette4``, ``q4_k`` …
         zero: The code that stands for 0 where there are no zero points; None where that isn't known.
         zeros: Name of the packed zero points, or None.
     """
@@ -92,7 +93,7 @@ def _join_gather(graph: OnnxGraph, node: Any, found: dict[str, Found], replaced:
     codes, ids = node.input[:2]
     end, columns = node, 0
     for step in _following(graph, node):
-        if step.op_type == "Reshape" and end.op_type == "Mul":
+        if step.op_type == "Reshape" and end.op_type in ("Mul", "Sub"):
             columns = _integers(graph, step.input[1])[-1]
         elif columns and (step.op_type != "Slice" or len(step.input) < 4):
             break
@@ -182,6 +183,8 @@ def _found(graph: OnnxGraph, codes: str, shape: tuple[int, ...], rest: list[str]
     if palettes := _palettes(graph, end):
         bits = int(graph.stored[palettes[0]].dims[2]).bit_length() - 1
         return Found(shape, bits, PALETTES["tensor"].dtype(bits), None, zeros)
+    if any(graph.stored[name].data_type != 2 and graph.stored[name].dims[1] != groups for name in rest):
+        return Found(shape, bits, K_QUANT.dtype(bits), K_QUANT.zero(bits), None)
     levels = next(filter(None, (_levels(graph, name) for name in graph.leaves(end))), None)
     known = LINEAR if levels is None else format_with(levels)
     if known is None:

@@ -40,6 +40,8 @@ def structure_parts(found: Mapping[str, Any], words: Sequence[str], rows: int) -
     parts += [Text(), _line("what could work (from these samples; each command measures its result)", "bold")]
     for reading in found["readings"]:
         parts.append(_line(f"- {figures.prose(reading['finding'])}"))
+        if saves := saves_text(reading):
+            parts.append(_line(f"    {saves}"))
         if command := command_of(reading, words):
             parts.append(_line(f"    {command}"))
     return parts
@@ -52,6 +54,15 @@ def command_of(reading: Mapping[str, Any], words: Sequence[str]) -> str:
     kind, _, method = reading["method"].partition(".")
     typed = [*map(figures.clean, words), "--method", method, *reading["options"]]
     return shlex.join(["compresskit", kind, *typed])
+
+
+_UNITS = {"macs": "multiply-accumulates", "parameters": "parameters", "products": "products, attention's included"}
+
+
+def saves_text(reading: Mapping[str, Any]) -> str:
+    """What the command of a reading saves; empty where it isn't known."""
+    parts = [f"{figures.percent(share)} of the {_UNITS[unit]}" for unit, share in reading["saves"].items() if share]
+    return f"saves {' and '.join(parts)}" if parts else ""
 
 
 Rows = list[tuple[str, ...]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Applied
+from compresskit.ops.packed.k_quant import K_QUANT
 from compresskit.report import Coverage
 
 
@@ -34,6 +35,8 @@ def bytes_left(weights: Path, history: Sequence[Applied], skipped: dict[str, str
 def _described(layer: dict[str, Any]) -> str:
     group = layer.get("group_size")
     scope = f"group {group}" if group else "per tensor" if layer.get("scales") == 1 else "per channel"
+    if layer.get("grid") == K_QUANT.name:
+        scope = K_QUANT.dtype(layer["bits"]).upper()
     kind = layer.get("kind") or {0: "layer", 2: "matrix"}.get(len(layer.get("shape", ())), "kernel")
     repair = f", repair {layer['repair']}" if layer.get("repair") else ""
     return f"{kind} {layer['bits']} bit, {scope}{repair}" if "bits" in layer else str(layer.get("about", layer))

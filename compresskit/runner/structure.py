@@ -40,6 +40,7 @@ def structure(
     """
     from compresskit.ops.macs import calling
     from compresskit.ops.structure.look import structure as look
+    from compresskit.ops.structure.savings import Inputs
     from compresskit.stages.batches import calibration, labelled_data
 
     if isinstance(model.body, Path):
@@ -48,6 +49,10 @@ def structure(
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder, calling(module):
         ctx = Context(work=Path(folder), data=source, seed=seed, progress=progress)
         data = labelled_data(model, ctx, samples=samples, size=_BATCH)
-        found = look(module, data, seed=seed, progress=progress)
+        takes = Inputs(
+            texts=any(not spec.dtype.startswith("float") for spec in model.card.inputs),
+            free=any(isinstance(size, str) for spec in model.card.inputs for size in spec.shape[1:]),
+        )
+        found = look(module, data, seed=seed, progress=progress, inputs=takes)
     found |= calibration(source, samples)
     return found | {"readings": readings(found)}

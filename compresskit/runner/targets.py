@@ -54,16 +54,15 @@ def _planned(stage: Stage, model: Model) -> Iterator[tuple[str, Grid]]:
     """What codes will mean, by layers, as far as a stage's options tell."""
     from torch import nn
 
-    from compresskit.ops.packed.layout import Grid
+    from compresskit.ops.packed.format import SUPER_BLOCK
     from compresskit.ops.packed.nf4 import nf4_grid
     from compresskit.stages.coded import CodedWeights
     from compresskit.stages.quantize_auto import QuantizeAuto
     from compresskit.stages.quantize_nf4 import QuantizeNf4
 
     if isinstance(stage, QuantizeAuto):
-        size = 32 if stage.group_size is None else stage.group_size
         for bits in {stage.bits or 4, 4 if stage.bits in (None, 4) and stage.preset == "fast" else 8}:
-            yield f"layers of {bits} bits", Grid(bits, size, stage.symmetric)
+            yield f"layers of {bits} bits", stage.selection(bits).grid((SUPER_BLOCK, SUPER_BLOCK))
     if isinstance(stage, QuantizeNf4):
         yield "layers in nf4", nf4_grid(stage.group_size)
     if not isinstance(stage, CodedWeights):

@@ -214,7 +214,7 @@ class Factorize(Recovery):
             put(smaller, made, choice)
             return smaller
 
-        choices = Choices(made.least("macs"), at, build, "smallest ranks")
+        choices = Choices(made.least("macs"), at, build, "smallest ranks", "give more than that, or `round_to` 1")
         choice, timed = within_latency(original, model.card.inputs, self.target_latency or 1.0, ctx, choices)
         share, ratio = timed[-1]
         slow = times.slow(choice) if times is not None else {}

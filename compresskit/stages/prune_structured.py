@@ -183,7 +183,13 @@ class PruneStructured(Recovery):
                 return smaller
 
             cost = made.cost("macs", found.base, data.example)
-            choices = Choices(made.least(cost), lambda s: made.at(s, cost), build, "narrowest widths")
+            choices = Choices(
+                made.least(cost),
+                lambda s: made.at(s, cost),
+                build,
+                "narrowest widths",
+                "give more than that, or `round_to` 1",
+            )
             kept, timed = within_latency(original, model.card.inputs, share, ctx, choices)
             found.facts["timed"] = [[round(n, 4) for n in pair] for pair in timed]
             found.notes.append(

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from compresskit.errors import UsageError
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Searched, Stage, Tunable
 from compresskit.stages.fields import Exclude, GroupSize, Include, Symmetric, with_bits
+from compresskit.stages.formats import BITS_OF, FormatName, check_format
 from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
 from compresskit.stages.quantize_gptq import QuantizeGptq
 from compresskit.stages.quantize_int8_dynamic import QuantizeInt8Dynamic
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compresskit.ops.quantize.auto import Plan
+    from compresskit.ops.quantize.select import Selection
     from compresskit.ops.quantize.weights import Layers
 
 Preset = Literal["fast", "quick", "balanced", "best"]
@@ -62,12 +64,15 @@ class QuantizeAuto(Stage):
     needs_no_replay: ClassVar[bool] = True
 
     bits: Annotated[
-        Literal[2, 3, 4, 8] | None,
-        Field(description="Bits per weight; sensitive layers get more. (4; 8 for an ONNX file)"),
+        Literal[2, 3, 4, 5, 6, 8] | None,
+        Field(
+            description="Bits per weight; sensitive layers get more. 5 and 6 only with `weight_format` k-quant. (4; 8 "
+            "for an ONNX file)"
+        ),
     ] = None
     target_bits: Annotated[
         float | None,
-        Field(ge=2, le=8, description="Mean bits per weight, including scales. Each layer gets 2, 3, 4 or 8."),
+        Field(ge=2, le=8, description="Mean bits per weight, including scales. Each layer gets bits of its own."),
         Tunable(2.5, 6, step=0.25),
     ] = None
     preset: Annotated[
@@ -82,11 +87,17 @@ class QuantizeAuto(Stage):
     ] = None
     group_size: GroupSize = None
     symmetric: Symmetric = False
+    weight_format: FormatName = "linear"
     include: Include = ()
     exclude: Exclude = ()
     samples: Annotated[
         int | None, Field(ge=1, description="Number of calibration samples. (default of the method)")
     ] = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> QuantizeAuto:
+        check_format(self.weight_format, self.bits, self.group_size, self.symmetric)
+        return self
 
     @property
     def aims_at(self) -> str | None:
@@ -124,7 +135,8 @@ class QuantizeAuto(Stage):
         from compresskit.ops.quantize.opened import opened
 
         with opened(model.body):
-            if self.bits == 8 and self.target_bits is None and ctx.max_bytes is None:
+            sized = self.target_bits is not None or ctx.max_bytes is not None
+            if self.bits == 8 and not sized and self.weight_format == "linear":
                 return self._eight(model.body, ctx)
             return self._few(model, model.body, ctx)
 
@@ -164,8 +176,10 @@ class QuantizeAuto(Stage):
             self._tell_cost(self._as(cls, why, **options).stages[0], layers, model, module, ctx)
         plan = self._plan(layers, model, module, ctx)
         if plan is not None:
-            sizes = {n: self._probe(n).selection().group_size for n in set(plan.bits.values())}
-            options["layer_bits"] = tuple(f"{name}={n}/{sizes[n]}" for name, n in plan.bits.items())
+            groups = {n: f"/{self.selection(n).group_size}" for n in set(plan.bits.values())}
+            if self.weight_format != "linear":
+                groups = dict.fromkeys(groups, "")
+            options["layer_bits"] = tuple(f"{name}={n}{groups[n]}" for name, n in plan.bits.items())
             if cls is QuantizeAdaround and (self.target_bits or ctx.max_bytes):
                 options["edge_bits"] = bits
         chosen = self._as(cls, why, **options)
@@ -187,12 +201,12 @@ class QuantizeAuto(Stage):
     def _layers(self, module: nn.Module) -> Layers:
         from compresskit.ops.quantize.weights import plan_layers
 
-        return plan_layers(module, self._probe().selection())
+        return plan_layers(module, self.selection())
 
-    def _probe(self, bits: int | None = None) -> QuantizeRtn:
-        """The grids that weights will get."""
-        named = {n: getattr(self, n) for n in ("group_size", "symmetric", "include", "exclude")}
-        return QuantizeRtn(bits=bits or self.bits or 4, **named)  # type: ignore[arg-type]
+    def selection(self, bits: int | None = None) -> Selection:
+        """The grids that weights get which have these bits, else the usual ones."""
+        named = {n: getattr(self, n) for n in ("group_size", "symmetric", "weight_format", "include", "exclude")}
+        return QuantizeRtn(bits=bits or self.bits or 4, **named).selection()  # type: ignore[arg-type]
 
     def _plan(self, layers: Layers, model: Model, module: nn.Module, ctx: Context) -> Plan | None:
         """Bits by layer; None where all have the same."""
@@ -220,7 +234,7 @@ class QuantizeAuto(Stage):
                 if within is None:
                     name = portable(ctx.data.name)
                     notes.append(f"`max_drop` was not used for the choice: {name} has too few samples, or no labels")
-        selections = {b: self._probe(b).selection() for b in (2, 3, 4, 8)}
+        selections = {b: self.selection(b) for b in BITS_OF[self.weight_format]}
         plan = plan_bits(
             module.eval(),
             layers.layers,
@@ -229,6 +243,7 @@ class QuantizeAuto(Stage):
             batches,
             forward_of(module, inputs),
             ctx.progress,
+            choices=tuple(selections),
             ties=layers.ties,
             scores=model.card.task in ("causal-lm", "classification"),
             once=lambda name, make: ctx.once(f"{name}, on the first {count} samples", make),

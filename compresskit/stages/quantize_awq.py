@@ -8,6 +8,7 @@ from pydantic import Field
 
 from compresskit.model import Model
 from compresskit.stage import Context
+from compresskit.stages.formats import Formatted
 from compresskit.stages.repaired import Repaired
 from compresskit.stages.weight_only import CalibratedWeightOnly
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from compresskit.ops.packed.grid import Grid, Packed
 
 
-class QuantizeAwq(Repaired, CalibratedWeightOnly):
+class QuantizeAwq(Formatted, Repaired, CalibratedWeightOnly):
     """AWQ: scale the columns with large inputs before rounding, by a power that is searched on `data`.
 
     It overfits less than gptq on few samples, and is less accurate on many. Scales are merged into the preceding

@@ -10,6 +10,7 @@ from pydantic import Field
 from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.fields import Damping
+from compresskit.stages.formats import Formatted
 from compresskit.stages.repaired import Repaired
 from compresskit.stages.weight_only import CalibratedWeightOnly
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.kept_blocks import KeptBlocks
 
 
-class QuantizeGptq(Repaired, CalibratedWeightOnly):
+class QuantizeGptq(Formatted, Repaired, CalibratedWeightOnly):
     """GPTQ: calibrate weights on `data`; weights that are not yet rounded compensate each rounding error.
 
     The most accurate weight-only method for Linear layers. The model is processed block by block. Each block is
@@ -76,7 +77,7 @@ class QuantizeGptq(Repaired, CalibratedWeightOnly):
                 return packed
             return refine(weight, packed, moments, rounds=self.refine, damping=self.damping)
 
-        method = Method(rounded, drift=self.drift, kept=self._kept(model, ctx))
+        method = Method(rounded, drift=self.drift, kept=self._kept(model, ctx), by_rows=True)
         return self.calibrate(model, ctx, method, samples=self.samples)
 
     def _kept(self, model: Model, ctx: Context) -> KeptBlocks | None:

@@ -13,6 +13,7 @@ from compresskit.checkpoint.bundle import weights_metadata
 from compresskit.errors import UsageError
 from compresskit.model import Applied, Model
 from compresskit.stage import Context, Form
+from compresskit.stages.formats import Formatted
 from compresskit.stages.repaired import Repaired
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from compresskit.ops.packed.grid import Grid, Packed
 
 
-class QuantizeRtn(Repaired):
-    """Round weights to nearest in 2, 3, 4 or 8 bits, with the range of each group clipped for the least squared error.
+class QuantizeRtn(Formatted, Repaired):
+    """Round weights to nearest in 2 to 8 bits, with the range of each group clipped for the least squared error.
 
     Linear and Embedding weights get a scale per group, convolutions one per output channel. Activations stay in
     floating point. Needs no data and works on a bare state dict.

@@ -29,12 +29,14 @@ class Choices(Generic[T]):
         at: From a share to the choice for it, and the share that it comes to.
         build: From a choice to the module.
         smallest: What the smallest share has: ``narrowest widths``.
+        hint: What to do where even that takes longer.
     """
 
     least: float
     at: Callable[[float], tuple[T, float]]
     build: Callable[[T], nn.Module]
     smallest: str
+    hint: str = "give more than that"
 
 
 def within_latency(
@@ -82,7 +84,7 @@ def within_latency(
         if number == 0 and ratio > target:
             raise UsageError(
                 f"`target_latency` {target:g} can't be met: {ratio:.2f} was measured at the {choices.smallest}",
-                "give more than that, or `round_to` 1",
+                choices.hint,
             )
         low, high = (share, high) if ratio <= target else (low, share)
     best = max(reached for reached, (ratio, _) in timed.items() if ratio <= target)

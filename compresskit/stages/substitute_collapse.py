@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -19,6 +19,7 @@ from compresskit.stages.batches import calibration, labelled_data
 from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 from compresskit.stages.shared_latency import TimesByShape
+from compresskit.stages.shared_targets import Among, Picked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -162,16 +163,17 @@ class SubstituteCollapse(Recovery):
 
         return ShrinkSettings(include=self.include, exclude=self.exclude, refit=self.refit, seed=ctx.seed)
 
-    def _chosen(self, tried: list[Candidate], here: _Here) -> _Found:
+    def _chosen(self, tried: list[Candidate], here: _Here) -> Picked[Candidate]:
         """What is replaced, after the guard."""
         timed = self.guard == "latency" or self.target_latency is not None
         if timed and (self.stand_in == "auto" or self.count is None):
             tried = here.faster(tried)
+        among = Among(tried, max(1, here.places.macs), self.count, "block", here.why())
         if self.target_latency is not None:
-            return self._in_time(tried, here)
-        return self._of_budget(tried, here) if self.budget is not None else self._counted(tried, here, timed=timed)
+            return self._in_time(among, here)
+        return among.of_budget(self.budget) if self.budget is not None else self._counted(tried, here, timed=timed)
 
-    def _counted(self, tried: list[Candidate], here: _Here, *, timed: bool) -> _Found:
+    def _counted(self, tried: list[Candidate], here: _Here, *, timed: bool) -> Picked[Candidate]:
         from compresskit.ops.substitute.choose import by_count, saved_time
 
         count = self.count or 1
@@ -187,32 +189,10 @@ class SubstituteCollapse(Recovery):
                 f"`count` {count}: {blocks} of this model can be replaced by something {than}{here.why()}",
                 f"give a smaller `count`{', or `guard` size' if timed else ''}",
             )
-        return _Found(chosen)
+        return Picked(chosen)
 
-    def _of_budget(self, tried: list[Candidate], here: _Here) -> _Found:
-        from compresskit.ops.substitute.choose import by_cost, most, saved_macs
-
-        budget, total = self.budget or 1.0, max(1, here.places.macs)
-        chosen = by_cost(tried, (1 - budget) * total, saved_macs, self.count)
-        if not chosen:
-            least = 1 - most(tried, saved_macs, self.count) / total
-            raise UsageError(
-                f"`budget` {budget:g} can't be met: with every block replaced that can be {least:.3f} of the "
-                f"multiply-accumulates remain{here.why()}",
-                f"give {least + 5e-4:.3f} or more",
-            )
-        return _Found(chosen)
-
-    def _in_time(self, tried: list[Candidate], here: _Here) -> _Found:
-        from compresskit.ops.substitute.choose import by_cost, most, saved_time
+    def _in_time(self, among: Among[Candidate], here: _Here) -> Picked[Candidate]:
         from compresskit.ops.substitute.stand_in import put
-        from compresskit.stages.shared_latency import Choices, within_latency
-
-        total = max(1, here.places.macs)
-
-        def at(share: float) -> tuple[list[Candidate], float]:
-            chosen = by_cost(tried, (1 - share) * total, saved_time, self.count)
-            return chosen, 1 - sum(map(saved_time, chosen)) / total
 
         def build(chosen: list[Candidate]) -> nn.Module:
             smaller = copy.deepcopy(here.module)
@@ -220,12 +200,7 @@ class SubstituteCollapse(Recovery):
                 put(smaller, c.site.name, copy.deepcopy(c.stand_in), c.fact.aim)
             return smaller
 
-        least = 1 - most(tried, saved_time, self.count) / total + 1e-9
-        choices = Choices(least, at, build, "most blocks replaced")
-        inputs, target = here.model.card.inputs, self.target_latency or 1.0
-        chosen, timed = within_latency(here.module, inputs, target, here.ctx, choices)
-        note = f"one sample took {timed[-1][1]:.3f} of the original's time under onnxruntime"
-        return _Found(chosen, {"timed": [[round(n, 4) for n in pair] for pair in timed]}, [note])
+        return among.in_time(self.target_latency or 1.0, here.module, here.model.card.inputs, here.ctx, build)
 
     def _notes(self, facts: dict[str, Any], chosen: list[Candidate], model: Model, ctx: Context) -> list[str]:
         fitted = facts["refit"]
@@ -263,15 +238,6 @@ def _about(c: Candidate) -> str:
     saved = f", {c.time:.2f} of the block's time" if c.time is not None else ""
     what = "Linear layer" if c.kind == "linear" else f"{c.kind.replace('x', '×')} convolution"
     return f"{what} of {shape[1]} to {shape[0]}{saved}"
-
-
-@dataclass
-class _Found:
-    """What was chosen, and what the report says of it."""
-
-    chosen: list[Candidate]
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

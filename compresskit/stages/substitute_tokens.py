@@ -1,4 +1,4 @@
-"""``substitute.tokens``: tokens that are alike become one along the blocks of a transformer."""
+"""``substitute.tokens``: fewer and fewer tokens along the blocks of a transformer."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 _TARGETS = ("tokens", "share", "budget", "target_latency")
 _SAMPLES = 4
 Layers = dict[str, MergeFacts]
+_WORDS = {"merge": ("merging", "merged"), "prune": ("pruning", "dropped"), "fuse": ("fusing", "fused")}
 
 
 class SubstituteTokens(ChangedFlow):
-    """Merge tokens that are alike along the blocks of a vision transformer or text encoder.
+    """Merge or drop tokens along the blocks of a vision transformer or text encoder.
 
-    Each block merges the pairs of tokens with the most similar keys, so later blocks compute on fewer tokens. Weights
-    stay as they are, and no data are needed. `epochs` trains the result against the original.
+    Each block merges the pairs of tokens with the most similar keys, or drops those with the least attention, so later
+    blocks compute on fewer tokens. Weights stay as they are, and no data are needed. `epochs` trains the result
+    against the original.
     """
 
     kind: ClassVar = SUBSTITUTE
@@ -44,13 +46,23 @@ class SubstituteTokens(ChangedFlow):
     gives: ClassVar = "same"
     facts: ClassVar = TokensFacts
 
+    reduction: Annotated[
+        Literal["merge", "prune", "fuse"],
+        Field(
+            description="How tokens get fewer: similar ones become one (merge), or those that class tokens attend to "
+            "least are dropped (prune), or become one (fuse)."
+        ),
+    ] = "merge"
     tokens: Annotated[
-        int | None, Field(ge=1, description="Number of tokens merged in each block, for inputs of one length (images).")
+        int | None,
+        Field(ge=1, description="Number of tokens by which each block has fewer, for inputs of one length (images)."),
     ] = None
     share: Annotated[
         float | None,
         Field(
-            gt=0, le=0.5, description="Fraction of the tokens merged in each block, for inputs of any length (text)."
+            gt=0,
+            le=0.5,
+            description="Fraction of the tokens by which each block has fewer, for inputs of any length (text).",
         ),
     ] = None
     budget: Annotated[
@@ -62,7 +74,7 @@ class SubstituteTokens(ChangedFlow):
     guard: Annotated[
         Literal["size", "latency"],
         Field(
-            description="Condition for merging: fewer multiply-accumulates (size), or also a lower time of the whole "
+            description="Condition for it: fewer multiply-accumulates (size), or also a lower time of the whole "
             "model, measured on this machine (latency)."
         ),
     ] = "latency"
@@ -82,7 +94,7 @@ class SubstituteTokens(ChangedFlow):
             raise UsageError(f"{found}. Give one of {known}", "for example `tokens` 8")
 
     def run(self, model: Model, ctx: Context) -> Model:
-        """Merge the tokens of a module in place.
+        """Put blocks with fewer tokens into a module, in place.
 
         Raises:
             UsageError: The target can't be met, or a glob matches nothing.
@@ -100,6 +112,7 @@ class SubstituteTokens(ChangedFlow):
         free = any(isinstance(size, str) for spec in model.card.inputs for size in spec.shape[1:])
         with calling(module):
             run = find(module, data, first=int(ids), windows=free)
+            run = replace(run, facts=replace(run.facts, reduction=self.reduction))
             check_globs(run.names, (*self.include, *self.exclude))
             skipped = {name: why for name in run.names if (why := left_out(name, self.include, self.exclude))}
             here = _Here(model, data, ctx, run, free, lambda name: name not in skipped)
@@ -109,9 +122,7 @@ class SubstituteTokens(ChangedFlow):
             place(module, run.names, replace(run.facts, layers=layers))
         behind = run.behind(layers)
         facts |= to_json(replace(run.facts, layers={}, left={"macs": round(left, 4)}, tokens=[run.tokens, behind]))
-        facts["layers"] = {
-            name: to_json(fact) | {"about": _about(fact, run.facts.window)} for name, fact in layers.items()
-        }
+        facts["layers"] = {name: to_json(fact) | {"about": _about(fact, run.facts)} for name, fact in layers.items()}
         if ctx.data is not None:
             facts["calibration"] = calibration(ctx.data, _SAMPLES)
         trained = self.train(module, model.card, ctx, teacher=original)
@@ -119,7 +130,7 @@ class SubstituteTokens(ChangedFlow):
         return self.recorded(model, facts | trained, skipped)
 
     def _chosen(self, here: _Here) -> tuple[Layers, dict[str, Any]]:
-        """What is merged in each block, and what was measured for it."""
+        """How many tokens each block has fewer, and what was measured for it."""
         if self.tokens is not None:
             if here.free:
                 raise UsageError("`tokens` is for inputs of one length, and this model takes any", "give `share`")
@@ -130,7 +141,7 @@ class SubstituteTokens(ChangedFlow):
             layers, reached = here.at(self.budget)
             if reached > self.budget:
                 raise UsageError(
-                    f"`budget` {self.budget:g} can't be met: with every pair merged {reached:.3f} of the "
+                    f"`budget` {self.budget:g} can't be met: with {_most(self.reduction)} {reached:.3f} of the "
                     "multiply-accumulates remain",
                     f"give {reached + 5e-4:.3f} or more",
                 )
@@ -142,43 +153,50 @@ class SubstituteTokens(ChangedFlow):
         if self.guard == "size" or "timed" in facts:
             return {}
         time = here.time(layers)
+        doing, done = _WORDS[self.reduction]
         what, hint = (
-            f"merging gains nothing with {here.run.tokens} tokens",
-            "more tokens, or with more merged in fewer blocks (`include`)",
+            f"{doing} gains nothing with {here.run.tokens} tokens",
+            f"more tokens, or with more {done} in fewer blocks (`include`)",
         )
         self.check_faster(time, what, hint)
         return {"time": round(time, 4)}
 
     def _notes(self, facts: dict[str, Any], model: Model) -> list[str]:
         before, behind = facts["tokens"]
+        done = _WORDS[self.reduction][1]
         notes = [
-            f"tokens are merged along {len(facts['layers'])} blocks: {before} come, {behind} are left behind the last; "
+            f"tokens are {done} along {len(facts['layers'])} blocks: {before} come, {behind} are left behind the last; "
             f"{100 * facts['left']['macs']:.1f} % of the multiply-accumulates remain"
         ]
-        return notes + self.use_notes(model, facts.get("time"), "blocks that merge tokens")
+        return notes + self.use_notes(model, facts.get("time"), f"blocks with {done} tokens")
 
     @classmethod
     def replay(cls, module: nn.Module, facts: TokensFacts, tensors: Tensors) -> Tensors:
-        """Put blocks that merge tokens in the place of those of a freshly built module."""
+        """Put blocks with fewer tokens in the place of those of a freshly built module."""
         from compresskit.ops.substitute.merged import replay
 
         replay(module, facts)
         return tensors
 
 
-def _about(fact: MergeFacts, window: int) -> str:
-    where = " of each window" if window else ""
-    many = f"{fact.merged} token{'' if fact.merged == 1 else 's'}"
-    return f"{many}{where} merged" if fact.merged else "merged tokens pass through"
+def _about(fact: MergeFacts, run: TokensFacts) -> str:
+    done, where = _WORDS[run.reduction][1], " of each window" if run.window else ""
+    count = fact.merged + int(run.reduction == "fuse")
+    many = f"{count} token{'' if count == 1 else 's'}{where} {done}"
+    return many if fact.merged else f"{'merged' if run.reduction == 'merge' else 'remaining'} tokens pass through"
+
+
+def _most(reduction: str) -> str:
+    return "every pair merged" if reduction == "merge" else f"half of the tokens {_WORDS[reduction][1]} in each block"
 
 
 @dataclass(frozen=True)
 class _Here:
-    """A model with the blocks in which tokens are merged.
+    """A model with the blocks that get fewer tokens.
 
     Attributes:
         free: Whether its inputs have any length.
-        within: Whether tokens may be merged in a block.
+        within: Whether a block may have fewer than the one before.
     """
 
     model: Model
@@ -199,7 +217,7 @@ class _Here:
             return sum(count_macs(module, self.data.example).values()) / max(1, whole)
 
     def at(self, share: float) -> tuple[Layers, float]:
-        """The least that is merged for a share of the multiply-accumulates, and the share that it comes to."""
+        """The least that goes for a share of the multiply-accumulates, and the share that it comes to."""
         run, low, high = self.run, 0, 50 if self.free else (self.run.tokens - self.run.facts.protected) // 2
 
         def made(amount: int) -> Layers:
@@ -211,17 +229,17 @@ class _Here:
         return made(high), self.macs(made(high))
 
     def in_time(self, target: float) -> tuple[Layers, dict[str, Any]]:
-        """What is merged for a share of the time."""
+        """What goes for a share of the time."""
         from compresskit.stages.shared_latency import Choices, within_latency
 
-        choices = Choices(self.at(0.0)[1] + 1e-9, self.at, self.built, "most tokens merged")
+        choices = Choices(self.at(0.0)[1] + 1e-9, self.at, self.built, "fewest tokens")
         inputs = self.model.card.inputs
         layers, timed = within_latency(self.model.module, inputs, target, self.ctx, choices, sequence=self.run.tokens)
         times = [[round(n, 4) for n in pair] for pair in timed]
         return layers, {"timed": times, "time": times[-1][1]}
 
     def built(self, layers: Layers) -> nn.Module:
-        """A copy of the model with merged tokens."""
+        """A copy of the model with fewer tokens."""
         from compresskit.ops.substitute.merged import place
 
         module = copy.deepcopy(self.model.module)

@@ -89,7 +89,7 @@ class WeightOnly(CodedWeights):
             InputError: The data don't fit the model.
         """
         selection = self.selection()
-        if embedding_group and self.group_size is None and self.bits < 8:
+        if embedding_group and self.group_size is None and self.bits < 8 and selection.format.equal_steps:
             selection = _wider_embeddings(model.module, selection)
         facts, skipped = self.coded(model, ctx, method, selection, samples=samples, batch=batch, ranks=ctx.ranks)
         if ctx.data is None and method.repair:

@@ -109,6 +109,15 @@ def test_an_empty_build_takes_the_weights(tmp_path: Path, name: str) -> None:
     assert same(original, module)
 
 
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_an_empty_build_fills_no_parameter(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody writes to is never committed: a large model would take four bytes a parameter here."""
+    save(tmp_path, name)
+    for fill in ("normal_", "uniform_", "copy_"):
+        monkeypatch.setattr(torch.Tensor, fill, lambda *_: pytest.fail("a parameter is filled"))
+    build_from_config(tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_becomes_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     MODELS["bert"]().to(dtype).save_pretrained(tmp_path)

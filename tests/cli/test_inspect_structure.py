@@ -18,6 +18,8 @@ def test_the_document_has_every_part(cli: Cli, here: Path) -> None:
     assert found["samples"] == 64 and found["data"] == "d.npz" and len(found["sha256"]) == 64
     (row,) = found["units"]["layers"]
     assert row["name"] == "act" and row["units"] == 32
+    assert found["savings"]["units"] is None or found["savings"]["units"]["macs"] > 0
+    assert all({"finding", "method", "options", "saves"} == set(reading) for reading in found["readings"])
     assert found["regions"]["exact"] and found["regions"]["regions"] > 2
     assert cli(*RUN, "--json", "-").out == done.out
 

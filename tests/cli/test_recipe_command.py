@@ -102,8 +102,8 @@ def test_check_with_sets_and_code(cli: Cli, empty: Path) -> None:
     (empty / "net.py").write_text("raise SystemExit('this ran')\n")
     cli("recipe", "check", "r.yaml").refused(2, "r.yaml:1", "--allow-code")
     assert cli("recipe", "check", "r.yaml", "--allow-code").code == 0
-    cli("recipe", "check", "r.yaml", "--allow-code", "--set", "steps.0.bits=5").refused(
-        2, "--set steps.0.bits=5", "found 5"
+    cli("recipe", "check", "r.yaml", "--allow-code", "--set", "steps.0.bits=7").refused(
+        2, "--set steps.0.bits=7", "found 7"
     )
     assert "bits: 8" in cli("recipe", "check", "r.yaml", "--allow-code", "--set", "steps.0.bits=8").out
 

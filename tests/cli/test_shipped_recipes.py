@@ -103,6 +103,7 @@ CASES = {
         residual,
         ("steps.0.samples=32", "steps.1.samples=32", "steps.2.epochs=1", "steps.3.samples=32"),
     ),
+    "collapse-int8": (residual, ("steps.0.samples=32", "steps.0.guard=size", "steps.1.samples=32")),
     "bert-small": (deep_bert, ("steps.0.student-depth=2", "steps.0.epochs=1", "steps.2.samples=32")),
     "llm-4bit": (llama, ("steps.0.samples=32",)),
     "tiny": (

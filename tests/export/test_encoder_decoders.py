@@ -14,6 +14,7 @@ from lm_folders import make_folder
 import compresskit
 from compresskit.errors import UsageError
 from compresskit.exporter.targets import get
+from compresskit.exporter.targets.optimum import Optimum
 from compresskit.runner.generating import generate
 from compresskit.runner.targets import check_targets, export_to
 from compresskit.runtimes.text import Request
@@ -76,6 +77,26 @@ def test_the_files_write_what_the_module_does(kind: str, tmp_path: Path) -> None
         assert ours == get_writer("transformers", tmp_path / "out", loader=lambda _: module).write(request, print).ids
     with pytest.raises(UsageError, match="sound" if kind == "whisper" else "encoder"):
         generate(tmp_path / "files", "the cat", chat=kind != "whisper")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_weights_past_the_limit_of_a_file_lie_beside_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = folder(tmp_path / "m", "t5")
+    export_to(compresskit.load(source), get("optimum"), tmp_path / "whole")
+    monkeypatch.setattr(Optimum, "data_above", 8192)
+    report = export_to(compresskit.load(source), get("optimum"), tmp_path / "files")
+    values = {gate.name: gate.value for gate in report.gates}
+    assert values["encoder parity"] < 1e-5 and values["cached logits"] < 1e-5 and values["greedy tokens"] == 16
+    names = ("encoder_model.onnx", "decoder_model_merged.onnx")
+    assert {file.name for file in (tmp_path / "files").glob("*.onnx*")} == {*names, *(f"{name}.data" for name in names)}
+    for name in names:
+        outside, inside = (onnx.load(tmp_path / at / name) for at in ("files", "whole"))
+        assert (tmp_path / "files" / name).stat().st_size < (tmp_path / "whole" / name).stat().st_size / 2
+        arrays = [[onnx.numpy_helper.to_array(t) for t in model.graph.initializer] for model in (outside, inside)]
+        assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(*arrays, strict=True))
+    said: list[str] = []
+    assert generate(tmp_path / "files", "the cat sat", tokens=NEW, show=said.append) == "".join(said) != ""
 
 
 def test_each_kind_of_model_has_its_targets(tmp_path: Path) -> None:

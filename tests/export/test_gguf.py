@@ -16,8 +16,10 @@ import compresskit
 from compresskit.errors import CompressKitError, InputError, UsageError
 from compresskit.exporter.targets import get, names
 from compresskit.ops.packed.grid import dequantize
+from compresskit.ops.packed.k_quant import K_QUANT
 from compresskit.ops.packed.layout import Grid
 from compresskit.ops.packed.modules import PackedLayer
+from compresskit.ops.packed.nf4 import NF4
 from compresskit.runner.targets import check_targets, export_to
 
 gguf = pytest.importorskip("gguf")
@@ -28,6 +30,13 @@ NEW = 24
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("lm"), "llama")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of whole super-blocks, but for those of 384 columns."""
+    place = tmp_path_factory.mktemp("wide")
+    return make_folder(place, "llama", louder=1.8, hidden_size=256, intermediate_size=384)
 
 
 def quantized(folder: Path, place: Path, **options: Any) -> Path:
@@ -103,6 +112,28 @@ def test_codes_are_carried_and_llama_cpp_says_the_same(
     assert counted == len(prompt)
 
 
+def test_k_quants_are_carried_bit_by_bit_and_llama_cpp_says_the_same(wide: Path, tmp_path: Path) -> None:
+    of_layers = {"*q_proj": 2, "*k_proj": 3, "*up_proj": 5, "lm_head": 6, "*v_proj": 8}
+    layer_bits = tuple(f"{glob}={bits}" for glob, bits in of_layers.items())
+    bundle = quantized(wide, tmp_path / "out", bits=4, weight_format="k-quant", layer_bits=layer_bits)
+    model = compresskit.load(bundle)
+    report = export_to(model, get("gguf"), tmp_path / "out.gguf")
+    assert report.gates[0].value == 0 and "bit-equal" in report.gates[0].reason
+    stored = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    kinds = {
+        "attn_q": "Q2_K", "attn_k": "Q3_K", "attn_v": "Q8_0", "attn_output": "Q4_K", "ffn_gate": "Q4_K",
+        "ffn_up": "Q5_K", "ffn_down": "Q4_0",
+    }  # fmt: skip
+    assert {name: stored[f"blk.1.{name}.weight"] for name in kinds} == kinds
+    assert (stored["output.weight"], stored["token_embd.weight"]) == ("Q6_K", "Q4_K")
+    notes = model.card.history[-1].facts["notes"]
+    assert [note.split()[0] for note in notes] == ["k-quant", "2"]  # layers of 384 columns
+    prompt = prompt_of(bundle)
+    made, counted = of_llama_cpp(tmp_path / "out.gguf", prompt)
+    assert made == of_module(model, prompt) and len(made) == NEW
+    assert counted == len(prompt)
+
+
 @pytest.mark.parametrize("name", ["mixtral", "gpt2"])
 def test_codes_of_fused_experts_and_of_conv1d_are_carried(name: str, tmp_path: Path) -> None:
     out = quantized(make_folder(tmp_path, name), tmp_path / "out", bits=4, symmetric=True, group_size=32)
@@ -140,7 +171,7 @@ def test_a_real_model_says_the_same_in_4_bits(shared: Path, tmp_path: Path) -> N
     ("grid", "said"),
     [
         (Grid(8, 32), "`symmetric`"), (Grid(4, 16, True), "`group_size` 32"), (Grid(4, 32), None), (Grid(2, 64), None),
-        (Grid(8, 0, True), None),
+        (Grid(8, 0, True), None), (Grid(3, 16, True, K_QUANT), None), (Grid(4, 64, True, NF4), "nf4 is no type"),
     ],
 )  # fmt: skip
 def test_what_has_no_block_is_named(grid: Grid, said: str | None) -> None:
@@ -160,6 +191,15 @@ def test_what_has_no_block_is_named(grid: Grid, said: str | None) -> None:
 def test_stages_are_refused_before_the_work(llama: Path, stage: str, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_targets(compresskit.load(llama), [get("gguf")], [compresskit.method(stage, **options)])
+
+
+@pytest.mark.parametrize("target", ["genai", "compressed-tensors"])
+@pytest.mark.parametrize("stage", ["quantize.auto", "quantize.gptq"])
+def test_what_k_quants_have_no_place_in_is_named_before_the_work(wide: Path, target: str, stage: str) -> None:
+    pytest.importorskip({"genai": "onnxruntime_genai", "compressed-tensors": "compressed_tensors"}[target])
+    wanted = compresskit.method(stage, bits=4, weight_format="k-quant")
+    with pytest.raises(UsageError, match=f"`to` {target} can't carry .*q4_k"):
+        check_targets(compresskit.load(wide), [get(target)], [wanted])
 
 
 def test_models_without_a_place_are_refused(llama: Path, tmp_path: Path) -> None:

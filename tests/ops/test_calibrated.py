@@ -168,6 +168,24 @@ def test_moments_with_nan_name_the_layer() -> None:
         run([{"x": torch.full((4, 8), torch.nan)}], lambda m, b: m(b["x"]), silent)
 
 
+@pytest.mark.parametrize("drift", [0.0, 1.0])
+def test_rows_of_a_large_weight_are_worked_on_in_pieces(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(weight: Tensor, grid: Grid, moments: Moments) -> Packed:
+        rows.append(len(weight))
+        return quantize_gptq(weight, grid, moments)
+
+    found = []
+    for by_rows in (False, True):
+        module, rows = Blocks(), list[int]()
+        quantized(module, Method(seen, drift=drift, by_rows=by_rows))
+        found.append((module.state_dict(), max(rows)))
+        monkeypatch.setattr("compresskit.ops.quantize.calibrated._PIECE", 300)
+    (whole, most), (pieces, fewer) = found
+    assert fewer < most
+    for name, value in whole.items():
+        assert torch.allclose(value.float(), pieces[name].float(), atol=1e-6), name
+
+
 def test_without_data_everything_is_rounded() -> None:
     module, plain = Blocks(), Blocks()
     quantized(module, METHODS["gptq"], [])

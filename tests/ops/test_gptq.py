@@ -61,7 +61,7 @@ def test_the_output_error_is_lower_than_that_of_rounding(bits: int, order: bool)
 @pytest.mark.parametrize("at_once", [1, 5, 1000])
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_refining_lowers_the_error_further(rounds: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compresskit.ops.quantize.refine._ELEMENTS", at_once * 3 * 3)  # rows of three groups
+    monkeypatch.setattr("compresskit.ops.quantize.scales._ELEMENTS", at_once * 3 * 3)  # rows of three groups
     weight, grid, moments = weight_of(48, 80), Grid(4, 32), moments_of(80)
     before = quantize_gptq(weight, grid, moments)
     after = refine(weight, before, moments, rounds=rounds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -12,8 +13,17 @@ from torch import nn
 from compresskit.errors import InputError
 from compresskit.facts.substitute import DepthwiseFacts
 from compresskit.ops.calibration.trace import trace
+from compresskit.ops.output_distance import OutputDistance, split
+from compresskit.ops.packed.modules import set_module
+from compresskit.ops.substitute.candidates import few_of
 from compresskit.ops.substitute.depthwise import Depthwise, replay, why_not
-from compresskit.ops.substitute.separate import made, separate
+from compresskit.ops.substitute.separate import replacements, separate
+
+
+def made(model: nn.Module, name: str, multiplier: int) -> Depthwise:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d)
+    return Depthwise(layer, multiplier).fill(layer)
 
 
 @torch.no_grad()
@@ -41,11 +51,35 @@ def test_a_convolution_of_one_window_a_channel_is_found_exactly() -> None:
 def test_the_fit_along_the_model_wins_most_of_it_back() -> None:
     module, data = pictures(bent=(True,) * 4), data_of(17)
     found = trace(module, partial(data.run, module))
-    facts = separate(module, ["1.0.conv1", "1.1.conv1", "2.1.conv1"], 1, found, data, quiet)
+    parts = {name: made(module, name, 1) for name in ("1.0.conv1", "1.1.conv1", "2.1.conv1")}
+    facts = separate(module, parts, found, data, quiet)
     assert facts["kept"] == "fitted" and facts["after"] < 0.6 * facts["before"]
     again = pictures()
     replay(again, dict.fromkeys(["1.0.conv1", "1.1.conv1", "2.1.conv1"], DepthwiseFacts(multiplier=1)))
     again.load_state_dict(module.state_dict())
+
+
+@torch.no_grad()
+def test_what_each_replacement_loses_and_saves_alone() -> None:
+    module, data = pictures(bent=(True,) * 4), data_of(17)
+    names = ("1.0.conv1", "1.1.conv1", "2.1.conv1")
+    parts = {name: made(module, name, 1) for name in names}
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    unfitted = OutputDistance(module, few_of(split(data.batches)[1]), data.forward, scores=data.scores)
+    loose = {}
+    for name in names:
+        layer = module.get_submodule(name)
+        set_module(module, name, copy.deepcopy(parts[name]))
+        loose[name] = unfitted(module)
+        set_module(module, name, layer)
+    found = replacements(module, parts, {names[0]: 0.5}, data, quiet)
+    assert [one.name for one in found] == list(names) and [one.time for one in found] == [0.5, None, None]
+    assert all(one.loss < loose[one.name] for one in found), "the 1×1 is fitted"
+    first = module.get_submodule(names[0])
+    assert isinstance(first, nn.Conv2d)
+    products = first.weight.numel() - sum(p.numel() for p in parts[names[0]].parameters())
+    assert found[0].saved / found[0].whole == pytest.approx(products / first.weight.numel())
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,8 @@ from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.merged import MergedBlocks, find, merged, place, replay
 from compresskit.ops.substitute.merging import Tokens, in_windows, merge
+
+Reduction = Literal["merge", "prune", "fuse"]
 
 
 def calls(module: nn.Module, batch: Any) -> Any:
@@ -174,12 +176,16 @@ CASES: dict[str, Any] = {
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reduction", ["merge", "prune", "fuse"])
 @pytest.mark.parametrize("windows", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_merged_is_the_identity_and_what_is_merged_comes_back(name: str, windows: bool) -> None:
+def test_nothing_merged_is_the_identity_and_what_is_merged_comes_back(
+    name: str, windows: bool, reduction: Reduction
+) -> None:
     build, protected, restored = CASES[name]
     module, data = build()
     run = find(module, data, windows=windows)
+    run = replace(run, facts=replace(run.facts, reduction=reduction))
     assert (run.facts.protected, run.facts.restored, len(run.names)) == (protected, restored, 3)
     before = [t.clone() for t in tensors_in(data.run(module))]
     real = data.example.get("attention_mask", torch.ones(1, dtype=torch.long)).bool()
@@ -204,10 +210,11 @@ def test_nothing_merged_is_the_identity_and_what_is_merged_comes_back(name: str,
 
 
 @torch.no_grad()
-def test_what_padding_holds_changes_nothing() -> None:
+@pytest.mark.parametrize("reduction", ["merge", "prune", "fuse"])
+def test_what_padding_holds_changes_nothing(reduction: Reduction) -> None:
     module, data = hugging("Bert")
     run = find(module, data, windows=True)
-    place(module, run.names, replace(run.facts, layers=run.sharing(0.25, lambda _: True)))
+    place(module, run.names, replace(run.facts, layers=run.sharing(0.25, lambda _: True), reduction=reduction))
     real = data.example["attention_mask"].bool()
     first = data.run(module).last_hidden_state[real]
     data.example["input_ids"][~real] = 7
@@ -241,11 +248,12 @@ def test_facts_that_do_not_fit_are_refused(layers: dict[str, MergeFacts], messag
         replay(vit()[0], TokensFacts(layers=layers))
 
 
-def test_training_goes_through_merged_blocks() -> None:
+@pytest.mark.parametrize("reduction", ["merge", "prune", "fuse"])
+def test_training_goes_through_merged_blocks(reduction: Reduction) -> None:
     module, data = vit()
     with torch.no_grad():
         run = find(module, data)
-    place(module, run.names, replace(run.facts, layers=run.merging(6, lambda _: True)))
+    place(module, run.names, replace(run.facts, layers=run.merging(6, lambda _: True), reduction=reduction))
     data.run(module).square().sum().backward()
     assert isinstance(module.blocks[0], MergedBlocks)
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in module.parameters())

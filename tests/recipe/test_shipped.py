@@ -17,6 +17,7 @@ from compresskit.recipe.tree import Place, parse
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "edge-int8", "edge-4bit", "cpu-fast", "prune-distill-int8", "bert-small", "llm-4bit", "tiny", "qlora",
+    "collapse-int8",
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_the_schema_is_one() -> None:
     "text",
     [
         "steps: [{quantize.rtn: {bit: 4}}]",
-        "steps: [{quantize.rtn: {bits: 5}}]",
+        "steps: [{quantize.rtn: {bits: 7}}]",
         "steps: [quantise.rtn]",
         "steps: [{quantize.rtn: {}, quantize.hqq: {}}]",
         "steps: [{max-drop: 1pt}]",

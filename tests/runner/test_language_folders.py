@@ -89,12 +89,21 @@ def test_what_is_excluded_stays_as_it_was(folders: dict[str, Path], tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    [*((name, "rtn") for name in MODELS), ("gpt2", "hqq"), ("mixtral", "nf4"), ("gpt2", "nf4"), ("llama", "auto")],
+    [
+        *((name, "rtn") for name in MODELS),
+        ("gpt2", "hqq"),
+        ("mixtral", "nf4"),
+        ("gpt2", "nf4"),
+        ("llama", "auto"),
+        ("mixtral", "k-quant"),
+        ("gpt2", "k-quant"),
+    ],
 )
 def test_the_weights_on_disk_give_the_same_bytes(
     folders: dict[str, Path], tmp_path: Path, name: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = compresskit.method(f"quantize.{method}")
+    known: dict[str, Any] = {"weight_format": "k-quant"} if method == "k-quant" else {}
+    stage = compresskit.method("quantize.rtn" if known else f"quantize.{method}", **known)
     whole = compresskit.run(compresskit.load(folders[name]), [stage], tmp_path / "whole", export=False)
     monkeypatch.setattr("compresskit.runner.loading.load", None)
     streamed = compresskit.run(folders[name], [stage], tmp_path / "streamed", export=False)

@@ -10,7 +10,7 @@ import torch
 
 
 def write_net(folder: Path, code: str, pixels: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Write net.py, data.npz, and the weights of ``net()`` and ``bare()``, where the code has them.
+    """Write net.py, data.npz, and the weights of ``net()`` and its kin, where the code has them.
 
     Args:
         folder: Where they go.
@@ -25,7 +25,7 @@ def write_net(folder: Path, code: str, pixels: int, count: int = 64) -> tuple[np
     scope: dict[str, Any] = {}
     exec(code, scope)
     torch.manual_seed(0)
-    for name in ("net", "bare"):
+    for name in ("net", "bare", "units", "wide"):
         if name in scope:
             torch.save(scope[name]().state_dict(), folder / f"{name}.pt")
     generator = np.random.default_rng(0)

@@ -82,7 +82,10 @@ def test_auto_is_what_is_taken_where_there_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("values", "said"),
-    [({"bits": 5}, "--bits 5: expected 2, 3, 4 or 8"), ({"group_size": 7}, "--group-size 7: expected must be one of")],
+    [
+        ({"bits": 7}, "--bits 7: expected 2, 3, 4, 5, 6 or 8"),
+        ({"group_size": 7}, "--group-size 7: expected must be one of"),
+    ],
 )
 def test_a_value_out_of_range_names_the_option(values: dict, said: str) -> None:
     with pytest.raises(UsageError) as found:

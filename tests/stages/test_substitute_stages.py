@@ -14,6 +14,7 @@ from torch import nn
 
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
+from compresskit.ops.substitute.bottleneck import Bottleneck
 from compresskit.ops.substitute.stand_in import StandIn
 from compresskit.runner.api import method, run
 from compresskit.runner.loading import load
@@ -40,6 +41,17 @@ class Block(nn.Module):
 def net():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sequential(Block(8, 8), Block(8, 8)),
                          nn.Sequential(Block(8, 16, 2), Block(16, 16)),
+                         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4))
+
+def units():
+    net = nn.Sequential(nn.Identity(), nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1),
+                        nn.Flatten(), nn.Linear(400, 4))
+    net[2].bias.data[:4], net[2].bias.data[4:12] = -50.0, 50.0
+    return net
+
+def wide():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.Sequential(Block(16, 16)),
+                         nn.Sequential(Block(16, 16), Block(16, 16)), nn.Conv2d(16, 16, 3),
                          nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4))
 
 def bare():
@@ -213,6 +225,25 @@ def test_a_folder_of_transformers_comes_back(tmp_path: Path, parts: str, name: s
     assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_transformers_with_bottlenecks_comes_back(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, **sizes)
+    transformers.BertModel(config).save_pretrained(tmp_path / "in")
+    ids = np.random.default_rng(0).integers(0, 40, (64, 12))
+    np.savez(tmp_path / "data.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    data, stage = (
+        open_source(str(tmp_path / "data.npz")),
+        method("substitute.bottleneck", width=0.25, guard="size", count=3),
+    )
+    report = run(load(tmp_path / "in"), [stage], tmp_path / "out", data=data, export=False, bench=False)
+    layers, body = report.history[-1]["facts"]["layers"], load(tmp_path / "out").body
+    assert isinstance(body, nn.Module) and sorted(narrowed(body)) == sorted(layers) and len(layers) == 3
+    assert report.models[1].parameters < report.models[0].parameters
+    assert any("transformers alone cannot load" in note for note in report.notes)
+
+
 def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> None:
     report = run_on(made, tmp_path / "out", method("substitute.fold"), data=False, export=True)
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
@@ -231,6 +262,27 @@ def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> 
         run_on(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)
 
 
+def test_units_that_never_or_always_switch_on_are_gone_from_the_bundle(made: Path, tmp_path: Path) -> None:
+    model = load(made / "units.pt", arch=f"{made / 'net.py'}:units", input_shape=(1, 3, 12, 12))
+    data = open_source(str(made / "data.npz"))
+    with pytest.raises(UsageError, match="needs calibration data"):
+        run(model, [method("substitute.fold", units=True)], tmp_path / "no")
+    report = run(model, [method("substitute.fold", units=True)], tmp_path / "out", data=data, bench=False)
+    facts = report.history[-1]["facts"]
+    assert facts["layers"]["1"]["gone"] == ["2"] and facts["layers"]["1"]["cut"]["out"] == [16, 12]
+    assert facts["layers"]["4"]["bypass"]["kept"] == 4 and facts["firing"]["always"] == 8
+    assert "merged with '2'; Conv2d, 16 → 12" in report.coverage.done["1"]
+    assert "4 units still pass through its ReLU" in report.coverage.done["4"]
+    assert "4 of 20 units never switch on in 48 samples of" in report.notes[1] and "; 8 units are" in report.notes[1]
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    assert report.models[1].macs < report.models[0].macs
+    stored, body = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        load(tmp_path / "out", arch=str(made / "net.py") + ":units").body,
+    )
+    assert isinstance(body, nn.Module) and body.state_dict().keys() == stored.keys()
+
+
 def test_depthwise_layers_come_back_from_the_bundle(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +298,59 @@ def test_depthwise_layers_come_back_from_the_bundle(
     stored = load_file(tmp_path / "out" / "model.safetensors")
     state = again(made, tmp_path / "out").state_dict()
     assert state.keys() == stored.keys() and all(torch.equal(state[key], value) for key, value in stored.items())
+    assert set(skipped) == {"1.1.conv1", "1.1.conv2", "2.0.conv2", "2.1.conv1", "2.1.conv2"}
     with pytest.raises(InputError, match="no convolution of this model can be made depthwise"):
         wide = method("substitute.depthwise", multiplier=9, guard="size")
         run_on(made, tmp_path / "no", wide)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 5), ({"count": 2}, 2), ({"budget": 0.8}, None), ({"target_latency": 0.9, "count": 3}, None)],
+)
+def test_bottlenecks_come_back_from_the_bundle(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], expected: int | None
+) -> None:
+    """What is timed is made up: each bottleneck takes off 7 % of the model's time."""
+    monkeypatch.setattr(shared_latency, "share_of_time", lambda *_: 0.5)
+    monkeypatch.setattr(shared_latency, "_ratio", lambda module, *_: 1 - 0.07 * len(narrowed(module)))
+    stage = method("substitute.bottleneck", samples=64, exclude=("0", "1.*"), width=0.5, **options)
+    wide = load(made / "wide.pt", arch=f"{made / 'net.py'}:wide", input_shape=(1, 3, 12, 12))
+    report = run(wide, [stage], tmp_path / "out", data=open_source(str(made / "data.npz")), bench=False, export=False)
+    facts, skipped = report.history[-1]["facts"], report.coverage.skipped
+    layers = facts["layers"]
+    assert len(layers) == (expected or len(layers)) > 0 and {fact["width"] for fact in layers.values()} == {8}
+    assert facts["share"]["macs"] <= options.get("budget", 1) and facts["share"]["macs"] < 1
+    left = set(skipped.values()) - {"excluded"}
+    assert left <= {"other layers lose less for the target", "it has 4 channels, too few for a bottleneck of 8"}
+    if options:
+        assert all(fact["loss"] > 0 for fact in layers.values()) and "other layers lose less for the target" in left
+    if "target_latency" in options:
+        assert facts["timed"][-1][1] <= 0.9 and len(layers) <= 3
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    body = load(tmp_path / "out", arch=f"{made / 'net.py'}:wide").body
+    assert isinstance(body, nn.Module) and sorted(narrowed(body)) == sorted(layers)
+    assert all(torch.equal(body.state_dict()[key], value) for key, value in stored.items())
+
+
+def narrowed(module: nn.Module) -> list[str]:
+    return [name for name, part in module.named_modules() if isinstance(part, Bottleneck)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0.5, "target_latency": 0.5}, "`budget` and `target_latency`: give one of them"),
+        ({"budget": 0.01}, "`budget` 0.01 can't be met: with every layer replaced"),
+        ({"count": 9}, "`count` 9: 5 layers of this model can be made bottlenecks"),
+    ],
+)
+def test_targets_of_bottlenecks_that_cannot_be_are_refused(
+    made: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    wide = load(made / "wide.pt", arch=f"{made / 'net.py'}:wide", input_shape=(1, 3, 12, 12))
+    data = open_source(str(made / "data.npz"))
+    with pytest.raises(UsageError) as caught:
+        stage = method("substitute.bottleneck", samples=64, guard="size", exclude=("0", "1.*"), **options)
+        run(wide, [stage], tmp_path / "out", data=data, export=False, bench=False)
+    assert message in str(caught.value)

@@ -96,6 +96,8 @@ def counts(report: Any) -> list[int]:
         ({"tokens": 30}, [18, 9, 4]),
         ({"share": 0.25}, [9, 7, 5]),
         ({"tokens": 6, "exclude": ("blocks.0", "blocks.2")}, [0, 6, 0]),
+        ({"reduction": "prune", "tokens": 5}, [5, 5, 5]),
+        ({"reduction": "fuse", "tokens": 30}, [18, 9, 4]),
     ],
 )
 def test_the_bundle_rebuilds_what_was_measured(
@@ -183,8 +185,9 @@ def test_options_that_cannot_be_are_refused(made: Path, tmp_path: Path, options:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["merge", "prune", "fuse"])
 @pytest.mark.filterwarnings("ignore")
-def test_an_encoder_of_transformers_takes_texts_of_any_length(tmp_path: Path) -> None:
+def test_an_encoder_of_transformers_takes_texts_of_any_length(tmp_path: Path, reduction: str) -> None:
     transformers = pytest.importorskip("transformers")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = transformers.BertConfig(vocab_size=40, max_position_embeddings=48, **sizes)
@@ -196,7 +199,9 @@ def test_an_encoder_of_transformers_takes_texts_of_any_length(tmp_path: Path) ->
     data = open_source(str(tmp_path / "data.npz"))
     with pytest.raises(UsageError, match="`tokens` is for inputs of one length"):
         run(load(tmp_path / "in"), [tokens(tokens=3)], tmp_path / "out", data=data, bench=False)
-    report = run(load(tmp_path / "in"), [tokens(share=0.25)], tmp_path / "out", data=data, bench=False)
+    report = run(
+        load(tmp_path / "in"), [tokens(share=0.25, reduction=reduction)], tmp_path / "out", data=data, bench=False
+    )
     facts = report.history[-1]["facts"]
     assert [fact["merged"] for fact in facts["layers"].values()] == [2, 2] and facts["window"] == 8
     assert any("transformers alone cannot load" in note for note in report.notes)

@@ -34,7 +34,8 @@ Structure = Annotated[
     typer.Option(
         "--structure",
         help="Show what the model does on samples: R² of one linear layer for each block, units that never or always "
-        "switch on, linear regions, symmetry, and what could work. Needs --data and --arch.",
+        "switch on, linear regions, symmetry, and what each method that could work would save. Needs --data and "
+        "--arch.",
     ),
 ]
 Samples = Annotated[

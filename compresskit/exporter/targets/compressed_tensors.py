@@ -47,7 +47,7 @@ class CompressedTensors(Target):
     def reason_against(self, grid: Grid) -> str | None:
         """See :class:`Target`."""
         if not grid.format.equal_steps:
-            return f"the format has no {grid.format.name}; quantize with equal steps"
+            return f"the format has no {grid.dtype}; quantize with equal steps"
         return None
 
     def write(self, model: Model, place: Path, progress: Progress = silent) -> Written:

@@ -1,28 +1,20 @@
-"""The parts of an encoder-decoder as functions of flat tensors, and two decoders as one file."""
+"""The parts of an encoder-decoder as functions of flat tensors."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import onnx
-from onnx import helper
 from torch import Tensor, nn
 
 from compresskit.model import InputSpec
 
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
-
 SIZES = {"encoder_sequence": 7, "past_sequence": 5}
 """Of axes while tracing; two that are equal by chance could be taken for one."""
 SIDES, PARTS = ("decoder", "encoder"), ("key", "value")
-SWITCH = "use_cache_branch"
 
 
 @dataclass(frozen=True)
@@ -147,63 +139,3 @@ def plain_attention(module: Any) -> Iterator[None]:
         yield
     finally:
         module.set_attn_implementation(before)
-
-
-def merged(first: Path, past: Path, shape: Shape) -> ModelProto:
-    """Both decoders as one model, whose weights are there once.
-
-    Args:
-        first: The decoder without a cache.
-        past: That with one.
-        shape: Of the model.
-
-    Returns:
-        A model with an ``If``: ``use_cache_branch`` says which of the two runs. Its other inputs are those of ``past``.
-    """
-    models = [onnx.load(str(path)) for path in (first, past)]
-    weights: dict[str, onnx.TensorProto] = {}
-    branches = [_branch(m.graph, place, weights, shape) for m, place in zip(models, ("first", "past"), strict=True)]
-    names = ["logits", *shape.cache("present")]
-    choose = helper.make_node("If", [SWITCH], names, else_branch=branches[0], then_branch=branches[1])
-    switch = helper.make_tensor_value_info(SWITCH, onnx.TensorProto.BOOL, [1])
-    tokens = helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "sequence"])
-    given = [tokens if value.name == "input_ids" else value for value in models[1].graph.input]
-    results = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
-    graph = helper.make_graph([choose], "decoder", [*given, switch], results, list(weights.values()))
-    opsets = {entry.domain: max(entry.version, 0) for m in models for entry in m.opset_import}
-    made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid(domain, version) for domain, version in opsets.items()],
-        ir_version=models[0].ir_version,
-    )  # fmt: skip
-    made.metadata_props.extend(models[0].metadata_props)
-    return made
-
-
-def _branch(graph: GraphProto, place: str, weights: dict[str, onnx.TensorProto], shape: Shape) -> GraphProto:
-    """A graph as a branch: its inputs and weights are those around it."""
-    outer = {value.name for value in graph.input}
-    names: dict[str, str] = {name: name for name in outer} | {"": ""}
-    for tensor in graph.initializer:
-        data = tensor.raw_data or tensor.SerializeToString()
-        shaped = f"{tensor.data_type} {list(tensor.dims)} ".encode()
-        key = f"weight_{hashlib.sha256(shaped + data).hexdigest()[:32]}"
-        names[tensor.name] = key
-        if key not in weights:
-            weights[key] = onnx.TensorProto()
-            weights[key].CopyFrom(tensor)
-            weights[key].name = key
-    nodes = []
-    for number, node in enumerate(graph.node):
-        kept = onnx.NodeProto()
-        kept.CopyFrom(node)
-        kept.name = f"{place}/{number}"
-        for values in (kept.input, kept.output):
-            values[:] = [names.get(name, f"{place}/{name}") for name in values]
-        nodes.append(kept)
-    results = []
-    for name in ("logits", *shape.cache("present")):
-        own = f"{place}/{name}"
-        if ".encoder." in name and place == "past":  # a step doesn't change it
-            nodes.append(helper.make_node("Identity", [name.replace("present", "past_key_values")], [own]))
-        results.append(helper.make_tensor_value_info(own, onnx.TensorProto.FLOAT, None))
-    return helper.make_graph(nodes, place, [], results)

@@ -48,7 +48,7 @@ class Genai(Target):
     def reason_against(self, grid: Grid) -> str | None:
         """See :class:`Target`."""
         if not grid.format.equal_steps:
-            return f"its builder knows no {grid.format.name}; quantize to 4 or 8 bits with equal steps"
+            return f"its builder knows no {grid.dtype}; quantize to 4 or 8 bits with equal steps"
         if grid.bits not in (4, 8):
             return f"{grid.bits} bits are not carried; quantize to 4 or 8"
         if grid.group_size not in (16, 32, 64, 128, 256):

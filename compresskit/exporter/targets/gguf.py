@@ -29,7 +29,7 @@ _NUMBERS_ONLY = ("ffn_gate_inp", "position_embd")
 
 
 class Gguf(Target):
-    """One file. Symmetric codes are carried as they are, Q4_0 or Q8_0; zero points as Q4_1, whose minimum is fp16."""
+    """One file. Symmetric codes are carried as they are, Q4_0 or Q8_0, and K-quants; zero points as Q4_1, in fp16."""
 
     name: ClassVar[str] = "gguf"
     package: ClassVar[str] = "gguf"
@@ -145,7 +145,8 @@ def _file_type(kinds: list[str]) -> int:
     """llama.cpp's number for the type that most tensors have."""
     import gguf
 
-    types = {"Q4_0": "MOSTLY_Q4_0", "Q4_1": "MOSTLY_Q4_1", "Q8_0": "MOSTLY_Q8_0", "F16": "MOSTLY_F16"}
+    sizes = {"Q3_K": "_M", "Q4_K": "_M", "Q5_K": "_M"}  # small, medium, large: how many tensors have more bits
+    types = {name: f"MOSTLY_{name}{sizes.get(name, '')}" for name in {*kinds} - {"F32", "BF16"}}
     counts = Counter(kind for kind in kinds if kind in types)
     return int(gguf.LlamaFileType[types[counts.most_common(1)[0][0]]] if counts else gguf.LlamaFileType.ALL_F32)
 
@@ -160,7 +161,7 @@ def _notes(found: dict[str, Weight], kinds: list[str]) -> list[str]:
             f"{floats} quantized layers are stored as floats: their columns are no multiple of 32, or their "
             "scales need float32"
         )
-    if wide := sum(weight.grid.bits < 4 for weight in packed):
+    if wide := sum(weight.grid.bits < 4 and weight.grid.two_level is None for weight in packed):
         notes.append(f"{wide} layers of fewer than 4 bits take 4 there")
     if counts["Q4_1"]:
         notes.append("zero points are stored as fp16 minima (Q4_1): weights differ by up to 2**-11 of the minimum")

@@ -1,4 +1,4 @@
-"""Codes as llama.cpp's blocks of 32: the same numbers in another order, never rounded again."""
+"""Codes as llama.cpp's blocks: the same numbers in another order, never rounded again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compresskit.exporter.targets.gguf_k_blocks import BLOCK_BYTES as SUPER_BLOCK_BYTES
+from compresskit.exporter.targets.gguf_k_blocks import super_blocks
+from compresskit.ops.packed.format import SUPER_BLOCK
 from compresskit.ops.packed.grid import Packed, unpack
 from compresskit.ops.packed.layout import Grid
 
 BLOCK = 32
 _ROWS = 1 << 22
 """Elements that are unpacked at once."""
+_K_QUANTS = {f"Q{bits}_K": nbytes for bits, nbytes in SUPER_BLOCK_BYTES.items()}
+_BLOCK_BYTES = {
+    "Q4_0": 18, "Q4_1": 20, "Q8_0": 34, "F32": 4 * BLOCK, "F16": 2 * BLOCK, "BF16": 2 * BLOCK, **_K_QUANTS
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,8 +39,7 @@ class Layout:
     @property
     def row_bytes(self) -> int:
         """Of one row of the last axis."""
-        per_block = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34, "F32": 4 * BLOCK, "F16": 2 * BLOCK, "BF16": 2 * BLOCK}
-        return self.shape[-1] * per_block[self.kind] // BLOCK
+        return self.shape[-1] * _BLOCK_BYTES[self.kind] // (SUPER_BLOCK if self.kind in _K_QUANTS else BLOCK)
 
     @property
     def nbytes(self) -> int:
@@ -43,8 +49,10 @@ class Layout:
 
 def reason_against(grid: Grid) -> str | None:
     """Why codes on a grid have no place in a GGUF block; None when they have."""
+    if grid.two_level is not None:
+        return None
     if not grid.format.equal_steps:
-        return f"{grid.format.name} is no type of GGUF; quantize to 4 or 8 bits with equal steps"
+        return f"{grid.dtype} is no type of GGUF; quantize to 4 or 8 bits with equal steps"
     if grid.group_size % BLOCK:
         return f"groups of {grid.group_size}, a block has {BLOCK}; give `group_size` 32 or a multiple"
     if grid.bits == 8 and not grid.symmetric:
@@ -53,7 +61,9 @@ def reason_against(grid: Grid) -> str | None:
 
 
 def packed_kind(packed: Packed) -> str | None:
-    """The type of a packed weight: Q4_0, Q4_1 or Q8_0; None where its rows or scales need floats."""
+    """The type of a packed weight: Q4_0, Q4_1, Q8_0 or a K-quant; None where its rows or scales need floats."""
+    if packed.grid.two_level is not None:
+        return packed.grid.dtype.upper()
     if packed.shape[-1] % BLOCK or packed.scales.dtype != torch.float16:
         return None
     if packed.grid.bits == 8:
@@ -91,7 +101,11 @@ def block_bytes(packed: Packed, kind: str) -> np.ndarray:
     out = np.empty((rows, Layout(kind, (rows, columns)).row_bytes), np.uint8)
     step = max(1, _ROWS // columns)
     for start in range(0, rows, step):
-        out[start : start + step] = _blocks(packed, kind, slice(start, min(start + step, rows)), columns)
+        part = slice(start, min(start + step, rows))
+        if kind in _K_QUANTS:
+            out[part] = super_blocks(packed.rows(part)).numpy()
+        else:
+            out[part] = _blocks(packed, kind, part, columns)
     return out
 
 

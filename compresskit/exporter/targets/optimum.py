@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import torch
 
-from compresskit.errors import GateError, InputError, UsageError
+from compresskit.errors import GateError, UsageError
 from compresskit.exporter.accuracy import set_accuracy_level
 from compresskit.exporter.checked import LEVEL, export_checked
 from compresskit.exporter.onnx_export import export_onnx
 from compresskit.exporter.parity import USUAL
-from compresskit.exporter.targets.encoder_decoder import SIZES, Decoder, Encoder, Shape, hears, merged, plain_attention
+from compresskit.exporter.slim import DATA_ABOVE
+from compresskit.exporter.targets.encoder_decoder import SIZES, Decoder, Encoder, Shape, hears, plain_attention
+from compresskit.exporter.targets.merged_decoder import write_merged
 from compresskit.exporter.targets.target import Target, Written, copy_extras
 from compresskit.model import Model, reads_and_writes
 from compresskit.ops.packed.layout import Grid
@@ -37,6 +38,8 @@ class Optimum(Target):
     extra: ClassVar[str] = "hf"
     ending: ClassVar[str] = "-optimum"
     marker: ClassVar[str | None] = ENCODER
+    data_above: ClassVar[int] = DATA_ABOVE
+    """Bytes of a part's weights from which on they lie beside its file."""
     architectures: ClassVar[tuple[str, ...]] = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "whisper")
 
     def reason_against(self, grid: Grid) -> str | None:
@@ -60,16 +63,22 @@ class Optimum(Target):
         shape = Shape.of(module)
         progress("writing for optimum", 0, 4)
         with plain_attention(module):
-            found = export_checked(Encoder(module), shape.source, place / ENCODER, accuracy_level=0)
+            found = export_checked(
+                Encoder(module), shape.source, place / ENCODER, accuracy_level=0, data_above=self.data_above
+            )
             limit = f"≤ {USUAL.relative:g} relative"
             gates = [Gate(name="encoder parity", limit=limit, value=found.parity.rel_l2, passed=found.parity.passed)]
             for at, past in enumerate((False, True), 1):
                 progress("writing for optimum", at, 4)
                 part = Decoder(module, shape, past=past)
-                export_onnx(part, shape.decoder(past=past), place / _part(past), sizes=SIZES)
-            onnx.save(_whole(place, shape), str(place / DECODER))
-            for past in (False, True):
-                (place / _part(past)).unlink()
+                export_onnx(
+                    part, shape.decoder(past=past), place / _part(past), sizes=SIZES, data_above=self.data_above
+                )
+            parts = (place / _part(False), place / _part(True))
+            write_merged(*parts, shape, place / DECODER, data_above=self.data_above)
+            for written in parts:
+                for file in place.glob(f"{written.name}*"):  # the graph, and weights beside it
+                    file.unlink()
             copy_extras(model, place)
             progress("writing for optimum", 3, 4)
             gates += prove(module, place, shape)
@@ -83,13 +92,6 @@ class Optimum(Target):
 
 def _part(past: bool) -> str:
     return "decoder_with_past_model.onnx" if past else "decoder_model.onnx"
-
-
-def _whole(place: Path, shape: Shape) -> onnx.ModelProto:
-    try:
-        return merged(place / _part(False), place / _part(True), shape)
-    except ValueError as error:  # protobuf's limit
-        raise InputError("the decoder is larger than the 2 GiB of an ONNX file") from error
 
 
 def prove(module: Any, place: Path, shape: Shape) -> list[Gate]:

@@ -8,10 +8,11 @@ import numpy as np
 
 from compresskit.errors import InputError
 from compresskit.ops.packed.format import LINEAR, Format
+from compresskit.ops.packed.k_quant import K_QUANT
 from compresskit.ops.packed.nf4 import NF4
 from compresskit.ops.packed.palette import PALETTES
 
-FORMATS = {known.name: known for known in (LINEAR, NF4, *PALETTES.values())}
+FORMATS = {known.name: known for known in (LINEAR, K_QUANT, NF4, *PALETTES.values())}
 
 
 def format_named(name: str) -> Format:

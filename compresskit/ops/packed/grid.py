@@ -1,14 +1,14 @@
 """Quantized weights in torch: what codes, scales and zero points mean, and how codes are packed into bytes.
 
 A weight of any shape is seen as a matrix: one row for each output (first axis), all else flattened into columns.
-Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``, or with a
-format that has tables of levels ``level[code] · scale``.
+Each row is cut into groups; a group has one scale and one zero point. ``weight ≈ (code − zero) · scale``, with a
+format that has tables of levels ``level[code] · scale``, and with minima ``code · scale − minimum``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +23,13 @@ _BLOCK = 1 << 20
 _HALF_MIN, _HALF_MAX = 2.0**-18, 65504.0
 """Scales that float16 holds to 1 % or better; codes are chosen for the rounded scale, so that is close enough."""
 _TINY = 1e-35
-PARTS = ("codes", "scales", "zeros", "levels")
+PARTS = ("codes", "scales", "zeros", "levels", "multiples")
 """Names of the tensors that a packed weight is stored in."""
 
-__all__ = ["BITS", "PARTS", "Grid", "Packed", "dequantize", "fits_half", "pack", "packed_bytes", "sqnr", "unpack"]
+__all__ = [
+    "BITS", "PARTS", "Grid", "Packed", "dequantize", "fits_half", "pack", "packed_bytes", "scales_and_minima", "sqnr",
+    "unpack",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class Packed:
     Attributes:
         codes: uint8 ``(rows, groups, bytes of a group)``, see :func:`pack`.
         scales: float16, or float32 where float16 can't hold them, ``(rows, groups)``; float32 where the format says so.
+            In two levels, float16 ``(rows, super-blocks)``: of the scales, then where there are minima of these.
         zeros: uint8 ``(rows, bytes)``, a row's zero points packed like codes; None when symmetric.
         shape: Shape of the original weight.
         grid: What the codes mean.
         levels: float16, ascending, what codes stand for at scale 1, where the format has them stored: ``(rows, groups,
             codes)``, with size 1 for axes that one table is for; else None.
+        multiples: uint8 ``(rows, bytes)``, where scales are stored in two levels the whole numbers of a row's groups,
+            packed like codes: of the scales (signed ones from ``−2**(bits−1)`` on), then of the minima; else None.
     """
 
     codes: Tensor
@@ -49,6 +55,7 @@ class Packed:
     shape: tuple[int, ...]
     grid: Grid
     levels: Tensor | None = None
+    multiples: Tensor | None = None
 
     def parts(self) -> dict[str, Tensor]:
         """All stored tensors, by their names among :data:`PARTS`."""
@@ -66,12 +73,15 @@ class Packed:
             index: Which.
             shape: Of the result, for rows that are several axes of the weight.
         """
-        codes, zeros, levels = self.codes[index], self.zeros, self.levels
-        if levels is not None and len(levels) > 1:
-            levels = levels[index]
-        if zeros is not None:
-            zeros = zeros[index]
-        return Packed(codes, self.scales[index], zeros, shape or (len(codes), *self.shape[1:]), self.grid, levels)
+        taken: dict[str, Any] = {n: p if n == "levels" and len(p) == 1 else p[index] for n, p in self.parts().items()}
+        return replace(self, **taken, shape=shape or (len(taken["codes"]), *self.shape[1:]))
+
+    @classmethod
+    def stacked(cls, pieces: Sequence[Packed]) -> Packed:
+        """Rows of one weight that were packed apart, one below the other; not for formats with stored levels."""
+        first, shape = pieces[0], (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+        parts: dict[str, Any] = {name: torch.cat([piece.parts()[name] for piece in pieces]) for name in first.parts()}
+        return replace(first, **parts, shape=shape)  # scales are float32 where those of any piece are
 
     def holding(self, parts: Mapping[str, Any]) -> Packed:
         """The same with other tensors, given by their names."""
@@ -157,6 +167,11 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
     columns = math.prod(packed.shape[1:])
     groups, size, _ = grid.layout(columns)
     codes = unpack(packed.codes, grid.bits, size)
+    if grid.two_level is not None:
+        scales, minima = scales_and_minima(packed)
+        values = codes.float()
+        values = values.sub_(grid.middle).mul_(scales) if minima is None else values.mul_(scales).sub_(minima)
+        return values.reshape(packed.shape).to(dtype)
     if grid.format.equal_steps:
         points = grid.middle if packed.zeros is None else unpack(packed.zeros, grid.bits, groups).unsqueeze(-1)
         values = codes.float().sub_(points)
@@ -164,6 +179,20 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         values = look_up(levels_of(packed), codes)
     values *= packed.scales.float().unsqueeze(-1)
     return values.reshape(rows, groups * size)[:, :columns].reshape(packed.shape).to(dtype)
+
+
+def scales_and_minima(packed: Packed) -> tuple[Tensor, Tensor | None]:
+    """What is stored in two levels, exactly: float32 ``(rows, groups, 1)`` each; no minima where scales are signed."""
+    grid, two_level, multiples = packed.grid, packed.grid.two_level, packed.multiples
+    if two_level is None or multiples is None:
+        raise ValueError(f"{grid.dtype} has scales in one level")
+    rows, groups, _ = packed.codes.shape
+    whole = unpack(multiples, two_level.bits, two_level.kinds * groups).float()
+    if not two_level.minima:
+        whole -= 1 << (two_level.bits - 1)
+    whole *= packed.scales.float().repeat_interleave(two_level.groups, 1)
+    scales, *minima = whole.reshape(rows, two_level.kinds, groups, 1).unbind(1)
+    return scales, minima[0] if minima else None
 
 
 def levels_of(packed: Packed) -> Tensor:

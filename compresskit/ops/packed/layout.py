@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from compresskit.ops.packed.format import LINEAR, Format
+from compresskit.ops.packed.format import LEVEL_BYTES, LINEAR, SUPER_BLOCK, Format, TwoLevel
 
 _BLOCK = 1 << 22
 
@@ -17,9 +17,10 @@ class Grid:
     """Which values a weight may take.
 
     Attributes:
-        bits: Bits of a code: 2, 3, 4 or 8; 2 to 8 where levels are stored.
+        bits: Bits of a code: 2, 3, 4 or 8; others where the format has them.
         group_size: Columns that share a scale; 0 means the whole row (per channel).
-        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored; formats with a table have none to store.
+        symmetric: The zero point is fixed at ``2**(bits-1)`` and not stored; formats with a table or with minima have
+            none to store.
         format: What codes stand for.
     """
 
@@ -32,6 +33,18 @@ class Grid:
         """Refuse what has no meaning."""
         if self.bits not in self.format.bits or not (self.symmetric or self.format.equal_steps):
             raise ValueError(f"there is no such grid: {self}")
+        if self.two_level is not None and self.group_size != self.two_level.group_size:
+            raise ValueError(f"{self.dtype} has groups of {self.two_level.group_size} columns")
+
+    @property
+    def two_level(self) -> TwoLevel | None:
+        """How scales are stored in two levels; None where each group has a float."""
+        return self.format.two_level_of(self.bits)
+
+    @property
+    def dtype(self) -> str:
+        """What reports call the dtype of such codes."""
+        return self.format.dtype(self.bits)
 
     @property
     def largest(self) -> int:
@@ -53,7 +66,7 @@ class Grid:
             ValueError: The format has a table of levels.
         """
         if not self.format.equal_steps:
-            raise ValueError(f"{self.format.name} has no equal steps to round to")
+            raise ValueError(f"{self.dtype} has no equal steps to round to")
 
     def layout(self, columns: int) -> tuple[int, int, int]:
         """(groups in a row, columns in a group, bytes of a group). The last group of a row may be partly padding."""
@@ -64,11 +77,30 @@ class Grid:
         """Bytes of a row's zero points."""
         return 0 if self.symmetric else packed_bytes(groups, self.bits)
 
+    def part_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """The shape of each stored tensor of a packed weight, by its name.
+
+        Raises:
+            ValueError: The weight has no place in the format.
+        """
+        if not self.format.holds(shape, self.bits):
+            raise ValueError(f"{self.dtype} has super-blocks of {SUPER_BLOCK} columns, the weight is {shape}")
+        rows, (groups, _, nbytes) = shape[0], self.layout(math.prod(shape[1:]))
+        two_level, levels = self.two_level, self.format.stored_levels(rows, groups, self.bits)
+        scales = groups if two_level is None else two_level.kinds * (groups // two_level.groups)
+        found: dict[str, tuple[int, ...]] = {"codes": (rows, groups, nbytes), "scales": (rows, scales)}
+        if not self.symmetric:
+            found["zeros"] = rows, self.zero_bytes(groups)
+        if levels is not None:
+            found["levels"] = levels
+        if two_level is not None:
+            found["multiples"] = rows, packed_bytes(two_level.kinds * groups, two_level.bits)
+        return found
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a packed weight: codes, scales in the dtype they usually have, zero points, and levels."""
-        groups, _, nbytes = self.layout(math.prod(shape[1:]))
-        levels = self.format.level_bytes(shape[0], groups, self.bits)
-        return shape[0] * (groups * (nbytes + self.format.scale_bytes) + self.zero_bytes(groups)) + levels
+        itemsize = {"scales": self.format.scale_bytes, "levels": LEVEL_BYTES}
+        return sum(math.prod(part) * itemsize.get(name, 1) for name, part in self.part_shapes(shape).items())
 
 
 def packed_bytes(count: int, bits: int) -> int:

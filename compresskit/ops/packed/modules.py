@@ -31,6 +31,7 @@ class PackedLayer(nn.Module):
     scales: Tensor
     zeros: Tensor | None
     levels: Tensor | None
+    multiples: Tensor | None
 
     def __init__(self, packed: Packed, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -43,7 +44,10 @@ class PackedLayer(nn.Module):
     @property
     def packed(self) -> Packed:
         """The weight as stored; shares memory with the buffers."""
-        return Packed(self.codes, self.scales, self.zeros, self.shape, self.grid, self.levels)
+        return self._packed(self.shape)
+
+    def _packed(self, shape: tuple[int, ...]) -> Packed:
+        return Packed(self.codes, self.scales, self.zeros, shape, self.grid, self.levels, self.multiples)
 
     @property
     def weight(self) -> Tensor:
@@ -184,8 +188,7 @@ class PackedExperts(Stacked, PackedLayer):
     @property
     def packed(self) -> Packed:
         """The weight as stored, as the matrix that the layer had."""
-        matrix = (self.shape[0] * self.shape[1], self.shape[2])
-        return Packed(self.codes, self.scales, self.zeros, matrix, self.grid, self.levels)
+        return self._packed((self.shape[0] * self.shape[1], self.shape[2]))
 
     def __getitem__(self, index: Any) -> Tensor:
         """Those experts."""

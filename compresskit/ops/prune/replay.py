@@ -71,11 +71,17 @@ def replay(module: nn.Module, facts: StructuredFacts) -> None:
     replay_shortcuts(module, facts.rewritten)
     turned = conv1d_to_linear(module, [name for name, fact in facts.layers.items() if fact.kind == "Conv1D"])
     for name, fact in facts.layers.items():
-        _narrow(name, layer_of_card(module, name, "was pruned"), fact)
+        narrow(module, name, fact)
     linear_to_conv1d(module, turned)
 
 
-def _narrow(name: str, layer: nn.Module, fact: CutFacts) -> None:
+def narrow(module: nn.Module, name: str, fact: CutFacts) -> None:
+    """Give a layer of a freshly built architecture the widths that it was cut to, in place.
+
+    Raises:
+        InputError: The fact doesn't fit the layer.
+    """
+    layer = layer_of_card(module, name, "was pruned")
     was, now = zip(fact.into, fact.out, strict=True)
     if not isinstance(layer, _KINDS) or _width(layer) != was:
         found = f"{type(layer).__name__} {_width(layer)}" if isinstance(layer, _KINDS) else type(layer).__name__

@@ -15,9 +15,8 @@ from compresskit.errors import InputError, listing
 from compresskit.ops.packed.grid import Grid, dequantize
 from compresskit.ops.packed.modules import same_tensor
 from compresskit.ops.quantize.rtn import quantize_rtn
-from compresskit.ops.quantize.sensitivity import Layer, allocate, distances
+from compresskit.ops.quantize.sensitivity import CHOICES, Layer, allocate, distances
 
-CHOICES = (2, 3, 4, 8)
 _SPARE = 0.02
 """Share of the packed bytes that sensitive layers may take beyond plain ``bits`` when no size is asked for."""
 _STEPS = (1.0, 1.06, 1.15, 1.3, 1.6, 2.0)
@@ -104,6 +103,7 @@ def plan_bits(
     forward: Callable[[nn.Module, Any], Any],
     progress: Callable[[str, int, int], None],
     *,
+    choices: Sequence[int] = CHOICES,
     ties: Mapping[str, str] = MappingProxyType({}),
     scores: bool = False,
     once: Callable[[str, Callable[[], Any]], Any] = lambda _name, make: make(),
@@ -118,6 +118,7 @@ def plan_bits(
         batches: Inputs to measure with.
         forward: Calls the module with a batch.
         progress: Told of each layer.
+        choices: Bits that a layer may get, ascending.
         ties: Layers whose weight is that of another one, and which: they get its bits.
         scores: See :func:`~compresskit.ops.quantize.sensitivity.distances`.
         once: Gives what was measured for these grids and inputs before; see :class:`compresskit.stage.Context`.
@@ -133,17 +134,17 @@ def plan_bits(
         f"effect of rounding: {grids}",
         lambda: distances(module, changed, batches, forward, progress, scores=scores),
     )
-    sizes = {name: {b: grid(shape, b).nbytes(shape) for b in CHOICES} for name, shape in shapes.items()}
+    sizes = {name: {b: grid(shape, b).nbytes(shape) for b in choices} for name, shape in shapes.items()}
     items = [Layer(name, found[name], sizes[name]) for name in owners]
     weights = sum(math.prod(shape) for shape in shapes.values())
     usual = sum(sizes[name][wanted.bits] for name in owners)
     budget = wanted.budget(usual, weights, _bytes_of_others(module, owners))
-    least = CHOICES[0] if wanted.is_sized else wanted.bits
+    least = choices[0] if wanted.is_sized else wanted.bits
     smallest = sum(sizes[name][least] for name in owners)
     if budget < smallest:
         told = wanted.explain(budget, smallest, weights, least)
         return Plan({}, 8 * usual / weights, (told,))
-    choose = partial(allocate, items, wanted.bits, choices=CHOICES, least=least)
+    choose = partial(allocate, items, wanted.bits, choices=choices, least=least)
     bits, note = choose(budget), ""
     if wanted.within is not None:
         bits, note = _kept(module, choose, budget, shapes, grid, wanted.within, wanted.max_bytes is not None)

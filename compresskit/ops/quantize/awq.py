@@ -20,8 +20,8 @@ from compresskit.ops.calibration.sequential import Segment
 from compresskit.ops.calibration.trace import Trace
 from compresskit.ops.packed.grid import Grid, Packed, dequantize
 from compresskit.ops.packed.modules import computes
-from compresskit.ops.quantize.ranges import Codes, scale_dtype
 from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.two_level_codes import empty_codes
 
 _POWERS = [i / 20 for i in range(21)]
 _LEAST_GAIN = 0.1
@@ -49,7 +49,7 @@ def quantize_weighted(weight: Tensor, grid: Grid, moments: Moments) -> Packed:
     """Round to nearest, each group's range searched with the columns weighted by their inputs' mean squares."""
     target = flat_weight(weight, moments)
     importance = moments.gram.diagonal(dim1=1, dim2=2)
-    found = Codes.empty(target, grid, scale_dtype(target, grid))
+    found = empty_codes(target, grid)
     _, size, _ = grid.layout(target.shape[2])
     for start in range(0, target.shape[2], size):
         found.fit(target, start, importance)

@@ -34,6 +34,9 @@ DataFree = Callable[[Tensor, Grid], Packed]
 Learn = Callable[[Segment, Mapping[str, Packed]], Mapping[str, Packed]]
 Progress = Callable[[str, int, int], None]
 
+_PIECE = 1 << 24
+"""Weights of a layer that are worked on at once, where its rows may be parted."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -51,6 +54,7 @@ class Method:
         tune: The same, called with what ``calibrated`` gave.
         kept: Where the first process keeps blocks, so that a run that was killed goes on; for methods that change
             nothing but the layers they quantize. None keeps nothing.
+        by_rows: Rows are rounded each for itself, so those of a large weight are worked on in pieces.
         spares: A layer whose weight can't be quantized stays as it is; else that is an error. In one process only.
     """
 
@@ -62,6 +66,7 @@ class Method:
     learn: Learn | None = None
     tune: Learn | None = None
     kept: KeptBlocks | None = None
+    by_rows: bool = False
     spares: bool = False
 
 
@@ -233,12 +238,13 @@ class _Run:
     def _alone(self, name: str, moments: Moments | None, input_scale: Tensor | None) -> None:
         layer, grid = self.plan.layers[name], self.plan.grids[name]
         weight = layer.get_parameter("weight")
-        seen, target = moments, weight.detach()
-        if moments is None:
+        biased = layer._parameters.get("bias") is not None
+        seen = moments.centred() if moments is not None and biased else moments
+        if seen is None:
             self.free.append(name)
-        else:
-            seen = moments.centred() if layer._parameters.get("bias") is not None else moments
-            target = named(name, partial(corrected, target.float(), seen, self.method.drift))
+
+        def aimed(part: Tensor) -> Tensor:
+            return part if seen is None else named(name, partial(corrected, part.float(), seen, self.method.drift))
 
         def rounded(part: Tensor) -> Packed:
             round_ = partial(self.method.free, part, grid)
@@ -246,10 +252,14 @@ class _Run:
 
         repair: Repair | None = None
         if self.method.repair and isinstance(layer, nn.Linear):
-            packed, repair = repaired(target.float(), self.method.repair, seen, rounded)
+            packed, repair = repaired(aimed(weight.detach()).float(), self.method.repair, seen, rounded)
+        elif seen is not None and self.method.by_rows and isinstance(layer, nn.Linear):
+            step = max(1, _PIECE // weight.shape[1])
+            parts = (weight.detach()[start : start + step] for start in range(0, len(weight), step))
+            packed = Packed.stacked([rounded(aimed(part)) for part in parts])
         else:
-            packed = rounded(target)
-        if moments is not None:
+            packed = rounded(aimed(weight.detach()))
+        if moments is not None and biased:
             found = dequantize(packed) if repair is None else dequantize(packed) + term(repair)
             correct_bias(layer, weight, found, moments, self.method.drift)
         self._place(name, packed, weight, repair, input_scale)

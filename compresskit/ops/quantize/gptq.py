@@ -15,7 +15,7 @@ from torch import Tensor
 from compresskit.ops.calibration.gram import damping_of, flat_weight, inverse_factor
 from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.packed.grid import Grid, Packed
-from compresskit.ops.quantize.ranges import Codes, scale_dtype
+from compresskit.ops.quantize.two_level_codes import empty_codes
 
 _PIECE = 128
 """Columns rounded before the rest of the weight is updated."""
@@ -44,11 +44,11 @@ def quantize_gptq(
         InputError: The weight or the moments hold NaN or Inf.
     """
     target = flat_weight(weight, moments)
-    parts, rows, columns = target.shape
+    parts, _, columns = target.shape
     _, size, _ = grid.layout(columns)
     diagonal = moments.gram.diagonal(dim1=1, dim2=2)
     turns, gram, work = torch.arange(columns).expand(parts, -1), moments.gram, target.clone()
-    found = Codes.empty(target, grid, scale_dtype(target, grid))
+    found = empty_codes(target, grid)
     if order:
         for start in range(0, columns, size):
             found.fit(target, start, diagonal)
@@ -56,17 +56,22 @@ def quantize_gptq(
         gram = gram.gather(1, turns.unsqueeze(2).expand_as(gram)).gather(2, turns.unsqueeze(1).expand_as(gram))
         work = target.gather(2, turns.unsqueeze(1).expand_as(target))
     factor = inverse_factor(gram, damping_of(moments, damping))
+    part = torch.arange(parts).unsqueeze(1)
     for start, end in _pieces(columns, size):
-        errors = torch.empty(parts, rows, end - start)
+        # Columns lie one after the other here, since each is read and written whole; in the weight, rows do.
+        near = work[..., start:end].mT.contiguous()
+        errors, codes = torch.empty_like(near), torch.empty_like(near)
         for column in range(start, end):
+            at = column - start
             if not order and column % size == 0:
+                work[..., column:end] = near[:, at:].mT
                 found.fit(work, column, diagonal)
-            value = work[..., column]
-            error = (value - found.round(value, turns[:, column])) / factor[:, column, column, None]
-            errors[..., column - start] = error
-            work[..., column:end] -= error.unsqueeze(2) * factor[:, column, None, column:end]
+            codes[:, at], value = found.rounded(near[:, at], turns[:, column])
+            errors[:, at] = (near[:, at] - value) / factor[:, column, column, None]
+            near[:, at:].baddbmm_(factor[:, column, column:end, None], errors[:, at, None], alpha=-1)
+        found.codes.mT[part, turns[:, start:end]] = codes
         if end < columns:
-            work[..., end:] -= errors @ factor[:, start:end, end:]
+            work[..., end:].baddbmm_(errors.mT, factor[:, start:end, end:], alpha=-1)
     return found.packed(weight)
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from compresskit.ops.packed.grid import Grid, Packed
-from compresskit.ops.quantize.ranges import Codes, as_stored, scale_dtype
+from compresskit.ops.quantize.ranges import Codes, scale_dtype
+from compresskit.ops.quantize.scales import as_stored
 
 _NORM = 0.7
 _START, _GROWTH, _STEPS = 10.0, 1.05, 20

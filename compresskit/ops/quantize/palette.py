@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from compresskit.errors import InputError
 from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.packed.grid import Grid, Packed, fits_half, look_up, pack
-from compresskit.ops.quantize.ranges import as_stored
+from compresskit.ops.quantize.scales import as_stored
 
 _TURNS = 6
 _ROUNDS = 100

@@ -15,7 +15,7 @@ from compresskit.ops.calibration.gram import damped, damping_of, flat_weight, in
 from compresskit.ops.calibration.moments import Moments
 from compresskit.ops.packed.grid import Grid, Packed
 from compresskit.ops.quantize.palette import Palette, fit, with_zero
-from compresskit.ops.quantize.refine import least_squares_scales
+from compresskit.ops.quantize.scales import least_squares_scales
 
 _PIECE = 64
 _RIDGE = 1e-3

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from compresskit.errors import InputError
 from compresskit.ops.packed.grid import Grid, Packed, pack, unpack
 from compresskit.ops.quantize.rtn import quantize_rtn
+from compresskit.ops.quantize.scales import as_stored, least_squares_scales
 
 _REFITS = 3
 _HALF_MIN, _HALF_MAX = 2.0**-16, 65504.0 / 4
@@ -73,8 +73,8 @@ class Codes:
         self.scales[..., start // size] = scale.reshape(parts, rows)
         self.zeros[..., start // size] = zero.reshape(parts, rows)
 
-    def round(self, value: Tensor, column: Tensor) -> Tensor:
-        """Round one column of each part, keep the codes, and give back the rounded values.
+    def rounded(self, value: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """The codes of one column of each part, and what they stand for; neither is kept.
 
         Args:
             value: float32 ``(parts, rows)``.
@@ -84,8 +84,7 @@ class Codes:
         size = self.codes.shape[2] // self.scales.shape[2]
         scale, zero = self.scales[part, :, column // size], self.zeros[part, :, column // size]
         code = (value * (1.0 / scale)).add_(zero).round_().clamp_(0, self.grid.largest)
-        self.codes[part, :, column] = code
-        return (code - zero) * scale
+        return code, (code - zero) * scale
 
     def round_all(self, weight: Tensor) -> None:
         """Round a whole weight ``(parts, rows, columns)`` to the ranges there are."""
@@ -94,6 +93,16 @@ class Codes:
         zeros = self.zeros.repeat_interleave(size, 2)[..., :columns]
         codes = (weight * (1.0 / self.spread(columns))).add_(zeros).round_().clamp_(0, self.grid.largest)
         self.codes[..., :columns] = codes
+
+    def refit(self, target: Tensor, gram: Tensor) -> None:
+        """Take the scales of least output error for the codes there are; zero points stay.
+
+        Args:
+            target: What the weight stands for, float32 ``(parts, rows, columns)``.
+            gram: float32 ``(parts, columns, columns)``.
+        """
+        values, size = self.centred(target.shape[2]), self.codes.shape[2] // self.scales.shape[2]
+        self.scales = least_squares_scales(values, self.scales, target, gram, self.dtype, size=size)
 
     def centred(self, columns: int) -> Tensor:
         """Codes less their zero points, ``(parts, rows, columns)``."""
@@ -139,18 +148,6 @@ def fit_ranges(block: Tensor, grid: Grid, importance: Tensor | None, dtype: torc
             zero = unpack(packed.zeros, grid.bits, 1).float()
         return as_stored(packed.scales.float(), dtype), zero
     return _search(block, grid, importance, dtype)
-
-
-def as_stored(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scales as they will be read back; 1 for an all-zero group.
-
-    Raises:
-        InputError: A scale is NaN or Inf.
-    """
-    kept = torch.where(scale < _TINY, 1.0, scale).to(dtype).float()
-    if not kept.isfinite().all():
-        raise InputError("the weight holds NaN or Inf", "leave its layer out with `exclude`")
-    return kept
 
 
 def scale_dtype(weight: Tensor, grid: Grid) -> torch.dtype:

@@ -19,6 +19,7 @@ from torch import Tensor
 from compresskit.errors import InputError
 from compresskit.ops.packed.grid import Grid, Packed, fits_half, pack
 from compresskit.ops.quantize.table import quantize_table
+from compresskit.ops.quantize.two_level import fit_scales, round_codes, to_stored, two_level_of
 
 _REFITS = 2
 _TINY = 1e-35
@@ -53,6 +54,8 @@ def quantize_rtn(weight: Tensor, grid: Grid, *, clip: bool = True) -> Packed:
     Raises:
         InputError: The weight holds NaN or Inf.
     """
+    if grid.two_level is not None:
+        return _two_level(weight, grid, clip)
     if not grid.format.equal_steps:
         return quantize_table(weight, grid)
     try:
@@ -89,8 +92,26 @@ def _quantize(weight: Tensor, grid: Grid, clip: bool, dtype: torch.dtype) -> Pac
     return Packed(codes, scales, stored, tuple(weight.shape), grid)
 
 
+def _two_level(weight: Tensor, grid: Grid, clip: bool) -> Packed:
+    shapes, two_level = grid.part_shapes(tuple(weight.shape)), two_level_of(grid)
+    codes, multiples = (torch.empty(shapes[name], dtype=torch.uint8) for name in ("codes", "multiples"))
+    scales = torch.empty(shapes["scales"], dtype=torch.float16)
+
+    def work(part: slice) -> None:
+        block = _block(weight, part, grid).reshape(-1, two_level.groups, two_level.group_size)
+        found = fit_scales(block, grid, search=clip)
+        values = round_codes(block, grid, found).to(torch.uint8)
+        codes[part] = pack(values.reshape(-1, codes.shape[1], two_level.group_size), grid.bits)
+        scales[part], multiples[part] = to_stored(found, len(codes[part]), grid)
+
+    _each(_parts(weight, grid), work)
+    return Packed(codes, scales, None, tuple(weight.shape), grid, multiples=multiples)
+
+
 def stored_dtype(weight: Tensor, grid: Grid) -> torch.dtype:
-    """What :func:`quantize_rtn` stores scales as, for equal steps. Reads the weight once, in blocks."""
+    """What :func:`quantize_rtn` stores scales as. Reads a weight of equal steps once, in blocks."""
+    if grid.two_level is not None:
+        return torch.float16
 
     def work(part: slice) -> None:
         if not fits_half(_full_range(_block(weight, part, grid), grid)[0]):

@@ -56,11 +56,20 @@ class Selection:
         Where the columns don't fill the last group, the group size that takes the fewest bytes is chosen, at least 16:
         64 columns get a group of 64 even if 128 was asked for.
         """
+        if not self.format.holds(shape, self.bits):
+            return self._instead.grid(shape)
+        if (two_level := self.format.two_level_of(self.bits)) is not None:
+            return Grid(self.bits, two_level.group_size, symmetric=True, format=self.format)
         if self.group_size == 0 or (len(shape) > 2 and not self.format.groups_convolutions):
             return Grid(self.bits, 0, self.symmetric, self.format)
         sizes = [size for size in _SIZES if size <= self.group_size]
         grids = [Grid(self.bits, size, self.symmetric, self.format) for size in sizes]
         return min(grids, key=lambda grid: (grid.nbytes(shape), -grid.group_size))
+
+    @property
+    def _instead(self) -> Selection:
+        """For what has no place in a format with scales in two levels: groups that GGUF has too, Q4_0 and Q8_0."""
+        return replace(self, bits=4 if self.bits <= 4 else 8, group_size=32, symmetric=True, format=LINEAR)
 
     def grid_for(self, name: str, shape: tuple[int, ...]) -> Grid:
         """The grid of one layer, with what ``layer_bits`` says of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -149,13 +148,9 @@ class Quantizer:
 
     def _packed(self, name: str, grid: Grid) -> Iterator[tuple[str, torch.dtype, tuple[int, ...], Producer]]:
         layer, shape = _layer(name), _shape(self.tensors, name)
-        groups, _, nbytes = grid.layout(math.prod(shape[1:]))
-        dtype = stored_dtype(self._weight(name), grid)
-        yield f"{layer}.codes", torch.uint8, (shape[0], groups, nbytes), partial(self._part, name, "codes")
-        yield f"{layer}.scales", dtype, (shape[0], groups), partial(self._part, name, "scales")
-        if not grid.symmetric:
-            zeros = (shape[0], grid.zero_bytes(groups))
-            yield f"{layer}.zeros", torch.uint8, zeros, partial(self._part, name, "zeros")
+        dtypes = {"scales": stored_dtype(self._weight(name), grid)}
+        for part, sizes in grid.part_shapes(shape).items():
+            yield f"{layer}.{part}", dtypes.get(part, torch.uint8), sizes, partial(self._part, name, part)
 
     def _weight(self, name: str) -> Tensor:
         return self.tensors.get(name).reshape(_shape(self.tensors, name))

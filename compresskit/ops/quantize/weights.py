@@ -249,7 +249,7 @@ def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
             found = type(layer).__name__ if weight is None else tuple(weight.shape)
             wanted = tuple(fact.shape)
             raise InputError(f"layer '{name}': the quantized weight is {wanted}, the architecture's is {found}")
-        packed = empty(fact, grid)
+        packed = named(name, partial(empty, fact, grid))
         if packable(layer) is not None:
             plain[name] = packed
             continue
@@ -273,18 +273,18 @@ def grid_of(fact: PackedFacts) -> Grid:
 
 
 def empty(fact: PackedFacts, grid: Grid) -> Packed:
-    """A packed weight of the sizes on record, its values to be filled in."""
-    rows = fact.shape[0]
-    groups, _, nbytes = grid.layout(math.prod(fact.shape[1:]))
-    levels = grid.format.stored_levels(rows, groups, grid.bits)
-    return Packed(
-        codes=torch.empty(rows, groups, nbytes, dtype=torch.uint8),
-        scales=torch.empty(rows, groups, dtype=getattr(torch, fact.scales)),
-        zeros=None if grid.symmetric else torch.empty(rows, grid.zero_bytes(groups), dtype=torch.uint8),
-        shape=tuple(fact.shape),
-        grid=grid,
-        levels=None if levels is None else torch.empty(levels, dtype=torch.float16),
-    )
+    """A packed weight of the sizes on record, its values to be filled in.
+
+    Raises:
+        InputError: A weight of that shape has no place in the format.
+    """
+    dtypes = {"scales": getattr(torch, fact.scales), "levels": torch.float16}
+    try:
+        shapes = grid.part_shapes(tuple(fact.shape))
+    except ValueError as error:
+        raise InputError(str(error), "the card is damaged") from error
+    parts: dict[str, Any] = {n: torch.empty(s, dtype=dtypes.get(n, torch.uint8)) for n, s in shapes.items()}
+    return Packed(**{"zeros": None, **parts}, shape=tuple(fact.shape), grid=grid)
 
 
 def add_extras(layer: PackedLayer, fact: PackedFacts) -> None:

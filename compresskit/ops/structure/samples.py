@@ -26,6 +26,14 @@ def parted(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
     return [batch for n, batch in enumerate(batches) if n % _EVERY < _EVERY - 1], held
 
 
+def halved(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Half of the samples of each batch, and the others; of a single sample both get it."""
+    halves = [max(1, len(next(iter(batch.values()))) // 2) for batch in batches]
+    first = [{name: tensor[:at] for name, tensor in batch.items()} for at, batch in zip(halves, batches, strict=True)]
+    rest = [{name: tensor[at:] for name, tensor in batch.items()} for at, batch in zip(halves, batches, strict=True)]
+    return first, [b if len(next(iter(b.values()))) else a for a, b in zip(first, rest, strict=True)]
+
+
 def count(batches: Sequence[Batch]) -> int:
     """Samples."""
     return sum(len(next(iter(batch.values()))) for batch in batches)

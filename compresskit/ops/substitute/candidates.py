@@ -46,6 +46,21 @@ class Candidate:
     time: float | None = None
 
     @property
+    def name(self) -> str:
+        """Of the block."""
+        return self.site.name
+
+    @property
+    def whole(self) -> float:
+        """Multiply-accumulates of what is timed."""
+        return float(self.site.whole)
+
+    @property
+    def saved(self) -> float:
+        """Multiply-accumulates that it saves."""
+        return float(self.site.macs - self.site.costs[self.kind])
+
+    @property
     def fact(self) -> StandInFacts:
         """What is recorded."""
         return replace(self.site.options[self.kind], loss=_short(self.loss), time=_short(self.time))
@@ -99,8 +114,7 @@ def candidates(module: nn.Module, sites: Sequence[Site], data: CalibrationData, 
     """
     used, held = split(data.batches)
     stand_ins = fitted(module, sites, replace(data, batches=used), progress)
-    few = [{name: tensor[:_FEW] for name, tensor in batch.items()} for batch in held[: max(1, _FEW // _rows(held[0]))]]
-    away = OutputDistance(module, few, data.forward, scores=data.scores)
+    away = OutputDistance(module, few_of(held), data.forward, scores=data.scores)
     where = {s.name: s for s in sites}
     found = []
     for done, ((name, kind), stand_in) in enumerate(stand_ins.items(), 1):
@@ -165,8 +179,10 @@ def _watched(module: nn.Module, where: Mapping[str, Site], take: Callable[[Site,
     return watching(module, where[name].place, partial(take, where[name]), name)
 
 
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
+def few_of(batches: Sequence[Batch]) -> list[Batch]:
+    """As many samples as the model's output is compared on for each candidate."""
+    rows = len(next(iter(batches[0].values())))
+    return [{name: tensor[:_FEW] for name, tensor in batch.items()} for batch in batches[: max(1, _FEW // rows)]]
 
 
 @contextmanager

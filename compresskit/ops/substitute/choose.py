@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
-from compresskit.ops.substitute.candidates import Candidate
+from typing import Protocol, TypeVar
 
 _HALVINGS = 60
 _NOTHING = 1e-9
 """Loss below which a candidate is taken to lose so much: what is measured there is rounding."""
 
 
-def saved_macs(c: Candidate) -> float:
+class Priced(Protocol):
+    """What could replace a part of a model; several of one name differ in what they are."""
+
+    @property
+    def name(self) -> str:
+        """Of the part."""
+
+    @property
+    def loss(self) -> float:
+        """Distance of the model's output with it alone."""
+
+    @property
+    def whole(self) -> float:
+        """Multiply-accumulates of what was timed."""
+
+    @property
+    def saved(self) -> float:
+        """Multiply-accumulates that it saves."""
+
+    @property
+    def time(self) -> float | None:
+        """Share of the time; None where it wasn't measured."""
+
+
+P = TypeVar("P", bound=Priced)
+
+
+def saved_macs(c: Priced) -> float:
     """Multiply-accumulates that a candidate saves."""
-    return float(c.site.macs - c.site.costs[c.kind])
+    return c.saved
 
 
-def saved_time(c: Candidate) -> float:
+def saved_time(c: Priced) -> float:
     """The same, where it was timed those that take the time which it saves."""
-    return saved_macs(c) if c.time is None else c.site.whole * (1 - c.time)
+    return c.saved if c.time is None else c.whole * (1 - c.time)
 
 
-def by_count(found: Sequence[Candidate], count: int, price: Callable[[Candidate], float]) -> list[Candidate]:
+def by_count(found: Sequence[P], count: int, price: Callable[[P], float]) -> list[P]:
     """As many blocks as asked for, in the order of their loss.
 
     Args:
@@ -29,17 +55,15 @@ def by_count(found: Sequence[Candidate], count: int, price: Callable[[Candidate]
         count: Most blocks.
         price: What a candidate saves: of several of one block, the one that loses least for it is taken.
     """
-    best: dict[str, Candidate] = {}
+    best: dict[str, P] = {}
     for c in found:
-        known = best.get(c.site.name)
+        known = best.get(c.name)
         if known is None or _rate(c, price) < _rate(known, price):
-            best[c.site.name] = c
+            best[c.name] = c
     return sorted(best.values(), key=lambda c: c.loss)[:count]
 
 
-def by_cost(
-    found: Sequence[Candidate], least: float, price: Callable[[Candidate], float], count: int | None = None
-) -> list[Candidate]:
+def by_cost(found: Sequence[P], least: float, price: Callable[[P], float], count: int | None = None) -> list[P]:
     """The candidates that together save so much and lose least, about: the sum of their single losses is lowest.
 
     Args:
@@ -66,23 +90,21 @@ def by_cost(
     return chosen
 
 
-def most(found: Sequence[Candidate], price: Callable[[Candidate], float], count: int | None = None) -> float:
+def most(found: Sequence[P], price: Callable[[P], float], count: int | None = None) -> float:
     """The most that can be saved."""
     return sum(map(price, _at(found, 1e12, price, count)))
 
 
-def _at(
-    found: Sequence[Candidate], worth: float, price: Callable[[Candidate], float], count: int | None
-) -> list[Candidate]:
+def _at(found: Sequence[P], worth: float, price: Callable[[P], float], count: int | None) -> list[P]:
     """The best candidates where a unit of what is saved is worth so much loss."""
-    best: dict[str, tuple[float, Candidate]] = {}
+    best: dict[str, tuple[float, P]] = {}
     for c in found:
         gain = worth * price(c) - c.loss
-        if gain > 0 and (c.site.name not in best or gain > best[c.site.name][0]):
-            best[c.site.name] = gain, c
+        if gain > 0 and (c.name not in best or gain > best[c.name][0]):
+            best[c.name] = gain, c
     ranked = sorted(best.values(), key=lambda pair: -pair[0])
     return [c for _, c in ranked[:count]]
 
 
-def _rate(c: Candidate, price: Callable[[Candidate], float]) -> float:
+def _rate(c: P, price: Callable[[P], float]) -> float:
     return max(c.loss, _NOTHING) / max(price(c), 1e-12)

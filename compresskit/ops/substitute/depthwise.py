@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from compresskit.errors import InputError
 from compresskit.facts.substitute import DepthwiseFacts
 from compresskit.ops.packed.modules import layer_of_card, set_module
+from compresskit.ops.substitute.parts import Parts
 
 
-class Depthwise(nn.Module):
+class Depthwise(Parts):
     """``multiplier`` depthwise convolutions of the same input, their outputs in a row, and a 1×1 convolution.
 
     Args:
@@ -49,13 +50,8 @@ class Depthwise(nn.Module):
         parts = [layer(x) for layer in self.depth]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The output of the convolution, about."""
-        out: Tensor = self.point(self.spread(x))
-        return out
-
     @torch.no_grad()
-    def fill(self, like: nn.Conv2d) -> Depthwise:
+    def fill(self, like: Any, columns: Tensor | None = None) -> Depthwise:
         """Take the nearest weights to those of a convolution: exact where no channel has more windows."""
         weight = like.weight.double().flatten(2).permute(1, 0, 2)  # (channels, outputs, window)
         left, sizes, right = torch.linalg.svd(weight, full_matrices=False)

@@ -86,8 +86,9 @@ def replay(module: nn.Module, layers: Mapping[str, FoldedFacts]) -> None:
     Raises:
         InputError: This architecture folds in another way.
     """
-    found, _ = fold(module, among={fact.holder for fact in layers.values()})
-    if {one.full: list(one.gone) for one in found} != {name: fact.gone for name, fact in layers.items()}:
+    merged = {name: fact for name, fact in layers.items() if fact.holder is not None}
+    found, _ = fold(module, among={str(fact.holder) for fact in merged.values()})
+    if {one.full: list(one.gone) for one in found} != {name: fact.gone for name, fact in merged.items()}:
         raise InputError("the architecture has other layers to put together than the card says", "check `arch`")
 
 
@@ -135,7 +136,7 @@ def _in_a_row(root: nn.Module, name: str) -> _Change:
         if (
             any(n.op != "call_module" for n in layers)
             or not isinstance(form.affine, Affine)
-            or not _own(root, part, names)
+            or not stands_alone(root, part, names)
         ):
             continue
         first = next(n for n in names if n in form.layers)
@@ -161,7 +162,7 @@ def _side_by_side(root: nn.Module, name: str) -> _Change:
         inner = between(node, form.source)
         layers = [str(n.target) for n in nodes if n in inner and n.op == "call_module"]
         carriers = [n for n in form.layers if whole(graph.get_submodule(n)) is not None]
-        if not isinstance(form.affine, Affine) or not carriers or not _own(root, part, layers):
+        if not isinstance(form.affine, Affine) or not carriers or not stands_alone(root, part, layers):
             continue
         if any(n.graph is not graph.graph or n not in graph.graph.nodes for n in inner):
             continue  # gone with a longer one
@@ -188,7 +189,7 @@ def _like(layer: nn.Module) -> Tensor:
     return next(p for p in layer.parameters() if p.is_floating_point())
 
 
-def _own(root: nn.Module, part: nn.Module, names: Sequence[str]) -> bool:
+def stands_alone(root: nn.Module, part: nn.Module, names: Sequence[str]) -> bool:
     """True where layers stand in one place of the model, are called once by the module's code, and share no weight."""
     places = Counter(id(m) for _, m in root.named_modules(remove_duplicate=False))
     weights = Counter(id(p) for _, p in root.named_parameters(remove_duplicate=False))

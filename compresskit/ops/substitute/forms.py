@@ -116,7 +116,7 @@ def _known(node: fx.Node, forms: dict[fx.Node, Form]) -> Form:
 def _behind(given: fx.Node, name: str, layer: nn.Module, forms: dict[fx.Node, Form]) -> Form | None:
     """A layer behind a value: put together with it, or the start of something new."""
     form = _known(given, forms)
-    if _passes(layer):
+    if passes(layer):
         return Form(form.source, form.affine, form.layers, form.steps)
     norm = of_norm(layer)
     if norm is not None:
@@ -148,7 +148,7 @@ def whole(layer: nn.Module) -> Affine | None:
             return None
     total: Affine | None = None
     for step in steps:
-        if _passes(step):
+        if passes(step):
             continue
         norm = of_norm(step)
         if norm is not None and total is not None:
@@ -161,7 +161,8 @@ def whole(layer: nn.Module) -> Affine | None:
     return total
 
 
-def _passes(layer: nn.Module) -> bool:
+def passes(layer: nn.Module) -> bool:
+    """True for what hands on its input in eval mode."""
     return isinstance(layer, _PASSING) or type(layer).__name__ in _PASSING_NAMES
 
 

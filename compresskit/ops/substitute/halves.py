@@ -27,17 +27,20 @@ _SCALES = (("ls1", "ls2"), ("layer_scale1", "layer_scale2"))
 _FEED = ("mlp", "ffn")
 
 
+Attended = tuple[Tensor, Tensor, Tensor]
+
+
 @dataclass(frozen=True)
 class Halves:
     """A block in two steps.
 
     Attributes:
         attend: From ``(n, T, width)`` and what is added to the scores of the keys, ``(n, 1, 1, T)`` or nothing, to the
-            first half's result and the mean over heads of the keys, ``(n, T, width of a head)``.
+            first half's result, and the scaled queries and the keys, each ``(n, heads, T, width of a head)``.
         feed: From that result to the block's.
     """
 
-    attend: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+    attend: Callable[[Tensor, Tensor | None], Attended]
     feed: Callable[[Tensor], Tensor]
 
 
@@ -122,13 +125,13 @@ def dense(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Ten
     return (scores if bias is None else scores + bias).softmax(dim=-1) @ value
 
 
-def _attend(parts: SelfAttention, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(parts: SelfAttention, x: Tensor, bias: Tensor | None) -> Attended:
     query, key, value = parts.project(x)
-    return parts.finish(dense(query, key, value, bias)), key.mean(dim=1)
+    return parts.finish(dense(query, key, value, bias)), query, key
 
 
-def _changed(pair: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    return change(pair[0]), pair[1]
+def _changed(attended: Attended, change: Callable[[Tensor], Tensor]) -> Attended:
+    return change(attended[0]), *attended[1:]
 
 
 def _has(part: Any, *names: str) -> bool:

@@ -1,4 +1,4 @@
-"""A run of transformer blocks that merges tokens along the way, in the place of the first of them.
+"""A run of transformer blocks with fewer and fewer tokens along the way, in the place of the first of them.
 
 What each token stands for passes from block to block, so they are one module: a block called by itself would not know.
 """
@@ -21,6 +21,7 @@ from compresskit.ops.calibration.trace import chain, tensors_in, trace
 from compresskit.ops.packed.modules import layer_of_card, set_module
 from compresskit.ops.prune.same import same
 from compresskit.ops.shrinking import CalibrationData
+from compresskit.ops.substitute.dropping import attention_got, drop
 from compresskit.ops.substitute.halves import halves_of
 from compresskit.ops.substitute.merging import Tokens, in_windows, merge, padded_to
 from compresskit.ops.substitute.recorder import observed, placed
@@ -32,7 +33,7 @@ _WINDOW = 8
 
 
 class MergedBlocks(nn.Module):
-    """Blocks that are called as the first of them was; tokens are merged between the halves of each.
+    """Blocks that are called as the first of them was; tokens are merged or dropped between the halves of each.
 
     Args:
         blocks: In their order.
@@ -46,6 +47,7 @@ class MergedBlocks(nn.Module):
         self._counts = [layer.merged for layer in layers]
         self._place, self._values = facts.place, facts.values
         self._protected, self._restored, self._window = facts.protected, facts.restored, facts.window
+        self._reduction = facts.reduction
         keep_plain(self, blocks[0])
         self.train(blocks[0].training)
 
@@ -61,16 +63,25 @@ class MergedBlocks(nn.Module):
             halves = halves_of(block)
             if halves is None:
                 raise TypeError(f"{type(block).__name__} has lost its parts")
-            attended, keys = halves.attend(tokens.x, tokens.bias)
+            bias = tokens.bias
+            attended, query, key = halves.attend(tokens.x, bias)
             tokens = replace(tokens, x=attended)
             if count:
-                tokens = merge(tokens, keys, count, protected=self._protected, window=size, track=self._restored)
+                tokens = self._fewer(tokens, (query, key, bias), count, size)
                 size = size and size - count
             tokens = replace(tokens, x=halves.feed(tokens.x))
         out = tokens.x
         if self._restored:
             out = tokens.restored(x.shape[1], self._protected, size)
         return _returned(out, self._values)
+
+    def _fewer(self, tokens: Tokens, asked: tuple[Tensor, Tensor, Tensor | None], count: int, window: int) -> Tokens:
+        query, key, bias = asked
+        if self._reduction == "merge":
+            keys = key.mean(dim=1)
+            return merge(tokens, keys, count, protected=self._protected, window=window, track=self._restored)
+        got, fuse = attention_got(query, key, bias, self._protected), self._reduction == "fuse"
+        return drop(tokens, got, count, protected=self._protected, fuse=fuse, window=window, track=self._restored)
 
 
 class Passed(nn.Module):

@@ -10,7 +10,9 @@ Everything is sorting, choosing of rows and a product with zeros and ones: ``sca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,12 +34,14 @@ class Tokens:
         mass: Of how many of the first tokens each is the mean, ``(n, T)``; 0 is padding. None: of 1.
         padded: Whether some may be padding.
         place: int64 ``(n, T₀)``: where each of the first tokens is now; None: where it was.
+        left: Tokens that are no longer computed, ``(n, gone, width)``; places count them behind the others.
     """
 
     x: Tensor
     mass: Tensor | None = None
     padded: bool = False
     place: Tensor | None = None
+    left: Tensor | None = None
 
     @property
     def bias(self) -> Tensor | None:
@@ -58,13 +62,18 @@ class Tokens:
             window: Tokens that a window has now; 0: no windows.
         """
         if not window:
-            return self.x if self.place is None else _rows(self.x, self.place)
+            return self._back(self.x)
         x = self.x[:, protected:]
         if self.place is not None:
-            x = _rows(x.reshape(-1, window, x.shape[-1]), self.place).reshape(x.shape[0], -1, x.shape[-1])
+            x = self._back(x.reshape(-1, window, x.shape[-1])).reshape(x.shape[0], -1, x.shape[-1])
         # by their numbers, not up to one: torch.export can't tell that there are enough
         x = x.index_select(1, torch.arange(count - protected, device=x.device))
         return torch.cat([self.x[:, :protected], x], dim=1)
+
+    def _back(self, x: Tensor) -> Tensor:
+        if self.place is None:
+            return x
+        return rows(x if self.left is None else torch.cat([x, self.left], dim=1), self.place)
 
 
 def padded_to(count: int, window: int) -> int:
@@ -102,27 +111,40 @@ def merge(tokens: Tokens, keys: Tensor, count: int, *, protected: int, window: i
     Returns:
         ``count`` tokens fewer, of the same mass in all; those that nothing was merged into lie in front.
     """
+    step = partial(_merged, count=count, protected=0 if window else protected, track=track)
+    return by_window(tokens, keys, protected, window, step)
+
+
+def by_window(
+    tokens: Tokens, told: Tensor, protected: int, window: int, step: Callable[[Tokens, Tensor], Tokens]
+) -> Tokens:
+    """What a step makes of the tokens, or of those of each window.
+
+    Args:
+        tokens: With masses, where there are windows.
+        told: What the step is told of each: ``(n, T, …)``.
+        protected: Tokens in front that lie in no window.
+        window: Tokens of a window; 0: no windows.
+        step: From tokens and what it is told to fewer tokens.
+    """
     if not window:
-        return _merged(tokens, keys, count, protected, track)
+        return step(tokens, told)
     x, mass = tokens.x, tokens.mass
     if mass is None:
         raise ValueError("tokens in windows have masses")
     samples, width = x.shape[0], x.shape[-1]
-    pieces = Tokens(
-        x[:, protected:].reshape(-1, window, width), mass[:, protected:].reshape(-1, window), True, tokens.place
-    )
-    pieces = _merged(pieces, keys[:, protected:].reshape(-1, window, keys.shape[-1]), count, 0, track)
+    own = replace(tokens, x=x[:, protected:].reshape(-1, window, width), mass=mass[:, protected:].reshape(-1, window))
+    pieces = step(own, told[:, protected:].reshape(-1, window, *told.shape[2:]))
     if pieces.mass is None:
-        raise ValueError("merged tokens have masses")
-    return Tokens(
-        torch.cat([x[:, :protected], pieces.x.reshape(samples, -1, width)], dim=1),
-        torch.cat([mass[:, :protected], pieces.mass.reshape(samples, -1)], dim=1),
-        True,
-        pieces.place,
+        raise ValueError("tokens in windows have masses")
+    return replace(
+        pieces,
+        x=torch.cat([x[:, :protected], pieces.x.reshape(samples, -1, width)], dim=1),
+        mass=torch.cat([mass[:, :protected], pieces.mass.reshape(samples, -1)], dim=1),
     )
 
 
-def _merged(tokens: Tokens, keys: Tensor, count: int, protected: int, track: bool) -> Tokens:
+def _merged(tokens: Tokens, keys: Tensor, *, count: int, protected: int, track: bool) -> Tokens:
     x = tokens.x
     mass = torch.ones_like(x[..., 0]) if tokens.mass is None else tokens.mass
     to, order = _matched(keys, mass if tokens.padded else None, protected)
@@ -137,9 +159,9 @@ def _merged(tokens: Tokens, keys: Tensor, count: int, protected: int, track: boo
     moved = torch.where(into[:, None, :] == target, mass.gather(1, going)[:, None, :], 0.0)
     weight = heavy + moved.sum(dim=-1)
     share = (weight.clamp(min=_TINY) if tokens.padded else weight).reciprocal()[..., None]
-    means = own * (heavy[..., None] * share) + (moved * share) @ _rows(x, going)
+    means = own * (heavy[..., None] * share) + (moved * share) @ rows(x, going)
     return Tokens(
-        torch.cat([_rows(x, staying), means], dim=1),
+        torch.cat([rows(x, staying), means], dim=1),
         torch.cat([mass.gather(1, staying), weight], dim=1),
         tokens.padded,
         _places(tokens, order, to, count, protected) if track else None,
@@ -171,7 +193,7 @@ def _places(tokens: Tokens, order: Tensor, to: Tensor, count: int, protected: in
     return later if tokens.place is None else later.gather(1, tokens.place)
 
 
-def _rows(x: Tensor, which: Tensor) -> Tensor:
+def rows(x: Tensor, which: Tensor) -> Tensor:
     """Rows of each sample: ``(n, T, width)`` and ``(n, k)`` to ``(n, k, width)``; whole rows are copied at once."""
     samples = torch.arange(x.shape[0], device=x.device)[:, None]
     return F.embedding(which + samples * x.shape[1], x.flatten(0, 1))

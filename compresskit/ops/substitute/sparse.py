@@ -1,15 +1,16 @@
-"""Self-attention at less than the square of the length: within a window, or to a few combinations of all tokens.
+"""Self-attention at less than the square of the length: within a window, or through a few sums over all tokens.
 
 * ``window``: a query hears the tokens around it, and the first tokens, which hear and are heard by all (Beltagy et al.,
   "Longformer", 2020). Keys are gathered block by block: a mask over dense scores would cost more than dense attention.
 * ``linformer``: keys and values are replaced by a few weighted sums of them (Wang et al., "Linformer", 2020). The sums
   begin as the means of equal pieces of the sequence, and may be trained. Left out: weights of each head's own.
+* ``performer`` and ``linear``: see :mod:`compresskit.ops.substitute.kernels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,9 +25,10 @@ from compresskit.ops.packed.modules import layer_of_card, set_module
 from compresskit.ops.prune.same import same
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.halves import attention_of, dense
+from compresskit.ops.substitute.kernels import drawn_features, through_elu, through_features
 from compresskit.ops.substitute.merged import alike_in_front
 from compresskit.ops.substitute.merging import padded_to
-from compresskit.ops.substitute.recorder import observed
+from compresskit.ops.substitute.recorder import observed, placed
 from compresskit.ops.substitute.stand_in import keep_plain
 
 _SILENT = -1e9
@@ -38,35 +40,44 @@ class SparseAttention(nn.Module):
     Args:
         part: That module.
         facts: What attends to what.
+        made: What random features are drawn from.
     """
 
-    def __init__(self, part: nn.Module, facts: AttentionFacts) -> None:
+    features: Tensor
+
+    def __init__(self, part: nn.Module, facts: AttentionFacts, made: torch.Generator) -> None:
         super().__init__()
         self.part = part
-        self._window, self._everywhere, self._values = facts.window, facts.everywhere, facts.values
-        self._place = facts.place
+        self._facts = facts
+        like = next(part.parameters())
         if facts.rank:
-            like = next(part.parameters())
             self.sums = nn.Parameter(_pieces(facts.rank, facts.tokens).to(like.device, like.dtype))
+        if facts.features:
+            features = drawn_features(facts.features, facts.width, made)
+            self.register_buffer("features", features.to(like.device, like.dtype))
         keep_plain(self, part)
         self.train(part.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returned, without its weights of attention."""
-        x = args[self._place] if isinstance(self._place, int) else kwargs[self._place]
+        x = placed(self._facts.place, args, kwargs)
         parts = attention_of(self.part)
         if parts is None:
             raise TypeError(f"{type(self.part).__name__} has lost its parts")
         bias = key_bias(next((t for t in tensors_in((args, kwargs)) if t is not x and t.dim() == 4), None), x)
-        query, key, value = parts.project(x)
-        if self._window:
-            out = windowed(query, key, value, bias, self._window, self._everywhere)
-        else:
-            heard = None if bias is None else (bias > _SILENT / 2).to(x.dtype).transpose(2, 3)
-            key, value = (t if heard is None else t * heard for t in (key, value))
-            out = dense(query, self.sums @ key, self.sums @ value, None)
-        joined = parts.finish(out)
-        return (joined, *(None,) * (self._values - 1)) if self._values else joined
+        joined = parts.finish(self._attended(*parts.project(x), bias))
+        return (joined, *(None,) * (self._facts.values - 1)) if self._facts.values else joined
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        if self._facts.window:
+            return windowed(query, key, value, bias, self._facts.window, self._facts.everywhere)
+        if self._facts.kernel == "elu":
+            return through_elu(query, key, value, bias)
+        if self._facts.kernel == "softmax":
+            return through_features(query, key, value, bias, self.features)
+        heard = None if bias is None else (bias > _SILENT / 2).to(key.dtype).transpose(2, 3)
+        key, value = (t if heard is None else t * heard for t in (key, value))
+        return dense(query, self.sums @ key, self.sums @ value, None)
 
 
 def key_bias(mask: Tensor | None, x: Tensor) -> Tensor | None:
@@ -153,7 +164,8 @@ def find(module: nn.Module, data: CalibrationData) -> dict[str, AttentionFacts]:
     once = trace(module, partial(data.run, module)).once()
     found: dict[str, AttentionFacts] = {}
     for name, call in once.items():
-        if name and call.first is not None and attention_of(module.get_submodule(name)) is not None:
+        parts = attention_of(module.get_submodule(name)) if name and call.first is not None else None
+        if call.first is not None and parts is not None:
             seen = observed(module, name, call.first, partial(data.run, module))
             values = len(seen.out) if isinstance(seen.out, (tuple, list)) else 0
             tokens = seen.given.shape[1] if seen.given.dim() == 3 else 0
@@ -162,7 +174,8 @@ def find(module: nn.Module, data: CalibrationData) -> dict[str, AttentionFacts]:
             # of the first: behind it they have heard the others
             first = next((fact.everywhere for fact in found.values()), None)
             first = alike_in_front(seen.given) if first is None else first
-            found[name] = AttentionFacts(place=call.first, values=values, tokens=tokens, everywhere=first)
+            width = parts.project(seen.given)[1].shape[-1]
+            found[name] = AttentionFacts(place=call.first, values=values, tokens=tokens, everywhere=first, width=width)
     if not found:
         raise InputError(
             "no self-attention was recognized",
@@ -172,17 +185,59 @@ def find(module: nn.Module, data: CalibrationData) -> dict[str, AttentionFacts]:
     with sparse(module, {name: replace(fact, window=fact.tokens) for name, fact in found.items()}):
         equal = same(wanted, data.run(module))
     if not equal:
+        causal = any(_causal(module, name, fact, data) for name, fact in found.items())
+        why = ": it is causal, a token attends only to those before it, and here it would see later ones too"
         raise InputError(
-            "the attention of this model computes something else than softmax over all tokens, so it is left as it is"
+            "the attention of this model computes something else than softmax over all tokens"
+            f"{why if causal else ''}, so it is left as it is"
         )
     return found
 
 
+def _causal(module: nn.Module, name: str, fact: AttentionFacts, data: CalibrationData) -> bool:
+    """Whether the first half of the tokens is not told of the second."""
+    part, half, outs = module.get_submodule(name), fact.tokens // 2, []
+
+    def turned(_part: nn.Module, args: Any, kwargs: Any) -> None:
+        x = placed(fact.place, args, kwargs)
+        x[:, half:] = x[:, half:].flip(-1)
+
+    def note(_part: nn.Module, _args: Any, out: Any) -> None:
+        outs.append(next(tensors_in(out))[:, :half].clone())
+
+    with ExitStack() as stack:
+        stack.callback(part.register_forward_hook(note).remove)
+        data.run(module)
+        stack.callback(part.register_forward_pre_hook(turned, with_kwargs=True).remove)
+        data.run(module)
+    return same(outs[0], outs[1])
+
+
+@torch.no_grad()
+def change_of_each(
+    module: nn.Module, layers: Mapping[str, AttentionFacts], data: CalibrationData, seed: int
+) -> dict[str, float]:
+    """How far the model's output moves with each layer alone replaced, in relative L2.
+
+    Args:
+        module: In eval mode.
+        layers: What each attends to then.
+        data: How it is called.
+        seed: Of random features.
+    """
+    before = next(tensors_in(data.run(module))).clone()
+    found = {}
+    for name, fact in layers.items():
+        with sparse(module, {name: fact}, seed):
+            found[name] = float((next(tensors_in(data.run(module))) - before).norm() / before.norm().clamp(min=1e-12))
+    return found
+
+
 @contextmanager
-def sparse(module: nn.Module, layers: Mapping[str, AttentionFacts]) -> Iterator[None]:
+def sparse(module: nn.Module, layers: Mapping[str, AttentionFacts], seed: int = 0) -> Iterator[None]:
     """The module with such attention, for a while."""
     parts = {name: module.get_submodule(name) for name in layers}
-    replay(module, layers)
+    replay(module, layers, seed)
     try:
         yield
     finally:
@@ -190,18 +245,26 @@ def sparse(module: nn.Module, layers: Mapping[str, AttentionFacts]) -> Iterator[
             set_module(module, name, part)
 
 
-def replay(module: nn.Module, layers: Mapping[str, AttentionFacts]) -> None:
+def replay(module: nn.Module, layers: Mapping[str, AttentionFacts], seed: int = 0) -> None:
     """Put such attention into a module, in place.
+
+    Args:
+        module: Holds the layers.
+        layers: What each attends to.
+        seed: Of random features; a bundle has them among its tensors.
 
     Raises:
         InputError: The facts don't fit this architecture.
     """
+    made = torch.Generator().manual_seed(seed)
     for name, fact in layers.items():
         part = layer_of_card(module, name, "attends to less")
         if attention_of(part) is None:
             raise InputError(f"layer '{name}' is no self-attention that is known", "check `arch` and `arch_args`")
         if fact.window and fact.everywhere > 2 * fact.window:
             raise InputError(f"layer '{name}' has a window narrower than its first tokens", "the card is damaged")
-        if not fact.window and not 0 < fact.rank <= fact.tokens:
+        if not fact.window and not fact.kernel and not 0 < fact.rank <= fact.tokens:
             raise InputError(f"layer '{name}' has {fact.rank} sums of {fact.tokens} tokens", "the card is damaged")
-        set_module(module, name, SparseAttention(part, fact))
+        if (fact.kernel == "softmax") != bool(fact.features and fact.width):
+            raise InputError(f"layer '{name}' has {fact.features} random features", "the card is damaged")
+        set_module(module, name, SparseAttention(part, fact, made))

@@ -29,8 +29,8 @@ from compresskit.ops.output_distance import OutputDistance, keep_nearest, split
 from compresskit.ops.shrinking import CalibrationData
 from compresskit.ops.substitute.alone import arguments_of
 from compresskit.ops.substitute.candidates import Candidate, Fit, Progress
-from compresskit.ops.substitute.depthwise import Depthwise
 from compresskit.ops.substitute.normal_equations import CAUTION, NormalEquations
+from compresskit.ops.substitute.parts import Parts
 from compresskit.ops.substitute.recorder import observed, placed
 from compresskit.ops.substitute.sites import Places
 from compresskit.ops.substitute.stand_in import put, renumber
@@ -154,9 +154,9 @@ def _refitted(part: Part, choice: Candidate) -> nn.Module:
 
 
 def correct(part: Part) -> None:
-    """Move a layer to where it gives what the original gave at its place; of a depthwise one its last part."""
+    """Move a layer to where it gives what the original gave at its place; of several in its place the last one."""
     segment, whole = part.segment, part.segment.layer(part.name)
-    layer = whole.point if isinstance(whole, Depthwise) else whole
+    layer = whole.point if isinstance(whole, Parts) else whole
     join, norm = part.join(), part.norm()
     if join is None and part.place is not None and isinstance(layer, nn.Linear):
         return  # many of a block of tokens, each fitted to the noise of the one before
@@ -166,9 +166,9 @@ def correct(part: Part) -> None:
         _, wanted, aim = part.run(segment.original, index, join, original=True)
         if now.shape != wanted.shape:
             return  # routing that depends on the data
-        given = whole.spread(given) if isinstance(whole, Depthwise) else given
+        given = whole.spread(given) if isinstance(whole, Parts) else given
         keep, error = segment.keep[index], wanted - now if join is None else (aim - total) / join.scale
-        sums.add(columns_of(layer, given, keep), _positions(layer, error, keep))
+        sums.add(columns_of(layer, given, keep), positions_of(layer, error, keep))
     level = layer._parameters.get("bias")
     caution = _CAUTION if part.place is not None and isinstance(layer, nn.Linear) else CAUTION
     weight, shift = sums.solve(bias=level is not None or norm is not None, caution=caution)
@@ -237,7 +237,8 @@ class Part:
         layer = self.segment.layer(self.name)
         if place is None:
             return None
-        axis = 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d, Depthwise)) else -1
+        layer = layer.point if isinstance(layer, Parts) else layer
+        axis = 1 if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else -1
         run = partial(self.segment.replay, 0)
         before = observed(block, "", place, run, sums=True).sums
         pushes: list[Tensor] = []
@@ -290,7 +291,7 @@ def _gain(norm: nn.Module) -> Tensor:
     return norm.get_parameter("weight") / (variance + eps).sqrt()
 
 
-def _positions(layer: nn.Module, y: Tensor, keep: Tensor | None) -> Tensor:
+def positions_of(layer: nn.Module, y: Tensor, keep: Tensor | None) -> Tensor:
     """An output as rows in the order of the layer's columns: ``(groups, positions, outputs of a group)``."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         flat = y.movedim(1, -1).flatten(0, -2)

@@ -46,7 +46,8 @@ def _readings(found: Mapping[str, Any], typed: Sequence[str]) -> str:
     for reading in found["readings"]:
         command = structure_view.command_of(reading, typed)
         code = f"<br><code>{text(command)}</code>" if command else ""
-        items.append(f"<li>{words(figures.prose(reading['finding']))}{code}</li>")
+        saves = f"<br>{text(saved)}" if (saved := structure_view.saves_text(reading)) else ""
+        items.append(f"<li>{words(figures.prose(reading['finding']))}{saves}{code}</li>")
     return f'<ul class="steps">{"".join(items)}</ul>' if items else "<p>nothing stands out on these samples</p>"
 
 
