@@ -56,8 +56,11 @@ GUIDES = {
         (f"factorize {_CNN} --budget 0.5", "factorize all-MiniLM-L6-v2 --budget 0.8 --data lines.txt"),
     ),
     "route": Guide(
-        ("method", "exits", "calibration", "epochs", *_DATA),
-        (f"route {_CNN} --max-drop 0.5pt -o routed",),
+        ("method", "exits", "calibration", "keep", "experts", "epochs", *_DATA),
+        (
+            f"route {_CNN} --max-drop 0.5pt -o routed",
+            "route all-MiniLM-L6-v2 --method experts --keep 0.75 --data lines.txt",
+        ),
     ),
     "distill": Guide(
         ("method", "teacher", "teacher_arch", "student_depth", "epochs", *_DATA),

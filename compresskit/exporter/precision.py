@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_map
 _aten = torch.ops.aten
 _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _ROUNDING = 2.0**-23
+_TIE = 1e-4
+"""Of the spread of scores: what is nearer may be chosen either way, after all layers that round before."""
 _MIX = 0x1E3779B97F4A7C15  # odd, its bits without a pattern
 _MATRIX_PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.dot}
 _PARTS = get_decompositions(
@@ -87,7 +89,8 @@ class OtherKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
     A kernel rounds after each term that it adds. Of a product of n terms that leaves the error of factors which are off
     by √n / 2 units in the last place, at random. Equal factors are off alike: the error of a picture of one colour is
     that of one pixel, and doesn't average out. Means, sums and norms are taken one term after the other in float32, the
-    worst that runtimes do; that error grows with n where all terms are alike.
+    worst that runtimes do; that error grows with n where all terms are alike. Of scores that are nearly tied the other
+    one may be the largest: experts are chosen so, and what a token gets then is another expert's.
 
     Args:
         seed: Of the roundings.
@@ -106,9 +109,19 @@ class OtherKernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return _PARTS[func](*args, **kwargs)
         if func in _SUMS and args[0].is_floating_point():
             return _SUMS[func](*args, **kwargs)
+        if func.overloadpacket == _aten.topk and args[0].is_floating_point():
+            return self._otherwise(func, args, kwargs)
         if terms := _terms(func, args):
             args = tree_map(partial(self._rounded, max(1.0, math.sqrt(terms) / 2)), tuple(args))
         return func(*args, **kwargs)
+
+    def _otherwise(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The largest scores, near ties decided at random; the scores themselves stay."""
+        scores, dim = args[0], args[2] if len(args) > 2 else kwargs.get("dim", -1)
+        spread = scores.amax(dim, keepdim=True) - scores.amin(dim, keepdim=True)
+        moved = (scores + _TIE * spread * _hashed(scores, self._seed)).to(scores.dtype)
+        indices = func(moved, *args[1:], **kwargs)[1]
+        return scores.gather(dim, indices), indices
 
     def _rounded(self, units: float, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():

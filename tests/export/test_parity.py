@@ -17,6 +17,7 @@ from compresskit.exporter.accuracy import set_accuracy_level
 from compresskit.exporter.checked import export_checked
 from compresskit.exporter.judge import difference
 from compresskit.exporter.parity import parity
+from compresskit.exporter.precision import OtherKernels
 from compresskit.exporter.samples import samples
 from compresskit.model import InputSpec
 from compresskit.ops.packed.grid import Grid
@@ -184,3 +185,15 @@ def test_half_precision_is_judged_by_its_own_error(tmp_path: Path) -> None:
     with torch.no_grad():
         net[3].weight[2] *= 1.1
     assert not parity(net, tmp_path / "m.onnx", inputs).passed
+
+
+def test_other_kernels_decide_near_ties_otherwise_and_nothing_else() -> None:
+    scores = torch.tensor([[3.0, 1.0, 1.0 + 1e-6, -2.0], [3.0, 1.5, 1.0, -2.0]], dtype=torch.float64)
+    seen = []
+    for seed in range(8):
+        with OtherKernels(seed):
+            found = scores.topk(2, dim=-1)
+        assert torch.equal(found.values, scores.gather(1, found.indices))
+        assert found.indices[1].tolist() == [0, 1]
+        seen.append(int(found.indices[0, 1]))
+    assert set(seen) == {1, 2}

@@ -57,7 +57,7 @@ BUILDS = {"plain": plain, "bert": Block, "gated": lambda: nn.Sequential(Gated(),
 
 
 class Planted(nn.Module):
-    """Each kind of input switches its own quarter of the hidden units on, and eight units are on for all of them."""
+    """Each kind of input switches its own quarter of the hidden units on, and eight units vary for all of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,9 @@ class Planted(nn.Module):
         kinds = torch.arange(HIDDEN)[torch.randperm(HIDDEN)] % KINDS
         with torch.no_grad():
             self.up.weight[:HIDDEN, :KINDS] = 3 * F.one_hot(kinds, KINDS).float()
-            self.up.bias[:HIDDEN], self.up.bias[HIDDEN:] = -2.0, 3.0
+            self.up.weight[HIDDEN:, :KINDS] = 0.0
+            self.up.weight[HIDDEN:, KINDS:] *= 30
+            self.up.bias[:HIDDEN], self.up.bias[HIDDEN:] = -2.0, 5.0
         self.kinds = kinds
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Which hidden units of a feed-forward layer become shared, and which ones an expert together.
 
-Units that are among a token's strongest for most tokens are shared. The others are clustered by the tokens for which
-they are, into groups of one size (CMoE's balanced K-means, here with a greedy assignment). The router predicts by ridge
-regression how much the units of each expert give, from the layer's input.
+Units that add the most variance to the output are shared: what is missing where an expert isn't chosen is the distance
+from its mean. The others are clustered by the tokens for which they are among the strongest, into groups of one size
+(CMoE's balanced K-means, here with a greedy assignment). The router predicts from the layer's input, by ridge
+regression, how far from their mean the units of each expert are.
 """
 
 from __future__ import annotations
@@ -86,10 +87,9 @@ def density(seen: Seen) -> float:
 def shared_units(seen: Seen, sizes: Sizes) -> tuple[Tensor, Tensor]:
     """The units that all tokens go through, and the others, each in order.
 
-    They are those that are most often among the strongest of a token, as many as it goes through.
+    They are those that add the most variance.
     """
-    often = _strongest(seen, sizes.active).float().mean(0)
-    order = (often + 1e-6 * seen.gives.mean(0) / seen.gives.mean().clamp_min(1e-30)).argsort(descending=True)
+    order = (seen.hidden.var(0, correction=0) * seen.down.square().sum(0)).argsort(descending=True)
     return order[: sizes.shared].sort().values, order[sizes.shared :].sort().values
 
 
@@ -129,7 +129,8 @@ def routed(seen: Seen, shared: Tensor, experts: Tensor, top: int) -> Split:
         experts: ``(experts, size)``.
         top: Experts of a token.
     """
-    mass = seen.gives[:, experts].sum(2)
+    off = seen.hidden - seen.hidden.mean(0)
+    mass = torch.stack([(off[:, own] @ seen.down[:, own].mT).norm(dim=1) for own in experts], 1)
     middle, level = seen.x.mean(0), mass.mean(0)
     x = seen.x - middle
     gram = x.mT @ x

@@ -64,7 +64,7 @@ def sites(module: nn.Module, found: Trace) -> list[Site]:
     for name, layer in module.named_modules():
         if name and all(hasattr(layer, part) for part in GATED):
             gate, up, down, act = (f"{name}.{part}" for part in GATED)
-            if all(part in once and linear(module.get_submodule(part)) for part in (gate, up, down)):
+            if {gate, up, down, act} <= once and all(linear(module.get_submodule(n)) for n in (gate, up, down)):
                 kept.append(Site(name, up, act, down, gate))
     inside = {part for site in kept for part in (site.up, site.gate)}
     chains = (_chain(module, found, n) for n in once - inside if linear(module.get_submodule(n)))
