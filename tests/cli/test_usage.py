@@ -22,7 +22,8 @@ WRONG = {
     "option of rtn with auto": (
         (*QA, *SHAPE, "--bits", "8", "--data", "d.npz", "--exclude", "head"), ("--exclude", "--method")),
     "option of int8": ((*Q, "--bits", "4", "--samples", "3"), ("--samples",)),
-    "5 bits": ((*Q, "--bits", "5"), ("--bits", "5", "4", "8")),
+    "5 bits": ((*Q, "--bits", "5"), ("5 bits", "--weight-format", "4", "8")),
+    "7 bits": ((*Q, "--bits", "7"), ("--bits", "7", "4", "8")),
     "4 bits of int8": ((*Q, "--method", "int8-static", "--bits", "4", "--data", "d.npz"), ("--bits", "8")),
     "bits in words": ((*Q, "--bits", "four"), ("--bits", "four")),
     "group size": ((*Q, "--bits", "4", "--group-size", "7"), ("--group-size", "7", "32")),

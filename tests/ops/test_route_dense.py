@@ -213,8 +213,13 @@ def test_layers_with_a_part_in_common_are_split_once() -> None:
     assert [(site.up, site.name) for site in found] == [("0", "2")]
 
 
-@pytest.mark.parametrize("shape", [(), (5,)])
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        *((build, ()) for build in BUILDS),
+        *(pytest.param(build, (5,), marks=pytest.mark.slow if build != "bert" else ()) for build in BUILDS),
+    ],
+)
 def test_the_file_gathers_tokens_and_never_masks(tmp_path: Path, build: str, shape: tuple[int, ...]) -> None:
     import onnx
 

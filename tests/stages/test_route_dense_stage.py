@@ -101,6 +101,7 @@ def test_what_cannot_be_is_refused(made: Path, tmp_path: Path, net: str, options
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_an_encoder_get_experts(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")

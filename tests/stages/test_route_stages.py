@@ -86,7 +86,14 @@ def again(made: Path, out: Path, net: str = "net") -> nn.Module:
     return body.eval()
 
 
-@pytest.mark.parametrize(("net", "options"), [("net", {}), ("net", {"convolutions": 2, "hidden": 0}), ("bare", {})])
+@pytest.mark.parametrize(
+    ("net", "options"),
+    [
+        ("net", {}),
+        ("bare", {}),
+        pytest.param("net", {"convolutions": 2, "hidden": 0}, marks=pytest.mark.slow),
+    ],
+)
 def test_module_and_file_leave_at_the_same_exits(made: Path, tmp_path: Path, net: str, options: dict[str, Any]) -> None:
     allowed: dict[str, Any] = {}
     if "convolutions" in options:
@@ -199,6 +206,7 @@ def test_speed_is_that_on_real_samples(made: Path, tmp_path: Path, forked_worker
     assert not any(gate.name == "size" for gate in report.gates)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_an_encoder_get_exits(tmp_path: Path) -> None:
     """Texts of several lengths: what is padding in a batch changes no answer."""
