@@ -124,6 +124,7 @@ def test_excluded_layers_stay_for_transformers_too(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["LlamaForCausalLM"], indirect=True)
+@pytest.mark.slow
 def test_it_loads_without_compresskit(folder: Path) -> None:
     out = quantized(folder, "nf4")
     code = (

@@ -200,7 +200,7 @@ def test_a_killed_calibration_goes_on_behind_the_last_block(
     assert one == two
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "more"), [("gptq", {"repair": 4}), ("awq", {})])
 def test_weights_mapped_from_the_file_are_calibrated_to_the_same_bytes(
     folders: dict[str, Path], tmp_path: Path, name: str, calibrated: dict[str, Any], method: str, more: dict[str, Any],

@@ -147,6 +147,7 @@ def test_all_of_the_model_can_be_trained_with_them(made: Path, tmp_path: Path) -
     assert not torch.equal(module.state_dict()[name], before.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_the_same_twice(made: Path, tmp_path: Path) -> None:
     for out in ("a", "b"):
         run_on(made, tmp_path / out, exits())

@@ -41,7 +41,10 @@ def run_on(made: Path, out: Path, *, export: bool = False, **options: Any) -> An
     [
         {"window": 4},
         {"pattern": "linformer", "rank": 8, "epochs": 1, "batch_size": 16},
-        {"pattern": "performer", "features": 16, "epochs": 1, "batch_size": 16, "transfer": 0.0},
+        pytest.param(
+            {"pattern": "performer", "features": 16, "epochs": 1, "batch_size": 16, "transfer": 0.0},
+            marks=pytest.mark.slow,
+        ),
         {"pattern": "linear", "epochs": 1, "batch_size": 16, "recover": "lora", "recover_rank": 2},
     ],
 )

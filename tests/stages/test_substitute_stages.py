@@ -203,7 +203,14 @@ def test_pruned_blocks_get_a_stand_in_by_the_same_code(made: Path, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("parts", "name"), [("blocks", "Bert"), ("halves", "Bert"), ("halves", "GPT2")])
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ("blocks", "Bert"),
+        pytest.param("halves", "Bert", marks=pytest.mark.slow),
+        pytest.param("halves", "GPT2", marks=pytest.mark.slow),
+    ],
+)
 def test_a_folder_of_transformers_comes_back(tmp_path: Path, parts: str, name: str) -> None:
     """GPT-2 has layers the other way round, which come back so."""
     transformers = pytest.importorskip("transformers")

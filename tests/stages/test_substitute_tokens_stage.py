@@ -125,6 +125,7 @@ def test_the_size_asked_for_is_met(made: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_merged_tokens_are_exported_trained_and_quantized(made: Path, tmp_path: Path) -> None:
     report = run_on(made, tmp_path / "out", tokens(tokens=5, epochs=1, batch_size=16), export=True, data=True)
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)

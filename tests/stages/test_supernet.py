@@ -194,6 +194,7 @@ def test_a_subnet_of_an_encoder_is_a_folder_that_transformers_loads(
             torch.testing.assert_close(module.eval()(**given)[0], wanted, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_heads_go_where_they_were_trained_to(encoder: Path, tmp_path: Path) -> None:
     ids = torch.from_numpy(np.load(encoder / "data.npz")["input_ids"])

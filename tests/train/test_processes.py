@@ -30,6 +30,7 @@ def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess[s
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_what_one_does(tmp_path: Path) -> None:
     done = launch(str(SCRIPT), str(tmp_path))
     assert done.returncode == 0, done.stderr
