@@ -174,37 +174,34 @@ class BottleneckFacts(PartsFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeparableFacts(Facts):
-    """Of a module with depthwise convolutions.
+class ReplacedFacts(Facts):
+    """Of a module in which several layers took the place of one, each time.
 
     Attributes:
-        layers: Those layers.
+        layers: The layers that were replaced.
         refit: What the fit along the model gained.
         share: What is left of the model, by unit.
         timed: Pairs: share of the multiply-accumulates, and of the time it took.
     """
 
-    layers: Layers[DepthwiseFacts]
+    layers: Layers[PartsFacts]
     refit: FitFacts | None = None
     share: Mapping[Text, Number] = field(default_factory=dict)
     timed: list[list[Number]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarrowedFacts(Facts):
-    """Of a module with bottlenecks.
+class SeparableFacts(ReplacedFacts):
+    """Of a module with depthwise convolutions."""
 
-    Attributes:
-        layers: Those layers.
-        refit: What the fit along the model gained.
-        share: What is left of the model, by unit.
-        timed: Pairs: share of the multiply-accumulates, and of the time it took.
-    """
+    layers: Layers[DepthwiseFacts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowedFacts(ReplacedFacts):
+    """Of a module with bottlenecks."""
 
     layers: Layers[BottleneckFacts]
-    refit: FitFacts | None = None
-    share: Mapping[Text, Number] = field(default_factory=dict)
-    timed: list[list[Number]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

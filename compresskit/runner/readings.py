@@ -1,6 +1,6 @@
 """What could work, read off what a model does on samples: each finding with the method that would make use of it.
 
-What a method would save is told only where it was counted.
+Savings are given only where they were counted.
 """
 
 from __future__ import annotations

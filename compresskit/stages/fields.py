@@ -55,6 +55,10 @@ Damping = Annotated[
     ),
 ]
 Refit = Annotated[bool, Field(description="Refit the layers to the original's outputs by least squares. Needs `data`.")]
+Budget = Annotated[
+    float | None,
+    Field(gt=0, lt=1, description="Target size: fraction of the model's multiply-accumulates (MACs) to keep."),
+]
 TargetLatency = Annotated[
     float | None,
     Field(

@@ -16,7 +16,7 @@ from compresskit.kinds import SUBSTITUTE
 from compresskit.model import Model, portable
 from compresskit.stage import Context, Form, Searched, Tunable
 from compresskit.stages.batches import calibration, labelled_data
-from compresskit.stages.fields import Exclude, Include, Refit, Samples, TargetLatency
+from compresskit.stages.fields import Budget, Exclude, Include, Refit, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 from compresskit.stages.shared_latency import TimesByShape
 from compresskit.stages.shared_targets import Among, Picked
@@ -61,10 +61,7 @@ class SubstituteCollapse(Recovery):
         Field(ge=1, description="Number of blocks to replace; with another target, the most."),
         Tunable(1, 4),
     ] = None
-    budget: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Target size: fraction of the model's multiply-accumulates (MACs) to keep."),
-    ] = None
+    budget: Budget = None
     target_latency: TargetLatency = None
     stand_in: Annotated[
         Literal["auto", "1x1", "3x3", "linear"],

@@ -15,7 +15,7 @@ from compresskit.kinds import SUBSTITUTE
 from compresskit.model import Model, portable
 from compresskit.stage import Context, Form
 from compresskit.stages.batches import calibration, calibration_data
-from compresskit.stages.fields import Exclude, Include, Samples, TargetLatency
+from compresskit.stages.fields import Budget, Exclude, Include, Samples, TargetLatency
 from compresskit.stages.recovery import Recovery
 from compresskit.stages.shared_latency import TimesByShape
 from compresskit.stages.shared_targets import Among, Picked
@@ -52,10 +52,7 @@ class SubstituteParts(Recovery):
             "another target, the most. (all)",
         ),
     ] = None
-    budget: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Target size: fraction of the model's multiply-accumulates (MACs) to keep."),
-    ] = None
+    budget: Budget = None
     target_latency: TargetLatency = None
     guard: Annotated[
         Literal["size", "latency"],

@@ -16,7 +16,7 @@ from compresskit.kinds import SUBSTITUTE
 from compresskit.model import Model
 from compresskit.stage import Context, Form, Tunable
 from compresskit.stages.batches import calibration, calibration_data
-from compresskit.stages.fields import Exclude, Include, TargetLatency
+from compresskit.stages.fields import Budget, Exclude, Include, TargetLatency
 from compresskit.stages.whole_model import ChangedFlow
 
 if TYPE_CHECKING:
@@ -65,11 +65,7 @@ class SubstituteTokens(ChangedFlow):
             description="Fraction of the tokens by which each block has fewer, for inputs of any length (text).",
         ),
     ] = None
-    budget: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="Target size: fraction of the model's multiply-accumulates (MACs) to keep."),
-        Tunable(0.5, 0.95, step=0.05),
-    ] = None
+    budget: Annotated[Budget, Tunable(0.5, 0.95, step=0.05)] = None
     target_latency: TargetLatency = None
     guard: Annotated[
         Literal["size", "latency"],

@@ -33,3 +33,27 @@ def write_net(folder: Path, code: str, pixels: int, count: int = 64) -> tuple[np
     y = generator.integers(0, 4, count)
     np.savez(folder / "data.npz", x=x, y=y)
     return x, y
+
+
+def write_encoder(folder: Path, layers: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Write ``in``, the folder of a text classifier with random weights, and data.npz, texts of 4 to 12 tokens.
+
+    Args:
+        folder: Where they go.
+        layers: Of the encoder.
+        count: Texts.
+
+    Returns:
+        The ids, 0 where there is padding, and the attention mask.
+    """
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, num_labels=2, **sizes)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder / "in")
+    rng = np.random.default_rng(0)
+    ids, lengths = rng.integers(0, 40, (count, 12)), rng.integers(4, 13, count)
+    mask = (np.arange(12) < lengths[:, None]).astype("int64")
+    np.savez(folder / "data.npz", input_ids=ids * mask, attention_mask=mask)
+    return ids * mask, mask

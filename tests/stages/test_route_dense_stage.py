@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import write_encoder, write_net
 
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
@@ -104,15 +104,8 @@ def test_what_cannot_be_is_refused(made: Path, tmp_path: Path, net: str, options
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_an_encoder_get_experts(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, num_labels=2, **sizes)
-    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "in")
-    rng = np.random.default_rng(0)
-    ids, lengths = rng.integers(0, 40, (64, 12)), rng.integers(4, 13, 64)
-    mask = (np.arange(12) < lengths[:, None]).astype("int64")
-    np.savez(tmp_path / "data.npz", input_ids=ids * mask, attention_mask=mask)
+    pytest.importorskip("transformers")
+    write_encoder(tmp_path, 2, 64)
     data = open_source(str(tmp_path / "data.npz"))
     stage = experts(split="random", keep=0.8, include=("*.output.dense",))
     report = run(load(tmp_path / "in"), [stage], tmp_path / "out", data=data, bench=False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import write_encoder, write_net
 from safetensors.torch import load_file
 from torch import nn
 
@@ -211,15 +211,8 @@ def test_speed_is_that_on_real_samples(made: Path, tmp_path: Path, forked_worker
 @pytest.mark.filterwarnings("ignore")
 def test_layers_of_an_encoder_get_exits(tmp_path: Path) -> None:
     """Texts of several lengths: what is padding in a batch changes no answer."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=24, num_labels=2, **sizes)
-    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "in")
-    rng = np.random.default_rng(0)
-    ids, lengths = rng.integers(0, 40, (256, 12)), rng.integers(4, 13, 256)
-    mask = (np.arange(12) < lengths[:, None]).astype("int64")
-    np.savez(tmp_path / "data.npz", input_ids=ids * mask, attention_mask=mask)
+    pytest.importorskip("transformers")
+    ids, mask = write_encoder(tmp_path, 4, 256)
     data = open_source(str(tmp_path / "data.npz"))
     report = run(load(tmp_path / "in"), [exits(exits=2)], tmp_path / "out", data=data, bench=False)
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
@@ -228,11 +221,11 @@ def test_layers_of_an_encoder_get_exits(tmp_path: Path) -> None:
     module = load(tmp_path / "out").body
     assert isinstance(module, WithExits)
     module.eval()
-    given = {"input_ids": torch.from_numpy(ids * mask)[:32], "attention_mask": torch.from_numpy(mask)[:32]}
+    given = {"input_ids": torch.from_numpy(ids)[:32], "attention_mask": torch.from_numpy(mask)[:32]}
     session = OnnxRuntime().open(tmp_path / "out" / "model.onnx", 1)
     feeds = {spec.name: given.get(spec.name, torch.zeros(32, 12, dtype=torch.int64)).numpy() for spec in session.inputs}
     found = session.run(feeds)["logits"]
     with torch.no_grad():
         for i in range(32):
-            alone = {name: value[i : i + 1, : lengths[i]] for name, value in given.items()}
+            alone = {name: value[i : i + 1, : int(mask[i].sum())] for name, value in given.items()}
             assert np.abs(module(**alone).logits.numpy() - found[i : i + 1]).max() <= 1e-5

@@ -1,4 +1,4 @@
-"""A dense model with experts: feed-forward layers that are sparse enough are split, and held against random splits."""
+"""A dense model with experts: sparse feed-forward layers are split, and each split is compared with random ones."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 class Move:
     """A flip or a turn of the last two axes: first the axes change places, then each may be reversed.
 
-    Only plain operators come of it in a graph: Transpose, and Slice with a step of -1.
+    The exported graph has plain operators only: Transpose, and Slice with a step of -1.
 
     Attributes:
         name: In words.

@@ -122,10 +122,10 @@ def by_window(
 
     Args:
         tokens: With masses, where there are windows.
-        told: What the step is told of each: ``(n, T, …)``.
+        told: What the step reads of each token beside its vector: ``(n, T, …)``.
         protected: Tokens in front that lie in no window.
         window: Tokens of a window; 0: no windows.
-        step: From tokens and what it is told to fewer tokens.
+        step: Gives fewer tokens; called with tokens and ``told``.
     """
     if not window:
         return step(tokens, told)
