@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskit.ops.packed.format import BITS
+from compresskit.ops.packed.format import BITS, TwoLevel
 from compresskit.ops.packed.layout import Grid, packed_bytes, planes
 from compresskit.quality.decibel import decibels
 
@@ -28,7 +28,7 @@ PARTS = ("codes", "scales", "zeros", "levels", "multiples")
 
 __all__ = [
     "BITS", "PARTS", "Grid", "Packed", "dequantize", "fits_half", "pack", "packed_bytes", "scales_and_minima", "sqnr",
-    "unpack",
+    "unpack", "whole_numbers",
 ]  # fmt: skip
 
 
@@ -183,16 +183,26 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def scales_and_minima(packed: Packed) -> tuple[Tensor, Tensor | None]:
     """What is stored in two levels, exactly: float32 ``(rows, groups, 1)`` each; no minima where scales are signed."""
-    grid, two_level, multiples = packed.grid, packed.grid.two_level, packed.multiples
-    if two_level is None or multiples is None:
-        raise ValueError(f"{grid.dtype} has scales in one level")
+    two_level, whole = whole_numbers(packed)
     rows, groups, _ = packed.codes.shape
-    whole = unpack(multiples, two_level.bits, two_level.kinds * groups).float()
-    if not two_level.minima:
-        whole -= 1 << (two_level.bits - 1)
     whole *= packed.scales.float().repeat_interleave(two_level.groups, 1)
     scales, *minima = whole.reshape(rows, two_level.kinds, groups, 1).unbind(1)
     return scales, minima[0] if minima else None
+
+
+def whole_numbers(packed: Packed) -> tuple[TwoLevel, Tensor]:
+    """How scales are stored in two levels, and the whole numbers of each row: float32 ``(rows, kinds · groups)``.
+
+    Raises:
+        ValueError: They are stored in one level.
+    """
+    two_level, multiples = packed.grid.two_level, packed.multiples
+    if two_level is None or multiples is None:
+        raise ValueError(f"{packed.grid.dtype} has scales in one level")
+    whole = unpack(multiples, two_level.bits, two_level.kinds * packed.codes.shape[1]).float()
+    if not two_level.minima:
+        whole -= 1 << (two_level.bits - 1)
+    return two_level, whole
 
 
 def levels_of(packed: Packed) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from compresskit.errors import InputError
 from compresskit.ops.packed.format import TwoLevel
-from compresskit.ops.packed.grid import Grid, Packed, pack, unpack
+from compresskit.ops.packed.grid import Grid, Packed, pack, whole_numbers
 
 _TURNS = 2
 _LEAST, _MOST = 2.0**-24, 65504.0
@@ -125,13 +125,7 @@ def to_stored(scales: Scales, rows: int, grid: Grid) -> tuple[Tensor, Tensor]:
 
 def from_stored(packed: Packed) -> Scales:
     """The inverse of :func:`to_stored`."""
-    two_level, rows = two_level_of(packed.grid), len(packed.codes)
-    if packed.multiples is None:
-        raise ValueError("a weight without multiples")
-    groups = packed.codes.shape[1]
-    whole = unpack(packed.multiples, two_level.bits, two_level.kinds * groups).float()
-    if not two_level.minima:
-        whole -= 1 << (two_level.bits - 1)
+    (two_level, whole), rows = whole_numbers(packed), len(packed.codes)
     multiples = whole.reshape(rows, two_level.kinds, -1, two_level.groups).transpose(1, 2).flatten(0, 1)
     return Scales(packed.scales.float().reshape(rows, two_level.kinds, -1).mT.flatten(0, 1), multiples)
 
