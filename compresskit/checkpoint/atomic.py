@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compresskit.checkpoint import swap
 from compresskit.checkpoint.atomic_errors import machine_error, writing
-from compresskit.checkpoint.stale_staging import clear, lock, release, sweep
+from compresskit.checkpoint.stale_staging import clear, release, start, sweep
 from compresskit.checkpoint.terminate import terminating_as_exception
 from compresskit.errors import UsageError
 
@@ -180,10 +180,7 @@ def _stage(target: Path) -> Iterator[Path]:
     try:
         with terminating_as_exception():
             with writing(target):
-                _make_parents(target, made)
-                sweep(target)
-                stage.mkdir(mode=0o700)
-            handle = lock(stage)
+                handle = _start(stage, target, made)
             try:
                 yield stage / target.name
             except OSError as error:
@@ -193,6 +190,17 @@ def _stage(target: Path) -> Iterator[Path]:
     finally:
         _clean_up(stage, target, made)
         release(handle)
+
+
+def _start(stage: Path, target: Path, made: list[Path]) -> int | None:
+    """Make the stage and the missing parents, which another run that made them may remove again as it ends."""
+    for _ in range(9):
+        _make_parents(target, made)
+        sweep(target)
+        with contextlib.suppress(FileNotFoundError):
+            return start(stage)
+    _make_parents(target, made)
+    return start(stage)
 
 
 def _clean_up(stage: Path, target: Path, made: list[Path]) -> None:

@@ -14,22 +14,24 @@ _DAY = 86_400.0
 _MARK = ".compresskit-"
 
 
-def lock(stage: Path) -> int | None:
-    """Mark a staging folder as in use; the mark goes with the process. None where folders can't be locked."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        handle = os.open(stage, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+def start(stage: Path) -> int | None:
+    """Make a staging folder and mark it as in use; the mark goes with the process.
+
+    Between the two steps the folder looks like a dead process's, and the sweep of another run may remove it; then it
+    is made again.
+
+    Returns:
+        What :func:`release` takes; None where folders can't be locked.
+
+    Raises:
+        OSError: The folder can't be made, or exists already.
+    """
+    while True:
+        stage.mkdir(mode=0o700)
+        handle = _lock(stage, wait=True)
+        if stage.is_dir():
+            return handle
+        release(handle)
 
 
 def release(handle: int | None) -> None:
@@ -52,8 +54,8 @@ def sweep_folder(folder: Path, only: str | None = None) -> None:
         for stage in sorted(folder.iterdir()):
             name, mark, _ = stage.name[1:].rpartition(_MARK)
             ours = stage.name.startswith(".") and mark and only in (None, name)
-            if ours and stage.is_dir() and not stage.is_symlink() and _dead(stage):
-                clear(stage, folder / name)
+            if ours and stage.is_dir() and not stage.is_symlink():
+                _clear_dead(stage, folder / name)
 
 
 def clear(stage: Path, target: Path) -> None:
@@ -72,11 +74,36 @@ def clear(stage: Path, target: Path) -> None:
     shutil.rmtree(stage, ignore_errors=True)
 
 
-def _dead(stage: Path) -> bool:
+def _clear_dead(stage: Path, target: Path) -> None:
+    """Clear a staging folder that no living process uses; it stays locked until it is gone."""
     if os.name == "nt":  # no locks on folders: only what is surely old
         with contextlib.suppress(OSError):
-            return time.time() - stage.stat().st_mtime > _DAY
-        return False
-    handle = lock(stage)
-    release(handle)
-    return handle is not None
+            if time.time() - stage.stat().st_mtime > _DAY:
+                clear(stage, target)
+        return
+    handle = _lock(stage, wait=False)
+    if handle is not None:
+        try:
+            clear(stage, target)
+        finally:
+            release(handle)
+
+
+def _lock(stage: Path, *, wait: bool) -> int | None:
+    """Lock a folder; None where that can't be done, where it is gone by then, or, unless ``wait``, locked already."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        handle = os.open(stage, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), stage.stat()):  # else it was removed, and perhaps made anew
+            return handle
+    except OSError:
+        pass
+    os.close(handle)
+    return None

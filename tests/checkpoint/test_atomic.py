@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ending import with_us
@@ -17,6 +18,7 @@ from warm import Warm
 
 from compresskit.checkpoint import atomic, swap
 from compresskit.checkpoint.atomic import new_file, new_folder, refuse_same, write_file, writing
+from compresskit.checkpoint.stale_staging import sweep_folder
 from compresskit.errors import MachineError, UsageError
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX only")
@@ -254,6 +256,29 @@ def test_devices_folders_and_links_as_outputs(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     write_file(tmp_path / "link", lambda path: path.write_text("new"), force=True)
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+
+
+@pytest.mark.parametrize("other", [pytest.param("sweeps", marks=POSIX), "removes the parents"])
+def test_another_run_that_ends_as_this_one_starts_takes_nothing_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Before its lock a new staging folder looks like a dead process's; empty parents are removed by who made them."""
+    target, done, make = tmp_path / "new" / "out.json", [0], Path.mkdir
+
+    def mkdir(self: Path, *args: Any, **named: Any) -> None:
+        disturbed = ".compresskit-" in self.name and done[0] < 3
+        done[0] += disturbed
+        if disturbed and other == "removes the parents":
+            self.parent.rmdir()
+        make(self, *args, **named)
+        if disturbed:
+            sweep_folder(self.parent)
+            assert not self.exists()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    write_file(target, lambda path: path.write_bytes(b"whole"))
+    assert done[0] == 3 and target.read_bytes() == b"whole"
+    assert [path.name for path in target.parent.iterdir()] == ["out.json"]
 
 
 @POSIX
