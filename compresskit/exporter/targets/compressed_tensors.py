@@ -57,7 +57,7 @@ class CompressedTensors(Target):
         coded = {n.removesuffix(".weight"): w for n, w in found.items() if isinstance(w, Packed) and n not in rounded}
         _check_groups(coded)
         progress("writing compressed-tensors", 0, 2)
-        data = json.loads((model.source / "config.json").read_text(encoding="utf-8"))
+        data = json.loads((model.source / "config.json").read_text(encoding="utf-8")) | model.card.config_changes
         data["quantization_config"] = _config(coded)
         entries = [entry for name, weight in found.items() for entry in _entries(name, weight, name in rounded)]
         write_safetensors(place / "model.safetensors", entries, {"format": "pt"})
