@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -12,7 +13,7 @@ from compresskit.errors import UsageError
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Searched, Stage, Tunable
-from compresskit.stages.fields import Exclude, GroupSize, Include, Symmetric, with_bits
+from compresskit.stages.fields import Exclude, GroupSize, Include, Rotate, Symmetric, with_bits
 from compresskit.stages.formats import BITS_OF, FormatName, check_format
 from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
 from compresskit.stages.quantize_gptq import QuantizeGptq
@@ -90,6 +91,7 @@ class QuantizeAuto(Stage):
     weight_format: FormatName = "linear"
     include: Include = ()
     exclude: Exclude = ()
+    rotate: Rotate = False
     samples: Annotated[
         int | None, Field(ge=1, description="Number of calibration samples. (default of the method)")
     ] = None
@@ -217,6 +219,8 @@ class QuantizeAuto(Stage):
         asked = self.target_bits is not None or ctx.max_bytes is not None or ctx.max_drop is not None
         if not asked and (ctx.data is None or self.preset == "fast"):
             return None
+        if self.rotate:
+            module, layers = self._rotated(module, ctx.seed)
         inputs, within, notes = model.card.inputs, None, []
         if ctx.data is None:
             count = 0
@@ -235,6 +239,7 @@ class QuantizeAuto(Stage):
                     name = portable(ctx.data.name)
                     notes.append(f"`max_drop` was not used for the choice: {name} has too few samples, or no labels")
         selections = {b: self.selection(b) for b in BITS_OF[self.weight_format]}
+        turned = f", rotated with seed {ctx.seed}" if self.rotate else ""
         plan = plan_bits(
             module.eval(),
             layers.layers,
@@ -246,9 +251,17 @@ class QuantizeAuto(Stage):
             choices=tuple(selections),
             ties=layers.ties,
             scores=model.card.task in ("causal-lm", "classification"),
-            once=lambda name, make: ctx.once(f"{name}, on the first {count} samples", make),
+            once=lambda name, make: ctx.once(f"{name}{turned}, on the first {count} samples", make),
         )
         return replace(plan, notes=(*plan.notes, *notes))
+
+    def _rotated(self, module: nn.Module, seed: int) -> tuple[nn.Module, Layers]:
+        """A copy as the chosen method will see it: it is on that one that layers are measured."""
+        from compresskit.ops.quantize.rotate import plan_rotation, rotate
+
+        module = copy.deepcopy(module)
+        rotate(module, plan_rotation(module, seed))
+        return module, self._layers(module)
 
     def _tell_cost(self, stage: Stage, layers: Layers, model: Model, module: nn.Module, ctx: Context) -> None:
         """Say what it will take before it begins."""

@@ -102,7 +102,7 @@ def write_folder(
         told: ``quantization_config``.
         entries_of: The tensors of a packed weight, by its name.
     """
-    data = json.loads((model.source / "config.json").read_text(encoding="utf-8"))
+    data = json.loads((model.source / "config.json").read_text(encoding="utf-8")) | model.card.config_changes
     data["quantization_config"] = told
     rounded = set(floats)
     entries: list[Entry] = []
