@@ -196,6 +196,7 @@ def test_the_gate_finds_what_is_written_wrong(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("options", [{"bits": 4, "symmetric": True}, {"bits": 3}, {"bits": 8, "exclude": ("*down*",)}])
 def test_transformers_gives_the_modules_outputs(options: dict[str, Any], llama: Path, tmp_path: Path) -> None:
     """With optimum and gptqmodel, which compute in float16."""
