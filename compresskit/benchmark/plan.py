@@ -107,6 +107,8 @@ class Plan:
         warmup_s: Longest warm-up of one process, seconds; it ends when three turns in a row agree within 5 %.
         budget_s: About how long all turns may take, seconds; slow models get fewer rounds, at least 3.
         timeout_s: Longest wait for one answer of a process, seconds.
+        fresh: Start an interpreter for each process, as all systems but Linux do; else a process is forked from one
+            that has imported its engine and done nothing else.
     """
 
     rounds: int = 5
@@ -116,3 +118,4 @@ class Plan:
     warmup_s: float = 0.5
     budget_s: float = 60.0
     timeout_s: float = 600.0
+    fresh: bool = False

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compresskit.benchmark import machine, stats
+from compresskit.benchmark.forks import warm_parents
 from compresskit.benchmark.plan import Plan, Spec, Timing
 from compresskit.benchmark.pool import Worker
 from compresskit.benchmark.stats import Change, Estimate
@@ -99,6 +100,7 @@ def bench(
     return time_models(specs, batch=batch, seed=seed, plan=plan, progress=progress).measurements
 
 
+@warm_parents()
 def time_models(
     specs: Sequence[Spec],
     *,
@@ -163,6 +165,7 @@ def unclear(speedup: Measurement) -> bool:
     return change(speedup) == "inconclusive" and low <= 1 <= high
 
 
+@warm_parents()
 def measure(
     specs: Sequence[Spec],
     plan: Plan,
@@ -203,7 +206,9 @@ def measure(
         timings = [Timing() for _ in specs]
         with ExitStack() as stack:
             order = [(i + generation) % len(specs) for i in range(len(specs))]
-            workers = {i: Worker(specs[i].name, specs[i].runtime, plan.timeout_s, stack) for i in order}
+            workers = {
+                i: Worker(specs[i].name, specs[i].runtime, plan.timeout_s, stack, fresh=plan.fresh) for i in order
+            }
             for worker in workers.values():  # all have imported their engine before anything is timed
                 worker.answer()
             fastest = 0.0
