@@ -40,7 +40,6 @@ class Worker:
         runtime: Imported by the worker before it says that it is ready.
         timeout_s: Longest wait for an answer.
         stack: Closes the worker at its end.
-
         fresh: Start an interpreter also where a warm parent could fork the worker, see
             :func:`compresskit.benchmark.forks.warm_parents`.
 
