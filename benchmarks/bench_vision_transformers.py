@@ -1,6 +1,9 @@
 """ViT-Tiny and DeiT-Tiny shapes in float32, exported by this program, by torch, by optimum at O2 and through onnxslim.
 
-Random weights; 224×224, patches of 16, width 192, 3 heads, 12 blocks. All files are timed under onnxruntime, in turns.
+Random weights; 224×224, patches of 16, width 192, 3 heads, 12 blocks. All files are run under onnxruntime with one
+thread, in turns within a process. What counts is the CPU time of a call, which a busy machine doesn't change; an
+observation is the median ratio of a process.
+
 optimum and onnxslim are peers that are not among this project's dependencies, and optimum wants a transformers of its
 own: ``--peers`` names an interpreter that has them.
 
@@ -10,15 +13,15 @@ own: ``--peers`` names an interpreter that has them.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from harness import ROOT, Bench, command, workplace
 
 from compresskit.benchmark import stats
-from compresskit.benchmark.run import Plan, Spec, Timing, measure
-from compresskit.model import InputSpec
 
 MODEL = """\
 import sys, torch, transformers
@@ -57,6 +60,24 @@ folder, out = sys.argv[1:]
 for name in ("torch", "optimum/model"):
     onnx.save(onnxslim.slim(f"{out}/{name}.onnx"), f"{out}/{name}-slim.onnx")
 """
+RACE = """\
+import json, sys, time
+import numpy, onnxruntime
+batch, rounds, *files = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.log_severity_level = 1, 3
+sessions = [onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"]) for file in files]
+x = {"pixel_values": numpy.random.default_rng(0).standard_normal((int(batch), 3, 224, 224), numpy.float32)}
+times = []
+for turn in range(int(rounds) + 1):
+    taken = {}
+    for place in numpy.random.permutation(len(sessions)):
+        start = time.process_time()
+        sessions[place].run(None, x)
+        taken[place] = time.process_time() - start
+    times.append([taken[place] for place in range(len(sessions))])
+print(json.dumps(times[1:]))
+"""
 FILES = {
     "optimum O2": "o2/model_optimized.onnx",
     "onnxslim of torch's": "torch-slim.onnx",
@@ -65,6 +86,7 @@ FILES = {
 }
 KINDS = {"ViT-Tiny": "ViT", "DeiT-Tiny": "DeiT"}
 BATCHES, BAR = (1, 8), 1.05
+PROCESSES, ROUNDS = 7, 5
 
 
 def main() -> None:
@@ -95,13 +117,13 @@ def _model(bench: Bench, name: str, kind: str, place: Path) -> None:
 
 
 def _race(bench: Bench, case: str, batch: int, ours: Path, files: dict[str, Path]) -> None:
-    inputs = (InputSpec("pixel_values", "float32", ("batch", 3, 224, 224)),)  # optimum leaves all axes free
-    specs = [Spec(name, path, threads=1, inputs=inputs) for name, path in {"ours": ours, **files}.items()]
-    timings: list[Timing] = measure(specs, Plan(rounds=5, turn_s=0.1).exactly(2 if bench.quick else 9), batch=batch)
-    found = {
-        peer: stats.speedup(timing.medians(), timings[0].medians())
-        for peer, timing in zip(files, timings[1:], strict=True)
-    }
+    ratios: list[list[float]] = []
+    for _ in range(2 if bench.quick else PROCESSES):
+        words = [sys.executable, "-c", RACE, str(batch), str(ROUNDS), str(ours), *map(str, files.values())]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        times = np.array(json.loads(done.stdout))
+        ratios.append(np.median(times[:, 1:] / times[:, :1], axis=0).tolist())
+    found = {peer: stats.estimate(values) for peer, values in zip(files, zip(*ratios, strict=True), strict=True)}
     for peer, ratio in found.items():
         bench.row(f"{case}, over {peer}", "", f"{ratio.value:.3f}×", ratio.n, _interval(ratio))
     if bench.options.peers is not None:
