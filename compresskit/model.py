@@ -173,6 +173,11 @@ class Card:
         """This card with one more stage in its history."""
         return replace(self, history=(*self.history, applied))
 
+    @property
+    def config_changes(self) -> dict[str, Any]:
+        """Entries of ``config.json`` that stages changed."""
+        return {key: value for step in self.history for key, value in (step.facts.get("config") or {}).items()}
+
     def to_json(self) -> dict[str, Any]:
         """The card as plain JSON data; the inverse of :meth:`from_json`."""
         data = asdict(self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import onnx
@@ -129,6 +129,8 @@ class KeptGraph:
             names = self.parameters[full]
             owners = [name.removesuffix(".weight") for name in names]
             layers = {name: packed[name] for name in owners if name in packed}
+            if len({id(_own(name, state, packed)) for name in names}) > 1:  # untied since the graph was traced
+                return None
             tensor = state.get(full.removeprefix(PREFIX))
             if layers and len(layers) == len(owners):
                 weights.append((value, layers))
@@ -183,6 +185,12 @@ def _state(module: nn.Module, *, twice: bool) -> Iterator[tuple[str, Tensor]]:
     """Parameters, then buffers, by name; ``twice`` gives a tied one under each of its names."""
     yield from module.named_parameters(remove_duplicate=not twice)
     yield from module.named_buffers(remove_duplicate=not twice)
+
+
+def _own(name: str, state: Mapping[str, Tensor], packed: Mapping[str, PackedLayer]) -> Tensor | None:
+    """What stands for a parameter of that name: its values, or the codes of a packed layer."""
+    layer = packed.get(name.removesuffix(".weight"))
+    return state.get(name) if layer is None else layer.codes
 
 
 def _aliases(module: nn.Module) -> dict[str, list[str]]:

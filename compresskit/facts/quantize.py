@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
-from compresskit.facts import Bits, Count, Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Text
+from compresskit.facts import Bits, Count, Facts, Flag, Group, LayerFacts, Layers, Name, Number, Shape, Size, Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,25 @@ class PackedFacts(LayerFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotationFacts:
+    """Of a rotation that was folded into the weights before they were quantized.
+
+    Attributes:
+        kind: A randomized Hadamard matrix, or a random orthogonal one.
+        size: Of the hidden states.
+        head: Of the values of one head.
+        seed: Of the random signs.
+        untied: A layer that had the weight of the embeddings before.
+    """
+
+    kind: Literal["hadamard", "orthogonal"]
+    size: Size
+    head: Size
+    seed: int
+    untied: Name | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizeFacts(Facts):
     """Of a module whose weights were quantized.
 
@@ -52,11 +71,15 @@ class QuantizeFacts(Facts):
         layers: The quantized layers.
         ties: Layers whose weight is that of another, and which.
         stored: How a Hugging Face folder holds them, if not as this program does.
+        rotation: What the weights were rotated by.
+        config: What ``config.json`` says otherwise.
     """
 
     layers: Layers[PackedFacts]
     ties: Mapping[Name, Name]
     stored: Literal["bitsandbytes"] | None = None
+    rotation: RotationFacts | None = None
+    config: dict[Text, Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse ties between layers that can't share a weight."""

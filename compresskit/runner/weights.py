@@ -70,7 +70,7 @@ def write_config(model: Model, folder: Path) -> None:
         return
     from compresskit.checkpoint.huggingface_bnb import OWN_FORMAT, copy_config
 
-    foreign, changes = _bitsandbytes(model, model.body), _changes(model)
+    foreign, changes = _bitsandbytes(model, model.body), model.card.config_changes
     told = OWN_FORMAT if _own_format(model.body, foreign) else _quantization_config(model.body, foreign)
     if told or foreign or changes:
         copy_config(model.source, folder, told, changes)
@@ -101,11 +101,6 @@ def _quantization_config(module: nn.Module, foreign: dict[str, Packed]) -> dict[
     linear = [n for n, m in module.named_modules() if type(m) in (nn.Linear, Conv1D)]
     skip = skip_patterns(linear, foreign, str(getattr(module, "base_model_prefix", "")))
     return quantization_config(4 if next(iter(foreign.values())).grid.bits == 4 else 8, THRESHOLD, skip)
-
-
-def _changes(model: Model) -> dict[str, Any]:
-    """What stages changed in the config."""
-    return {key: value for applied in model.card.history for key, value in applied.facts.get("config", {}).items()}
 
 
 def _bitsandbytes(model: Model, module: nn.Module) -> dict[str, Packed]:

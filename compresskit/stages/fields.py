@@ -36,6 +36,13 @@ GroupSize = Annotated[
 Symmetric = Annotated[
     bool, Field(description="Symmetric quantization without zero points: slightly smaller, slightly less accurate.")
 ]
+Rotate = Annotated[
+    bool,
+    Field(
+        description="First fold a random rotation into the weights, which spreads outliers over all columns. The float "
+        "model computes the same. For Llama, Mistral, Qwen2 and Qwen3, with or without experts."
+    ),
+]
 Include = Annotated[
     tuple[str, ...], Field(description="Quantize or prune only layers whose name matches this glob. Repeatable.")
 ]

@@ -33,8 +33,8 @@ class QuantizeAwq(Formatted, Repaired, CalibratedWeightOnly):
     ] = 0
 
     def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
-        """Mapped, unless training follows."""
-        return "all" if self.epochs else "mapped"
+        """Mapped, unless weights are rotated or training follows."""
+        return "all" if self.epochs or self.rotate else "mapped"
 
     def splits(self, *, data: bool, limited: bool) -> bool:
         """Not: scales that differed between two machines in the last digit would spoil the layers of one."""

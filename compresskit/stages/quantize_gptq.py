@@ -56,8 +56,8 @@ class QuantizeGptq(Formatted, Repaired, CalibratedWeightOnly):
     ] = None
 
     def reads(self, *, data: bool, limited: bool) -> Literal["all", "mapped", "streamed"]:
-        """Mapped, unless training follows."""
-        return "all" if self.epochs else "mapped"
+        """Mapped, unless weights are rotated or training follows."""
+        return "all" if self.epochs or self.rotate else "mapped"
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Quantize a module in place.
@@ -87,4 +87,5 @@ class QuantizeGptq(Formatted, Repaired, CalibratedWeightOnly):
         from compresskit.train.state import key_of
 
         options = {"stage": self.name(), "options": self.options(), "data": ctx.data.fingerprint()}
-        return KeptBlocks(self.checkpoint, key_of(options, model.module))
+        seed = {"seed": ctx.seed} if self.rotate else {}
+        return KeptBlocks(self.checkpoint, key_of(options | seed, model.module))

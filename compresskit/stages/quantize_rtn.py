@@ -55,6 +55,8 @@ class QuantizeRtn(Formatted, Repaired):
             return self.round_free(model, ctx, algorithm, calibrated)
         if self.rank:
             raise UsageError("`repair` and `epochs` need the architecture", "give `arch` FILE.py:NAME")
+        if self.rotate:
+            raise UsageError("`rotate` needs the architecture", "give the Hugging Face folder of the model")
         if ctx.ranks.size > 1:
             raise UsageError(
                 "several processes can't share tensors without an architecture", "give `arch`, or start one process"

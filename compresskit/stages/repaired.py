@@ -12,9 +12,10 @@ from compresskit.errors import UsageError
 from compresskit.model import Model
 from compresskit.stage import Context
 from compresskit.stages.recovery import LOW_RANK_RATES
+from compresskit.stages.rotated import Rotated, told
 from compresskit.stages.streaming import quantized
 from compresskit.stages.training import TrainingOptions
-from compresskit.stages.weight_only import SAMPLES, WeightOnly
+from compresskit.stages.weight_only import SAMPLES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _TRAINED_RANK = 16
 
 
-class Repaired(TrainingOptions, WeightOnly):
+class Repaired(TrainingOptions, Rotated):
     """Methods whose layers may hold a low-rank term beside their codes."""
 
     learns_tokens: ClassVar[bool] = False  # rounding is to change nothing: the model itself is the better teacher
@@ -66,7 +67,7 @@ class Repaired(TrainingOptions, WeightOnly):
         return "all" if self.rank else "streamed"
 
     def calibrate(self, model: Model, ctx: Context, method: Method, **how: Any) -> Model:
-        """See :meth:`WeightOnly.calibrate`; the terms are trained then, against the model before."""
+        """See :meth:`Rotated.calibrate`; the terms are trained then, against the model before."""
         self.check_training_data(ctx)
         teacher = copy.deepcopy(model.module) if self.epochs else None
         method = replace(method, repair=self.rank)
@@ -108,5 +109,6 @@ class Repaired(TrainingOptions, WeightOnly):
 
         if self.rank:
             return self.calibrate(model, ctx, Method(calibrated, free), samples=SAMPLES, embedding_group=False)
+        model, about = self.rotated(model, ctx)
         model, facts, skipped = quantized(self, model, ctx, self.selection(), free)
-        return self.recorded(model, facts, skipped)
+        return told(self.recorded(model, facts, skipped), about)

@@ -48,8 +48,8 @@ class SubstitutePatches(ChangedFlow):
     guard: Annotated[
         Literal["size", "latency"],
         Field(
-            description="Condition for it: none (size), or a lower time of the whole model, measured on this machine "
-            "(latency)."
+            description="Condition for replacing the patches: none (size), or a lower time of the whole model, "
+            "measured on this machine (latency)."
         ),
     ] = "latency"
 

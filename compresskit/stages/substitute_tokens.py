@@ -70,8 +70,8 @@ class SubstituteTokens(ChangedFlow):
     guard: Annotated[
         Literal["size", "latency"],
         Field(
-            description="Condition for it: fewer multiply-accumulates (size), or also a lower time of the whole "
-            "model, measured on this machine (latency)."
+            description="Condition for reducing tokens: fewer multiply-accumulates (size), or also a lower time of "
+            "the whole model, measured on this machine (latency)."
         ),
     ] = "latency"
     include: Include = ()

@@ -121,6 +121,10 @@ def test_transposed_layers_and_half_a_tie_are_traced(tmp_path: Path) -> None:
     export_onnx(whole, inputs, tmp_path / "traced.onnx")
     assert content(tmp_path / "kept.onnx") == content(tmp_path / "traced.onnx")
     assert export_kept(graph, half, tmp_path / "kept.onnx") is None
+    for untied in (Tied(), pack_all(Tied(), Grid(4, 32))):
+        other = Tied() if isinstance(untied.head, nn.Linear) else pack_all(Tied(), Grid(4, 32))
+        untied.head = other.head
+        assert export_kept(graph, untied.eval(), tmp_path / "kept.onnx") is None, "each has values of its own"
 
 
 def test_a_graph_that_is_wrong_leaves_no_file_and_costs_a_trace(tmp_path: Path) -> None:

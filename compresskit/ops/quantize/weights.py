@@ -27,6 +27,7 @@ from compresskit.ops.packed.modules import (
     set_module,
 )
 from compresskit.ops.quantize.opened import open_recorded, opened
+from compresskit.ops.quantize.rotate import untie
 from compresskit.ops.quantize.select import ROUTES, Selection, routers
 from compresskit.ranks import ALONE, Part, Ranks
 
@@ -238,6 +239,8 @@ def replay(module: nn.Module, facts: QuantizeFacts) -> dict[str, Packed]:
     Raises:
         InputError: A layer that the facts name is not in this architecture, or has another shape.
     """
+    if facts.rotation is not None:
+        untie(module, facts.rotation)
     open_recorded(module, facts.layers)
     plain: dict[str, Packed] = {}
     twins: dict[str, PackedLayer] = {}
