@@ -102,7 +102,7 @@ def test_a_step_that_reads_the_limits_is_computed_anew_for_others(
     stage = compresskit.method("quantize.rtn", bits=8)
     monkeypatch.setattr(type(stage), "reads_limits", reads)
     for drop in ("100pt", "90pt"):
-        report = compresskit.run("m.pt", recipe(Step(stage), max_drop=drop), f"out{drop}", bench=False)
+        report = compresskit.run("m.pt", recipe(Step(stage), max_drop=drop), f"out{drop}", bench=False, cache="kept")
     assert report.steps[0].state == state
 
 
