@@ -158,7 +158,10 @@ def arm_python(folder: Path) -> list[str]:
         f'APT::Architecture "arm64";\nAPT::Architectures {{ "arm64"; }};\nAPT::Sandbox::User "root";\n'
         f'Dir::State "{state}";\nDir::State::status "{state}/status";\nDir::Cache "{state}";\n'
     )
-    for words in (("update",), ("install", "--yes", "--download-only", "--no-install-recommends", "python3")):
+    for words in (
+        ("update",),
+        ("install", "--yes", "--download-only", "--no-install-recommends", "python3", "libstdc++6"),
+    ):
         subprocess.run(
             ["apt-get", "-qq", *words], check=True, env={**os.environ, "APT_CONFIG": str(settings)},
             stdout=subprocess.DEVNULL,
