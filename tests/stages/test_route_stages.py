@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compresskit.data.opening import open_source
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.exporter.branches import flatten
 from compresskit.ops.route.exits import WithExits, closed
 from compresskit.runner.api import method, run
 from compresskit.runner.loading import load
 from compresskit.runtimes.onnxruntime import OnnxRuntime
+from compresskit.runtimes.saturating import SaturatingOnnxRuntime
+from compresskit.runtimes.saturation import analyse
 
 NET = """
 from torch import nn
@@ -189,6 +191,9 @@ def test_exits_in_8_bit_are_those_of_the_whole_graph(made: Path, routed: Path, t
         inner = next(n for n in graph if n.op_type == "If").attributes["else_branch"].as_graph()
         entering = next(node for node in inner if node.op_type == "Compress").inputs[0]
         assert entering is not None and entering.producer().op_type == "QuantizeLinear"  # type: ignore[union-attr]
+        assert analyse(path).branches
+        with pytest.raises(MachineError, match="behind early exits can't be emulated"):
+            SaturatingOnnxRuntime().open(path, 1)
 
 
 def test_auto_takes_what_knows_exits(made: Path, tmp_path: Path) -> None:
