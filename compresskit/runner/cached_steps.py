@@ -156,7 +156,7 @@ class Cached(FromEntries):
     def _key(self, before: str, stage: Stage) -> str:
         limits = self._job.measuring.limits
         chooses = type(stage).choose is not Stage.choose
-        aims = [limits.max_drop, limits.max_size] if chooses else []
+        aims = [limits.max_drop, limits.max_size] if chooses or stage.reads_limits else []
         return digest(
             before, stage.name(), options_of(stage), self._samples, self._recipe.seed, self._recipe.threads, aims,
             self._job.measuring.export, self.surroundings,
