@@ -60,6 +60,8 @@ def embeddings(bench: Bench, folder: Path) -> None:
     lines = folder / "lines.txt"
     lines.write_text("\n".join(plain_lines(test)[: 20 if bench.quick else LINES]), encoding="utf-8")
     for case, (method, bits, more) in MINILM.items():
+        if not bench.wants(f"MiniLM {case}"):
+            continue
         out = folder / case.replace(" ", "-").replace(",", "")
         options = ["--data", valid, *(("--samples", 16) if bench.quick else ())] if method in CALIBRATED else []
         start = time.perf_counter()
@@ -93,6 +95,8 @@ def perplexity(bench: Bench, folder: Path) -> None:
     model, text = bench.data("models", "stories260k"), bench.data("text", "tinystories_eval.npz")
     calibration = bench.data("text", "tinystories_calib.npz")
     for case, (method, more) in STORIES.items():
+        if not bench.wants(f"stories260k {case}"):
+            continue
         out = folder / f"stories-{case.replace(' ', '-').replace(',', '')}"
         options = ("--data", calibration) if method in CALIBRATED else ()
         report = cli(
