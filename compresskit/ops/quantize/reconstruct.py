@@ -3,8 +3,10 @@
 "Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound; Nagel et al., 2020) learns for each weight
 whether it is rounded up or down; "BRECQ" (Li et al., 2021) does so for all weights of a block at once, against the
 block's output; "Optimize Weight Rounding via Signed Gradient Descent" (SignRound; Cheng et al., 2023) learns a shift in
-front of the rounding instead of a soft decision, and scales along with it. The last is what is done here, with Adam:
-it needs a tenth of the steps, and what is learnt is at every step what is stored. Left out: BRECQ's Fisher weights.
+front of the rounding instead of a soft decision, and scales along with it. The last is what is done here: it needs a
+tenth of the steps, and what is learnt is at every step what is stored. Where codes start from plain rounding Adam takes
+the steps, where they were calibrated before the signs of the gradients do, as in SignRound and its program AutoRound.
+Left out: BRECQ's Fisher weights, SignRound's learnt zero points.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +25,9 @@ from compresskit.ops.calibration.trace import tensors_in
 from compresskit.ops.packed.grid import Packed, unpack
 from compresskit.ops.quantize.fake import FakeWeight, faked
 
-_INSIDE = 0.499
-"""How far from a code's middle a weight may start and still be rounded to it."""
+_INSIDE, _CALIBRATED = 0.499, 0.3
+"""How far from a code's middle a weight may start and still be rounded to it: after plain rounding, and where
+calibration moved codes away from their weights. At the edge a first step, of whatever size, would undo that."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,13 @@ class Effort:
     """How long and how fast a block is learnt.
 
     Attributes:
-        steps: Of Adam, each on one batch.
-        lr: Of the shifts, in steps of the grid; falls to zero along a cosine.
+        steps: Each on one batch.
+        lr: Of the shifts, in steps of the grid; falls to zero, of Adam along a cosine, of signs along a line.
         scale_lr: Of the scales, as a fraction of what they are.
         norm_lr: Of the affine parameters of normalization layers and of biases; 0 leaves them.
         seed: Of the order of the batches.
+        signs: Steps go by the signs of the gradients alone; else Adam takes them.
+        calibrated: Codes to start from aren't those nearest to the weights.
     """
 
     steps: int = 300
@@ -43,6 +49,22 @@ class Effort:
     scale_lr: float = 1e-3
     norm_lr: float = 1e-3
     seed: int = 0
+    signs: bool = False
+    calibrated: bool = False
+
+
+class _Signs(torch.optim.Optimizer):
+    """Steps of one size, in the direction of each gradient's sign."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
 
 
 class Shifted(FakeWeight):
@@ -51,16 +73,29 @@ class Shifted(FakeWeight):
     Args:
         start: Where it begins: exactly these codes.
         weight: The original weight.
+        term: What is added to what the codes stand for, in the weight's shape; None for nothing.
+        inside: How far from its code's middle a weight may begin, below 0.5.
     """
 
     at: Tensor
+    term: Tensor | None
 
-    def __init__(self, start: Packed, weight: Tensor) -> None:
+    def __init__(self, start: Packed, weight: Tensor, term: Tensor | None = None, *, inside: float = _INSIDE) -> None:
         super().__init__(start)
         codes = _codes(start)
-        place = self.grouped(weight.detach()) / start.scales.float().unsqueeze(-1) + self.zero
-        self.register_buffer("at", codes + (place - codes).clamp(-_INSIDE, _INSIDE))
+        self.register_buffer("term", term)
+        place = (
+            self.grouped(weight.detach() if term is None else weight.detach() - term)
+            / start.scales.float().unsqueeze(-1)
+            + self.zero
+        )
+        self.register_buffer("at", codes + (place - codes).clamp(-inside, inside))
         self.shift = nn.Parameter(torch.zeros_like(self.at))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """See :class:`FakeWeight`; with the term."""
+        found = super().forward(weight)
+        return found if self.term is None else found + self.term.to(found.dtype)
 
     def place(self, weight: Tensor) -> Tensor:
         """See :class:`FakeWeight`; the original weight has had its say."""
@@ -68,7 +103,11 @@ class Shifted(FakeWeight):
 
 
 def reconstruct(
-    segment: Segment, start: Mapping[str, Packed], effort: Effort, progress: Callable[[int, int], None]
+    segment: Segment,
+    start: Mapping[str, Packed],
+    effort: Effort,
+    progress: Callable[[int, int], None],
+    terms: Mapping[str, Tensor] = {},
 ) -> dict[str, Packed]:
     """Learn the rounding of a segment's layers.
 
@@ -78,6 +117,7 @@ def reconstruct(
         start: Where each layer begins, by full name.
         effort: How long.
         progress: Called with the steps done and all steps.
+        terms: What is added to the weights of some layers, by full name; stays as it is.
 
     Returns:
         The weights as learnt; those of ``start`` where learning made the segment's output no better.
@@ -91,7 +131,11 @@ def reconstruct(
     if not power.isfinite():
         raise InputError(f"'{segment.name or 'the model'}' gives NaN or Inf on the calibration data")
     scale = 1 / power.clamp_min(1e-12)
-    fakes = {name: Shifted(packed, layers[name].get_parameter("weight")) for name, packed in start.items()}
+    inside = _CALIBRATED if effort.calibrated else _INSIDE
+    fakes = {
+        name: Shifted(packed, layers[name].get_parameter("weight"), terms.get(name), inside=inside)
+        for name, packed in start.items()
+    }
     with _frozen(segment.module), faked(layers, fakes):
         others = _affine(segment.module, layers) if effort.norm_lr else []
         before = [p.detach().clone() for p in others]
@@ -119,8 +163,7 @@ def _learn(
     groups = [{"params": [fake.shift for fake in fakes], "lr": effort.lr}]
     groups += [{"params": [f.scale], "lr": effort.scale_lr * float(f.scale.detach().mean())} for f in fakes]
     groups += [{"params": list(others), "lr": effort.norm_lr}] if others else []
-    optimizer = torch.optim.Adam(groups)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, effort.steps)
+    optimizer, schedule = _optimizer(groups, effort)
     order = _order(segment.batches, effort)
     # x += f(x) leaves torch without the x that gradients need, unless it is told to keep what is written over.
     kept = torch.autograd.graph.allow_mutation_on_saved_tensors() if segment.writes else nullcontext()
@@ -134,6 +177,16 @@ def _learn(
             optimizer.step()
             schedule.step()
             progress(step, effort.steps)
+
+
+def _optimizer(
+    groups: list[dict[str, Any]], effort: Effort
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    if not effort.signs:
+        adam = torch.optim.Adam(groups)
+        return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, effort.steps)
+    signs = _Signs(groups)
+    return signs, torch.optim.lr_scheduler.LambdaLR(signs, lambda step: 1 - step / effort.steps)
 
 
 def _order(batches: int, effort: Effort) -> Iterator[int]:
