@@ -5,6 +5,7 @@ with a tenth more layers (A/B). The simulation draws from a noise model fitted t
 ladder of assumed noise.
 
     python benchmarks/bench_statistics.py --generations 60
+    python benchmarks/bench_statistics.py --workers 8    # do forked workers measure what fresh ones do?
 """
 
 from __future__ import annotations
@@ -14,14 +15,18 @@ import json
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from results import record
 
 from compresskit.benchmark import machine, stats
-from compresskit.benchmark.run import Plan, Spec, measure
+from compresskit.benchmark.forks import warm_parents
+from compresskit.benchmark.run import Plan, Spec, Timing, measure
+from compresskit.model import InputSpec
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,38 @@ def collect(kind: str, generations: int, rounds: int) -> list[np.ndarray]:
     return [np.array(timing.medians()) for timing in timings]
 
 
-def trials(base: np.ndarray, other: np.ndarray, size: int, draws: int, seed: int = 0) -> tuple[Counter, Counter]:
-    """Verdicts on consecutive blocks of generations, and on ``draws`` random choices of as many."""
+@dataclass
+class Outcome:
+    """Of some trials of one comparison: verdicts, generations, and how often the interval held the true ratio."""
+
+    verdicts: Counter
+    generations: list[int]
+    held: list[bool]
+
+
+def judged(pairs: Iterable[tuple[np.ndarray, np.ndarray]], plan: Plan, truth: float) -> Outcome:
+    """As the bench decides, with an end at the first look that says enough; ``truth`` is the true speed-up."""
+    found = Outcome(Counter(), [], [])
+    for base, other in pairs:
+        for n in range(1, len(base) + 1):
+            look = plan.look(n)
+            if look is not None and stats.settled(base[:n], other[:n], look):
+                break
+        ratio = stats.speedup(base[:n], other[:n])
+        found.verdicts[stats.decide(ratio)] += 1
+        found.generations.append(n)
+        found.held.append(ratio.low <= truth <= ratio.high)
+    return found
+
+
+def trials(base: np.ndarray, other: np.ndarray, plan: Plan, draws: int, seed: int = 0) -> tuple[Outcome, Outcome]:
+    """On consecutive blocks of generations, and on ``draws`` random choices of as many."""
     rng = np.random.default_rng(seed)
-    both = size + Plan.more
+    both = plan.processes + plan.more
     blocks = [np.arange(i, i + both) for i in range(0, len(base) - both + 1, both)]
     chosen = [rng.choice(len(base), both, replace=False) for _ in range(draws)]
-    return tuple(Counter(verdict(base[i], other[i], size) for i in picks) for picks in (blocks, chosen))
-
-
-def verdict(base: np.ndarray, other: np.ndarray, size: int) -> str:
-    """As the bench decides: by the first ``size`` generations, or by all where those leave it open."""
-    first = stats.compare(base[:size], other[:size])
-    return stats.compare(base, other) if first == "inconclusive" else first
+    truth = stats.speedup(base, other).value
+    return tuple(judged([(base[i], other[i]) for i in picks], plan, truth) for picks in (blocks, chosen))
 
 
 def fit(base: np.ndarray, again: np.ndarray) -> Noise:
@@ -95,12 +119,12 @@ def fit(base: np.ndarray, again: np.ndarray) -> Noise:
     return Noise(float(np.sqrt(max(between, 0.0))), spread, burst)
 
 
-def simulate(noise: Noise, slower: float, processes: int, rounds: int, draws: int, seed: int = 0) -> Counter:
-    """Verdicts on ``draws`` made-up trials of a model that is ``slower`` (0.1: by 10 %)."""
+def simulate(noise: Noise, slower: float, plan: Plan, draws: int, seed: int = 0) -> Outcome:
+    """``draws`` made-up trials of a model that is ``slower`` (0.1: by 10 %)."""
     rng = np.random.default_rng(seed)
-    verdicts: Counter = Counter()
-    shape = (processes + Plan.more, rounds)
-    for _ in range(draws):
+    shape = (plan.processes + plan.more, plan.rounds)
+
+    def made_up() -> tuple[np.ndarray, np.ndarray]:
         drift = np.cumsum(rng.normal(0, noise.drift, shape), axis=1)
         base, other = (
             drift
@@ -109,8 +133,9 @@ def simulate(noise: Noise, slower: float, processes: int, rounds: int, draws: in
             + (rng.random(shape) < noise.burst) * np.log1p(rng.uniform(0.25, 1, shape))
             for _ in range(2)
         )
-        verdicts[verdict(np.exp(base), np.exp(other + np.log1p(slower)), processes)] += 1
-    return verdicts
+        return np.exp(base), np.exp(other + np.log1p(slower))
+
+    return judged((made_up() for _ in range(draws)), plan, 1 / (1 + slower))
 
 
 def share(counts: Counter) -> str:
@@ -119,57 +144,119 @@ def share(counts: Counter) -> str:
     return "  ".join(f"{name} {counts[name]} ({counts[name] / total:.1%})" for name in order)
 
 
-def keep(what: str, label: str, counts: Counter) -> None:
-    """A row of the results: wolf cried on equal files, or slower models found. Above 2 % of noise there is no bar for
-    finding: what is asked of such a machine is only that it doesn't lie."""
-    total = sum(counts.values())
+def told(found: Outcome) -> str:
+    generations = np.bincount(found.generations)
+    when = ", ".join(f"{n}: {count}" for n, count in enumerate(generations) if count)
+    return f"{share(found.verdicts)}; held {np.mean(found.held):.1%}; ended after {when}"
+
+
+def keep(what: str, label: str, found: Outcome) -> None:
+    """Rows of the results: wolf cried on equal files, or slower models found; and what the early end costs. Above 2 %
+    of noise there is no bar for finding: what is asked of such a machine is only that it doesn't lie."""
+    counts, total = found.verdicts, len(found.held)
+    held = f"interval held the truth {np.mean(found.held):.1%}; generations, mean {np.mean(found.generations):.1f}"
     if label == "A/A":
         value = (counts["faster"] + counts["slower"]) / total
-        record(f"statistics: A/A called different, {what}", "≤ 1 %", f"{value:.1%}", total, "", value <= 0.01)
+        record(f"statistics: A/A called different, {what}", "≤ 1 %", f"{value:.1%}", total, held, value <= 0.01)
+        return
+    if label == "edge":
+        value = counts["same"] / total
+        record(f"statistics: 5 % slower called the same, {what}", "≤ 5 %", f"{value:.1%}", total, held, value <= 0.05)
         return
     value, quiet = counts["slower"] / total, not what.endswith(("3.0%", "5.0%", "10.0%"))
     bar, met = ("≥ 95 %", value >= 0.95) if quiet else ("", None)
-    record(f"statistics: 10 % slower found, {what}", bar, f"{value:.1%}", total, f"else: {share(counts)}", met)
+    record(f"statistics: 10 % slower found, {what}", bar, f"{value:.1%}", total, f"else: {share(counts)}; {held}", met)
+
+
+def chain(path: Path) -> Any:
+    """What :func:`network` writes with 20 convolutions, as a module."""
+    from torch import nn
+
+    return nn.Sequential(*[part for _ in range(20) for part in (nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())])
+
+
+def workers(generations: int) -> None:
+    """Generations of fresh and of forked workers, in turns: rows with the ratios of what they measure."""
+    image = (InputSpec("x", "float32", (1, 32, 16, 16)),)
+    with tempfile.TemporaryDirectory() as folder, warm_parents():
+        path = Path(folder) / "chain.onnx"
+        network(path, 20, "conv")
+        for runtime in ("onnxruntime", "openvino", "torch"):
+            module = {"inputs": image, "loader": "bench_statistics:chain"} if runtime == "torch" else {}
+            specs = [Spec(name, path, runtime, **module) for name in ("A", "A again")]
+            found = {fresh: [Timing() for _ in specs] for fresh in (True, False)}
+            for generation in range(generations):
+                for fresh in (True, False) if generation % 2 else (False, True):
+                    measure(specs, Plan(processes=1, fresh=fresh), into=found[fresh])
+            for what, bar in (("p50", 0.05), ("load", 0.15), ("first_call", 0.15), ("peak_memory", 0.05)):
+                _agree(f"{runtime}, {what}", bar, *(_figures(found[fresh], what) for fresh in (True, False)))
+            spread = [np.std(np.log(np.divide(*_by_model(found[fresh], "p50"))), ddof=1) for fresh in (True, False)]
+            record(f"statistics: forked workers, {runtime}, spread of A/A", "", f"{spread[1]:.2%}", generations,
+                   f"fresh {spread[0]:.2%}, standard deviation between generations")  # fmt: skip
+
+
+def _by_model(timings: list[Timing], what: str) -> list[list[float]]:
+    fields = {"load": "load_ms", "first_call": "first_ms", "peak_memory": "peak"}
+    if what == "p50":
+        return [[float(np.median(rounds)) for rounds in timing.medians()] for timing in timings]
+    return [getattr(timing, fields[what]) for timing in timings]
+
+
+def _figures(timings: list[Timing], what: str) -> np.ndarray:
+    """Geometric mean of the models' figures, by generation."""
+    return np.exp(np.log(_by_model(timings, what)).mean(0))
+
+
+def _agree(what: str, bar: float, fresh: np.ndarray, forked: np.ndarray) -> None:
+    ratio = stats.estimate(forked / fresh)
+    met = abs(np.log(ratio.value)) <= np.log1p(bar)
+    record(f"statistics: forked over fresh workers, {what}", f"1 within {bar:.0%}", f"{ratio.value:.3f}×", ratio.n,
+           f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}", bool(met))  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generations", type=int, default=60, help="real generations of processes for each network")
-    parser.add_argument("--processes", type=int, default=Plan.processes, help="generations in one trial")
-    parser.add_argument("--rounds", type=int, default=Plan.rounds)
     parser.add_argument("--draws", type=int, default=2000, help="simulated trials, and random choices of real ones")
     parser.add_argument("--kind", nargs="*", default=["conv", "matmul"], choices=["conv", "matmul"])
+    parser.add_argument("--fixed", action="store_true", help="no early end, for comparison; nothing is recorded")
     parser.add_argument("--save", type=Path, help="write the real samples as .npz")
+    parser.add_argument("--workers", type=int, help="only compare so many generations of fresh and of forked workers")
     args = parser.parse_args()
+    if args.workers:
+        workers(args.workers)
+        return
+    plan = Plan(early=()) if args.fixed else Plan()
+    row = (lambda *_: None) if args.fixed else keep
+    looks = [n for n in range(1, plan.processes + plan.more) if plan.look(n)]
     print(json.dumps(machine.environment()))
-    print(f"one trial: {args.processes} processes of {args.rounds} rounds, {Plan.more} more where those leave it open")
+    print(
+        f"one trial: {plan.processes + plan.more} processes of {plan.rounds} rounds, an end after {looks} where known"
+    )
     ladder = [Noise(p, 0.02, 0.05) for p in (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)]
     samples = {}
     for kind in args.kind if args.generations else []:
         start = time.monotonic()
-        a, again, b = samples[kind] = collect(kind, args.generations, args.rounds)
+        a, again, b = samples[kind] = collect(kind, args.generations, plan.rounds)
         took = time.monotonic() - start
         print(f"\nreal, {kind}: {args.generations} generations, {took / args.generations:.2f} s each, "
               f"A {np.median(a) / 1e6:.3f} ms, B/A {1 / stats.speedup(a, b).value:.3f}")  # fmt: skip
         for label, other in (("A/A", again), ("A/B", b)):
-            blocks, chosen = trials(a, other, args.processes, args.draws)
-            print(f"  {label} consecutive blocks: {share(blocks)}\n  {label} random choices:     {share(chosen)}")
-            keep(
-                f"real, {kind}, {args.processes} or {args.processes + Plan.more} of {args.generations} generations",
-                label,
-                chosen,
-            )
+            blocks, chosen = trials(a, other, plan, args.draws)
+            print(f"  {label} consecutive blocks: {told(blocks)}\n  {label} random choices:     {told(chosen)}")
+            row(f"real, {kind}, {plan.early[0][0] if plan.early else plan.processes} to "
+                f"{plan.processes + plan.more} of {args.generations} generations", label, chosen)  # fmt: skip
         noise = fit(a, again)
         print(f"  fitted noise: {json.dumps({k: round(v, 4) for k, v in asdict(noise).items()})}")
         ladder.append(noise)
     print(f"\nsimulated, {args.draws} trials each (the last {len(samples)} as fitted)")
     for noise in ladder:
-        for slower in (0.0, 0.1):
-            counts = simulate(noise, slower, args.processes, args.rounds, args.draws)
+        for slower, label in ((0.0, "A/A"), (0.05, "edge"), (0.1, "A/B")):
+            found = simulate(noise, slower, plan, args.draws)
             print(f"  process {noise.process:.2%} round {noise.round:.2%} bursts {noise.burst:.1%}, "
-                  f"{'A/A' if not slower else '10 % slower'}: {share(counts)}")  # fmt: skip
+                  f"{slower:.0%} slower: {told(found)}")  # fmt: skip
             if noise in ladder[: -len(samples) or None]:
-                keep(f"simulated, process noise {noise.process:.1%}", "A/B" if slower else "A/A", counts)
+                row(f"simulated, process noise {noise.process:.1%}", label, found)
     if args.save:
         np.savez(args.save, **{f"{kind}_{i}": array for kind, s in samples.items() for i, array in enumerate(s)})
 

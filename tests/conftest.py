@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,7 +23,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _share)))
 
 import pytest
-from warm import Warm, workers
+from warm import Warm
+
+from compresskit.benchmark.forks import Parents
 
 # Tracing makes objects by the million: to look for cycles after each 700 of them is an eighth of the suite.
 gc.set_threshold(10_000, 10, 10)
@@ -75,23 +77,23 @@ def translated_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def warm_engine() -> Iterator[Warm]:
-    """A warm interpreter with what a worker of the bench imports."""
-    with closing(Warm("compresskit.benchmark.worker", "onnxruntime")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
 def warm_torch() -> Iterator[Warm]:
     """A warm interpreter with torch and the exporter, for whole commands and for workers that run modules."""
     with closing(Warm(*TORCH)) as server:
         yield server
 
 
+@pytest.fixture(scope="session")
+def parents() -> Iterator[Parents]:
+    """Warm parents of the bench's workers, for all tests."""
+    with ExitStack() as stack:
+        yield Parents(stack)
+
+
 @pytest.fixture
-def forked_workers(warm_engine: Warm, warm_torch: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bench's worker processes are forked from warm ones: for tests of what is made of their figures."""
-    monkeypatch.setattr("compresskit.benchmark.pool.subprocess", workers(warm_engine, warm_torch))
+def forked_workers(parents: Parents, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench's parents are warm already: for tests of what is made of its figures."""
+    monkeypatch.setattr("compresskit.benchmark.forks.current", lambda: parents)
 
 
 @pytest.fixture(scope="session")

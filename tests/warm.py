@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any
 
 SERVER = Path(__file__).with_name("warm_server.py")
@@ -137,13 +136,3 @@ class Warm:
         if self._orders is not None and self._server is not None:
             self._orders.close()
             self._server.wait(timeout=30)
-
-
-def workers(engine: Warm, torch: Warm) -> SimpleNamespace:
-    """What stands for ``subprocess`` in ``compresskit.benchmark.pool``, so that its workers are forked."""
-
-    def popen(words: Sequence[str], *, text: bool, encoding: str, **options: Any) -> Forked | subprocess.Popen[str]:
-        _, _, _, runtime, *_ = words
-        return (torch if runtime.startswith("torch") else engine).start(words[1:], **options)
-
-    return SimpleNamespace(PIPE=subprocess.PIPE, Popen=popen)

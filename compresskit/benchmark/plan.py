@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compresskit.benchmark.stats import Look
 from compresskit.model import InputSpec
 
 
@@ -96,23 +97,47 @@ class Timing:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure; the default takes about 7 seconds for two small models.
+    """How long to measure; the default takes 2 to 6 seconds for two small models.
 
     Attributes:
         rounds: Turns of each model in one process.
         processes: How often all processes are restarted; fewer than two give no interval. More of these, not more
             rounds, is what sharpens a comparison.
         more: Further processes where the first leave it open which model is faster; 0 for none.
+        early: Numbers of processes after which a comparison may end before ``processes`` are through, and how sure it
+            must be there.
+        bars: Speed-ups that each model must be known to reach or to miss before the measuring ends.
         turn_s: Least length of a turn, seconds; it holds at least one call.
         warmup_s: Longest warm-up of one process, seconds; it ends when three turns in a row agree within 5 %.
         budget_s: About how long all turns may take, seconds; slow models get fewer rounds, at least 3.
         timeout_s: Longest wait for one answer of a process, seconds.
+        fresh: Start an interpreter for each process, as all systems but Linux do; else a process is forked from one
+            that has imported its engine and done nothing else.
     """
 
     rounds: int = 5
     processes: int = 7
     more: int = 7
+    early: tuple[tuple[int, Look], ...] = (
+        (3, Look(error=0.0005, same=0.005, sharp=True)),
+        (5, Look(error=0.0015, same=0.01, sharp=True)),
+    )
+    bars: tuple[float, ...] = ()
     turn_s: float = 0.04
     warmup_s: float = 0.5
     budget_s: float = 60.0
     timeout_s: float = 600.0
+    fresh: bool = False
+
+    def exactly(self, processes: int) -> Plan:
+        """The same with so many processes, whatever they say."""
+        return replace(self, processes=processes, more=0, early=())
+
+    def look(self, processes: int) -> Look | None:
+        """How sure a comparison must be to end after so many processes; None where it goes on in any case.
+
+        The errors of ``faster`` and ``slower`` come to 1 % over all looks, half of it for the last one.
+        """
+        if processes == self.processes:
+            return Look(error=0.003)
+        return next((look for n, look in self.early if n == processes < self.processes), None)

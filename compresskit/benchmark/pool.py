@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, ClassVar
 
 from compresskit import errors
+from compresskit.benchmark import forks
 from compresskit.errors import CompressKitError, InputError, MachineError
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -39,9 +40,11 @@ class Worker:
         runtime: Imported by the worker before it says that it is ready.
         timeout_s: Longest wait for an answer.
         stack: Closes the worker at its end.
+        fresh: Start an interpreter also where a warm parent could fork the worker, see
+            :func:`compresskit.benchmark.forks.warm_parents`.
 
     Attributes:
-        boot: What the process runs.
+        boot: What the process runs; another than that of the bench has no warm parent.
 
     Raises:
         MachineError: The process can't be started.
@@ -49,13 +52,22 @@ class Worker:
 
     boot: ClassVar[str] = _BOOT
 
-    def __init__(self, name: str, runtime: str, timeout_s: float, stack: ExitStack) -> None:
+    def __init__(self, name: str, runtime: str, timeout_s: float, stack: ExitStack, *, fresh: bool = False) -> None:
         self.name = name
         self._timeout = timeout_s
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        path = [*(p for p in sys.path if p), _ROOT]
+        parents = forks.current() if self.boot is _BOOT and not fresh else None
+        forked = None if parents is None else parents.fork(runtime, path, _environment(), timeout_s, self._log)
+        self._process: forks.Forked | subprocess.Popen[str] = forked or self._start(runtime, path)
+        stack.callback(self.close)
+        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _start(self, runtime: str, path: list[str]) -> subprocess.Popen[str]:
         try:
-            self._process = subprocess.Popen(
-                [sys.executable or "python", "-c", self.boot, runtime, *(p for p in sys.path if p), _ROOT],
+            return subprocess.Popen(
+                [sys.executable or "python", "-c", self.boot, runtime, *path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -65,10 +77,7 @@ class Worker:
             )
         except OSError as error:
             self._log.close()
-            raise MachineError(f"cannot start a process to time {name}: {error.strerror}") from error
-        stack.callback(self.close)
-        self._answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
+            raise MachineError(f"cannot start a process to time {self.name}: {error.strerror}") from error
 
     def ask(self, **command: Any) -> Any:
         """Send a command and wait for its answer.

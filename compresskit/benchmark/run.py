@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from compresskit.benchmark import machine, stats
+from compresskit.benchmark.forks import warm_parents
 from compresskit.benchmark.plan import Plan, Spec, Timing
 from compresskit.benchmark.pool import Worker
 from compresskit.benchmark.stats import Change, Estimate
@@ -66,7 +68,7 @@ def bench(
     *,
     batch: int = 1,
     rounds: int = Plan.rounds,
-    processes: int = Plan.processes,
+    processes: int | None = None,
     seed: int = 0,
     plan: Plan | None = None,
     progress: Progress = silent,
@@ -77,7 +79,8 @@ def bench(
         specs: The models, the baseline first.
         batch: Size of the batch axis, where it may vary.
         rounds: See :class:`Plan`.
-        processes: See :class:`Plan`.
+        processes: How often all processes are restarted; None is 3 to 14 times, until it is known which model is
+            faster.
         seed: Seed of the random inputs.
         plan: All of it, in place of ``rounds`` and ``processes``.
         progress: Called after each generation of processes.
@@ -95,10 +98,12 @@ def bench(
     Raises:
         CompressKitError: As :func:`measure`.
     """
-    plan = plan or Plan(rounds=rounds, processes=processes, more=Plan.more if processes == Plan.processes else 0)
+    if plan is None:
+        plan = Plan(rounds=rounds) if processes is None else Plan(rounds=rounds).exactly(processes)
     return time_models(specs, batch=batch, seed=seed, plan=plan, progress=progress).measurements
 
 
+@warm_parents()
 def time_models(
     specs: Sequence[Spec],
     *,
@@ -128,10 +133,8 @@ def time_models(
     timings = [Timing() for _ in specs]
     stopped = 0
     try:
-        measure(specs, plan, batch=batch, seed=seed, varied=varied, into=timings, progress=progress)
-        if plan.more and _open_questions(timings):
-            again = replace(plan, processes=plan.more)
-            measure(specs, again, batch=batch, seed=seed, varied=varied, into=timings, progress=progress)
+        settled = partial(_settled, timings, plan)
+        measure(specs, plan, batch=batch, seed=seed, varied=varied, into=timings, settled=settled, progress=progress)
     except STOPS as error:
         if not (keep and timings and timings[0].rounds):
             raise
@@ -144,10 +147,13 @@ def time_models(
     return found
 
 
-def _open_questions(timings: list[Timing]) -> bool:
-    """True where noise hides whether a model is faster than the first, and more processes may tell."""
-    base = timings[0].typical()
-    return any(stats.compare(base, timing.typical()) == "inconclusive" for timing in timings[1:])
+def _settled(timings: list[Timing], plan: Plan) -> bool:
+    """True where all is known that more processes could tell."""
+    base, others = timings[0].typical(), timings[1:]
+    look = plan.look(len(base))
+    if look is None or (not others and len(base) < plan.processes):
+        return False
+    return all(stats.settled(base, timing.typical(), look, plan.bars) for timing in others)
 
 
 def change(speedup: Measurement, min_effect: float = stats.MIN_EFFECT) -> Change:
@@ -163,6 +169,7 @@ def unclear(speedup: Measurement) -> bool:
     return change(speedup) == "inconclusive" and low <= 1 <= high
 
 
+@warm_parents()
 def measure(
     specs: Sequence[Spec],
     plan: Plan,
@@ -171,6 +178,7 @@ def measure(
     seed: int = 0,
     varied: frozenset[str] = frozenset(),
     into: list[Timing] | None = None,
+    settled: Callable[[], bool] | None = None,
     progress: Progress = silent,
 ) -> list[Timing]:
     """Collect latencies: as often as the plan says, start one process a model and let them take turns.
@@ -185,6 +193,7 @@ def measure(
         seed: Seed of the random inputs.
         varied: As in :func:`time_models`.
         into: Timings to add to, a generation at a time, once it is whole; new ones by default.
+        settled: Asked after each generation whether to end; with it, the plan's ``more`` follow its ``processes``.
         progress: Called after each generation.
 
     Returns:
@@ -198,12 +207,18 @@ def measure(
     if not specs or plan.rounds < 1 or plan.processes < 1:
         raise UsageError(f"cannot time {len(specs)} models, {plan.processes} processes of {plan.rounds} rounds")
     found = [Timing() for _ in specs] if into is None else into
-    for generation in range(plan.processes):
-        progress("bench", generation, plan.processes)
+    total, most = plan.processes, plan.processes + (plan.more if settled else 0)
+    for generation in range(most):
+        if generation and settled and settled():
+            break
+        total = total if generation < total else most
+        progress("bench", generation, total)
         timings = [Timing() for _ in specs]
         with ExitStack() as stack:
             order = [(i + generation) % len(specs) for i in range(len(specs))]
-            workers = {i: Worker(specs[i].name, specs[i].runtime, plan.timeout_s, stack) for i in order}
+            workers = {
+                i: Worker(specs[i].name, specs[i].runtime, plan.timeout_s, stack, fresh=plan.fresh) for i in order
+            }
             for worker in workers.values():  # all have imported their engine before anything is timed
                 worker.answer()
             fastest = 0.0
@@ -215,7 +230,7 @@ def measure(
             _take_turns(workers, timings, order, min(plan.rounds, max(_MIN_ROUNDS, fitting)), plan.turn_s)
         for timing, further in zip(found, timings, strict=True):
             timing.extend(further)
-    progress("bench", plan.processes, plan.processes)
+    progress("bench", total, total)
     return found
 
 

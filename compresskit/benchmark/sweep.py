@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from compresskit.benchmark import machine
+from compresskit.benchmark.forks import warm_parents
 from compresskit.benchmark.run import Plan, Spec, Timed, time_models
 from compresskit.errors import STOPS, stop_code
 from compresskit.stage import Progress, silent
@@ -36,6 +37,7 @@ def points(batches: Sequence[int], threads: Sequence[int], sequences: Sequence[i
     return list(dict.fromkeys(found))
 
 
+@warm_parents()
 def sweep(
     specs: Sequence[Spec],
     where: Sequence[Point],

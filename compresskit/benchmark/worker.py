@@ -48,8 +48,7 @@ def main(runtime: str) -> None:
     answers = _take_stdout()
     commands: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(commands,), daemon=True).start()
-    with suppress(ImportError, CompressKitError):  # what is missing is told on opening
-        get(runtime).prepare()  # not part of a model's load time
+    prepare(runtime)
     _say(answers, {"ok": "ready"})
     engine: Engine | None = None
     answer: Any
@@ -73,6 +72,12 @@ def main(runtime: str) -> None:
             _say(answers, {"error": type(error).__name__, "message": error.message, "hint": error.hint})
         except MemoryError:
             _say(answers, {"error": "MachineError", "message": "out of memory", "hint": "close other programs"})
+
+
+def prepare(runtime: str) -> None:
+    """Import the engine of ``runtime``, which is not part of a model's load time."""
+    with suppress(ImportError, CompressKitError):  # what is missing is told on opening
+        get(runtime).prepare()
 
 
 class Engine:

@@ -256,7 +256,7 @@ To = Annotated[
     list[str],
     typer.Option(
         "--to",
-        metavar="gguf|genai|compressed-tensors|optimum|onnx",
+        metavar="gguf|genai|gptq|compressed-tensors|optimum|onnx",
         help="Format for another program, or onnx; repeatable.",
         rich_help_panel=_OUT,
         show_default=False,

@@ -188,11 +188,18 @@ class ReportBuilder:
             keep: After Ctrl-C keep what is known so far.
         """
         timing, self._shorter = (timing or Timing([self.measuring.point])).fitting(sources)
+        timing = replace(timing, bars=self._bars())
         known = None if self._known is None else self._known.speed_of(self.models)
         self.timed = known or speed(
             self.models, timing, seed=self.measuring.seed, keep=keep, source=samples, progress=self.progress
         )  # fmt: skip
         self.figures += self.timed.measurements
+
+    def _bars(self) -> tuple[float, ...]:
+        """The speed-ups that gates ask for."""
+        if self.measuring.limits.min_speedup is not None:
+            return (self.measuring.limits.min_speedup,)
+        return () if all(model.promises_speed for model in self.models[1:]) else (1 / (1 + AS_FAST),)
 
     @property
     def evaluation(self) -> Evaluation | None:

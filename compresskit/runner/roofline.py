@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from compresskit.benchmark.forks import warm_parents
 from compresskit.benchmark.roofline import Kind, bandwidth, matrix_rate
 from compresskit.errors import CompressKitError, InputError
 from compresskit.report import Measurement
@@ -47,6 +48,7 @@ class Machine:
         ]
 
 
+@warm_parents()
 def limits(
     models: Sequence[Candidate], timed: Sequence[Measurement], *, progress: Progress = silent
 ) -> tuple[list[Measurement], list[str]]:

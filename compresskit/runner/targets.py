@@ -54,25 +54,25 @@ def _planned(stage: Stage, model: Model) -> Iterator[tuple[str, Grid]]:
     """What codes will mean, by layers, as far as a stage's options tell."""
     from torch import nn
 
-    from compresskit.ops.packed.format import SUPER_BLOCK
     from compresskit.ops.packed.nf4 import nf4_grid
     from compresskit.stages.coded import CodedWeights
     from compresskit.stages.quantize_auto import QuantizeAuto
     from compresskit.stages.quantize_nf4 import QuantizeNf4
 
-    if isinstance(stage, QuantizeAuto):
-        for bits in {stage.bits or 4, 4 if stage.bits in (None, 4) and stage.preset == "fast" else 8}:
-            yield f"layers of {bits} bits", stage.selection(bits).grid((SUPER_BLOCK, SUPER_BLOCK))
+    selections = []
+    if isinstance(stage, QuantizeAuto):  # any layer may get either
+        widths = (stage.bits or 4, 4 if stage.bits in (None, 4) and stage.preset == "fast" else 8)
+        selections = [stage.selection(bits) for bits in dict.fromkeys(widths)]
     if isinstance(stage, QuantizeNf4):
         yield "layers in nf4", nf4_grid(stage.group_size)
-    if not isinstance(stage, CodedWeights):
-        return
-    selection = stage.selection()
-    for name, layer in model.module.named_modules():
-        if isinstance(layer, (nn.Linear, nn.Embedding)):
-            shape = tuple(layer.weight.shape)
-            if selection.reason_against(name, shape, layer.weight.element_size()) is None:
-                yield name, selection.grid_for(name, shape)
+    if isinstance(stage, CodedWeights):
+        selections = [stage.selection()]
+    for selection in selections:
+        for name, layer in model.module.named_modules():
+            if isinstance(layer, (nn.Linear, nn.Embedding)):
+                shape = tuple(layer.weight.shape)
+                if selection.reason_against(name, shape, layer.weight.element_size()) is None:
+                    yield name, selection.grid_for(name, shape)
 
 
 def export_to(

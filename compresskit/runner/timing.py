@@ -31,7 +31,8 @@ class Timing:
     Attributes:
         where: The points of a sweep, one at least.
         rounds: See :class:`compresskit.benchmark.run.Plan`; None is its default.
-        processes: How often all processes are restarted; None is the plan's default.
+        processes: How often all processes are restarted; None is as often as the plan needs to tell which is faster.
+        bars: Speed-ups of gates, see :class:`compresskit.benchmark.run.Plan`.
         roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
         profiled: Time each node at each point, by the runtime's own profiler.
     """
@@ -39,6 +40,7 @@ class Timing:
     where: Sequence[Point]
     rounds: int | None = None
     processes: int | None = None
+    bars: tuple[float, ...] = ()
     roofline: bool = False
     profiled: bool = False
 
@@ -56,9 +58,8 @@ class Timing:
 
     def plan(self) -> Plan:
         """The bench's plan."""
-        default = Plan()
-        plan = replace(default, rounds=self.rounds or default.rounds)
-        return plan if self.processes is None else replace(plan, processes=self.processes, more=0)
+        plan = Plan(rounds=self.rounds or Plan.rounds, bars=self.bars)
+        return plan if self.processes is None else plan.exactly(self.processes)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from compresskit.errors import UsageError
 from compresskit.kinds import QUANTIZE
 from compresskit.model import Model, portable
 from compresskit.stage import Chosen, Context, Searched, Stage, Tunable
-from compresskit.stages.fields import Exclude, GroupSize, Include, Rotate, Symmetric, with_bits
+from compresskit.stages.fields import Exclude, GroupSize, Include, Rotate, Symmetric, TargetLatency, with_bits
 from compresskit.stages.formats import BITS_OF, FormatName, check_format
 from compresskit.stages.quantize_adaround import BATCH, QuantizeAdaround
 from compresskit.stages.quantize_gptq import QuantizeGptq
@@ -22,6 +22,7 @@ from compresskit.stages.quantize_int8_static import QuantizeInt8Static
 from compresskit.stages.quantize_rtn import QuantizeRtn
 from compresskit.stages.quantize_smoothquant import QuantizeSmoothquant
 from compresskit.stages.shared_int8 import TargetName
+from compresskit.stages.weight_only import FLOAT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.weights import Layers
 
 Preset = Literal["fast", "quick", "balanced", "best"]
-_OWN = ("target_bits", "preset")
+_OWN = ("target_bits", "target_latency", "preset")
+_BY_LAYER = ("target_bits", "target_latency")
+"""Targets that each layer gets bits of its own for."""
 _EFFORT: dict[tuple[str, str], dict[str, Any]] = {
     ("quick", "gptq"): {"samples": 64},
     ("quick", "adaround"): {"samples": 512, "steps": 150},
@@ -76,6 +79,7 @@ class QuantizeAuto(Stage):
         Field(ge=2, le=8, description="Mean bits per weight, including scales. Each layer gets bits of its own."),
         Tunable(2.5, 6, step=0.25),
     ] = None
+    target_latency: TargetLatency = None
     preset: Annotated[
         Preset,
         Field(
@@ -137,13 +141,18 @@ class QuantizeAuto(Stage):
         from compresskit.ops.quantize.opened import opened
 
         with opened(model.body):
-            sized = self.target_bits is not None or ctx.max_bytes is not None
+            sized = ctx.max_bytes is not None or any(getattr(self, name) is not None for name in _BY_LAYER)
             if self.bits == 8 and not sized and self.weight_format == "linear":
                 return self._eight(model.body, ctx)
             return self._few(model, model.body, ctx)
 
     def _of_file(self, path: Path, source: Path, ctx: Context) -> Chosen:
         """ONNX takes 8 bits only; bare tensors take rounding only."""
+        if given := [name for name in _BY_LAYER if getattr(self, name) is not None]:
+            raise UsageError(
+                f"`{given[0]}`: {source} has no architecture, which each layer's bits are chosen on",
+                "give the checkpoint with `arch`, or the Hugging Face folder",
+            )
         if path.suffix != ".onnx":
             return self._as(QuantizeRtn, "there are tensors, but no architecture", bits=self.bits or 4)
         if self.bits not in (None, 8):
@@ -177,15 +186,32 @@ class QuantizeAuto(Stage):
         if cls is not QuantizeRtn:
             self._tell_cost(self._as(cls, why, **options).stages[0], layers, model, module, ctx)
         plan = self._plan(layers, model, module, ctx)
-        if plan is not None:
-            groups = {n: f"/{self.selection(n).group_size}" for n in set(plan.bits.values())}
-            if self.weight_format != "linear":
-                groups = dict.fromkeys(groups, "")
-            options["layer_bits"] = tuple(f"{name}={n}{groups[n]}" for name, n in plan.bits.items())
-            if cls is QuantizeAdaround and (self.target_bits or ctx.max_bytes):
-                options["edge_bits"] = bits
+        own, notes = (plan.bits, plan.notes) if plan is not None else ({}, ())
+        if self.target_latency is not None:
+            own, said = self._in_time(self.target_latency, own, layers, model, module, ctx)
+            notes = (*notes, said)
+        if own:
+            options["layer_bits"] = tuple(f"{name}={n}{self._group(n)}" for name, n in own.items())
+        if plan is not None and cls is QuantizeAdaround and (self.target_bits or ctx.max_bytes):
+            options["edge_bits"] = bits
         chosen = self._as(cls, why, **options)
-        return Chosen(chosen.stages, (*chosen.notes, *(plan.notes if plan else ())))
+        return Chosen(chosen.stages, (*chosen.notes, *notes))
+
+    def _group(self, bits: int) -> str:
+        """What follows the bits in ``layer_bits``."""
+        return "" if bits == FLOAT or self.weight_format != "linear" else f"/{self.selection(bits).group_size}"
+
+    def _in_time(
+        self, target: float, own: dict[str, int], layers: Layers, model: Model, module: nn.Module, ctx: Context
+    ) -> tuple[dict[str, int], str]:
+        """Bits of layers that aren't the usual ones, more of them where the model is to be faster; and a note."""
+        from compresskit.stages.bits_in_time import bits_in_time
+
+        usual = self.bits or 4
+        bits = dict.fromkeys(layers.layers, usual) | own
+        selections = {b: self.selection(b) for b in BITS_OF[self.weight_format]}
+        found, said = bits_in_time(module.eval(), model.card.inputs, layers, bits, selections, target, ctx)
+        return {name: b for name, b in found.items() if b != usual}, said
 
     def _as(self, cls: type[Stage], why: str, **options: Any) -> Chosen:
         """A method with what was asked for and what was chosen."""

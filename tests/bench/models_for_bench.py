@@ -49,7 +49,7 @@ def linear(path: Path, width: int) -> nn.Module:
 
 def hang(path: Path) -> nn.Module:
     if path.name != "-":
-        path.write_text(str(os.getpid()))
+        path.write_text(f"{os.getpid()} {os.getppid()}\n")
     return Hang()
 
 

@@ -1,4 +1,4 @@
-"""The bench of models: worker processes are real ones, but for the tests that use ``forked_workers``."""
+"""The bench of models: tests that use ``forked_workers`` find its warm parents started."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compresskit.benchmark.pool import Worker
 from compresskit.benchmark.run import Plan, Spec, bench, change, measure
+from compresskit.benchmark.stats import Look
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.model import InputSpec
 from compresskit.report import Measurement
@@ -164,7 +166,9 @@ def test_a_hanging_model_is_given_up_and_its_process_ended(importable, tmp_path)
     note = tmp_path / "pid"
     with pytest.raises(MachineError, match="hang: no answer"):
         measure([torch_spec("hang", note)], Plan(processes=1, more=0, timeout_s=4))
-    assert gone(int(note.read_text()))
+    worker, parent = map(int, note.read_text().split())
+    assert gone(worker)
+    assert parent == os.getpid() or gone(parent)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="posix signals")
@@ -181,13 +185,13 @@ def test_no_worker_outlives_its_parent(importable, tmp_path, how):
         [*with_us(), sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": HERE}, stderr=subprocess.DEVNULL
     )
     for _ in range(400):
-        if note.exists() and note.read_text():
+        if note.exists() and note.read_text().endswith("\n"):
             break
         time.sleep(0.05)
-    worker = int(note.read_text())
+    started = map(int, note.read_text().split())  # the worker, and what it was forked from
     os.kill(parent.pid, how)
     assert parent.wait(timeout=20) != 0
-    assert gone(worker)
+    assert all(map(gone, started))
 
 
 def test_workers_are_closed_when_the_parent_is_interrupted(tmp_path, monkeypatch):
@@ -281,12 +285,32 @@ def test_importing_the_bench_needs_no_torch():
 
 
 @pytest.mark.usefixtures("forked_workers")
-@pytest.mark.parametrize("left_open", [False, True])
-def test_a_question_left_open_is_followed_up_with_more_processes(tmp_path, monkeypatch, left_open):
+@pytest.mark.parametrize(("known_after", "n"), [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (9, 6)])
+def test_processes_are_started_until_a_look_answers_the_question(tmp_path, monkeypatch, known_after, n):
     from compresskit.benchmark import run
 
     path = model(tmp_path / "m.onnx", 8)
-    monkeypatch.setattr(run.stats, "compare", lambda *_: "inconclusive" if left_open else "same")
-    plan = Plan(rounds=1, processes=2, more=1, turn_s=0.001, warmup_s=0)
+    asked = []
+
+    def settled(base, other, look, bars):
+        asked.append((look.error, bars))
+        return len(base) >= known_after
+
+    monkeypatch.setattr(run.stats, "settled", settled)
+    plan = Plan(rounds=1, processes=4, more=2, early=((2, Look(0.001)),), bars=(1.5,), turn_s=0.001, warmup_s=0)
     found = bench([Spec("a", path), Spec("b", path)], plan=plan)
-    assert next(m for m in found if m.name == "speedup").n == (3 if left_open else 2)
+    assert next(m for m in found if m.name == "speedup").n == n
+    assert asked == [(0.001, (1.5,)), (0.003, (1.5,))][: 1 if n == 2 else 2]
+
+
+@pytest.mark.usefixtures("forked_workers")
+@pytest.mark.parametrize(("count", "plan", "n"), [(1, Plan(processes=2, more=1, early=((1, Look()),)), 2),
+                                                  (2, Plan().exactly(4), 4)])  # fmt: skip
+def test_nothing_ends_early_where_nothing_is_compared_or_a_number_was_given(tmp_path, monkeypatch, count, plan, n):
+    from compresskit.benchmark import run
+
+    monkeypatch.setattr(run.stats, "settled", lambda *_: True)
+    path = model(tmp_path / "m.onnx", 8)
+    quick = replace(plan, rounds=1, turn_s=0.001, warmup_s=0)
+    found = bench([Spec(name, path) for name in "ab"[:count]], plan=quick)
+    assert found[0].n == n

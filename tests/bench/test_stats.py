@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from compresskit.benchmark import stats
+from compresskit.benchmark.plan import Plan
 from compresskit.benchmark.stats import Estimate, compare, decide, estimate, speedup, student_quantile
 
 
@@ -102,6 +103,11 @@ def test_identical_latencies_are_the_same():
         (0.9975, 10, 3.5814),
         (0.9975, 30, 3.0298),
         (0.975, 120, 1.9799),
+        (0.975, 1, 12.7062),
+        (0.975, 2, 4.3027),
+        (0.99975, 2, 44.7046),
+        (0.99925, 4, 7.7412),
+        (0.975, 100_000, 1.9600),
     ],
 )
 def test_quantiles_are_those_of_the_tables(p, df, value):
@@ -111,3 +117,55 @@ def test_quantiles_are_those_of_the_tables(p, df, value):
 def test_models_of_unequal_generations_are_refused():
     with pytest.raises(ValueError):
         stats.speedup([[1.0]], [[1.0], [1.0]])
+
+
+def test_the_errors_of_all_looks_come_to_one_percent():
+    plan = Plan()
+    looks = [plan.look(n) for n in range(plan.processes + plan.more)]
+    assert sum(look.error for look in looks if look) + stats.Look().error <= 0.01 + 1e-9
+    assert [n for n, look in enumerate(looks) if look] == [3, 5, 7]
+    assert not any(Plan().exactly(20).look(n) for n in range(20))
+
+
+def ended(slower, trials=400, **noise):
+    """Verdicts of comparisons that end at the first look that says enough, and the generations that they took."""
+    rng, plan = np.random.default_rng(0), Plan()
+    counts, taken = Counter(), []
+    for _ in range(trials):
+        base = latencies(rng, 14, 5, **noise)
+        other = latencies(rng, 14, 5, slower=slower, **noise)
+        looks = ((n, plan.look(n)) for n in range(2, 14))
+        n = next((n for n, look in looks if look and stats.settled(base[:n], other[:n], look)), 14)
+        counts[compare(base[:n], other[:n])] += 1
+        taken.append(n)
+    return counts, np.mean(taken)
+
+
+@pytest.mark.parametrize("process", [0.002, 0.03, 0.1])
+def test_an_early_end_does_not_make_equal_models_different(process):
+    counts, _ = ended(0.0, process=process)
+    assert counts["faster"] + counts["slower"] <= 8  # 1 of 100 is what is expected at most; an end at p < .05 has 40
+
+
+def test_an_early_end_finds_a_tenth_with_fewer_processes():
+    counts, taken = ended(0.1)
+    assert counts["slower"] >= 380  # 95 of 100
+    assert taken < 6
+
+
+@pytest.mark.parametrize(("bars", "look", "answer"), [
+    ((), stats.Look(), True),
+    ((1.5,), stats.Look(), True),
+    ((1.99,), stats.Look(), False),
+    ((1.5, 1.99), stats.Look(), False),
+    ((), stats.Look(0.005, 0.005, sharp=True), True),
+])  # fmt: skip
+def test_a_question_is_settled_when_each_bar_is_reached_or_missed(bars, look, answer):
+    base = [[2.0], [2.04], [1.96], [2.02], [1.98]]
+    assert stats.settled(base, [[1.0]] * 5, look, bars) == answer
+
+
+def test_an_early_end_waits_for_a_narrow_interval():
+    base, other = [[20.0], [22.0], [18.0], [21.0], [19.0]], [[1.0]] * 5
+    assert stats.settled(base, other, stats.Look())
+    assert not stats.settled(base, other, stats.Look(sharp=True))

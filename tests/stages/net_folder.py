@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from compresskit.data.opening import open_source
+from compresskit.runner.api import run
+from compresskit.runner.loading import load
+
 
 def write_net(folder: Path, code: str, pixels: int, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Write net.py, data.npz, and the weights of ``net()`` and its kin, where the code has them.
@@ -33,6 +37,31 @@ def write_net(folder: Path, code: str, pixels: int, count: int = 64) -> tuple[np
     y = generator.integers(0, 4, count)
     np.savez(folder / "data.npz", x=x, y=y)
     return x, y
+
+
+def run_net(
+    made: Path,
+    out: Path,
+    *stages: Any,
+    source: str = "net.pt",
+    pixels: int = 12,
+    data: bool = True,
+    export: bool = False,
+) -> Any:
+    """The report of stages on the net of a folder that :func:`write_net` wrote.
+
+    Args:
+        made: The folder.
+        out: Where the bundle goes.
+        stages: What is done.
+        source: Weights, or a bundle.
+        pixels: Height and width of a picture.
+        data: Whether the stages get its pictures.
+        export: Whether the bundle gets an ONNX file.
+    """
+    model = load(made / source, arch=f"{made / 'net.py'}:net", input_shape=(1, 3, pixels, pixels))
+    known = open_source(str(made / "data.npz")) if data else None
+    return run(model, list(stages), out, data=known, export=export, bench=False, force=True)
 
 
 def write_encoder(folder: Path, layers: int, count: int) -> tuple[np.ndarray, np.ndarray]:

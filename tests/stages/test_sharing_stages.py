@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import run_net, write_net
 from pydantic import ValidationError
 from torch import nn
 
-from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
 from compresskit.ops.packed.modules import PackedLayer
-from compresskit.runner.api import method, run
+from compresskit.runner.api import method
 from compresskit.runner.loading import load
 
 NET = """
@@ -44,12 +43,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_on(made: Path, out: Path, *stages: Any, data: bool = True, export: bool = False) -> Any:
-    model = load(made / "net.pt", arch=f"{made / 'net.py'}:net", input_shape=(1, 3, 12, 12))
-    known = open_source(str(made / "data.npz")) if data else None
-    return run(model, list(stages), out, data=known, export=export, bench=False, force=True)
-
-
 def again(made: Path, out: Path) -> Any:
     return load(out, arch=f"{made / 'net.py'}:net")
 
@@ -60,7 +53,7 @@ def weights(out: Path) -> int:
 
 def test_a_palette_bundle_loads_again_and_is_compared_with_rtn(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report = run_on(made, out, method("quantize.palette", bits=3, samples=32), export=True)
+    report = run_net(made, out, method("quantize.palette", bits=3, samples=32), export=True)
     parity = next(gate for gate in report.gates if "parity" in gate.name.lower())
     assert parity.passed
     model = again(made, out)
@@ -79,7 +72,7 @@ def test_palettes_that_there_are_not_are_refused(options: dict[str, Any]) -> Non
 
 
 def test_tied_blocks_are_stored_once_and_load_as_one(made: Path, tmp_path: Path) -> None:
-    run_on(made, tmp_path / "out", method("share.tie", samples=32), export=True)
+    run_net(made, tmp_path / "out", method("share.tie", samples=32), export=True)
     model = again(made, tmp_path / "out")
     block, other = model.module.get_submodule("1.0"), model.module.get_submodule("1.1")
     assert other.conv1.weight is block.conv1.weight and other.bn1.running_mean is not block.bn1.running_mean
@@ -98,7 +91,7 @@ def weights_before(made: Path) -> int:
 
 def test_tied_blocks_are_trained_and_quantized_as_one(made: Path, tmp_path: Path) -> None:
     stages = (method("share.tie", samples=16, epochs=1, run_length=4), method("quantize.palette", samples=16))
-    run_on(made, tmp_path / "out", *stages)
+    run_net(made, tmp_path / "out", *stages)
     model = again(made, tmp_path / "out")
     first, last = (model.module.get_submodule(f"1.{n}.conv1") for n in (0, 3))
     assert isinstance(first, PackedLayer) and torch.equal(first.codes, last.codes)
@@ -107,13 +100,13 @@ def test_tied_blocks_are_trained_and_quantized_as_one(made: Path, tmp_path: Path
 
 def test_what_cannot_be_tied_is_an_error(made: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no layers with such similar weights"):
-        run_on(made, tmp_path / "out", method("share.tie", alike=0.99))
+        run_net(made, tmp_path / "out", method("share.tie", alike=0.99))
     with pytest.raises(UsageError, match="`alike` ties single layers"):
         method("share.tie", alike=0.5, run_length=3)
 
 
 def test_layers_of_a_list_left_out_stay(made: Path, tmp_path: Path) -> None:
-    run_on(made, tmp_path / "out", method("share.tie", exclude=("1.2",)), data=False)
+    run_net(made, tmp_path / "out", method("share.tie", exclude=("1.2",)), data=False)
     model = again(made, tmp_path / "out")
     blocks: Any = model.module.get_submodule("1")
     assert isinstance(blocks, nn.Sequential)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import run_net, write_net
 from safetensors.torch import load_file
 from test_substitute_tokens_stage import NET
 from torch import nn
@@ -31,9 +31,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_on(made: Path, out: Path, *, export: bool = False, **options: Any) -> Any:
-    model = load(made / "net.pt", arch=f"{made / 'net.py'}:net", input_shape=(1, 3, 12, 12))
     stage = method("substitute.attention", **{"guard": "size", **options})
-    return run(model, [stage], out, data=open_source(str(made / "data.npz")), export=export, bench=False, force=True)
+    return run_net(made, out, stage, export=export)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import run_net, write_net
 from safetensors.torch import load_file
 from torch import nn
 
-from compresskit.data.opening import open_source
 from compresskit.errors import InputError, UsageError
-from compresskit.runner.api import method, run
+from compresskit.runner.api import method
 from compresskit.runner.loading import load
 from compresskit.stages import shared_latency
 
@@ -44,9 +43,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_on(made: Path, out: Path, *, export: bool = False, **options: Any) -> Any:
-    model = load(made / "net.pt", arch=f"{made / 'net.py'}:net", input_shape=(1, 3, 12, 12))
     stage = method("substitute.patches", **{"guard": "size", **options})
-    return run(model, [stage], out, data=open_source(str(made / "data.npz")), export=export, bench=False, force=True)
+    return run_net(made, out, stage, export=export)
 
 
 def test_the_bundle_rebuilds_what_was_measured(made: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import run_net, write_net
 from safetensors.torch import load_file
 from torch import nn
 
@@ -68,12 +68,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_on(made: Path, out: Path, *stages: Any, source: str = "net.pt", data: bool = True, export: bool = False) -> Any:
-    model = load(made / source, arch=f"{made / 'net.py'}:net", input_shape=(1, 3, 12, 12))
-    known = open_source(str(made / "data.npz")) if data else None
-    return run(model, list(stages), out, data=known, export=export, bench=False, force=True)
-
-
 def collapse(**options: Any) -> Any:
     return method("substitute.collapse", **{"guard": "size", "samples": 64, **options})
 
@@ -92,7 +86,7 @@ def stood_in(module: nn.Module) -> list[str]:
     "options", [{"count": 2}, {"count": 3, "stand_in": "1x1"}, {"budget": 0.7, "stand_in": "3x3"}, {"budget": 0.4}]
 )
 def test_the_bundle_rebuilds_what_was_measured(made: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    report = run_on(made, tmp_path / "out", collapse(**options))
+    report = run_net(made, tmp_path / "out", collapse(**options))
     facts = report.history[-1]["facts"]
     module = again(made, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
@@ -110,13 +104,13 @@ def test_the_bundle_rebuilds_what_was_measured(made: Path, tmp_path: Path, optio
 
 
 def test_a_stand_in_is_exported_trained_shrunk_and_quantized(made: Path, tmp_path: Path) -> None:
-    report = run_on(made, tmp_path / "out", collapse(count=2, epochs=1, batch_size=16), export=True)
+    report = run_net(made, tmp_path / "out", collapse(count=2, epochs=1, batch_size=16), export=True)
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
     assert report.models[1].parameters < report.models[0].parameters
     assert report.models[1].macs < report.models[0].macs
     assert any("the teacher's outputs" in note for note in report.notes)
     source, gone = str(tmp_path / "out"), stood_in(again(made, tmp_path / "out"))
-    twice = run_on(made, tmp_path / "twice", collapse(count=1), source=source)
+    twice = run_net(made, tmp_path / "twice", collapse(count=1), source=source)
     assert not set(twice.history[-1]["facts"]["layers"]) & {f"{name}.layer" for name in gone}
     for later in (
         method("prune.structured", ratio=0.3, round_to=4),
@@ -124,17 +118,17 @@ def test_a_stand_in_is_exported_trained_shrunk_and_quantized(made: Path, tmp_pat
         method("quantize.rtn", bits=8),
         method("prune.depth", drop=1),
     ):
-        run_on(made, tmp_path / "later", later, source=source)
+        run_net(made, tmp_path / "later", later, source=source)
         stored = load_file(tmp_path / "later" / "model.safetensors")
         assert again(made, tmp_path / "later").state_dict().keys() == stored.keys()
     with pytest.raises(UsageError, match=r"substitute\.collapse comes after quantize") as caught:
-        run_on(made, tmp_path / "no", method("quantize.rtn", bits=8), collapse(count=1))
+        run_net(made, tmp_path / "no", method("quantize.rtn", bits=8), collapse(count=1))
     assert caught.value.hint == "substitute first, then quantize"
 
 
 def test_the_same_twice(made: Path, tmp_path: Path) -> None:
     for out in ("a", "b"):
-        run_on(made, tmp_path / out, collapse(count=2))
+        run_net(made, tmp_path / out, collapse(count=2))
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
@@ -153,7 +147,7 @@ def test_what_is_no_faster_is_not_taken(
 
     monkeypatch.setattr(shared_latency, "share_of_time", share)
     monkeypatch.setattr(shared_latency, "_ratio", ratio)
-    report = run_on(made, tmp_path / "out", collapse(guard="latency", stand_in="1x1", **options))
+    report = run_net(made, tmp_path / "out", collapse(guard="latency", stand_in="1x1", **options))
     facts = report.history[-1]["facts"]
     assert "2.1" not in facts["layers"] and {fact["time"] for fact in facts["layers"].values()} == {0.5}
     if "2.1" in report.coverage.skipped and "faster" in report.coverage.skipped["2.1"]:
@@ -177,14 +171,14 @@ def test_what_is_no_faster_is_not_taken(
 )
 def test_options_that_cannot_be_are_refused(made: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
-        run_on(made, tmp_path / "out", collapse(**options))
+        run_net(made, tmp_path / "out", collapse(**options))
     assert message in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_without_data_or_blocks_it_is_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs calibration data"):
-        run_on(made, tmp_path / "out", collapse(count=1), data=False)
+        run_net(made, tmp_path / "out", collapse(count=1), data=False)
     np.savez(tmp_path / "d.npz", x=np.zeros((4, 8), "float32"))
     model = load(made / "bare.pt", arch=f"{made / 'net.py'}:bare", input_shape=(1, 8))
     with pytest.raises(InputError, match="no sequence of blocks"):
@@ -192,14 +186,14 @@ def test_without_data_or_blocks_it_is_refused(made: Path, tmp_path: Path) -> Non
 
 
 def test_pruned_blocks_get_a_stand_in_by_the_same_code(made: Path, tmp_path: Path) -> None:
-    run_on(made, tmp_path / "a", method("prune.depth", drop=2, stand_in="1x1", samples=64))
-    run_on(made, tmp_path / "b", collapse(count=2, stand_in="1x1"))
+    run_net(made, tmp_path / "a", method("prune.depth", drop=2, stand_in="1x1", samples=64))
+    run_net(made, tmp_path / "b", collapse(count=2, stand_in="1x1"))
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
-    named = run_on(made, tmp_path / "c", method("prune.depth", blocks=("1.*",), stand_in="3x3", samples=64))
+    named = run_net(made, tmp_path / "c", method("prune.depth", blocks=("1.*",), stand_in="3x3", samples=64))
     assert stood_in(again(made, tmp_path / "c")) == ["1.0", "1.1"]
     assert [step["name"] for step in named.history] == ["substitute.collapse"]
     with pytest.raises(UsageError, match="`stand_in` ranks blocks by the model's output"):
-        run_on(made, tmp_path / "no", method("prune.depth", drop=1, stand_in="auto", ranking="influence"))
+        run_net(made, tmp_path / "no", method("prune.depth", drop=1, stand_in="auto", ranking="influence"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -252,7 +246,7 @@ def test_a_folder_of_transformers_with_bottlenecks_comes_back(tmp_path: Path) ->
 
 
 def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> None:
-    report = run_on(made, tmp_path / "out", method("substitute.fold"), data=False, export=True)
+    report = run_net(made, tmp_path / "out", method("substitute.fold"), data=False, export=True)
     assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
     module, before = again(made, tmp_path / "out"), again(made, Path(made / "net.pt"))
     assert not any(isinstance(part, nn.BatchNorm2d) for part in module.modules())
@@ -261,12 +255,12 @@ def test_folded_layers_come_back_from_the_bundle(made: Path, tmp_path: Path) -> 
         assert float((module(x) - before(x)).norm() / before(x).norm()) <= 1e-6
     assert report.history[-1]["facts"]["layers"]["1.0.conv1"]["gone"] == ["bn1"]
     assert report.notes[0] == "8 layers were merged exactly into 8; the model's output stays the same"
-    later = run_on(made, tmp_path / "later", collapse(count=1), source=str(tmp_path / "out"))
+    later = run_net(made, tmp_path / "later", collapse(count=1), source=str(tmp_path / "out"))
     assert len(later.history) == 2 and stood_in(again(made, tmp_path / "later"))
     with pytest.raises(InputError, match="no layers that can be merged exactly"):
-        run_on(made, tmp_path / "no", method("substitute.fold"), source=str(tmp_path / "out"), data=False)
+        run_net(made, tmp_path / "no", method("substitute.fold"), source=str(tmp_path / "out"), data=False)
     with pytest.raises(UsageError, match="no layer matches 'nothing'"):
-        run_on(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)
+        run_net(made, tmp_path / "no", method("substitute.fold", exclude=("nothing",)), data=False)
 
 
 def test_units_that_never_or_always_switch_on_are_gone_from_the_bundle(made: Path, tmp_path: Path) -> None:
@@ -296,7 +290,7 @@ def test_depthwise_layers_come_back_from_the_bundle(
     """What is timed is made up: convolutions of 16 channels gain nothing."""
     monkeypatch.setattr(shared_latency, "share_of_time", lambda layer, *_: 1.1 if layer.in_channels == 16 else 0.5)
     stage = method("substitute.depthwise", multiplier=1, samples=64, exclude=("1.1.*",))
-    report = run_on(made, tmp_path / "out", stage, export=True)
+    report = run_net(made, tmp_path / "out", stage, export=True)
     layers, skipped = report.history[-1]["facts"]["layers"], report.coverage.skipped
     assert sorted(layers) == ["0", "1.0.conv1", "1.0.conv2", "2.0.conv1"]
     assert skipped["1.1.conv1"] == "excluded" and skipped["2.1.conv1"].startswith("no faster: 1.10")
@@ -308,7 +302,7 @@ def test_depthwise_layers_come_back_from_the_bundle(
     assert set(skipped) == {"1.1.conv1", "1.1.conv2", "2.0.conv2", "2.1.conv1", "2.1.conv2"}
     with pytest.raises(InputError, match="no convolution of this model can be made depthwise"):
         wide = method("substitute.depthwise", multiplier=9, guard="size")
-        run_on(made, tmp_path / "no", wide)
+        run_net(made, tmp_path / "no", wide)
 
 
 @pytest.mark.parametrize(

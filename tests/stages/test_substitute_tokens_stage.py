@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from net_folder import write_net
+from net_folder import run_net, write_net
 from safetensors.torch import load_file
 from torch import nn
 
@@ -66,12 +66,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_on(
-    made: Path, out: Path, *stages: Any, source: str = "net.pt", export: bool = False, data: bool = False
-) -> Any:
-    model = load(made / source, arch=f"{made / 'net.py'}:net", input_shape=(1, 3, 12, 12))
-    known = open_source(str(made / "data.npz")) if data else None
-    return run(model, list(stages), out, data=known, export=export, bench=False, force=True)
+def run_on(made: Path, out: Path, *stages: Any, data: bool = False, **how: Any) -> Any:
+    return run_net(made, out, *stages, data=data, **how)
 
 
 def tokens(**options: Any) -> Any:

@@ -41,7 +41,8 @@ def command(
 
     A language model goes to llama.cpp with --to gguf and to onnxruntime-genai with --to genai, an encoder-decoder to
     optimum and transformers.js with --to optimum, and any model of transformers back to it with --to
-    compressed-tensors. The codes stay those of MODEL; each file is read back, or run, and compared.
+    compressed-tensors. --to gptq writes the checkpoint format of GPTQModel and vLLM. The codes stay those of MODEL;
+    each file is read back, or run, and compared.
     """
     from compresskit.cli.console import check_html, check_json, check_output, finish, progressing
     from compresskit.cli.inputs import command_line, load_model

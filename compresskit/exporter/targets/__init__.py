@@ -14,6 +14,7 @@ _TARGETS = {
     "gguf": "compresskit.exporter.targets.gguf:Gguf",
     "genai": "compresskit.exporter.targets.genai:Genai",
     "optimum": "compresskit.exporter.targets.optimum:Optimum",
+    "gptq": "compresskit.exporter.targets.gptq:Gptq",
     "compressed-tensors": "compresskit.exporter.targets.compressed_tensors:CompressedTensors",
 }
 

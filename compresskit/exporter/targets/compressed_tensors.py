@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compresskit.checkpoint.safetensors_writer import Entry, write_safetensors
+from compresskit.checkpoint.safetensors_writer import Entry
 from compresskit.errors import GateError, InputError, listing
 from compresskit.exporter.quiet import first_line, quiet
 from compresskit.exporter.samples import samples
-from compresskit.exporter.targets.target import Target, Written, copy_extras
-from compresskit.exporter.targets.weights import Weight, check_shapes, weights_of
+from compresskit.exporter.targets.folders import LinearFolder, write_folder
+from compresskit.exporter.targets.target import Written
 from compresskit.model import Model
 from compresskit.ops.calibration.trace import tensors_in
-from compresskit.ops.packed.grid import Packed, dequantize, unpack
+from compresskit.ops.packed.grid import Packed, unpack
 from compresskit.ops.packed.layout import Grid
 from compresskit.report import Gate
 from compresskit.stage import Progress, silent
@@ -31,38 +30,20 @@ _EXACT, _ROUNDED = 1e-5, 1e-2
 transformers unpacks by zero points are rounded to float16."""
 
 
-class CompressedTensors(Target):
-    """A folder with config.json, one model.safetensors, and the tokenizer.
-
-    Any model of transformers can be carried: the format has codes for Linear layers, others are stored as floats.
-    """
+class CompressedTensors(LinearFolder):
+    """Any model of transformers can be carried: the format has codes for Linear layers, others are stored as floats."""
 
     name: ClassVar[str] = "compressed-tensors"
     package: ClassVar[str] = "compressed_tensors"
     extra: ClassVar[str] = "compressed-tensors"
     ending: ClassVar[str] = "-compressed-tensors"
-    marker: ClassVar[str | None] = "config.json"
     architectures: ClassVar[tuple[str, ...] | None] = None
-
-    def reason_against(self, grid: Grid) -> str | None:
-        """See :class:`Target`."""
-        if not grid.format.equal_steps:
-            return f"the format has no {grid.dtype}; quantize with equal steps"
-        return None
 
     def write(self, model: Model, place: Path, progress: Progress = silent) -> Written:
         """See :class:`Target`. The gate: transformers loads the folder, and gives the module's outputs."""
-        found = weights_of(model.module, self.name)
-        rounded = _without_codes(check_shapes(model.module, found, self.name), found)
-        coded = {n.removesuffix(".weight"): w for n, w in found.items() if isinstance(w, Packed) and n not in rounded}
-        _check_groups(coded)
+        found, coded, rounded = self.split(model)
         progress("writing compressed-tensors", 0, 2)
-        data = json.loads((model.source / "config.json").read_text(encoding="utf-8")) | model.card.config_changes
-        data["quantization_config"] = _config(coded)
-        entries = [entry for name, weight in found.items() for entry in _entries(name, weight, name in rounded)]
-        write_safetensors(place / "model.safetensors", entries, {"format": "pt"})
-        copy_extras(model, place)
-        (place / "config.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+        write_folder(model, place, found, rounded, _config(coded), _entries)
         progress("writing compressed-tensors", 1, 2)
         shifted = any(weight.zeros is not None for weight in coded.values())
         gate = _prove(model, place, _ROUNDED if rounded or shifted else _EXACT, dense=shifted)
@@ -75,42 +56,6 @@ class CompressedTensors(Target):
         if rounded:
             notes.append(f"the format has codes for Linear alone: {listing(rounded)} are stored in float16")
         return Written([gate], notes)
-
-
-def _without_codes(plain: nn.Module, found: Mapping[str, Weight]) -> list[str]:
-    """The packed weights for which the format has no codes, of layers that can be stored as floats.
-
-    Raises:
-        InputError: A layer is none of torch's: its weights would be most of the model.
-    """
-    names = []
-    for name, weight in found.items():
-        layer = _layer(plain, name.removesuffix(".weight"))
-        if isinstance(weight, Packed) and not isinstance(layer, nn.Linear):
-            if not isinstance(layer, (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-                raise InputError(
-                    f"compressed-tensors can't carry {name}: it has codes for Linear, which this is not",
-                    "take another format, or quantize with `exclude` for these layers",
-                )
-            names.append(name)
-    return names
-
-
-def _layer(plain: nn.Module, name: str) -> nn.Module | None:
-    """None for a layer that exists only while a module is quantized, as each expert of a fused tensor."""
-    try:
-        return plain.get_submodule(name)
-    except AttributeError:
-        return None
-
-
-def _check_groups(coded: dict[str, Packed]) -> None:
-    for name, weight in coded.items():
-        if weight.grid.group_size and weight.shape[1] % weight.grid.group_size:
-            raise InputError(
-                f"compressed-tensors can't carry {name}: its {weight.shape[1]} columns don't fill groups",
-                "quantize in groups that divide its columns",
-            )
 
 
 def _config(coded: dict[str, Packed]) -> dict[str, Any]:
@@ -138,14 +83,8 @@ def _config(coded: dict[str, Packed]) -> dict[str, Any]:
     return {**found, "quant_method": "compressed-tensors"}
 
 
-def _entries(name: str, weight: Weight, floats: bool) -> Iterator[Entry]:
-    """The tensors of one weight, each made when it is written; a packed one as floats where asked for."""
-    if not isinstance(weight, Packed):
-        yield Entry(name, weight.dtype, tuple(weight.shape), weight.contiguous)
-        return
-    if floats:
-        yield Entry(name, torch.float16, weight.shape, lambda: dequantize(weight, torch.float16))
-        return
+def _entries(name: str, weight: Packed) -> Iterator[Entry]:
+    """The tensors of one weight, each made when it is written."""
     rows, columns = weight.shape
     bits, groups = weight.grid.bits, weight.scales.shape[1]
     yield Entry(f"{name}_packed", torch.int32, (rows, math.ceil(columns * bits / 32)), lambda: _codes(weight))

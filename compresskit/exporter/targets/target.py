@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from torch import nn
+
 from compresskit.checkpoint.bundle import extras_of
 from compresskit.errors import UsageError, listing, missing_extra
 from compresskit.model import Model
@@ -61,6 +63,10 @@ class Target(ABC):
     def reason_against(self, grid: Grid) -> str | None:
         """Why codes on a grid can't be carried, as words that follow the name of a layer; None when they can."""
 
+    def reason_against_shape(self, name: str, shape: tuple[int, ...], grid: Grid) -> str | None:
+        """The same for the codes of a Linear layer, by its name and its sizes ``(out, in)``."""
+        return None
+
     @abstractmethod
     def write(self, model: Model, place: Path, progress: Progress = silent) -> Written:
         """Write a model whose architecture :meth:`check` let pass.
@@ -108,12 +114,26 @@ class Target(ABC):
                 f"`to` {self.name} can't carry {model.card.arch.reference}",
                 f"it carries causal language models of: {', '.join(known)}",
             )
-        against: dict[str, list[str]] = {}
+        against: dict[str, dict[str, None]] = {}
         for name, grid in grids:
-            if reason := self.reason_against(grid):
-                against.setdefault(reason, []).append(name)
+            reason, shape = self.reason_against(grid), linear_shape(model.body, name)
+            if reason is None and shape is not None:
+                reason = self.reason_against_shape(name, shape, grid)
+            if reason is not None:
+                against.setdefault(reason, {})[name] = None
         for reason, layers in against.items():
-            raise UsageError(f"`to` {self.name} can't carry {listing(layers)}: {reason}")
+            raise UsageError(f"`to` {self.name} can't carry {listing([*layers])}: {reason}")
+
+
+def linear_shape(module: nn.Module, name: str) -> tuple[int, int] | None:
+    """``(out, in)`` of a Linear layer, packed or not; None where there is no such layer of this name."""
+    from compresskit.ops.packed.modules import PackedLinear
+
+    try:
+        layer = module.get_submodule(name)
+    except AttributeError:
+        return None
+    return (layer.out_features, layer.in_features) if isinstance(layer, (nn.Linear, PackedLinear)) else None
 
 
 def copy_extras(model: Model, folder: Path) -> None:
