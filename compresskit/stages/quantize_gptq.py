@@ -58,8 +58,8 @@ class QuantizeGptq(Formatted, Repaired, CalibratedWeightOnly):
         Field(
             ge=0,
             le=10_000,
-            description="Steps of signed gradient descent per block, with 8 samples each, that then refine codes and "
-            "scales against the block's output (AutoRound). 200 take minutes; they pay off at 2 and 3 bits.",
+            description="Optimization steps per block, with 8 samples each, that refine codes and scales against the "
+            "block's output afterwards (SignRound). 200 take minutes; they pay off most at 2 and 3 bits.",
         ),
     ] = 0
     damping: Damping = None
@@ -112,8 +112,7 @@ class QuantizeGptq(Formatted, Repaired, CalibratedWeightOnly):
     def _tuning(self, ctx: Context) -> Tune:
         from compresskit.ops.quantize.reconstruct import Effort, reconstruct
 
-        rate = 1 / self.tune
-        effort = Effort(self.tune, rate, rate, norm_lr=0.0, seed=ctx.seed, signs=True, calibrated=True)
+        effort = Effort(self.tune, norm_lr=0.0, seed=ctx.seed, calibrated=True)
 
         def tune(segment: Segment, start: Mapping[str, Packed], terms: Mapping[str, Tensor]) -> Mapping[str, Packed]:
             if len(start) < 2 and not segment.is_block:

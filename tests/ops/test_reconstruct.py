@@ -137,18 +137,18 @@ def test_learning_beats_rounding(net: nn.Module) -> None:
     assert distance(net, original, unseen) < 0.5 * distance(plain, original, unseen)
 
 
-def test_signs_of_gradients_improve_calibrated_codes(net: nn.Module) -> None:
+def test_learning_improves_calibrated_codes(net: nn.Module) -> None:
     original, plain = copy.deepcopy(net), copy.deepcopy(net)
-    effort = Effort(60, 1 / 60, 1 / 60, norm_lr=0.0, signs=True)
+    effort = Effort(100, norm_lr=0.0, calibrated=True)
     tune = partial(reconstruct, effort=effort, progress=lambda _done, _total: None)
     data = batches(12)
     for module, method in (
         (plain, Method(quantize_gptq)),
         (net, Method(quantize_gptq, tune=lambda segment, start, terms: tune(segment, start, terms=terms))),
     ):
-        quantize_calibrated(module, Selection(2, 32), method, data, forward, silent)
+        quantize_calibrated(module, Selection(3, 32), method, data, forward, silent)
     unseen = batches(16)[12:]
-    assert distance(net, original, unseen) < 0.8 * distance(plain, original, unseen)
+    assert distance(net, original, unseen) < 0.9 * distance(plain, original, unseen)
 
 
 def test_no_step_leads_away_from_plain_rounding(net: nn.Module) -> None:
