@@ -122,7 +122,7 @@ def texts(bench: Bench, folder: Path) -> tuple[dict[str, Path], dict[str, np.nda
         out = folder / f"minilm-{len(files)}"
         cli("quantize", minilm(), *options, "--data", lines, "--sequence", TOKENS, "--no-bench", "-o", out)
         files[way] = out / "model.onnx"
-    shown = plain_lines(bench.data("text", "wikitext2_test.txt"))[: 4 if bench.quick else LINES // 4]
+    shown = plain_lines(bench.data("text", "wikitext2_test.txt"))[: 4 if bench.quick else LINES // 10]
     found = AutoTokenizer.from_pretrained(minilm())(
         shown, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np"
     )
@@ -132,7 +132,11 @@ def texts(bench: Bench, folder: Path) -> tuple[dict[str, Path], dict[str, np.nda
 def output(python: list[str], path: Path, given: Path) -> np.ndarray:
     """The first output of a file under a Python of one of the two machines."""
     kept = given.with_name("output.npy")
-    subprocess.run([*python, "-c", RUN, str(path), str(given), str(kept)], check=True)
+    done = subprocess.run(
+        [*python, "-c", RUN, str(path), str(given), str(kept)], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{path} failed:\n{done.stderr}")
     found: np.ndarray = np.load(kept)
     return found
 

@@ -1,10 +1,12 @@
 """The recipes that ship, run on real models: size, speed and quality against the original.
 
 ResNet-20 goes through ``edge-int8``, ``collapse-int8`` and ``prune-distill-int8``, MiniLM through ``bert-small``, each
-as a user would run it: the recipe's own options, data and model from the command line. Images are calibrated and
-trained on CIFAR-10's training part, MiniLM on lines of WikiText-2's validation split and the texts of STS-B's training
-part, without its scores. The other recipes are held to their own verdict: ``edge-4bit`` on ResNet-20, ``cpu-fast`` and
-``qlora`` on MiniLM, ``llm-4bit`` on stories260k, ``tiny`` on the network of the demo.
+as a user would run it: the recipe's own options, data and model from the command line. ``exits-int8`` runs on ResNet-56
+with images at the end of the data that it was not trained on; its mean latency is that on other images. Images are
+calibrated and trained on CIFAR-10's training part, MiniLM on lines of WikiText-2's validation split and the texts of
+STS-B's training part, without its scores. The other recipes are held to their own verdict: ``edge-4bit`` and
+``palette-small`` on ResNet-20, ``cpu-fast`` and ``qlora`` on MiniLM, ``llm-4bit`` on stories260k, ``moe-half`` on a
+small mixture trained on letters, ``tiny`` on the network of the demo.
 
 Everything is measured on test data, the ONNX file that ships; speed is onnxruntime's with one thread for the networks
 of images, the best engine's for MiniLM.
@@ -19,7 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from bench_minilm import TOKENS, plain_lines
+from bench_routing import parts
 from cifar import NORMALIZE
 from harness import Bench, cli, command, figure, interval, minilm, workplace
 
@@ -49,9 +53,11 @@ class Real:
 
 IMAGES = {"edge-int8": Bars(3.3, 1.9, 0.1), "collapse-int8": Bars(3.5, 2.3, 1.5), "prune-distill-int8": Bars(6, 3, 0.9)}
 TEXT = Bars(5, 3, 80.0)
+EXITS = "exits-int8"
 ENGINES = ("onnxruntime", "openvino", "openvino-bf16")
 SHORT = {
     "prune-distill-int8": ("--set", "steps.2.epochs=1", "--set", "steps.2.train-samples=512"),
+    "exits-int8": ("--set", "steps.0.epochs=1", "--set", "steps.0.exit-drop=30pt"),
     "bert-small": ("--set", "steps.0.epochs=1", "--set", "steps.0.train-samples=512"),
 }
 FASTER = {"prune-distill-int8": ("--set", "steps.2.precision=bfloat16", "--set", "steps.2.held-out=0")}
@@ -63,6 +69,8 @@ def main() -> None:
         for name, bars in IMAGES.items():
             if bench.wants(name):
                 images(bench, name, bars, folder)
+        if bench.wants(EXITS):
+            exits(bench, folder)
         if bench.wants("bert-small"):
             text(bench, folder)
         for name, real in OTHERS.items():
@@ -95,6 +103,32 @@ def images(bench: Bench, name: str, bars: Bars, folder: Path) -> None:
         speed.value >= bars.faster,
     )  # fmt: skip
     bench.row(f"{name}, verdict", "PASS", report.verdict.value, 1, "", report.verdict.value == "PASS")
+
+
+def exits(bench: Bench, folder: Path) -> None:
+    """ResNet-56 against its export, and beside it 8 bit alone."""
+    model, (seen, _, rest) = bench.data("models", "resnet56.th"), parts(bench, folder)
+    arch = ("--arch", "examples/cifar_resnet.py:resnet56", "--input-shape", "1,3,32,32", "--normalize", NORMALIZE)
+    data = ("--data", seen, "--eval-data", rest, "--no-bench", "--no-cache")
+    start = time.perf_counter()
+    report = cli("run", EXITS, model, *arch, *data, *(SHORT[EXITS] if bench.quick else ()), "-o", folder / EXITS)
+    minutes = (time.perf_counter() - start) / 60
+    lost, n = figure(report, "accuracy", 0).value - figure(report, "accuracy").value, figure(report, "accuracy").n
+    bench.row(
+        f"{EXITS} on ResNet-56, accuracy lost", "≤ 1 pt", f"{lost:.3f} pt", n, f"{minutes:.1f} min", lost <= 1
+    )  # fmt: skip
+    cli("run", "edge-int8", model, *arch, *data, "-o", folder / "alone")
+    cli("export", model, *arch[:4], "-o", folder / "resnet56.onnx")
+    found = cli(
+        "compare", folder / "alone", folder / EXITS, folder / "resnet56.onnx", "--data", rest, "--normalize",
+        NORMALIZE, "--threads", 1,
+    )  # fmt: skip
+    faster, whole = figure(found, "speedup", 1), figure(found, "speedup", 2)
+    bench.row(
+        f"{EXITS} on ResNet-56, mean speed over 8 bit alone", "> 1×, low above 1", f"{faster.value:.2f}×", faster.n,
+        f"{interval(faster)}; {faster.value / whole.value:.2f}× over float32", (faster.low or 0) > 1,
+    )  # fmt: skip
+    bench.row(f"{EXITS} on ResNet-56, verdict", "PASS", report.verdict.value, 1, "", report.verdict.value == "PASS")
 
 
 def size(bench: Bench, name: str, report: Report, bars: Bars) -> None:
@@ -169,6 +203,19 @@ def stories(bench: Bench, _folder: Path) -> Words:
     return bench.data("models", "stories260k"), *data, "--eval-data", bench.data("text", "tinystories_eval.npz")
 
 
+def mixture(bench: Bench, folder: Path) -> Words:
+    """The first mixture of bench_experts.py, and windows of letters."""
+    import torch
+    from bench_experts import STEPS, pieces, trained
+
+    letters = np.frombuffer(bench.data("text", "tinyshakespeare.txt").read_bytes(), np.uint8).astype(np.int64)
+    split = torch.from_numpy(letters).split(len(letters) * 9 // 10)
+    trained(split[0], 0, 20 if bench.quick else STEPS).save_pretrained(folder / "mixture")
+    for name, part, count, seed in (("seen", split[0], 2048, 8), ("held", split[1], 256, 7)):
+        np.savez(folder / f"{name}.npz", input_ids=pieces(part, count, seed=seed).numpy())
+    return folder / "mixture", "--data", folder / "seen.npz", "--eval-data", folder / "held.npz"
+
+
 def digits(_bench: Bench, folder: Path) -> Words:
     demo = folder / "demo"
     subprocess.run(command("demo", "--quiet", "-o", demo), check=True, stdout=subprocess.DEVNULL)
@@ -178,6 +225,8 @@ def digits(_bench: Bench, folder: Path) -> Words:
 
 OTHERS = {
     "edge-4bit": Real("ResNet-20", "accuracy", resnet20),
+    "palette-small": Real("ResNet-20", "accuracy", resnet20),
+    "moe-half": Real("a small mixture", "perplexity", mixture),
     "cpu-fast": Real("MiniLM", "spearman", lines),
     "llm-4bit": Real("stories260k", "perplexity", stories),
     "tiny": Real("digits", "accuracy", digits),

@@ -88,6 +88,8 @@ TEXTS: dict[str, tuple[int, tuple[str | float, ...]]] = {
 BOTTLENECKS: tuple[tuple[str | float, ...], ...] = (("--count", 6), ("--budget", 0.7))
 DIGITS, SEEDS = "digits, 64-256-10 units", 3
 LEAST_UNITS, MOST_CHANGE = 60, 1e-5
+MARGIN = 0.05
+"""Chosen on seeds 10 to 17: the least of 0, .05, .1, .2 … with which no output changed by more than the bar."""
 NET = """
 from torch import nn
 
@@ -230,8 +232,8 @@ def digits(folder: Path, seed: int, epochs: int) -> dict[str, Any]:
     arch = ("--arch", f"{folder / 'net.py'}:net", "--input-shape", "1,64")
     cli("export", model, *arch, "-o", f"{out}.onnx")
     report = cli(
-        "substitute", model, *arch, "--method", "fold", "--units", "--data", folder / "digits-train.npz", "--eval-data",
-        folder / "digits-test.npz", "--no-bench", "-o", out,
+        "substitute", model, *arch, "--method", "fold", "--units", "--margin", MARGIN, "--data",
+        folder / "digits-train.npz", "--eval-data", folder / "digits-test.npz", "--no-bench", "-o", out,
     )  # fmt: skip
     before, after = (
         onnxruntime.InferenceSession(str(path)).run(None, {"input": x[1400:]})[0].astype(np.float64)

@@ -161,6 +161,14 @@ class Evaluation(_Part):
     drops: dict[str, tuple[float, float]] = {}
 
 
+class TimedOn(_Part):
+    """The samples that models were timed on: a name, the fingerprint as they were prepared, and how many."""
+
+    data: str
+    sha256: str
+    samples: Count
+
+
 class Coverage(_Part):
     """Which layers a stage changed (name to what it got), and which it left alone (name to the reason).
 
@@ -219,6 +227,7 @@ class Report(_Part):
     layers: list[LayerEntry] = []
     profile: list[NodeTime] = []
     evaluation: Evaluation | None = None
+    timed_on: TimedOn | None = None
     coverage: Coverage = Coverage()
     gates: list[Gate] = []
     steps: list[StepEntry] = []

@@ -134,12 +134,14 @@ class Searched:
         options: That are given besides, by field.
         preview: Options of the cheap first look at a candidate, which win over all others; None leaves the step out.
         efforts: Options of a candidate that is made with care, from quick to slow; the time left decides.
+        goal: ``size`` or ``latency`` where it gains only that: a search for the other leaves it out.
     """
 
     models: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     preview: Mapping[str, Any] | None = field(default_factory=dict)
     efforts: tuple[Mapping[str, Any], ...] = ()
+    goal: Literal["size", "latency"] | None = None
 
 
 class Stage(BaseModel, ABC):
@@ -160,6 +162,7 @@ class Stage(BaseModel, ABC):
         needs_no_replay: What builds the original builds the result too: layers stay, or a config tells their sizes.
         varies: What it gives takes more or less time from input to input, so it is timed on real samples.
         followed_by: Names of the stages that can work on its result; None: all.
+        reads_limits: Its result depends on the limits of quality and size that the user set.
         takes_adapters: Works on adapters that lie beside the weights.
         searched: How ``compress`` tries it; None: only where the user asks for it.
     """
@@ -176,6 +179,7 @@ class Stage(BaseModel, ABC):
     needs_no_replay: ClassVar[bool] = False
     varies: ClassVar[bool] = False
     followed_by: ClassVar[tuple[str, ...] | None] = None
+    reads_limits: ClassVar[bool] = False
     takes_adapters: ClassVar[bool] = False
     searched: ClassVar[Searched | None] = None
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import typer
 
 from compresskit.cli import options as shared
+from compresskit.model import Model
 from compresskit.ranks import ALONE, Ranks
-from compresskit.stage import Stage, say_nothing
+from compresskit.stage import Stage, say_nothing, silent
 
 
 def run_stage(
@@ -56,8 +57,9 @@ def run_stage(
     from compresskit.recipe.naming import named_by
     from compresskit.runner.cache import Cache
     from compresskit.runner.judging import Measuring
+    from compresskit.runner.kept_runs import keeps
     from compresskit.runner.loading import load_for
-    from compresskit.runner.pipeline import assist, run
+    from compresskit.runner.pipeline import assist, run, run_again
     from compresskit.runner.sources import opener
     from compresskit.runner.steps import Job
     from compresskit.runner.targets import beside, check_targets, export_to, open_targets
@@ -73,36 +75,40 @@ def run_stage(
     check_html(html, inputs, target, interactive=interactive)
     if metric is not None and eval_data is None:
         raise UsageError("--metric needs evaluation data", "give --eval-data")
-    reading = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite)
-    limited = max_drop is not None or max_size is not None
-    how = {"export": not no_export, "data": data is not None, "limited": limited}
-    loaded = load_for(model, [stage], **how, **reading.load_options())
-    check_targets(loaded, targets, [stage])
-    open_ = opener(loaded, normalize, sequence, paths=[data, eval_data])
-    measuring = Measuring(
-        source=open_(eval_data),
-        metric=metric,
-        limits=Limits(max_drop, max_size, min_speedup),
-        export=not no_export,
-        bench=not no_bench,
-        sequence=sequence,
-        threads=threads,
-        device=device,
-        seed=seed,
-    )
-    with progressing(quiet or not is_main_process()) as progress:
-        job = Job.of(
-            [stage], target, open_(data), measuring, force=force, command=command_line(), cache=Cache.default(),
-            ranks=ranks,
+    options = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite).load_options()
+    cache = Cache.default()
+    # What the user's own code or options of reading make of a file is in no key.
+    kept = keeps(stage) and not (targets or no_export or any(options.values()) or ranks.size > 1)
+    limits = Limits(max_drop, max_size, min_speedup)
+
+    def job_of(found: Model) -> Job:
+        open_ = opener(found, normalize, sequence, paths=[data, eval_data])
+        measuring = Measuring(
+            open_(eval_data), metric, limits, not no_export, not no_bench, sequence, threads, device, seed
         )  # fmt: skip
-        if not is_main_process():
-            assist(loaded, replace(job, measuring=replace(measuring, source=None, limits=Limits(), bench=False)))
-            return
-        told = say_nothing if quiet else tell
-        report = run(loaded, replace(job, progress=progress, tell=told))
-        for kind, file in zip(targets, places, strict=True):
-            made = export_to(load_model(target, {}), kind, file, force=force, progress=progress)
-            told(f"{file}: {'; '.join(made.notes)}")
+        return Job.of(
+            [stage], target, open_(data), measuring, force=force, command=command_line(), progress=progress, tell=told,
+            cache=cache, ranks=ranks, kept=kept,
+        )  # fmt: skip
+
+    told = say_nothing if quiet else tell
+    with progressing(quiet or not is_main_process()) as progress:
+        report = run_again(model, cache, job_of) if kept else None
+        if report is None:
+            limited = max_drop is not None or max_size is not None
+            loaded = load_for(
+                model, [stage], export=not no_export, data=data is not None, limited=limited, **options
+            )  # fmt: skip
+            check_targets(loaded, targets, [stage])
+            job = job_of(loaded)
+            if not is_main_process():
+                measuring = replace(job.measuring, source=None, limits=Limits(), bench=False)
+                assist(loaded, replace(job, measuring=measuring, progress=silent, tell=say_nothing))
+                return
+            report = run(loaded, job)
+            for to_, file in zip(targets, places, strict=True):
+                made = export_to(load_model(target, {}), to_, file, force=force, progress=progress)
+                told(f"{file}: {'; '.join(made.notes)}")
     code = finish(
         report, json=json, html=html, interactive=interactive, quiet=quiet, markdown=markdown, output=str(target)
     )

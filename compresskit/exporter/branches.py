@@ -6,6 +6,9 @@ which the next exit is treated alike. A branch reads values of the graphs around
 
 Where each value that enters a branch has a sample along its first axis, the branch is given the samples alone that have
 no answer yet. Else it runs on all of them, and keeps the answers that there are.
+
+What quantizes a graph sees no branches. :func:`flatten` takes a file's away, so that all of it runs and each exit's
+logits are an output; :func:`branch_at` makes them again.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
-from compresskit.exporter.build import Builder
+from compresskit.exporter.build import Builder, array
 from compresskit.exporter.lower import DOMAIN
 from compresskit.ops.route.exits import PLACEHOLDER
 
 _OP = PLACEHOLDER.removeprefix(f"{DOMAIN}::")
+LEFT = "left."
+"""How the names of answers begin that are given where an exit is taken."""
 _SHAPES = ("Shape", "Size")
 """Operators whose results say how many samples there are."""
 
@@ -33,16 +39,80 @@ def branch(model: ir.Model) -> bool:
         return False
     last, *logits = (value for value in node.inputs if value is not None)
     exits = list(zip(logits, node.attributes["thresholds"].as_floats(), strict=True))
-    out, batch = node.outputs[0], _batch_axis(graph)
+    out = node.outputs[0]
     out.shape, out.type = last.shape, last.type
-    rest = [n for n in graph if n is not node]
-    graph.remove([*rest, node])
-    made, nodes = _Branches(graph, batch).of(rest, exits, last)
-    graph.extend(nodes)
+    graph.remove(node)
+    made = _branched(graph, exits, last)
     out.replace_all_uses_with(made, replace_graph_outputs=True)
     made.name, out.name = out.name, None
     model.opset_imports.pop(DOMAIN, None)
     return True
+
+
+def flatten(model: ir.Model) -> tuple[float, ...]:
+    """Let all of a graph run, in place: its first output is the last exit's logits, those of the others follow.
+
+    Returns:
+        The threshold of each exit but the last; empty where the graph has none.
+    """
+    graph = model.graph
+    thresholds: list[float] = []
+    while (choice := next((node for node in graph if _is_exit(node)), None)) is not None:
+        thresholds.append(_opened(graph, choice))
+    if thresholds:
+        common.RemoveUnusedNodesPass()(model)
+    return tuple(thresholds)
+
+
+def branch_at(model: ir.Model, thresholds: Sequence[float]) -> None:
+    """Make the branches again that :func:`flatten` took away, in place."""
+    common.ShapeInferencePass()(model)
+    graph = model.graph
+    last, *logits = graph.outputs
+    graph.outputs.clear()
+    made = _branched(graph, list(zip(logits, thresholds, strict=True)), last)
+    made.name, last.name = last.name, None
+    graph.outputs.append(made)
+
+
+def _branched(graph: ir.Graph, exits: Sequence[tuple[ir.Value, float]], last: ir.Value) -> ir.Value:
+    """Put the nodes of a graph into branches, in place; gives the answer."""
+    nodes = list(graph)
+    graph.remove(nodes)
+    made, nodes = _Branches(graph, _batch_axis(graph)).of(nodes, exits, last)
+    graph.extend(nodes)
+    return made
+
+
+def _is_exit(node: ir.Node) -> bool:
+    return node.op_type == "If" and str(node.attributes["then_branch"].as_graph().outputs[0].name).startswith(LEFT)
+
+
+def _opened(graph: ir.Graph, choice: ir.Node) -> float:
+    """Move the branch behind an exit into the graph, with the exit's logits as one more output; gives its threshold."""
+    inner = choice.attributes["else_branch"].as_graph()
+    answer, leave = _maker(inner.outputs[0]), _maker(_input(choice, 0))
+    sure = _input(_maker(_input(leave, 0)), 0)
+    limit = array(_input(leave, 1))
+    logits, deeper = _input(answer, 0 if answer.op_type == "ScatterND" else 1), _input(answer, 2)
+    for node in inner:
+        if node.op_type == "Compress" and _input(_maker(_input(node, 1)), 0) is sure:
+            node.outputs[0].replace_all_uses_with(_input(node, 0))
+    out = choice.outputs[0]
+    for value in (logits, deeper):
+        value.type, value.shape = out.type, out.shape
+    for name, value in list(inner.initializers.items()):
+        del inner.initializers[name]
+        graph.register_initializer(value)
+    nodes = list(inner)
+    inner.outputs.clear()
+    inner.remove(nodes)
+    graph.insert_before(choice, nodes)
+    out.replace_all_uses_with(deeper, replace_graph_outputs=True)
+    deeper.name, out.name = out.name, None
+    graph.remove(choice, safe=True)
+    graph.outputs.append(logits)
+    return float(limit)
 
 
 def settle(model: ir.Model) -> None:
@@ -97,6 +167,7 @@ class _Branches:
         self, first: list[ir.Node], rest: list[ir.Node], logits: ir.Value, threshold: float, deeper: ir.Value
     ) -> tuple[ir.Value, list[ir.Node]]:
         """The nodes of an exit, with an ``If`` behind them that has the others."""
+        rest = [*_dequantized(rest), *rest]
         build = Builder(self.graph, first[-1], self.made)
         limit = build.constant(np.array(threshold, np.float32), f"threshold.{self.depth}")
         likely = build.op("Softmax", logits, attributes={"axis": -1})
@@ -119,13 +190,13 @@ class _Branches:
             answer = after.op("Where", known, logits, deeper)
         going = [*within.new, *rest, *after.new]
         left = ir.node("Identity", [logits])
-        for value, name in ((left.outputs[0], "left"), (answer, "went")):
-            value.name, value.shape, value.type = f"{name}.{self.depth}", logits.shape, logits.type
+        for value, name in ((left.outputs[0], LEFT), (answer, "went.")):
+            value.name, value.shape, value.type = f"{name}{self.depth}", logits.shape, logits.type
         choice = ir.node(
             "If",
             [leave],
             {
-                "then_branch": ir.Graph([], [left.outputs[0]], nodes=[left], name=f"left.{self.depth}"),
+                "then_branch": ir.Graph([], [left.outputs[0]], nodes=[left], name=f"{LEFT}{self.depth}"),
                 "else_branch": ir.Graph([], [answer], nodes=going, name=f"went.{self.depth}"),
             },
         )
@@ -146,6 +217,21 @@ class _Branches:
 
 def _named(size: int | ir.SymbolicDim) -> int | str:
     return size if isinstance(size, int) else str(size.value)
+
+
+def _maker(value: ir.Value) -> ir.Node:
+    """The node that makes a value of an exit's branches."""
+    node = value.producer()
+    if node is None:
+        raise ValueError(f"{value.name}: an exit of another form")
+    return node
+
+
+def _input(node: ir.Node, place: int) -> ir.Value:
+    value = node.inputs[place]
+    if value is None:
+        raise ValueError(f"{node.op_type}: an exit of another form")
+    return value
 
 
 def _tells_sizes(value: ir.Value) -> bool:
@@ -178,6 +264,17 @@ def _entering(nodes: Sequence[ir.Node]) -> list[ir.Value]:
     made = {value for node in every for value in node.outputs}
     read = (value for node in every for value in node.inputs if value is not None)
     return list(dict.fromkeys(v for v in read if v not in made and v.const_value is None))
+
+
+def _dequantized(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """What dequantizes inside a branch what it read dequantized: runtimes compute on codes where both meet."""
+    copies = []
+    for value in _entering(nodes):
+        outside = value.producer()
+        if outside is not None and outside.op_type == "DequantizeLinear":
+            copies.append(ir.node(outside.op_type, outside.inputs, outside.attributes))
+            _replace(value, copies[-1].outputs[0], nodes)
+    return copies
 
 
 def _replace(value: ir.Value, by: ir.Value, nodes: Sequence[ir.Node]) -> None:

@@ -21,7 +21,7 @@ from compresskit.exporter.qdq import WEIGHTLESS, is_weight, is_weightless, plain
 from compresskit.exporter.quiet import quiet
 from compresskit.exporter.ready import Ready, explained, prepared
 from compresskit.exporter.rounding import add_sqnr
-from compresskit.exporter.slim import DATA_ABOVE, save, slim
+from compresskit.exporter.slim import DATA_ABOVE
 from compresskit.ops.onnx_names import CODES, SCALE
 from compresskit.stage import Progress, silent
 
@@ -81,8 +81,7 @@ def quantize_dynamic_int8(
                 found += f"; {max(reasons, key=reasons.count)}"
             raise InputError(f"nothing in {fp32_onnx.name} gains from dynamic int8: {found}")
         add_sqnr(layers, model, ready.path)
-        slim(model)
-        save(model, out, data_above=data_above)
+        ready.write(model, out, data_above)
     progress("quantize", 2, 2)
     return {
         "layers": ready.as_came(layers), "skipped": ready.as_came({**skipped, **kept}), "notes": ready.notes

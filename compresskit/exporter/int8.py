@@ -29,7 +29,7 @@ from compresskit.exporter.quiet import quiet
 from compresskit.exporter.ranges import PERCENTILE, Histogram, Method, find_range
 from compresskit.exporter.ready import explained, prepared
 from compresskit.exporter.rounding import add_sqnr
-from compresskit.exporter.slim import DATA_ABOVE, save, slim
+from compresskit.exporter.slim import DATA_ABOVE
 from compresskit.model import InputSpec
 from compresskit.stage import Progress, silent
 
@@ -162,8 +162,7 @@ def quantize_static_int8(
         if not layers:
             raise InputError(f"nothing in {fp32_onnx.name} could be quantized to int8: {_why(skipped)}")
         add_sqnr(layers, model, ready.path)
-        slim(model)
-        save(model, out, data_above=data_above)
+        ready.write(model, out, data_above)
     return {
         "layers": ready.as_came(layers),
         "skipped": ready.as_came(skipped),

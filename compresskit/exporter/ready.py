@@ -13,10 +13,11 @@ import onnx
 import onnx_ir as ir
 
 from compresskit.errors import InputError, MachineError
+from compresskit.exporter.branches import branch_at, flatten, settle
 from compresskit.exporter.foreign import check_same, read_float
 from compresskit.exporter.qdq import before
 from compresskit.exporter.quiet import first_line
-from compresskit.exporter.slim import DATA_ABOVE, save
+from compresskit.exporter.slim import DATA_ABOVE, save, slim
 
 T = TypeVar("T")
 _MADE = (
@@ -42,12 +43,14 @@ class Ready:
         large: Its weights lie beside it.
         notes: What was changed that the user must know.
         renamed: Names of weights as they came, by those in the file.
+        exits: Thresholds of early exits, whose branches the file doesn't have: all of it runs.
     """
 
     path: Path
     large: bool
     notes: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
+    exits: tuple[float, ...] = ()
 
     def as_came(self, facts: dict[str, T]) -> dict[str, T]:
         """Facts by weights' names, with the names as they came."""
@@ -61,6 +64,21 @@ class Ready:
         for index, node in enumerate(model.graph.node):
             node.name = f"node{index}"
         return model
+
+    def write(self, model: ir.Model, out: Path, data_above: int) -> None:
+        """Write what was made of the file, with its exits.
+
+        Args:
+            model: Changed in place.
+            out: The file to write.
+            data_above: Bytes of weights from which on they go to ``<name>.data``.
+        """
+        if self.exits:
+            branch_at(model, self.exits)
+        slim(model)
+        if self.exits:
+            settle(model)
+        save(model, out, data_above=data_above)
 
 
 def prepared(source: Path, work: Path) -> Ready:
@@ -78,6 +96,7 @@ def prepared(source: Path, work: Path) -> Ready:
 
     onnxruntime.set_default_logger_severity(4)  # its tools open sessions whose severity can't be set
     model, notes, moved = read_float(source)
+    exits = flatten(model)
     before(model)
     plain = work / "plain.onnx"
     large = weights_bytes(model) >= DATA_ABOVE
@@ -96,7 +115,7 @@ def prepared(source: Path, work: Path) -> Ready:
     if renamed is not None:
         path = work / "renamed.onnx"
         save(model, path)
-    return Ready(path, large, notes, renamed or {})
+    return Ready(path, large, notes, renamed or {}, exits)
 
 
 def weights_bytes(model: ir.Model) -> int:

@@ -87,11 +87,13 @@ class RoutedFacts(LayerFacts):
         ranks: Of each adapter.
         trained: The gate was made from data; else it holds the adapters' own directions.
         hard: A token takes one adapter; else a mean of them.
+        mixed: An input of one label takes shares of several adapters.
     """
 
     ranks: Annotated[list[Rank], Field(min_length=2, max_length=64)]
     trained: Flag = False
     hard: Flag = True
+    mixed: Flag = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,6 +147,8 @@ def bench(
     processes: int | None = None,
     limits: bool = False,
     profile: bool = False,
+    data: AnyData = None,
+    normalize: str | None = None,
     arch: str | None = None,
     arch_args: dict[str, Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
@@ -166,6 +168,8 @@ def bench(
         processes: Number of times that all models are restarted and timed; more give a narrower interval.
         limits: Measure the machine's memory and arithmetic limits.
         profile: Also time each graph node with the engine's profiler.
+        data: Samples that the models are timed on, one call after the other, in the place of random inputs.
+        normalize: Of images, see :func:`compresskit.open_data`.
         arch: ``FILE.py:NAME`` or ``package.module:NAME`` of what builds the module. Its code is executed.
         arch_args: Keyword arguments of ``arch``.
         input_shape: Shape of the model's input; the first axis is the batch axis.
@@ -182,7 +186,7 @@ def bench(
     several = [models] if isinstance(models, (str, Path, Model)) else list(models)
     measuring = Measuring(sequence=sequence[0], threads=threads[0], device=device, seed=seed)
     where = [Point(*point) for point in product(batch, threads, sequence)]
-    timing = Timing(where, rounds, processes, roofline=limits, profiled=profile)
+    timing = Timing(where, rounds, processes, roofline=limits, profiled=profile, sampled=data is not None)
     how = Comparison(judged=False, evaluated=False, runtimes=list(runtimes), timing=timing)
     reading = Reading(arch, arch_args, input_shape)
-    return compared(several, Samples(), reading, measuring, how, progress)
+    return compared(several, Samples(data, normalize), reading, measuring, how, progress)

@@ -43,7 +43,26 @@ def read_model(recipe: Recipe, path: Path) -> Model:
     )  # fmt: skip
 
 
-class Cached(Steps[At]):
+class FromEntries(Steps[At]):
+    """Steps whose results are entries of a cache."""
+
+    _cache: Cache
+
+    def deliver(self, now: At, folder: Path) -> Ready:
+        """See :class:`Steps`."""
+        copy_bundle(now, folder)
+        shipped = now.ready.shipped
+        if shipped is not None:
+            shipped = replace(shipped, path=folder / shipped.path.name)
+        return replace(now.ready, shipped=shipped, place=folder / WEIGHTS_NAME)
+
+    def finish(self, now: At, folder: Path) -> None:
+        """See :class:`Steps`; what was not used for long makes room in the cache."""
+        seal(folder, now.ready.model.card)
+        self._cache.tidy(keep={now.place} if now.place else set())
+
+
+class Cached(FromEntries):
     """Steps that start from what was read back from the cache, computed just now or found there.
 
     So a run that was killed and started again ends in the same bytes as one that wasn't, and a step can be undone.
@@ -118,19 +137,6 @@ class Cached(Steps[At]):
         """Whether it keeps its limit, or needn't."""
         return self._costs.stays(place, step, before, at)
 
-    def deliver(self, now: At, folder: Path) -> Ready:
-        """See :class:`Steps`."""
-        copy_bundle(now, folder)
-        shipped = now.ready.shipped
-        if shipped is not None:
-            shipped = replace(shipped, path=folder / shipped.path.name)
-        return replace(now.ready, shipped=shipped, place=folder / WEIGHTS_NAME)
-
-    def finish(self, now: At, folder: Path) -> None:
-        """See :class:`Steps`; what was not used for long makes room in the cache."""
-        seal(folder, now.ready.model.card)
-        self._cache.tidy(keep={now.place} if now.place else set())
-
     def _origin(self, model: Model, arch: str | None) -> At:
         """A model before any step, with its ONNX file."""
         key = digest(
@@ -150,7 +156,7 @@ class Cached(Steps[At]):
     def _key(self, before: str, stage: Stage) -> str:
         limits = self._job.measuring.limits
         chooses = type(stage).choose is not Stage.choose
-        aims = [limits.max_drop, limits.max_size] if chooses else []
+        aims = [limits.max_drop, limits.max_size] if chooses or stage.reads_limits else []
         return digest(
             before, stage.name(), options_of(stage), self._samples, self._recipe.seed, self._recipe.threads, aims,
             self._job.measuring.export, self.surroundings,

@@ -82,6 +82,8 @@ def check_comparison(models: int, measuring: Measuring, how: Comparison, *, eval
     if measuring.metric is not None and not evaluated:
         raise UsageError("`metric` needs data", "give `data`")
     limits.check(evaluated=evaluated, benched=measuring.bench, data_option="`data`")
+    if how.timing is not None and how.timing.sampled and len({point.sequence for point in how.timing.where}) > 1:
+        raise UsageError("samples of `data` have lengths of their own", "give one `sequence`: texts are cut there")
     if limits.min_speedup is not None and models * len(how.runtimes) < 2 and not how.automatic:
         raise UsageError("`min_speedup` needs a second model to compare with the first")
 

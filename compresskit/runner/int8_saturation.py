@@ -55,13 +55,18 @@ def saturation_notes(
             found = analyse(model.path, model.runtime)
         except CompressKitError:  # another engine opened it, and how that multiplies isn't known
             continue
-        if found.layers:
+        if found.layers or found.branches:
             prefix = f"{model.name}: " if len(models) > 2 else ""
             notes.append(prefix + _exactness(found) + _cost(model, found, measured, source, progress))
     return list(dict.fromkeys(notes))
 
 
 def _exactness(found: Saturation) -> str:
+    if found.branches:
+        return (
+            "8-bit products are exact on x86 with VNNI, on Arm and on GPUs; on x86 without VNNI they may saturate: "
+            "those behind early exits were not looked at"
+        )
     if not found.risky:
         return "8-bit products are exact on every CPU: no two weights can saturate"
     here = " (as here)" if targets.here().saturates else ""
@@ -75,7 +80,7 @@ def _cost(
     model: Candidate, found: Saturation, measured: Quality | None, source: Source | None, progress: Progress
 ) -> str:
     """What follows the note: the figure there and here where it was measured, else how to get it."""
-    if not found.risky:
+    if found.branches or not found.risky:
         return ""
     if model.int8_arithmetic == "native":
         what, there = ("the exact ones", "x86-vnni") if targets.here().saturates else ("that", "x86-avx2")

@@ -245,6 +245,7 @@ class ReportBuilder:
             latencies=self.timed.latencies,
             profile=self.timed.profile,
             evaluation=evaluation,
+            timed_on=self.timed.timed_on,
             gates=list(judged or ()),
             notes=[
                 *notes,

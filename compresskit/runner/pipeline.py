@@ -24,6 +24,7 @@ from compresskit.runner.cached_steps import Cached, read_model
 from compresskit.runner.disk_space import check_room
 from compresskit.runner.int8_saturation import int8_arithmetic_on
 from compresskit.runner.judging import Measuring, RunLog, report_on
+from compresskit.runner.kept_runs import KeptRun, found_again
 from compresskit.runner.keys import surroundings
 from compresskit.runner.measured import Measured
 from compresskit.runner.preconditions import check, check_output
@@ -57,7 +58,34 @@ def run(model: Model, job: Job) -> Report:
     if any(step.rollback or step.max_drop is not None for step in job.steps):
         raise TypeError("steps in memory can't be measured and undone: run them as a recipe")
     check_output(job.output, model.source, job.stages)
-    return _run(lambda: (model, job), InMemory)
+    if not job.kept or job.cache is None or model.card.arch.kind != "transformers":
+        return _run(lambda: (model, job), InMemory)
+    kept = KeptRun(model.card, model.notes, job.cache)
+    report = _run(lambda: (model, job), kept.steps)
+    kept.keep(job.output)
+    return report
+
+
+def run_again(path: Path, cache: Cache, job_of: Callable[[Model], Job]) -> Report | None:
+    """Judge once more what :func:`run` gave for the same job on the same model; nothing else is computed again.
+
+    Args:
+        path: A Hugging Face folder.
+        cache: Where what it gave was kept.
+        job_of: Gives the job, by what is known of the model.
+
+    Returns:
+        None where it was not run yet.
+
+    Raises:
+        UsageError: As of :func:`run`.
+        MachineError: The disk is full or read-only.
+    """
+    found = found_again(path, cache, job_of)
+    if found is None:
+        return None
+    check_output(found.job.output, path, found.job.stages)
+    return _run(lambda: (found.model, found.job), lambda *_: found.steps, ready=lambda model, job: (model, job))
 
 
 def run_recipe(
@@ -124,14 +152,19 @@ def run_recipe(
     return _run(read, steps)
 
 
-def _run(read: Callable[[], tuple[Model, Job]], steps_of: Callable[[Model, Job, Path], Steps[T]]) -> Report:
+def _run(
+    read: Callable[[], tuple[Model, Job]],
+    steps_of: Callable[[Model, Job, Path], Steps[T]],
+    ready: Callable[[Model, Job], tuple[Model, Job]] | None = None,
+) -> Report:
     """Run a job.
 
     Args:
         read: Gives the model, and what is to be done with it.
         steps_of: What takes the steps, by the model with its inputs known, the job and a folder for temporary files.
+        ready: Checks and completes both; None is what a model needs that no steps were taken on.
     """
-    model, job = _ready(*read())
+    model, job = (ready or _ready)(*read())
     origin = model.source
     with new_folder(job.output, force=job.force) as folder:
         with workplace(folder) as work:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from compresskit.benchmark.feeds import write_feeds
 from compresskit.data.checked import checked
 from compresskit.data.source import Source
+from compresskit.errors import UsageError
 from compresskit.model import InputSpec, portable
-from compresskit.report import Measurement
+from compresskit.report import Measurement, TimedOn
 from compresskit.runner.candidate import Candidate
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _SAMPLES, _CALLS = 256, 16
 """Samples that are timed, and calls at least."""
+_WITHOUT = "real samples need models whose inputs all have the batch as first axis"
 _MADE_UP = "{} takes more or less time from input to input, and was timed on random inputs: compare it with `data`"
 
 
@@ -31,15 +33,17 @@ class RealSamples:
         files: By batch size, inputs of calls; empty where inputs are made up.
         measurements: Share of the samples that leaves at each exit.
         notes: The same for people.
+        timed_on: Which samples; None where inputs are made up.
     """
 
     files: dict[int, Path] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    timed_on: TimedOn | None = None
 
 
 def on_samples(
-    models: Sequence[Candidate], source: Source | None, batches: Collection[int], folder: Path
+    models: Sequence[Candidate], source: Source | None, batches: Collection[int], folder: Path, *, asked: bool = False
 ) -> RealSamples:
     """Write the inputs that models are timed on, and count where their samples leave.
 
@@ -48,22 +52,34 @@ def on_samples(
         source: The samples; None where there are none.
         batches: Samples of a call.
         folder: Where the files go.
+        asked: Samples were asked for; else they are taken where a model takes more or less time from one to the next.
+
+    Raises:
+        UsageError: They were asked for, and there are too few, or a model's inputs don't allow them.
     """
     found = RealSamples()
     varying = [model for model in models if model.varies]
-    if not varying:
+    if not (varying or asked):
         return found
-    if source is None or any(spec.batch_axis != 0 for model in models for spec in model.inputs):
+    unlike = next((m.name for m in models if any(spec.batch_axis != 0 for spec in m.inputs)), None)
+    if asked and source is not None:
+        if unlike is not None:
+            raise UsageError(f"{unlike} can't be timed on `data`: {_WITHOUT}", "remove `data`")
+        if len(source) < max(batches):
+            raise UsageError(f"{source.name} has {len(source)} samples, fewer than a `batch` of {max(batches)}")
+    if source is None or unlike is not None:
         found.notes = [_MADE_UP.format(model.name) for model in varying]
         return found
-    count = 0
+    most = 0
     for batch in sorted(batches):
         path = folder / f"samples-{batch}.npz"
         count = write_feeds(_calls(source, models[0].inputs, batch, max(_SAMPLES, _CALLS * batch)), path) * batch
+        most = max(most, count)
         if count:
             found.files[batch] = path
+    found.timed_on = TimedOn(data=portable(source.name), sha256=source.fingerprint(), samples=most)
     found.notes.append(
-        f"timed on {count} samples of {portable(source.name)}, not on random inputs; the speed-up is of mean latencies"
+        f"timed on {most} samples of {portable(source.name)}, not on random inputs; the speed-up is of mean latencies"
     )
     for model in varying:
         if model.path.suffix == ".onnx":

@@ -189,6 +189,8 @@ def _refuse_others(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
     found: list[str] = []
     if new.evaluation is not None and old.evaluation is not None:
         found += _differences("{}", ("metric", "higher_is_better", "data"), old.evaluation, new.evaluation)
+    if _timed_at_all(new) and _timed_at_all(old):
+        found += _unlike("timed on", _samples(old), _samples(new))
     found += [*_other_figures(new, old, pairs), *_other_points(new, old)]
     first, other, shape = new.models[0], old.models[0], ("bytes", "parameters", "macs")
     if len(new.models) > 1 and first.sha256 != other.sha256:
@@ -214,6 +216,16 @@ def _other_figures(new: Report, old: Report, pairs: list[tuple[ModelEntry, Model
             if now and then:
                 found += _differences(f"{{}} of {TIMED.get(name, name)}", whats, then, now)
     return found
+
+
+def _timed_at_all(report: Report) -> bool:
+    return any(measured.name.startswith("latency_") for measured in report.measurements)
+
+
+def _samples(report: Report) -> str:
+    """What its models were timed on."""
+    found = report.timed_on
+    return "random inputs" if found is None else f"{found.samples} samples of {found.data} ({found.sha256[:12]})"
 
 
 def _other_points(new: Report, old: Report) -> list[str]:

@@ -52,6 +52,7 @@ class Job:
         known: Figures of the original and the result that were measured already.
         notes: What the report says of the run.
         ranks: The processes that share the layers.
+        kept: What the step gives is kept in the cache, for the same command on the same model again.
     """
 
     steps: tuple[Step, ...]
@@ -69,6 +70,7 @@ class Job:
     known: Measured | None = None
     notes: tuple[str, ...] = ()
     ranks: Ranks = ALONE
+    kept: bool = False
 
     @classmethod
     def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:

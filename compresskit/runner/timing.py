@@ -13,7 +13,7 @@ from compresskit.benchmark.sweep import Point, sweep
 from compresskit.data.source import Source
 from compresskit.data.tokens import longest
 from compresskit.errors import STOPS, CompressKitError, stop_code
-from compresskit.report import Distribution, Measurement, NodeTime
+from compresskit.report import Distribution, Measurement, NodeTime, TimedOn
 from compresskit.runner.candidate import Candidate
 from compresskit.runner.real_samples import on_samples
 from compresskit.runner.roofline import limits
@@ -35,6 +35,7 @@ class Timing:
         bars: Speed-ups of gates, see :class:`compresskit.benchmark.run.Plan`.
         roofline: Measure what bounds each latency, see :func:`compresskit.runner.roofline.limits`.
         profiled: Time each node at each point, by the runtime's own profiler.
+        sampled: Time all models on samples; else only where one takes more or less time from sample to sample.
     """
 
     where: Sequence[Point]
@@ -43,6 +44,7 @@ class Timing:
     bars: tuple[float, ...] = ()
     roofline: bool = False
     profiled: bool = False
+    sampled: bool = False
 
     def fitting(self, sources: Iterable[Path]) -> tuple[Timing, list[str]]:
         """(this with no sample longer than the models take, a note where that changed a point).
@@ -72,6 +74,7 @@ class Speed:
         profile: By node, where it was asked for.
         notes: What a reader must know.
         noise: Those of the notes that are about the machine.
+        timed_on: The samples; None where inputs were made up.
         stopped: The exit code where Ctrl-C or SIGTERM stopped it, else 0; the figures are of what was whole by then.
     """
 
@@ -80,6 +83,7 @@ class Speed:
     profile: list[NodeTime] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     noise: list[str] = field(default_factory=list)
+    timed_on: TimedOn | None = None
     stopped: int = 0
 
 
@@ -99,20 +103,22 @@ def speed(
         timing: What is timed.
         seed: Seed of the random inputs.
         keep: After Ctrl-C give what is known so far, see :func:`compresskit.benchmark.sweep.sweep`.
-        source: Samples that the models are timed on where one of them takes more or less time from input to input;
-            without it inputs are made up.
+        source: Samples that the models are timed on where that was asked for, or one of them takes more or less time
+            from input to input; without it inputs are made up.
         progress: Called after each generation of processes.
     """
     batches = {point.batch for point in timing.where}
     with tempfile.TemporaryDirectory(prefix="compresskit-") as folder:
-        real = on_samples(models, source, batches, Path(folder))
+        real = on_samples(models, source, batches, Path(folder), asked=timing.sampled)
         specs = [model.spec({}, real.files) for model in models]
         load, before = noise.load_average(), noise.snapshot()
         timed = sweep(specs, timing.where, plan=timing.plan(), seed=seed, keep=keep, progress=progress)
     about = noise.notes(before, noise.snapshot(), load=load)
     timed.measurements += real.measurements
     notes = [*real.notes, *slower(models, timed.measurements), *about]
-    found = Speed(timed.measurements, timed.latencies, notes=notes, noise=about, stopped=timed.stopped)
+    found = Speed(
+        timed.measurements, timed.latencies, notes=notes, noise=about, timed_on=real.timed_on, stopped=timed.stopped
+    )  # fmt: skip
     try:
         if timing.roofline and not found.stopped:
             figures, about = limits(models, found.measurements, progress=progress)

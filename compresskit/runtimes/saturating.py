@@ -16,7 +16,17 @@ from compresskit.errors import MachineError
 from compresskit.runtimes.onnx_graph import OnnxGraph
 from compresskit.runtimes.onnxfile import index_limits, scan
 from compresskit.runtimes.onnxruntime import OnnxRuntime, OnnxSession
-from compresskit.runtimes.saturation import HIGH, LOW, Product, find, fused, multiplies, ordered, weight_zero
+from compresskit.runtimes.saturation import (
+    HIGH,
+    LOW,
+    Product,
+    find,
+    fused,
+    in_branches,
+    multiplies,
+    ordered,
+    weight_zero,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +57,8 @@ class SaturatingOnnxRuntime(OnnxRuntime):
             UsageError: The device has no known name.
         """
         model = fused(path) if device == "cpu" and path.is_file() and multiplies(path) else None
+        if model is not None and in_branches(model):
+            raise MachineError(f"{path.name}: 8-bit products behind early exits can't be emulated", "remove `target`")
         products = [product for product in find(model) if product.risky] if model is not None else []
         if model is None or not products:
             return OnnxRuntime().open(path, threads, device)

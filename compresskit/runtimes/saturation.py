@@ -84,10 +84,12 @@ class Saturation:
     Attributes:
         layers: Operators that multiply integers.
         risky: Those that can saturate, by the name of their weight: how many pairs of weights can.
+        branches: There are others in branches, which aren't looked at.
     """
 
     layers: int
     risky: dict[str, int]
+    branches: bool = False
 
 
 def analyse(path: Path, runtime: str = "onnxruntime") -> Saturation:
@@ -107,7 +109,20 @@ def analyse(path: Path, runtime: str = "onnxruntime") -> Saturation:
     products = find(model)
     if runtime.startswith("openvino"):
         products = [product for product in products if not product.dynamic] + _unfused(model)
-    return Saturation(len(products), {p.name: p.risky for p in products if p.risky})
+    return Saturation(len(products), {p.name: p.risky for p in products if p.risky}, in_branches(model))
+
+
+def in_branches(model: Any) -> bool:
+    """Whether integers are multiplied in branches of a fused graph, as behind early exits."""
+
+    def inner(graph: Any) -> bool:
+        return any(node.op_type in _PLACES or any(map(inner, _graphs(node))) for node in graph.node)
+
+    return any(inner(graph) for node in model.graph.node for graph in _graphs(node))
+
+
+def _graphs(node: Any) -> list[Any]:
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
 def multiplies(path: Path) -> bool:

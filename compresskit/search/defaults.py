@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from compresskit.model import Model
 from compresskit.ops.globs import escaped
 from compresskit.runner.stage_runner import form
 from compresskit.search.space import Choice, Slot, Space
+from compresskit.search.tried import Goal
 from compresskit.stage import Stage, Tunable
 from compresskit.stages.prune_subnet import elastic_of
 
@@ -25,18 +26,34 @@ _ORDER = ("prune.depth", "prune.structured")
 """Blocks go before channels: what is left is narrower where it counts."""
 _BLOCKS = {"prune.depth": ("drop", 3), "substitute.collapse": ("count", 4)}
 """What takes whole blocks away, in the same place of a recipe: the option that counts them, and the most of them."""
-_SUBNET = "prune.subnet"
+_CLOSING = ("route", "quantize")
+"""Kinds behind all others: of what they give nothing is cut or trained."""
+_SUBNET, _EXITS, _EXPERTS = "prune.subnet", "route.exits", "route.experts"
 _STEP = 0.05
 """Between two widths of a supernet that are tried."""
 
 
-def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
+@dataclass(frozen=True)
+class Aims:
+    """What a search is for.
+
+    Attributes:
+        goals: What is to be small.
+        classes: The samples have labels of classes.
+    """
+
+    goals: Collection[Goal] = ("size", "latency")
+    classes: bool = False
+
+
+def default_space(model: Model, found: Mapping[str, Any], kind: str, aims: Aims = Aims()) -> Space:
     """What may be tried with a model.
 
     Args:
         model: With its inputs known.
         found: Its inspection.
         kind: From :func:`compresskit.runner.suggest.kind_of`.
+        aims: What the search is for.
     """
     cuts: list[Slot] = []
     finals: list[Choice | None] = []
@@ -45,6 +62,8 @@ def default_space(model: Model, found: Mapping[str, Any], kind: str) -> Space:
     for name in sorted(registry.rows(), key=_place):
         stage = registry.get(name)
         if stage.searched is None or not {kind, "*"} & set(stage.searched.models) or not _fits(stage, model):
+            continue
+        if stage.searched.goal not in (None, *aims.goals) or (name == _EXITS and not aims.classes):
             continue
         if trained is not None and not stage.kind.quantizes and name != _SUBNET:
             continue  # its parts need no other cut, and no training
@@ -70,7 +89,7 @@ def _place_of_blocks(slots: Sequence[Slot]) -> int | None:
 
 
 def _place(name: str) -> tuple[int, int, str]:
-    kinds = registry.kind_names()
+    kinds = sorted(registry.kind_names(), key=_CLOSING.__contains__)
     kind = name.partition(".")[0]
     return kinds.index(kind) if kind in kinds else len(kinds), _ORDER.index(name) if name in _ORDER else 9, ""
 
@@ -93,6 +112,10 @@ def _choice(stage: type[Stage], model: Model, residual_blocks: Callable[[], int]
     if stage.name() == _SUBNET:
         parts = _parts(model)
         return None if parts is None else replace(choice, ranges=_of_parts(parts))
+    if stage.name() == _EXITS:
+        return choice if _has_places(model) else None
+    if stage.name() == _EXPERTS:
+        return choice if _has_mixtures(model) else None
     if stage.name() in _BLOCKS:
         option, most = _BLOCKS[stage.name()]
         blocks = residual_blocks()
@@ -135,6 +158,27 @@ def _residual_blocks(model: Model) -> int:
         return len(blocks_of(model.body.eval(), batch, forward_of(model.body, model.card.inputs)))
     except InputError:
         return 0
+
+
+def _has_places(model: Model) -> bool:
+    """It is a classifier with blocks that an exit can follow."""
+    if isinstance(model.body, Path):
+        return False
+    from compresskit.ops.route.places import find
+    from compresskit.stages.batches import forward_of, made_up
+
+    forward, batch = forward_of(model.body.eval(), model.card.inputs), made_up(model.card.inputs, 1, 0)
+    try:
+        return bool(find(model.body, lambda target: forward(target, batch), batch, count=1).layers)
+    except InputError:
+        return False
+
+
+def _has_mixtures(model: Model) -> bool:
+    """It has mixtures of experts, of which some can go."""
+    from compresskit.ops.structure.experts import mixtures
+
+    return not isinstance(model.body, Path) and model.card.arch.kind == "transformers" and bool(mixtures(model.body))
 
 
 def _embedding(found: Mapping[str, Any]) -> Choice | None:

@@ -14,7 +14,7 @@ from compresskit.runner.cache import Cache
 from compresskit.runner.inspecting import layers_and_kinds
 from compresskit.runner.keys import code_of, content, digest
 from compresskit.runner.suggest import kind_of
-from compresskit.search.defaults import default_space
+from compresskit.search.defaults import Aims, default_space
 from compresskit.search.searching import epochs_that_fit
 from compresskit.search.space import Space
 from compresskit.search.tried import Goal, Pick
@@ -133,7 +133,8 @@ def prepared(request: Request, cache: Cache, progress: Progress, work: Path) -> 
     space, notes = request.space, []
     if space is None:
         found = layers_and_kinds(trying.model)
-        space = default_space(trying.model, found, kind_of(trying.model, found))
+        aims = Aims(request.goals, trying.metric is not None and trying.metric.name == "accuracy")
+        space = default_space(trying.model, found, kind_of(trying.model, found), aims)
         if space.slots and space.trains() and (took := trying.seconds_a_pass):
             if (fits := epochs_that_fit(request.seconds, min(took.values()))) < 1:
                 space = space.at_most(fits)

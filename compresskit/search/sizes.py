@@ -35,7 +35,7 @@ def least_bytes(inventory: Inventory, steps: Sequence[Mapping[str, Any]]) -> int
     method, options = next(iter(steps[0].items()))
     if method in _EIGHT:
         return int(_SURE * inventory.eight().bytes)
-    bits = {"quantize.auto": "target-bits", "quantize.rtn": "bits"}.get(method)
+    bits = {"quantize.auto": "target-bits", "quantize.rtn": "bits", "quantize.palette": "bits"}.get(method)
     if bits is None or options.get(bits) is None or options.get("include") or options.get("exclude"):
         return 0
     weights = sum(math.prod(weight.shape) for weight in inventory.weights)

@@ -184,9 +184,9 @@ class Space:
                 label = NONE if choice is None else choice.method
                 at = _Fixed({name: label}, share)
                 asked = {} if choice is None else choice.ranges
-                found.append(
-                    {name: label, **{k: _suggested(at, k, r) for o, r in asked.items() if (k := _key(name, label, o))}}
-                )
+                values = {k: _suggested(at, k, r) for o, r in asked.items() if (k := _key(name, label, o))}
+                if {name: label, **values} not in found:
+                    found.append({name: label, **values})
         return found
 
     def quickest_final(self) -> str | None:

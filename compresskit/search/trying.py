@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compresskit.benchmark.feeds import make_feeds
+from compresskit.data.checked import checked
 from compresskit.errors import UsageError
 from compresskit.quality.drop import parse_drop
 from compresskit.quality.evaluate import Score, paired
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 _LIKENESS = 512
 """Samples on which outputs are compared with the original's where there is no metric."""
 _ROUNDS, _ROUND_S = 7, 0.03
+_TIMED, _ALL_S = (8, 64), 0.25
+"""Samples on which a model is timed that takes more or less time from one to the next: so many, in about that time."""
+Feeds = dict[str, Any]
 
 
 class OutOfTime(BaseException):
@@ -174,19 +178,21 @@ class Trying:
     def measure(self, at: At) -> Figures:
         """Size, quality and speed of where some steps lead."""
         size = bytes_of(at.ready)
-        session = self._candidate(at).open()
+        candidate = self._candidate(at)
+        session = candidate.open()
+        faster = self._faster(session, self._samples if candidate.varies else [self._feeds])
         if self.metric is None or self._score is None:
             found = compare_outputs(
                 self._session, session, self.select, task=self.model.card.task, limit=_LIKENESS,
                 progress=self._job.progress,
             )  # fmt: skip
             value = found.agreement if found.agreement is not None else 100 * found.cosine
-            return Figures(size, self._faster(session), value, 100.0 - value, None)
+            return Figures(size, faster, value, 100.0 - value, None)
         _, new = self._scored(at)
         if new is None:
             raise TypeError("what has a metric once has it always")
         change = paired(self.metric, self._score, new)
-        return Figures(size, self._faster(session), new.value, change.drop, change.interval)
+        return Figures(size, faster, new.value, change.drop, change.interval)
 
     def least_bytes(self, steps: Sequence[Mapping[str, Any]]) -> int:
         """Bytes that a candidate takes at least, known before anything is computed; 0 where that isn't known."""
@@ -209,8 +215,8 @@ class Trying:
     @cached_property
     def seconds_a_call(self) -> float:
         """What a call of the original takes with one sample."""
-        calls = _calls(self._session, self._feeds)
-        return _timed(self._session, self._feeds, calls)
+        calls = _calls(self._session, [self._feeds])
+        return _timed(self._session, [self._feeds], calls)
 
     @cached_property
     def seconds_a_pass(self) -> dict[str, float]:
@@ -244,12 +250,28 @@ class Trying:
     def _scored(self, at: At) -> tuple[Metric | None, Score | None]:
         return score(self._candidate(at), self.select, self._job.measuring.metric, progress=self._job.progress)
 
-    def _faster(self, session: Session) -> float | None:
-        return faster(self._session, session, self._feeds) if self._look.timing else None
+    def _faster(self, session: Session, feeds: Sequence[Feeds]) -> float | None:
+        return faster(self._session, session, feeds) if self._look.timing else None
+
+    @cached_property
+    def _samples(self) -> list[Feeds]:
+        """What a model is timed on that takes more or less time from sample to sample."""
+        if any(spec.batch_axis != 0 for spec in self._session.inputs):
+            return [self._feeds]
+        count = max(_TIMED[0], min(_TIMED[1], int(_ALL_S / self.seconds_a_call)))
+        parts = self.select.batches(1, min(count, len(self.select)))
+        return [checked(part, self.select.name, self._session.inputs) for part in parts]
 
 
-def faster(original: Session, new: Session, feeds: dict[str, Any], rounds: int = _ROUNDS) -> float:
-    """How many times as fast a model is: the two take turns in this process. To rank by, not to report."""
+def faster(original: Session, new: Session, feeds: Sequence[Feeds], rounds: int = _ROUNDS) -> float:
+    """How many times as fast a model is: the two take turns in this process. To rank by, not to report.
+
+    Args:
+        original: What it is compared with.
+        new: The model.
+        feeds: Inputs of calls; a round goes through all of them.
+        rounds: Of which the median counts.
+    """
     calls = [_calls(session, feeds) for session in (original, new)]
     ratios = []
     gc.collect()
@@ -263,18 +285,18 @@ def faster(original: Session, new: Session, feeds: dict[str, Any], rounds: int =
     return statistics.median(ratios)
 
 
-def _calls(session: Session, feeds: dict[str, Any]) -> int:
+def _calls(session: Session, feeds: Sequence[Feeds]) -> int:
     """How many calls fill a round."""
-    session.run(feeds)
+    session.run(feeds[0])
     start = time.perf_counter()
-    session.run(feeds)
-    return max(1, min(1000, int(_ROUND_S / max(1e-6, time.perf_counter() - start))))
+    session.run(feeds[0])
+    return max(len(feeds), min(1000, int(_ROUND_S / max(1e-6, time.perf_counter() - start))))
 
 
-def _timed(session: Session, feeds: dict[str, Any], calls: int) -> float:
+def _timed(session: Session, feeds: Sequence[Feeds], calls: int) -> float:
     start = time.perf_counter()
-    for _ in range(calls):
-        session.run(feeds)
+    for call in range(calls):
+        session.run(feeds[call % len(feeds)])
     return (time.perf_counter() - start) / calls
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from compresskit.errors import InputError, UsageError
 from compresskit.facts import to_json
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from compresskit.checkpoint.tensors import Tensors
 
 _BATCH = 32
+_MOST = 10.0
+"""The largest share of an adapter."""
 
 
 class LoraRoute(Stage):
@@ -48,7 +50,21 @@ class LoraRoute(Stage):
             "`data`, a mean with it)"
         ),
     ] = None
+    mix: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Shares of the adapters for inputs of one label, one number for each adapter, as 1,0. Repeat "
+            "it for each label in order. (its own adapter alone)"
+        ),
+    ] = ()
     samples: Samples = 512
+
+    @field_validator("mix")
+    @classmethod
+    def _numbers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            _shares(text)
+        return value
 
     def options(self) -> dict[str, Any]:
         """The options as JSON; paths as an artefact may hold them."""
@@ -62,6 +78,11 @@ class LoraRoute(Stage):
         """
         if len(self.adapters) < 2:
             raise UsageError("`adapters`: two or more are needed to choose among", "give their folders")
+        count = len(self.adapters)
+        if self.mix and (len(self.mix) != count or any(len(_shares(text)) != count for text in self.mix)):
+            raise UsageError(
+                f"`mix`: {count} adapters need {count} times {count} shares", "give one `mix` for each label"
+            )
 
     def run(self, model: Model, ctx: Context) -> Model:
         """Put adapters beside the layers of a module, in place.
@@ -70,6 +91,8 @@ class LoraRoute(Stage):
             UsageError: There are fewer than two adapters, or the model has some already.
             InputError: An adapter is damaged, hostile, no LoRA, or for another base; the data aren't labelled.
         """
+        import torch
+
         from compresskit.ops.lora.adapter import adapted
         from compresskit.ops.lora.folder import base_hash, check_base, packed_layers, read_adapter, terms_of
         from compresskit.ops.lora.routed import attach, discriminants, fill, plan, prototypes
@@ -86,14 +109,17 @@ class LoraRoute(Stage):
                 raise InputError(f"{adapter.source} is not a LoRA adapter; only those can be routed")
         terms = [terms_of(adapter.config, adapter.tensors, module) for adapter in found]
         trained = ctx.data is not None
-        layers = plan(module, terms, trained=trained, hard=not trained if self.hard is None else self.hard)
+        if self.mix and not trained:
+            raise UsageError("`mix` says what inputs of a label take, which only a gate tells", "give `data` FILE")
+        hard = not trained if self.hard is None else self.hard
+        layers = plan(module, terms, trained=trained, hard=hard, mixed=bool(self.mix))
         if ctx.data is None:
             gates = prototypes(layers, terms)
         else:
             gates = discriminants(module, layers, self._batches(model, ctx), len(terms))
         before = sum(p.numel() for p in module.parameters())
         attach(module, layers)
-        fill(module, terms, gates)
+        fill(module, terms, gates, torch.tensor([_shares(text) for text in self.mix]) if self.mix else None)
         added = sum(p.numel() for p in module.parameters()) - before
         how = "a gate made from data" if trained else "the adapters' own directions (Arrow)"
         facts: dict[str, Any] = {
@@ -145,3 +171,18 @@ class LoraRoute(Stage):
 
         attach(module, facts.layers)
         return tensors
+
+
+def _shares(text: str) -> list[float]:
+    """The numbers of a `mix`.
+
+    Raises:
+        ValueError: They can't be read.
+    """
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(abs(share) <= _MOST for share in found):
+        raise ValueError(f"expected shares of the adapters as 1,0.5, each of {_MOST:g} at most, found '{text}'")
+    return found

@@ -166,11 +166,14 @@ class QuantizeAuto(Stage):
 
     def _eight(self, module: nn.Module, ctx: Context) -> Chosen:
         from compresskit.ops.quantize.effort import work_of
+        from compresskit.ops.route.exits import WithExits
 
         if ctx.data is None or self.preset == "fast":
             return self._as(QuantizeRtn, "no `data`" if ctx.data is None else "preset fast")
         if work_of(self._layers(module).layers).convolutions > 0.5:
             return self._as(QuantizeInt8Static, "most weights are in convolutions")
+        if isinstance(module, WithExits):
+            return self._as(QuantizeInt8Static, "the model has early exits, which smoothquant cannot follow")
         return self._as(QuantizeSmoothquant, "most weights are in Linear layers, whose inputs often have outliers")
 
     def _few(self, model: Model, module: nn.Module, ctx: Context) -> Chosen:

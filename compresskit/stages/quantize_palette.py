@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from compresskit.facts.quantize import PaletteFacts
 from compresskit.model import Model
-from compresskit.stage import Context
+from compresskit.stage import Context, Searched, Tunable
 from compresskit.stages.coded import CodedWeights
 from compresskit.stages.fields import Damping, Drift, Exclude, GroupSize, Include, Samples, with_bits
 from compresskit.stages.weight_only import SAMPLES, LayerBits, layer_bits_of, parse_layer_bits
@@ -28,8 +28,14 @@ class QuantizePalette(CodedWeights):
 
     method: ClassVar[str] = "palette"
     facts: ClassVar = PaletteFacts
+    searched: ClassVar = Searched(
+        ("cnn", "text", "causal-lm", "linear", "tiny"),
+        preview={"samples": 32, "refine": 0},
+        efforts=({"samples": 128}, {"samples": 512}),
+        goal="size",
+    )
 
-    bits: Annotated[Literal[2, 3, 4, 5, 6, 7, 8], Field(description="Bits per weight.")] = 4
+    bits: Annotated[Literal[2, 3, 4, 5, 6, 7, 8], Field(description="Bits per weight."), Tunable(2, 4)] = 4
     codebook: Annotated[
         Literal["tensor", "row", "group"],
         Field(

@@ -15,7 +15,7 @@ from compresskit.facts.route import ExitFacts, ExitsFacts
 from compresskit.kinds import ROUTE
 from compresskit.model import Model
 from compresskit.quality.drop import parse_drop
-from compresskit.stage import Context, Form
+from compresskit.stage import Context, Form, Searched, Tunable
 from compresskit.stages.training import TrainingOptions
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ _DROP = "0.5pt"
 _BATCH = 128
 _MEMORY = 4e9
 """Bytes of what heads see, in half precision."""
+_FOLLOWING = (
+    *("rtn", "hqq", "gptq", "awq", "adaround", "palette", "nf4", "bnb-int8"),
+    *("auto", "int8-static", "int8-dynamic"),
+)
+"""What can quantize a model with exits. smoothquant moves scales between layers that heads read too; qat would train
+with thresholds that hold for other logits."""
 _SHARE, _MOST, _LEAST = 0.2, 2000, 32
 """Samples that are held out for the thresholds where nobody says how many: a share, at most so many."""
 
@@ -40,8 +46,8 @@ class RouteExits(TrainingOptions):
     """Add early exits to a classifier: easy inputs leave after a few blocks, hard ones go on.
 
     Each exit is a small head behind a block. The heads learn from the outputs of the last exit, without labels. Their
-    confidence thresholds are calibrated on samples held out of `data`, so that at most `max_drop` is lost there (0.5
-    points without `max_drop`). The original's blocks and its last exit stay as they are unless `body` is trained.
+    confidence thresholds are calibrated on samples held out of `data`, so that at most `exit_drop` is lost there
+    (`max_drop`, or 0.5 points). The original's blocks and its last exit stay as they are unless `body` is trained.
     """
 
     kind: ClassVar = ROUTE
@@ -52,12 +58,22 @@ class RouteExits(TrainingOptions):
     facts: ClassVar = ExitsFacts
     measures: ClassVar[bool] = False
     varies: ClassVar[bool] = True
-    followed_by: ClassVar = tuple(f"quantize.{method}" for method in ("rtn", "hqq", "gptq", "awq"))
+    reads_limits: ClassVar[bool] = True
+    searched: ClassVar = Searched(("cnn", "text"), {"candidates": 4, "train_samples": 8192}, goal="latency")
+    followed_by: ClassVar = tuple(f"quantize.{method}" for method in _FOLLOWING)
     rates: ClassVar[dict[str, float]] = {"sgd": 1e-2, "adamw": 2e-3, "muon": 2e-2}
 
     exits: Annotated[
         int, Field(ge=1, le=16, description="Most exits to add; fewer where more of them gain nothing.")
     ] = 3
+    exit_drop: Annotated[
+        str | None,
+        Field(
+            description="Most accuracy that early exits may cost on the held-out samples: points (0.3pt) or a "
+            "percentage. (`max_drop`, or 0.5pt)"
+        ),
+        Tunable(choices=("0.1pt", "0.2pt", "0.4pt", "0.8pt")),
+    ] = None
     candidates: Annotated[int, Field(ge=1, le=64, description="Blocks whose exits are trained and compared.")] = 8
     hidden: Annotated[
         int, Field(ge=0, le=4096, description="Hidden units of an exit's head; 0 is a single Linear layer.")
@@ -131,6 +147,15 @@ class RouteExits(TrainingOptions):
             raise ValueError("the heads see each sample as it is: what the blocks give is computed once")
         return value
 
+    @field_validator("exit_drop")
+    @classmethod
+    def _known_drop(cls, value: str | None) -> str | None:
+        try:
+            parse_drop(value or _DROP)
+        except UsageError as error:
+            raise ValueError(error.hint) from error
+        return value
+
     @model_validator(mode="after")
     def _body_is_trained(self) -> RouteExits:
         if self.body == "frozen" and self.body_epochs != type(self).model_fields["body_epochs"].default:
@@ -149,7 +174,7 @@ class RouteExits(TrainingOptions):
 
         if ctx.data is None:
             raise UsageError("exits need training data", "give `data` FILE")
-        allowed = parse_drop(ctx.max_drop or _DROP).points(100.0) / 100
+        allowed = parse_drop(self.exit_drop or ctx.max_drop or _DROP).points(100.0) / 100
         here = self._look(model, ctx)
         attach(here.module, here.places.layers, here.places.output)
         trained = self._train(here, ctx)
@@ -160,7 +185,7 @@ class RouteExits(TrainingOptions):
             raise InputError(
                 f"no exit gains anything within a drop of {100 * allowed:g} points on {len(here.held)} samples; "
                 f"agreement with the last exit: {best}",
-                "allow more with `max_drop`, train longer (`epochs`), or give more `data`",
+                "allow more with `exit_drop`, train longer (`epochs`), or give more `data`",
             )
         layers = here.keep(found, seen)
         names = list(here.places.layers)

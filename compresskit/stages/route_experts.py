@@ -12,7 +12,7 @@ from compresskit.facts import to_json
 from compresskit.facts.route import ExpertsFacts, SplitFacts
 from compresskit.kinds import ROUTE
 from compresskit.model import Model, portable
-from compresskit.stage import Context, Form
+from compresskit.stage import Context, Form, Searched, Tunable
 from compresskit.stages.batches import calibration, calibration_data
 from compresskit.stages.fields import Exclude, Include, Samples
 from compresskit.stages.recovery import Recovery
@@ -48,6 +48,7 @@ class RouteExperts(Recovery):
     gives: ClassVar = "same"
     facts: ClassVar = ExpertsFacts
     needs: ClassVar = ("calibration",)
+    searched: ClassVar = Searched(("causal-lm",), goal="size")
 
     keep: Annotated[
         float,
@@ -57,6 +58,7 @@ class RouteExperts(Recovery):
             description="Fraction of the experts of each layer to keep; in a dense model the fraction of a layer's "
             "hidden units that a token goes through.",
         ),
+        Tunable(0.5, 0.875, step=0.125),
     ] = 0.5
     score: Annotated[
         Literal["reap", "total", "frequency", "random"],

@@ -168,7 +168,10 @@ class ShareSymmetrize(Recovery):
             raise InputError(f"'{flat}' has kernels of {_size(shapes[flat])}, which can't be turned", _AVERAGE)
         kept = project(module, shapes, moves)
         if why := parting(module, data, moves[1:]):
-            raise InputError(f"symmetric kernels don't make this model symmetric: {why}", _AVERAGE)
+            hint = (
+                f"{_AVERAGE}; `form` tie needs other sizes (`input_shape`) or strides" if "stride" in why else _AVERAGE
+            )
+            raise InputError(f"symmetric kernels don't make this model symmetric: {why}", hint)
         trained = self.train(
             module, model.card, ctx, teacher=original, after_step=partial(project, module, shapes, moves)
         )

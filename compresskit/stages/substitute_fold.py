@@ -45,6 +45,15 @@ class SubstituteFold(Stage):
             "0), and merge the layers around a ReLU for units that are always on."
         ),
     ] = False
+    margin: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10,
+            description="How far from 0 the input of a unit's ReLU must stay in all samples for `units`, in standard "
+            "deviations. A larger margin removes fewer units, and the output changes less on other samples.",
+        ),
+    ] = 0.0
     include: Include = ()
     exclude: Exclude = ()
     samples: Annotated[int, Field(ge=4, description="Maximum number of samples for `units`.")] = 2048
@@ -83,9 +92,11 @@ class SubstituteFold(Stage):
         facts: dict[str, Any] = {"layers": _merged(found), "notes": _notes(found)}
         if self.units and ctx.data is not None:
             data = calibration_data(model, ctx, samples=self.samples, size=_BATCH, rows=2, by_length=False)
-            fired = without(module, data, skip, ctx.seed, ctx.progress)
+            fired = without(module, data, skip, ctx.seed, ctx.progress, margin=self.margin)
             left |= fired.left
             _add(facts, fired, portable(ctx.data.name))
+            if self.margin:
+                facts["notes"].append(f"their ReLU took nothing within {self.margin:g} standard deviations of 0 there")
             facts["calibration"] = calibration(ctx.data, self.samples)
         if not facts["layers"]:
             why = f" ({listing([f'{name}: {reason}' for name, reason in left.items()], 1)})" if left else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,8 @@ from cli_material import Cli
 from onnx import TensorProto, helper, numpy_helper
 
 from compresskit import runtimes
+from compresskit.benchmark.feeds import write_feeds
+from compresskit.runner import real_samples
 
 SHORT = ("--processes", "2", "--rounds", "1")
 QUICK = (*SHORT, "--no-limits")
@@ -230,3 +233,57 @@ def test_the_limit_of_each_model_is_told(cli: Cli, two: Path) -> None:
         assert sum(note.startswith(f"limit: {model} runs at ") for note in report["notes"]) == 1
     report = json.loads(cli("bench", "a.onnx", *JSON).out)
     assert not [m for m in report["measurements"] if m["name"] in ("limit", "traffic")]
+
+
+@pytest.fixture
+def samples(two: Path) -> Path:
+    """s.npz: 40 samples of four tokens for x, each of which is recognized."""
+    x = np.arange(40, dtype=np.float32).reshape(-1, 1, 1) * np.ones((1, 4, 8), np.float32)
+    np.savez(two / "s.npz", x=x)
+    return two
+
+
+def test_samples_take_the_place_of_random_inputs(cli: Cli, samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All models get the same samples in the same order; the report tells which."""
+    written: list[list[float]] = []
+
+    def spy(feeds: Any, path: Path) -> int:
+        every = list(feeds)
+        written.append([float(value) for one in every for value in one["x"][:, 0, 0]])
+        return write_feeds(every, path)
+
+    monkeypatch.setattr(real_samples, "write_feeds", spy)
+    outcome = cli("bench", "a.onnx", "b.onnx", "--data", "s.npz", "--batch", "1,3", *JSON)
+    assert outcome.code == 0, outcome
+    assert written == [list(map(float, range(40))), list(map(float, range(39)))]
+    report = json.loads(outcome.out)
+    assert points(report, "b.onnx", "latency_mean") == points(report, "a.onnx", "latency_mean")
+    assert len(points(report, "b.onnx", "speedup")) == 2
+    timed_on = report["timed_on"]
+    assert (timed_on["data"], timed_on["samples"], len(timed_on["sha256"])) == ("s.npz", 40, 64)
+    assert any(note.startswith("timed on 40 samples of s.npz") for note in report["notes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a.onnx", "--seq", "4,8"), "samples of --data have lengths of their own"),
+        (("a.onnx", "--batch", "41"), "s.npz has 40 samples, fewer than a --batch of 41"),
+        (("a.onnx", "--generate", "8,8"), "--generate makes its prompts up"),
+    ],
+)
+def test_samples_that_cannot_be_timed_on_are_refused(
+    cli: Cli, samples: Path, words: tuple[str, ...], message: str
+) -> None:
+    outcome = cli("bench", *words, "--data", "s.npz", *QUICK)
+    assert outcome.code == 2 and message in outcome.err, outcome
+
+
+def test_figures_of_other_samples_are_not_compared(cli: Cli, samples: Path) -> None:
+    np.savez(samples / "t.npz", x=np.ones((40, 4, 8), np.float32))
+    for name, words in (("random", ()), ("s", ("--data", "s.npz"))):
+        assert cli("bench", "a.onnx", "b.onnx", *words, *QUICK, "--json", f"{name}.json").code == 0
+    for data, baseline, passes in (("s.npz", "s", True), ("t.npz", "s", False), ("s.npz", "random", False)):
+        outcome = cli("bench", "a.onnx", "b.onnx", "--data", data, "--baseline", f"{baseline}.json", *QUICK)
+        assert ("timed on " in outcome.err) is not passes, outcome
+        assert passes or outcome.code == 2

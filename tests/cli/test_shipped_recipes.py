@@ -90,6 +90,19 @@ def llama() -> tuple[str, ...]:
     return tokens("m")
 
 
+def mixture() -> tuple[str, ...]:
+    import torch
+    import transformers as t
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    config = t.MixtralConfig(
+        vocab_size=99, max_position_embeddings=64, num_key_value_heads=2, num_local_experts=4, **small
+    )
+    t.MixtralForCausalLM(config).save_pretrained("m")
+    return tokens("m")
+
+
 def tokens(name: str) -> tuple[str, ...]:
     np.savez("d.npz", input_ids=np.random.default_rng(0).integers(0, 99, (64, 12)))
     return (name,)
@@ -110,6 +123,18 @@ CASES = {
         cnn,
         ("steps.0.epochs=1", "steps.0.samples=32", "steps.1.epochs=1", "steps.2.epochs=1", "steps.3.samples=32"),
     ),
+    "exits-int8": (
+        residual,
+        (
+            "steps.0.epochs=1",
+            "steps.0.exit-drop=30pt",
+            "steps.0.calibration=40",
+            "steps.0.convolutions=1",
+            "steps.1.samples=32",
+        ),
+    ),
+    "palette-small": (cnn, ("steps.0.samples=32",)),
+    "moe-half": (mixture, ("steps.0.samples=32", "steps.0.epochs=1", "steps.1.samples=32")),
     "qlora": (llama, ("steps.1.epochs=1", "steps.1.rank=4")),
 }
 
@@ -118,7 +143,7 @@ def test_each_is_tried() -> None:
     assert set(CASES) == set(shipped.names())
 
 
-SLOW = ("bert-small", "qlora")
+SLOW = ("bert-small", "moe-half", "qlora")
 """Tried on request: a quarter of a minute each."""
 
 

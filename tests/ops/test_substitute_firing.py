@@ -125,6 +125,30 @@ def test_the_output_is_the_same_and_a_fresh_module_loses_as_much(case: str) -> N
 
 
 @torch.no_grad()
+def test_a_margin_keeps_what_comes_near_to_zero() -> None:
+    """Of two units that never switch on one comes within a tenth of a standard deviation of 0."""
+    data = data_of(8)
+    x = torch.cat([batch["x"] for batch in data.batches])
+
+    def made() -> nn.Sequential:
+        module = mlp(widths=(8, 32, 3))
+        layer = module[0]
+        assert isinstance(layer, nn.Linear)
+        rows = x @ layer.weight.T
+        for unit, far in ((0, 0.05), (1, 0.2)):
+            layer.bias[unit] = -rows[:, unit].amax() - far * rows[:, unit].std()
+        return module
+
+    assert without(made(), data, left_alone, 0, quiet).found.never == 2
+    module = made()
+    fired = without(module, data, left_alone, 0, quiet, margin=0.1)
+    assert fired.found.never == 1 and fired.cut
+    kept = module[0].get_parameter("weight")
+    assert torch.equal(kept[0], made()[0].get_parameter("weight")[0]), "the near unit stays"
+    assert not without(made(), data, left_alone, 0, quiet, margin=1.0).cut
+
+
+@torch.no_grad()
 def test_what_does_not_pay_or_cannot_be_stays_with_the_reason() -> None:
     few = moved(mlp(widths=(8, 32, 3)), "0", {(0, 2): 1e3})
     padded = moved(Convs(1), "one", {(0, 24): 1e3})

@@ -105,7 +105,7 @@ def test_a_stride_that_reads_other_pixels_is_named() -> None:
     why = parting(module, data(), GROUPS["flip"][1:])
     assert (
         why == "'0' (Conv2d) gives something else after a flip left-right: with stride 2 it reads other pixels of a "
-        "turned picture"
+        "turned picture; its input of 8 × 8 would have to be 9 × 9"
     )
     odd = data(torch.randn(2, 3, 9, 9))
     assert not parting(module, odd, GROUPS["flip"][1:])

@@ -17,7 +17,7 @@ from compresskit.recipe.tree import Place, parse
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "edge-int8", "edge-4bit", "cpu-fast", "prune-distill-int8", "bert-small", "llm-4bit", "tiny", "qlora",
-    "collapse-int8",
+    "collapse-int8", "exits-int8", "moe-half", "palette-small",
 }  # fmt: skip
 
 

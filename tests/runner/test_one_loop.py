@@ -95,6 +95,17 @@ def test_a_student_is_held_against_the_teacher_of_the_first_step(here: Path, way
     assert report.values("accuracy")["t.pt"].value == 100
 
 
+@pytest.mark.parametrize(("reads", "state"), [(True, "done"), (False, "cached")])
+def test_a_step_that_reads_the_limits_is_computed_anew_for_others(
+    here: Path, monkeypatch: pytest.MonkeyPatch, reads: bool, state: str
+) -> None:
+    stage = compresskit.method("quantize.rtn", bits=8)
+    monkeypatch.setattr(type(stage), "reads_limits", reads)
+    for drop in ("100pt", "90pt"):
+        report = compresskit.run("m.pt", recipe(Step(stage), max_drop=drop), f"out{drop}", bench=False, cache="kept")
+    assert report.steps[0].state == state
+
+
 def test_the_key_of_a_teacher_says_which_state_dict_teaches(here: Path) -> None:
     good = torch.load("t.pt")
     torch.save({"params": {name: torch.zeros_like(value) for name, value in good.items()}, "ema": good}, "two.pt")

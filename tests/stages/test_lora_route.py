@@ -53,9 +53,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def routed(made: Path, out: Path, *, data: str | None = None, count: int = 2, **how: Any) -> Any:
+def routed(
+    made: Path, out: Path, *, data: str | None = None, count: int = 2, mix: tuple[str, ...] = (), **how: Any
+) -> Any:
     model = load(made / "net.pt", arch=f"{made / 'net.py'}:net", input_shape=(1, 12))
-    stage = method("lora.route", adapters=tuple(made / f"adapter{k}" for k in range(count)))
+    stage = method("lora.route", adapters=tuple(made / f"adapter{k}" for k in range(count)), mix=mix)
     source = open_source(str(made / data)) if data else None
     return run(model, [stage, *how.pop("later", [])], out, data=source, bench=False, force=True, **how)
 
@@ -87,19 +89,37 @@ def test_each_input_takes_its_own_adapter(made: Path, tmp_path: Path, data: str 
             assert torch.allclose(layer(own), wanted, atol=1e-4 if data is None else 0.2)
 
 
+def test_inputs_of_a_label_take_shares_of_several_adapters(made: Path, tmp_path: Path) -> None:
+    report = routed(made, tmp_path / "out", data="data.npz", mix=("1,0", "0.5,2"))
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    body = load(tmp_path / "out", arch=f"{made / 'net.py'}:net").body
+    layer = body[0]  # type: ignore[index]
+    assert isinstance(layer, Routed)
+    stored = np.load(made / "data.npz")
+    with torch.no_grad():
+        weights = layer.router.weights(torch.from_numpy(stored["x"])).numpy()
+    for label, wanted in enumerate(([1, 0], [0.5, 2])):
+        near = np.abs(weights[stored["y"] == label] - wanted).max(1) < 0.1
+        assert near.mean() >= 0.9
+
+
 @pytest.mark.parametrize(
-    ("data", "count", "message"),
+    ("data", "count", "mix", "message"),
     [
-        (None, 1, "two or more are needed to choose among"),
-        ("plain.npz", 2, "samples that are labelled with the number of their adapter"),
-        ("wrong.npz", 2, "labels are numbers of adapters, 0 to 1"),
+        (None, 1, (), "two or more are needed to choose among"),
+        ("plain.npz", 2, (), "samples that are labelled with the number of their adapter"),
+        ("wrong.npz", 2, (), "labels are numbers of adapters, 0 to 1"),
+        (None, 2, ("1,0", "1,1"), "which only a gate tells"),
+        ("data.npz", 2, ("1,0",), "2 adapters need 2 times 2 shares"),
+        ("data.npz", 2, ("1,0", "1"), "2 adapters need 2 times 2 shares"),
+        ("data.npz", 2, ("1,x", "1,1"), "expected shares of the adapters as 1,0.5"),
     ],
 )
 def test_what_cannot_be_routed_is_refused(
-    made: Path, tmp_path: Path, data: str | None, count: int, message: str
+    made: Path, tmp_path: Path, data: str | None, count: int, mix: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises((UsageError, InputError), match=message):
-        routed(made, tmp_path / "out", data=data, count=count)
+        routed(made, tmp_path / "out", data=data, count=count, mix=mix)
 
 
 def test_nothing_follows(made: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from net_folder import write_encoder, write_net
@@ -13,11 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compresskit.data.opening import open_source
-from compresskit.errors import InputError, UsageError
+from compresskit.errors import InputError, MachineError, UsageError
+from compresskit.exporter.branches import flatten
 from compresskit.ops.route.exits import WithExits, closed
 from compresskit.runner.api import method, run
 from compresskit.runner.loading import load
 from compresskit.runtimes.onnxruntime import OnnxRuntime
+from compresskit.runtimes.saturating import SaturatingOnnxRuntime
+from compresskit.runtimes.saturation import analyse
 
 NET = """
 from torch import nn
@@ -126,15 +130,76 @@ def test_module_and_file_leave_at_the_same_exits(made: Path, tmp_path: Path, net
         assert np.abs(found - one.numpy()).max() <= 1e-5
 
 
-def test_what_is_quantized_afterwards_keeps_its_exits(made: Path, tmp_path: Path) -> None:
-    run_on(made, tmp_path / "a", exits(exits=1), export=False)
-    for name in ("rtn", "gptq", "awq", "hqq"):
-        later = method(f"quantize.{name}", bits=8, **({"samples": 32} if name in ("gptq", "awq") else {}))
-        report = run_on(made, tmp_path / "b", later, source=str(tmp_path / "a"))
-        assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
-        layers = report.history[-1]["facts"]["layers"]
-        assert any(".exit." in name for name in layers) and "stem" in layers
-        assert isinstance(again(made, tmp_path / "b"), WithExits)
+@pytest.fixture(scope="module")
+def routed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with two exits, between which the width of the blocks changes."""
+    folder = tmp_path_factory.mktemp("routed")
+    run_on(made, folder / "a", exits(exits=2), export=False)
+    return folder / "a"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rtn", {"bits": 8}),
+        ("gptq", {"bits": 8, "samples": 32}),
+        ("awq", {"bits": 8, "samples": 32}),
+        ("hqq", {"bits": 8}),
+        ("palette", {"bits": 8, "samples": 32}),
+        pytest.param("adaround", {"samples": 32, "steps": 20}, marks=pytest.mark.slow),
+        pytest.param("nf4", {}, marks=pytest.mark.slow),
+        pytest.param("bnb-int8", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_quantized_afterwards_keeps_its_exits(
+    made: Path, routed: Path, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    report = run_on(made, tmp_path / "b", method(f"quantize.{name}", **options), source=str(routed))
+    assert any(gate.name == "ONNX parity" and gate.passed for gate in report.gates)
+    layers = report.history[-1]["facts"]["layers"]
+    assert any(".exit." in name for name in layers)
+    assert name in ("nf4", "bnb-int8") or "stem" in layers
+    body = again(made, tmp_path / "b")
+    assert isinstance(body, WithExits) and len(body.exits.thresholds) == 2
+
+
+@pytest.mark.parametrize("stage", [method("quantize.int8-static", samples=64), method("quantize.int8-dynamic")])
+def test_exits_in_8_bit_are_those_of_the_whole_graph(made: Path, routed: Path, tmp_path: Path, stage: Any) -> None:
+    """Each answer is that of the first exit that is sure in 8 bit, and codes enter the branches."""
+    report = run_on(made, tmp_path / "b", stage, source=str(routed))
+    assert any(".exit." in name for name in report.history[-1]["facts"]["layers"])
+    path = tmp_path / "b" / "model.onnx"
+    whole = ir.load(path)
+    thresholds = flatten(whole)
+    ir.save(whole, tmp_path / "whole.onnx")
+    x = np.load(made / "data.npz")["x"][:64]
+    session, every = (OnnxRuntime().open(p, 1) for p in (path, tmp_path / "whole.onnx"))
+    name = session.inputs[0].name
+    last, *early = every.run({name: x}).values()
+    expected, open_ = last.copy(), np.ones(len(x), bool)
+    for logits, threshold in zip(early, thresholds, strict=True):
+        sure = open_ & (np.exp(logits - logits.max(1, keepdims=True)).sum(1) ** -1 >= threshold)
+        expected[sure], open_ = logits[sure], open_ & ~sure
+    assert 0 < open_.sum() < len(x) and len(thresholds) == 2
+    for size in (1, 4, 64):
+        found = np.concatenate([next(iter(session.run({name: x[i : i + size]}).values())) for i in range(0, 64, size)])
+        if stage.method == "int8-static":  # a scale of its own for each call moves with what is in the call
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert (found.argmax(1) == expected.argmax(1)).all()
+    if stage.method == "int8-static":
+        graph = ir.load(path).graph
+        inner = next(n for n in graph if n.op_type == "If").attributes["else_branch"].as_graph()
+        entering = next(node for node in inner if node.op_type == "Compress").inputs[0]
+        assert entering is not None and entering.producer().op_type == "QuantizeLinear"  # type: ignore[union-attr]
+        assert analyse(path).branches
+        with pytest.raises(MachineError, match="behind early exits can't be emulated"):
+            SaturatingOnnxRuntime().open(path, 1)
+
+
+def test_auto_takes_what_knows_exits(made: Path, tmp_path: Path) -> None:
+    later = method("quantize.auto", bits=8, samples=32)
+    report = run_on(made, tmp_path / "b", exits(), later, source="bare.pt", net="bare")
+    assert report.history[-1]["name"] == "quantize.int8-static"
 
 
 def test_all_of_the_model_can_be_trained_with_them(made: Path, tmp_path: Path) -> None:
@@ -163,8 +228,8 @@ def test_other_kinds_cannot_follow(made: Path, tmp_path: Path, later: Any) -> No
         run_on(made, tmp_path / "out", exits(), later)
     assert caught.value.hint == f"{later.kind.name} first, then route"
     assert not (tmp_path / "out").exists()
-    with pytest.raises(UsageError, match=r"quantize\.int8-static can't work on what route\.exits gives"):
-        run_on(made, tmp_path / "out", exits(), method("quantize.int8-static"))
+    with pytest.raises(UsageError, match=r"quantize\.smoothquant can't work on what route\.exits gives"):
+        run_on(made, tmp_path / "out", exits(), method("quantize.smoothquant"))
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,8 @@ def test_what_is_symmetric_already_is_left(made: Path, tmp_path: Path) -> None:
             "bare",
             (1, 3, 12, 12),
             {"form": "tie"},
-            "'0' (Conv2d) gives something else after a quarter turn: with stride 2",
+            "'0' (Conv2d) gives something else after a quarter turn: with stride 2 it reads other pixels of a turned "
+            "picture; its input of 12 × 12 would have to be 13 × 13",
         ),
         ("net", (1, 3, 12, 16), {}, "needs square ones: this model takes images of 12 × 16"),
         ("net", (1, 3, 12, 16), {"group": "d4"}, "`group` d4 turns images by quarters"),

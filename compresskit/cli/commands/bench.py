@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compresskit.cli import options as shared
-from compresskit.cli.option_groups import Earlier, Reading, Showing, grouped
+from compresskit.cli.option_groups import Earlier, Evaluating, Reading, Showing, grouped
 
 Rounds = Annotated[
     int | None, typer.Option("--rounds", min=1, help="Timing rounds per model and process.", show_default=False)
@@ -54,6 +54,17 @@ ManyThreads = Annotated[
     ),
 ]  # fmt: skip
 
+OnSamples = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Time the models on these samples in turn instead of on random inputs. Texts are cut at "
+        "--sequence tokens.",
+        rich_help_panel="Run",
+        show_default=False,
+    ),
+]
 Profile = Annotated[
     bool,
     typer.Option("--profile", help="Also time each graph node with the engine's profiler.", rich_help_panel="Run"),
@@ -88,6 +99,8 @@ def command(
     engine: Engines = [],  # noqa: B006 - typer copies it
     profile: Profile = False,
     no_limits: NoLimits = False,
+    data: OnSamples = None,
+    normalize: shared.Normalize = None,
     min_speedup: shared.MinSpeedup = None,
     *,
     earlier: Earlier,
@@ -108,16 +121,21 @@ def command(
     with the first model at the same combination. --min-speedup must hold for all of them. Ctrl-C or SIGTERM ends the
     command with the figures so far and exit code 130 or 143.
 
+    Use --data for models whose time depends on the input, such as those with early exits or experts: all models get the
+    same samples in the same order, and the speed-up is of mean latencies.
+
     --generate 512,128 times text generation: time to first token, tokens per second of prompt and answer, and memory.
     Each MODEL runs in the engine of its form: .gguf in llama.cpp, a genai folder in onnxruntime-genai, bundles and
     Hugging Face folders in transformers. With --engine, a bundle's own .gguf file or -genai folder is taken from
     beside it.
     """
-    if generate is not None:
+    if generate is not None and data is None:
         raise typer.Exit(_written(models, generate, engine, rounds or 3, processes or 3, threads, showing))
-    if engine:
-        from compresskit.errors import UsageError
+    from compresskit.errors import UsageError
 
+    if generate is not None:
+        raise UsageError("--generate makes its prompts up", "remove --data")
+    if engine:
         raise UsageError("--engine is for --generate", "name another engine with --runtime")
     from compresskit.benchmark.sweep import points
     from compresskit.cli.comparing import compare_models
@@ -132,9 +150,20 @@ def command(
     measuring = Measuring(
         limits=Limits(min_speedup=min_speedup), sequence=tokens[0], threads=counts[0], device=device, seed=seed
     )
-    timing = Timing(points(batches, counts, tokens), rounds, processes, roofline=not no_limits, profiled=profile)
+    timing = Timing(
+        points(batches, counts, tokens),
+        rounds,
+        processes,
+        roofline=not no_limits,
+        profiled=profile,
+        sampled=data is not None,
+    )
     how = Comparison(judged=min_speedup is not None, evaluated=False, runtimes=runtime, timing=timing)
-    raise typer.Exit(compare_models(models, measuring, how, reading=reading, showing=showing, earlier=earlier))
+    evaluating = Evaluating(data=data, normalize=normalize)
+    code = compare_models(
+        models, measuring, how, reading=reading, showing=showing, evaluating=evaluating, earlier=earlier
+    )  # fmt: skip
+    raise typer.Exit(code)
 
 
 def _written(

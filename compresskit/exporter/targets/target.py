@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
 from compresskit.checkpoint.bundle import extras_of
 from compresskit.errors import UsageError, listing, missing_extra
 from compresskit.model import Model
@@ -19,6 +17,8 @@ from compresskit.report import Gate
 from compresskit.stage import Progress, silent
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from compresskit.ops.packed.layout import Grid
 
 
@@ -127,6 +127,8 @@ class Target(ABC):
 
 def linear_shape(module: nn.Module, name: str) -> tuple[int, int] | None:
     """``(out, in)`` of a Linear layer, packed or not; None where there is no such layer of this name."""
+    from torch import nn
+
     from compresskit.ops.packed.modules import PackedLinear
 
     try:

@@ -39,6 +39,7 @@ class Router(nn.Module):
     """
 
     level: Tensor | None
+    mix: Tensor | None
 
     def __init__(self, fact: RoutedFacts, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -51,15 +52,16 @@ class Router(nn.Module):
         self.down, self.up = empty(sum(fact.ranks), inputs), empty(outputs, sum(fact.ranks))
         self.gate = empty(count, inputs)
         self.register_parameter("level", empty(count) if fact.trained else None)
+        self.register_parameter("mix", empty(count, count) if fact.mixed else None)
 
     def weights(self, x: Tensor) -> Tensor:
-        """How much of each adapter a token takes: ``(…, adapters)``, with the sum 1."""
+        """How much of each adapter a token takes: ``(…, adapters)``, with the sum 1 where nothing is mixed."""
         scores = F.linear(x, self.gate, self.level)
         if self.level is None:
             scores = scores.abs()
         most = (scores >= scores.amax(-1, keepdim=True)).to(scores.dtype)
         shares: Tensor = most / most.sum(-1, keepdim=True) if self.hard else scores.softmax(-1)
-        return shares
+        return shares if self.mix is None else shares @ self.mix
 
     def forward(self, x: Tensor) -> Tensor:
         """What the adapters add to the layer's output."""
@@ -113,13 +115,14 @@ def _linear_sizes(name: str, layer: nn.Module) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, terms: Sequence[Mapping[str, Term]], gates: Gates) -> None:
+def fill(module: nn.Module, terms: Sequence[Mapping[str, Term]], gates: Gates, mix: Tensor | None = None) -> None:
     """Give routers their values.
 
     Args:
         module: With routers, see :func:`attach`.
         terms: Of each adapter; a layer that it doesn't have gets nothing of it.
         gates: By layer.
+        mix: ``(labels, adapters)``, how much of each adapter an input of a label takes; None is its own alone.
     """
     for name, (weight, level) in gates.items():
         layer = module.get_submodule(name)
@@ -135,10 +138,12 @@ def fill(module: nn.Module, terms: Sequence[Mapping[str, Term]], gates: Gates) -
         router.gate.copy_(weight)
         if router.level is not None and level is not None:
             router.level.copy_(level)
+        if router.mix is not None and mix is not None:
+            router.mix.copy_(mix)
 
 
 def plan(
-    module: nn.Module, terms: Sequence[Mapping[str, Term]], *, trained: bool, hard: bool
+    module: nn.Module, terms: Sequence[Mapping[str, Term]], *, trained: bool, hard: bool, mixed: bool = False
 ) -> dict[str, RoutedFacts]:
     """What is recorded of each layer that one of the adapters is for.
 
@@ -155,7 +160,7 @@ def plan(
                 if set(own[name].tensors()) != {"down", "up"} or own[name].serial:
                     raise InputError(f"the adapter of '{name}' is more than two factors", "only LoRA can be routed")
         ranks = [own[name].rank if name in own else 1 for own in terms]
-        found[name] = RoutedFacts(ranks=ranks, trained=trained, hard=hard, about="routed adapters")
+        found[name] = RoutedFacts(ranks=ranks, trained=trained, hard=hard, mixed=mixed, about="routed adapters")
     return found
 
 

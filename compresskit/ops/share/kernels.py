@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -96,29 +96,51 @@ def parting(module: nn.Module, data: CalibrationData, moves: tuple[Move, ...]) -
     plain = _outputs(module, lambda: data.forward(module, {name: x}))
     for move in moves:
         moved = _outputs(module, lambda move=move: data.forward(module, {name: move(x)}))  # type: ignore[misc]
-        for (layer, before), (_, after) in zip(plain, moved, strict=True):
-            wanted = move(before) if before.dim() == 4 else before
-            if wanted.shape != after.shape or float((after - wanted).norm()) > EXACT * float(wanted.norm()):
-                return _why(layer, module.get_submodule(layer), move)
+        for before, after in zip(plain, moved, strict=True):
+            wanted = move(before.out) if before.out.dim() == 4 else before.out
+            parts = wanted.shape != after.out.shape
+            if parts or float((after.out - wanted).norm()) > EXACT * float(wanted.norm()):
+                return _why(before, module.get_submodule(before.layer), move)
     return ""
 
 
-def _why(name: str, layer: Any, move: Move) -> str:
-    shown = f"'{name}' ({type(layer).__name__})" if name else "the model"
-    stride = getattr(layer, "stride", 1)
-    strides = stride if isinstance(stride, tuple) else (stride,)
+class _Given(NamedTuple):
+    """What a module gave, and the height and width of the picture that it was given, empty for no picture."""
+
+    layer: str
+    out: Tensor
+    size: tuple[int, ...]
+
+
+def _why(given: _Given, layer: Any, move: Move) -> str:
+    shown = f"'{given.layer}' ({type(layer).__name__})" if given.layer else "the model"
     found = f"{shown} gives something else after a {move.name}"
-    if isinstance(layer, nn.Conv2d) and max(strides) > 1:
-        found += f": with stride {max(strides)} it reads other pixels of a turned picture"
-    return found
+    if not isinstance(layer, nn.Conv2d) or max(layer.stride) == 1:
+        return found
+    found += f": with stride {max(layer.stride)} it reads other pixels of a turned picture"
+    if len(given.size) != 2 or isinstance(layer.padding, str):
+        return found
+    fitting = [_fitting(layer, axis, size) for axis, size in enumerate(given.size)]
+    if fitting == list(given.size):
+        return found
+    shapes = [" × ".join(map(str, sizes)) for sizes in (given.size, fitting)]
+    return f"{found}; its input of {shapes[0]} would have to be {shapes[1]}"
 
 
-def _outputs(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, Tensor]]:
+def _fitting(layer: nn.Conv2d, axis: int, size: int) -> int:
+    """The least size from this one on whose last window ends at the border, as the first one begins there."""
+    reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1 - 2 * int(layer.padding[axis])
+    return size + (reach - size) % layer.stride[axis]
+
+
+def _outputs(module: nn.Module, run: Callable[[], Any]) -> list[_Given]:
     """What each innermost module gave in a pass, in order; what only changes the shape is left out."""
-    found: list[tuple[str, Tensor]] = []
+    found: list[_Given] = []
 
-    def note(name: str, _layer: nn.Module, _args: Any, out: Any) -> None:
-        found.extend((name, tensor) for tensor in tensors_in(out) if tensor.is_floating_point())
+    def note(name: str, _layer: nn.Module, args: Any, out: Any) -> None:
+        into = next(tensors_in(args), None)
+        size = tuple(into.shape[-2:]) if into is not None and into.dim() == 4 else ()
+        found.extend(_Given(name, tensor, size) for tensor in tensors_in(out) if tensor.is_floating_point())
 
     with ExitStack() as stack:
         for name, layer in module.named_modules():

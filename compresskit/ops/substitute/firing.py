@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +82,31 @@ def _both(one: Units, two: Units) -> Units:
 
 
 @dataclass
+class _Taken:
+    """Count, sums and extremes of what each unit's ReLU takes."""
+
+    count: int = 0
+    first: Tensor = field(default_factory=lambda: torch.zeros(()))
+    second: Tensor = field(default_factory=lambda: torch.zeros(()))
+    low: Tensor = field(default_factory=lambda: torch.tensor(torch.inf))
+    high: Tensor = field(default_factory=lambda: torch.tensor(-torch.inf))
+
+    def add(self, layer: nn.Module, _args: Any, out: Tensor) -> None:
+        """Take a layer's output; a forward hook."""
+        rows = out.detach().movedim(1 if isinstance(layer, _ConvNd) else -1, -1).flatten(0, -2).double()
+        self.count += len(rows)
+        self.first, self.second = self.first + rows.sum(0), self.second + rows.square().sum(0)
+        self.low, self.high = torch.minimum(self.low, rows.amin(0)), torch.maximum(self.high, rows.amax(0))
+
+    def near(self, margin: float) -> set[int]:
+        """The units that come within a margin of 0, or cross it."""
+        mean = self.first / max(1, self.count)
+        reach = margin * (self.second / max(1, self.count) - mean.square()).clamp_min(0).sqrt()
+        found = (self.low - reach <= 0) & (self.high + reach > 0)
+        return set(found.nonzero().flatten().tolist()) if found.dim() else set()
+
+
+@dataclass
 class _Model:
     """A module, and where its units are."""
 
@@ -102,6 +128,28 @@ class _Model:
     def on(self, batches: Sequence[Batch]) -> _Steady:
         """The units that are steady on samples."""
         return self.steady(over(self.by_sample(batches)))
+
+    def far(self, steady: _Steady, batches: Sequence[Batch], margin: float) -> _Steady:
+        """Those whose ReLU takes nothing within a margin of 0, in standard deviations of what it takes.
+
+        Only of units between two layers with a ReLU; the others stay as they are.
+        """
+        seen = {pair.first: _Taken() for pair in self.pairs}
+        with ExitStack() as stack:
+            for name, taken in seen.items():
+                layer = self.module.get_submodule(name)
+                stack.callback(layer.register_forward_hook(taken.add).remove)
+            for batch in batches:
+                self.data.forward(self.module, batch)
+        near = {pair.second: seen[pair.first].near(margin) for pair in self.pairs}
+        readers = {group.name: [m.layer for m in group.of("in") if m.layer in near] for group in self.groups}
+
+        def kept(units: list[int], layers: Iterable[str]) -> list[int]:
+            return [unit for unit in units if not any(unit in near[layer] for layer in layers)]
+
+        never = {name: kept(units, readers[name]) for name, units in steady.never.items()}
+        always = {name: kept(units, [name]) for name, units in steady.always.items()}
+        return _Steady(*({n: units for n, units in found.items() if units} for found in (never, always)))
 
     def steady(self, ranges: Mapping[str, Range]) -> _Steady:
         """Units that are 0 in all that layers take, or above 0 and below the limit of their ReLU."""
@@ -154,8 +202,9 @@ def _channels(member: Member, units: Iterable[int]) -> Tensor:
 
 @torch.no_grad()
 def without(
-    module: nn.Module, data: CalibrationData, skip: Callable[[str], str], seed: int, progress: Callable[..., None]
-) -> Fired:
+    module: nn.Module, data: CalibrationData, skip: Callable[[str], str], seed: int, progress: Callable[..., None],
+    *, margin: float = 0.0,
+) -> Fired:  # fmt: skip
     """Remove units that never fire, and lead those that always fire past their ReLU, in place.
 
     They are found on most of the samples. Those that do otherwise in half of the others stay; the other half tells how
@@ -167,12 +216,15 @@ def without(
         skip: Why a layer is to stay as it is; empty where it needn't.
         seed: Of the trial of cuts.
         progress: Called as ``progress(what, done, total)``.
+        margin: How far from 0 what a unit's ReLU takes must stay, in standard deviations; 0 asks for its side alone.
     """
     used, others = parted(data.batches)
     checked, told = halved(others)
     model = _units_of(module, data, skip, seed)
     progress("look at units", 1, 3)
     found = model.on(used)
+    if margin:
+        found = model.far(found, used, margin)
     steady = found.also(model.on(checked))
     returned = found.count - steady.count
     steady = replace(steady, never=_harmless(model, steady.never, used[0]))
