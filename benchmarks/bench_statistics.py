@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from results import record
 
 from compresskit.benchmark import machine, stats
 from compresskit.benchmark.forks import warm_parents
-from compresskit.benchmark.run import Plan, Spec, Timing, measure
+from compresskit.benchmark.pool import Worker
+from compresskit.benchmark.run import Plan, Spec, Timing, measure, open_spec
 from compresskit.model import InputSpec
 
 
@@ -176,42 +178,42 @@ def chain(path: Path) -> Any:
 
 
 def workers(generations: int) -> None:
-    """Generations of fresh and of forked workers, in turns: rows with the ratios of what they measure."""
+    """Rows with the ratios of what a forked and a fresh worker of the same model measure, in turns."""
     image = (InputSpec("x", "float32", (1, 32, 16, 16)),)
     with tempfile.TemporaryDirectory() as folder, warm_parents():
         path = Path(folder) / "chain.onnx"
         network(path, 20, "conv")
         for runtime in ("onnxruntime", "openvino", "torch"):
             module = {"inputs": image, "loader": "bench_statistics:chain"} if runtime == "torch" else {}
-            specs = [Spec(name, path, runtime, **module) for name in ("A", "A again")]
-            found = {fresh: [Timing() for _ in specs] for fresh in (True, False)}
-            for generation in range(generations):
-                for fresh in (True, False) if generation % 2 else (False, True):
-                    measure(specs, Plan(processes=1, fresh=fresh), into=found[fresh])
+            pairs = [_pair(Spec("chain", path, runtime, **module), turn) for turn in range(generations)]
             for what, bar in (("p50", 0.05), ("load", 0.15), ("first_call", 0.15), ("peak_memory", 0.05)):
-                _agree(f"{runtime}, {what}", bar, *(_figures(found[fresh], what) for fresh in (True, False)))
-            spread = [np.std(np.log(np.divide(*_by_model(found[fresh], "p50"))), ddof=1) for fresh in (True, False)]
-            record(f"statistics: forked workers, {runtime}, spread of A/A", "", f"{spread[1]:.2%}", generations,
-                   f"fresh {spread[0]:.2%}, standard deviation between generations")  # fmt: skip
+                ratio = stats.estimate([forked[what] / fresh[what] for fresh, forked in pairs])
+                met = abs(np.log(ratio.value)) <= np.log1p(bar)
+                record(f"statistics: forked over fresh workers, {runtime}, {what}", f"1 within {bar:.0%}",
+                       f"{ratio.value:.3f}×", ratio.n, f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}",
+                       bool(met))  # fmt: skip
 
 
-def _by_model(timings: list[Timing], what: str) -> list[list[float]]:
-    fields = {"load": "load_ms", "first_call": "first_ms", "peak_memory": "peak"}
-    if what == "p50":
-        return [[float(np.median(rounds)) for rounds in timing.medians()] for timing in timings]
-    return [getattr(timing, fields[what]) for timing in timings]
-
-
-def _figures(timings: list[Timing], what: str) -> np.ndarray:
-    """Geometric mean of the models' figures, by generation."""
-    return np.exp(np.log(_by_model(timings, what)).mean(0))
-
-
-def _agree(what: str, bar: float, fresh: np.ndarray, forked: np.ndarray) -> None:
-    ratio = stats.estimate(forked / fresh)
-    met = abs(np.log(ratio.value)) <= np.log1p(bar)
-    record(f"statistics: forked over fresh workers, {what}", f"1 within {bar:.0%}", f"{ratio.value:.3f}×", ratio.n,
-           f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}", bool(met))  # fmt: skip
+def _pair(spec: Spec, turn: int) -> list[dict[str, float]]:
+    """Figures of a fresh and of a forked worker that take turns."""
+    with ExitStack() as stack:
+        order = (0, 1) if turn % 2 else (1, 0)
+        pair = {i: Worker(spec.name, spec.runtime, 60, stack, fresh=not i) for i in order}
+        timings = [Timing(), Timing()]
+        for i in order:
+            pair[i].answer()
+        for i in order:
+            open_spec(spec, pair[i], timings[i], 1, 0)
+        rounds = [[np.median(pair[i].ask(do="round", min_time_s=0.04, min_calls=1)) for i in (0, 1)] for _ in range(9)]
+        return [
+            {
+                "p50": float(np.median([taken[i] for taken in rounds[2:]])),
+                "load": timings[i].load_ms[0],
+                "first_call": timings[i].first_ms[0],
+                "peak_memory": float(pair[i].ask(do="peak")),
+            }
+            for i in (0, 1)
+        ]
 
 
 def main() -> None:

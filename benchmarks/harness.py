@@ -33,9 +33,10 @@ class Bench:
         doc: The script's docstring; its first line is the help.
         data: Takes ``--data``.
         keep: Takes ``--keep``.
+        peers: Takes ``--peers``.
     """
 
-    def __init__(self, title: str, doc: str, *, data: bool = False, keep: bool = False) -> None:
+    def __init__(self, title: str, doc: str, *, data: bool = False, keep: bool = False, peers: bool = False) -> None:
         self.title = title
         parser = argparse.ArgumentParser(description=doc.strip().splitlines()[0])
         if data:
@@ -44,6 +45,8 @@ class Bench:
             )
         if keep:
             parser.add_argument("--keep", type=Path, help="folder where what takes long to make stays for the next run")
+        if peers:
+            parser.add_argument("--peers", type=Path, help="interpreter that has the tools that are compared with")
         parser.add_argument("--quick", action="store_true", help="few rounds, only to try the script: nothing recorded")
         parser.add_argument("--only", default="", help="cases whose name holds this, where there are several")
         parser.add_argument("--resume", action="store_true", help="seeds that are on record are not run again")

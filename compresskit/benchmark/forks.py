@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import IO
 
 _FORKED = ("none", "onnxruntime", "openvino", "openvino-bf16", "torch")
@@ -41,7 +42,7 @@ class Forked:
         self.stdin: IO[str] = os.fdopen(ours_out, "w", encoding="utf-8")
         self.stdout: IO[str] = os.fdopen(ours_in, "r", encoding="utf-8")
         try:
-            order = json.dumps({"path": list(path)}).encode()
+            order = json.dumps({"path": list(path), "folder": str(Path.cwd())}).encode()
             socket.send_fds(channel, [order], [theirs_in, theirs_out, log.fileno()])
             self.pid = int(_answer(channel, "pid"))
         except BaseException:

@@ -1,10 +1,11 @@
 """A process that has imported an engine and forks a worker of the bench for each order.
 
-Runs as ``main(runtime, FD)``, with FD a socket of whole messages. ``{"path": […]}`` comes with the descriptors of
-stdin, stdout and stderr, and is answered by ``pid N``; the fork has this search path and serves as
-:mod:`compresskit.benchmark.worker` does. ``N`` asks for the exit code of a worker that ends: ``end N CODE``. When the
-socket closes, the parent ends what is left of its workers and itself. It opens no model and has one thread: where an
-import starts another, or where the system doesn't show it, the parent ends before the first order.
+Runs as ``main(runtime, FD)``, with FD a socket of whole messages. ``{"path": […], "folder": …}`` comes with the
+descriptors of stdin, stdout and stderr, and is answered by ``pid N``; the fork has this search path and this folder,
+and serves as :mod:`compresskit.benchmark.worker` does. ``N`` asks for the exit code of a worker that ends:
+``end N CODE``. When the socket closes, the parent ends what is left of its workers and itself. It opens no model and
+has one thread: where an import starts another, or where the system doesn't show it, the parent ends before the first
+order.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def _serve(channel: socket.socket) -> None:
                     os.dup2(stream, number)
                     os.close(stream)
                 sys.path[:] = order["path"]
+                os.chdir(order["folder"])
                 return
             for stream in handed:
                 os.close(stream)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from compresskit.exporter.graph import added, constant, made_by, producer, replace
 
+Dim = int | ir.SymbolicDim
 _LOWEST = -1e9  # exp(x - 1e9) is 0 in float32 and bfloat16 alike; float32's own lowest number is -inf in bfloat16
 
 
@@ -15,6 +18,7 @@ def tidy_attention(model: ir.Model) -> int:
     """Rewrite, in place, what the decomposed ``scaled_dot_product_attention`` leaves behind.
 
     * The keys' last two axes are swapped by one Transpose, not by a Reshape to three axes, a Transpose and a Reshape.
+    * A mask that hides nothing is not added.
     * ``Where(IsNaN(p), 0, p)`` after a Softmax goes where the mask is finite: then p can't be NaN unless its input was.
 
     Returns:
@@ -26,6 +30,8 @@ def tidy_attention(model: ir.Model) -> int:
             count += _swap_axes(node)
         elif node.op_type == "Where":
             count += _drop_guard(model.graph, node)
+        elif node.op_type == "Add":
+            count += _drop_mask(model.graph, node)
     if count:
         common.RemoveUnusedNodesPass()(model)
         common.CommonSubexpressionEliminationPass()(model)
@@ -97,6 +103,67 @@ def _drop_guard(graph: ir.Graph, node: ir.Node) -> bool:
     node.outputs[0].replace_all_uses_with(out)
     graph.remove(node, safe=True)
     return True
+
+
+def _drop_mask(graph: ir.Graph, node: ir.Node) -> bool:
+    """``Add(x, Where(true, 0, …))`` as x; the exporter expands the constant condition to the size of the batch."""
+    for x, mask in (node.inputs, reversed(node.inputs)):
+        chosen = made_by(mask, "Where")
+        spread = None if chosen is None else made_by(chosen.inputs[0], "Expand")
+        if x is None or mask is None or chosen is None or node.outputs[0].is_graph_output():
+            continue
+        shown = constant(chosen.inputs[0] if spread is None else spread.inputs[0])
+        nothing = constant(chosen.inputs[1])
+        if shown is not None and shown.all() and nothing is not None and not nothing.any() and _fits(mask, x):
+            node.outputs[0].replace_all_uses_with(x)
+            graph.remove(node, safe=True)
+            return True
+    return False
+
+
+def _fits(small: ir.Value, large: ir.Value) -> bool:
+    """Whether a sum of the two has the shape of the second, as far as is known."""
+    own, whole = _dims(small), _dims(large)
+    if own is None or whole is None or len(own) > len(whole):
+        return False
+    return all(a == 1 or (a == b and _known(a)) for a, b in zip(reversed(own), reversed(whole), strict=False))
+
+
+def _known(dim: Dim) -> bool:
+    return isinstance(dim, int) or dim.value is not None
+
+
+def _dims(value: ir.Value | None) -> list[Dim] | None:
+    """A shape, with what its producers tell of axes that the exporter has lost; None where the rank isn't known."""
+    if value is None or value.shape is None:
+        return None
+    told = list(value.shape)
+    node = value.producer()
+    if node is None or all(map(_known, told)):
+        return told
+    shapes = [_dims(one) for one in node.inputs]
+    found = _told(node, [shape for shape in shapes if shape is not None], len(told))
+    return [a if _known(a) else b for a, b in zip(told, found, strict=True)] if found else told
+
+
+def _told(node: ir.Node, shapes: list[list[Dim]], rank: int) -> list[Dim] | None:
+    """The shape of a result by those of the inputs."""
+    if not shapes or (node.op_type != "Reshape" and len(shapes[0]) != rank):
+        return None
+    first = shapes[0]
+    if node.op_type == "Transpose" and (perm := _perm(node)):
+        return [first[axis] for axis in perm]
+    if node.op_type == "MatMul" and len(shapes) == 2 and len(shapes[1]) >= 2:
+        return [*first[:-1], shapes[1][-1]]
+    if node.op_type == "Mul" and len(shapes) == 2 and shapes[1] in ([], [1]):
+        return first
+    if node.op_type == "Reshape" and (shape := constant(node.inputs[1])) is not None and shape[0] == -1:
+        old, new = first[1:], shape.tolist()[1:]
+        kept = all(isinstance(dim, int) for dim in old) and math.prod(new) == math.prod(
+            d for d in old if isinstance(d, int)
+        )
+        return [first[0], *new] if kept and min(new) > 0 else None
+    return None
 
 
 def _finite_mask(graph: ir.Graph, scores: ir.Node | None) -> bool:

@@ -15,6 +15,7 @@ from compresskit.errors import CompressKitError, InputError, MachineError
 from compresskit.exporter.attention import tidy_attention
 from compresskit.exporter.branches import branch, settle
 from compresskit.exporter.call import Flat, call, device_of
+from compresskit.exporter.chosen import choose_early
 from compresskit.exporter.expand import expand
 from compresskit.exporter.kept import KeptGraph, Traced
 from compresskit.exporter.lower import lowered
@@ -125,6 +126,7 @@ def _write(model: ir.Model, traced: Traced, path: Path, accuracy_level: int, dat
     operators = expand(model, accuracy_level)
     merge(model)
     tidy_attention(model)
+    choose_early(model)
     branched = branch(model)
     slim(model, traced.inputs, traced.limits)
     if branched:

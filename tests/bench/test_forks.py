@@ -51,6 +51,15 @@ def start(stack: ExitStack, **how: bool) -> Worker:
     return worker
 
 
+def test_a_worker_runs_in_the_folder_of_who_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warm_parents(), ExitStack() as stack:
+        for name in "ab":
+            (tmp_path / name).mkdir()
+            monkeypatch.chdir(tmp_path / name)
+            worker = start(stack)
+            assert Path(f"/proc/{worker._process.pid}/cwd").resolve() == tmp_path / name
+
+
 def test_workers_of_an_engine_share_a_parent_that_ends_after_them() -> None:
     with warm_parents(), warm_parents(), ExitStack() as stack:
         one, two, own = start(stack), start(stack), start(stack, fresh=True)
