@@ -25,11 +25,13 @@ CASES = [
 
 def main() -> None:
     bench = Bench("rotation", __doc__ or "", data=True, keep=True)
-    if bench.wants("stories260k"):
+    stories = wanted(bench, "stories260k")
+    if stories:
         tokens = np.load(bench.data("text", "tinystories_eval.npz"))["input_ids"]
         calibration = bench.data("text", "tinystories_calib.npz")
-        measure(bench, "stories260k", bench.data("models", "stories260k"), tokens[:WINDOWS], calibration)
-    if bench.wants("trained Llama"):
+        measure(bench, stories, bench.data("models", "stories260k"), tokens[:WINDOWS], calibration)
+    larger = wanted(bench, "trained Llama")
+    if larger:
         from transformers import AutoTokenizer
 
         with bench.kept() as place:
@@ -38,33 +40,41 @@ def main() -> None:
             tokens = np.array(AutoTokenizer.from_pretrained(model)(text)["input_ids"])
             windows = tokens[: len(tokens) // LENGTH * LENGTH].reshape(-1, LENGTH)
             windows = windows[:: len(windows) // WINDOWS][:WINDOWS]
-            measure(bench, "trained Llama", model, windows, place / "learnt.txt")
+            measure(bench, larger, model, windows, place / "learnt.txt")
     bench.end()
 
 
-def measure(bench: Bench, name: str, folder: Path, windows: np.ndarray, calibration: Path) -> None:
-    """All cases of a model."""
+def wanted(bench: Bench, name: str) -> dict[str, tuple[str, int, int]]:
+    """The cases of a model that are to be run, by what they are called."""
+    named = {f"{name}, {m} {bits} bit, {f'group {g}' if g else 'a scale a row'}": (m, bits, g) for m, bits, g in CASES}
+    found = {case: how for case, how in named.items() if bench.wants(case)}
+    return dict(list(found.items())[: 1 if bench.quick else None])
+
+
+def measure(
+    bench: Bench, cases: dict[str, tuple[str, int, int]], folder: Path, windows: np.ndarray, calibration: Path
+) -> None:
+    """Some cases of a model."""
     import torch
 
     import compresskit
 
     ids = torch.from_numpy(windows[: 4 if bench.quick else None]).long()
-    wanted = scores(compresskit.load(folder).module, ids)
-    for method, bits, group in CASES[: 1 if bench.quick else None]:
-        case = f"{name}, {method} {bits} bit, {f'group {group}' if group else 'a scale a row'}, KL divergence"
+    original = scores(compresskit.load(folder).module, ids)
+    for case, (method, bits, group) in cases.items():
 
         def divergence(seed: int | None, *, untied: bool = False) -> float:
             options = {"bits": bits, "group_size": group, "rotate": seed is not None}  # noqa: B023
             module = quantized(folder, method, options, calibration, seed or 0, untied=untied)  # noqa: B023
-            return float((wanted.exp() * (wanted - scores(module, ids))).sum(-1).mean())
+            return float((original.exp() * (original - scores(module, ids))).sum(-1).mean())
 
-        bench.row(f"{case}, plain", "", f"{divergence(None):.4f}", len(ids))
+        bench.row(f"{case}, KL divergence, plain", "", f"{divergence(None):.4f}", len(ids))
         parted = divergence(None, untied=True)
-        bench.row(f"{case}, plain with a head of its own", "", f"{parted:.4f}", len(ids))
+        bench.row(f"{case}, KL divergence, plain with a head of its own", "", f"{parted:.4f}", len(ids))
         found = [divergence(seed) for seed in SEEDS]
         spread = f"{min(found):.4f} to {max(found):.4f}, {len(found)} seeds"
         mean = float(np.mean(found))
-        bench.row(f"{case}, rotated", f"< {parted:.4f}", f"{mean:.4f}", len(ids), spread, mean < parted)
+        bench.row(f"{case}, KL divergence, rotated", f"< {parted:.4f}", f"{mean:.4f}", len(ids), spread, mean < parted)
 
 
 def scores(module: Any, ids: Any) -> Any:

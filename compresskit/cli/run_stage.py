@@ -57,7 +57,7 @@ def run_stage(
     from compresskit.recipe.naming import named_by
     from compresskit.runner.cache import Cache
     from compresskit.runner.judging import Measuring
-    from compresskit.runner.kept_runs import keeps
+    from compresskit.runner.kept_runs import keeps, reading_key
     from compresskit.runner.loading import load_for
     from compresskit.runner.pipeline import assist, run, run_again
     from compresskit.runner.sources import opener
@@ -78,7 +78,8 @@ def run_stage(
     options = Reading(arch, arch_args, input_shape, batch_axis, key, allow_nonfinite).load_options()
     cache = Cache.default()
     # What the user's own code or options of reading make of a file is in no key.
-    kept = keeps(stage) and not (targets or no_export or any(options.values()) or ranks.size > 1)
+    again = keeps(stage) and not (targets or no_export or any(options.values()) or ranks.size > 1)
+    kept = reading_key(model) if again and model.is_dir() else None
     limits = Limits(max_drop, max_size, min_speedup)
 
     def job_of(found: Model) -> Job:
@@ -93,7 +94,7 @@ def run_stage(
 
     told = say_nothing if quiet else tell
     with progressing(quiet or not is_main_process()) as progress:
-        report = run_again(model, cache, job_of) if kept else None
+        report = run_again(model, kept, cache, job_of) if kept else None
         if report is None:
             limited = max_drop is not None or max_size is not None
             loaded = load_for(

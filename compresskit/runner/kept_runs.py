@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from compresskit.checkpoint.bundle import ASIDE, read_card, seal
 from compresskit.errors import MachineError
@@ -23,7 +22,7 @@ from compresskit.runner.judging import Ready
 from compresskit.runner.keys import content, digest, options_of, surroundings
 from compresskit.runner.originals import original_key
 from compresskit.runner.prepare import with_usage
-from compresskit.runner.steps import InMemory, Job, Taken, light
+from compresskit.runner.steps import InMemory, Job, Taken
 from compresskit.stage import Stage
 
 _NOTE = "the files are those that the same command gave before, from the step cache; they were measured again"
@@ -34,12 +33,25 @@ def keeps(stage: Stage) -> bool:
     return stage.kind.quantizes and stage.learns_from is None
 
 
+def reading_key(path: Path) -> str:
+    """What is known of a model depends on its files, the versions and this program's code.
+
+    Args:
+        path: A Hugging Face folder.
+
+    Raises:
+        InputError: A file can't be read.
+    """
+    around = surroundings(0)
+    return digest("reading", content(path), around["packages"], around["code"])
+
+
 class KeptRun:
     """A run whose result is kept."""
 
-    def __init__(self, card: Card, notes: tuple[str, ...], cache: Cache) -> None:
-        """``card`` and ``notes`` are of the model as it was read."""
-        self._card, self._notes, self._cache = card, notes, cache
+    def __init__(self, reading: str, card: Card, notes: tuple[str, ...], cache: Cache) -> None:
+        """``reading`` is from :func:`reading_key`, ``card`` and ``notes`` are of the model as it was read."""
+        self._reading, self._card, self._notes, self._cache = reading, card, notes, cache
         self._steps: _Kept | None = None
 
     def steps(self, model: Model, job: Job, work: Path) -> InMemory:
@@ -50,7 +62,7 @@ class KeptRun:
     def keep(self, output: Path) -> None:
         """Put what was written, but for what tells of this run, into the cache; one that can't be written to stays."""
         steps = self._steps
-        if steps is None or steps.result is None or not self._card.inputs:
+        if steps is None or steps.key is None or steps.result is None or not self._card.inputs:
             return
         known = {"card": self._card.to_json(), "notes": list(self._notes)}
         with contextlib.suppress(MachineError):
@@ -63,7 +75,7 @@ class KeptRun:
                 stages, notes, target = steps.taken.stages, list(steps.taken.notes), steps.taken.target
                 write_note(folder, steps.result.shipped, steps.result.counts, *stages, notes=notes, target=target)
                 seal(folder, read_card(output, verify=False))
-            self._cache.remember(_reading_key(steps.source, steps.around), known)
+            self._cache.remember(self._reading, known)
 
 
 class _Kept(InMemory):
@@ -71,12 +83,12 @@ class _Kept(InMemory):
 
     def __init__(self, model: Model, job: Job, work: Path) -> None:
         super().__init__(model, job, work)
-        self.source, self.around = model.source, surroundings(job.measuring.threads)
-        self.key = _result_key(original_key(light(model), job, self.around), job)
-        self.taken, self.result = Taken(), None
-
-    taken: Taken
-    result: Ready | None
+        self.taken = Taken()
+        self.result: Ready | None = None
+        self.key: str | None = None
+        original = self.baseline.shipped
+        if original is not None and job.cache is not None and original.path.is_relative_to(job.cache.root):
+            self.key = _result_key(original.path.parent.name, job)  # entries are named after their keys
 
     def take(self, place: int, stage: Stage, now: Taken) -> Taken:
         """See :class:`Steps`."""
@@ -116,16 +128,16 @@ class Found:
     steps: FromEntries
 
 
-def found_again(path: Path, cache: Cache, job_of: Callable[[Model], Job]) -> Found | None:
+def found_again(path: Path, reading: str, cache: Cache, job_of: Callable[[Model], Job]) -> Found | None:
     """What was kept of a job on a model; None where nothing was, or where its files aren't those on record.
 
     Args:
         path: A Hugging Face folder.
+        reading: From :func:`reading_key`.
         cache: Where it was kept.
         job_of: Gives the job, by what is known of the model.
     """
-    around = surroundings(0)
-    known = cache.recall(_reading_key(path, around)) if path.is_dir() else None
+    known = cache.recall(reading)
     if known is None:
         return None
     model = Model(path, Card.from_json(known["card"]), path, notes=tuple(known["notes"]))
@@ -138,10 +150,6 @@ def found_again(path: Path, cache: Cache, job_of: Callable[[Model], Job]) -> Fou
         return None
     original, step = at_entry(key, places[0], model), at_entry(result, places[1], model)
     return Found(model, replace(job, notes=(*job.notes, _NOTE)), _Found(original, step, cache))
-
-
-def _reading_key(path: Path, around: dict[str, Any]) -> str:
-    return digest("reading", content(path), around["packages"], around["code"])
 
 
 def _result_key(original: str, job: Job) -> str:

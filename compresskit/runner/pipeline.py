@@ -58,19 +58,20 @@ def run(model: Model, job: Job) -> Report:
     if any(step.rollback or step.max_drop is not None for step in job.steps):
         raise TypeError("steps in memory can't be measured and undone: run them as a recipe")
     check_output(job.output, model.source, job.stages)
-    if not job.kept or job.cache is None or model.card.arch.kind != "transformers":
+    if job.kept is None or job.cache is None or model.card.arch.kind != "transformers":
         return _run(lambda: (model, job), InMemory)
-    kept = KeptRun(model.card, model.notes, job.cache)
+    kept = KeptRun(job.kept, model.card, model.notes, job.cache)
     report = _run(lambda: (model, job), kept.steps)
     kept.keep(job.output)
     return report
 
 
-def run_again(path: Path, cache: Cache, job_of: Callable[[Model], Job]) -> Report | None:
+def run_again(path: Path, kept: str, cache: Cache, job_of: Callable[[Model], Job]) -> Report | None:
     """Judge once more what :func:`run` gave for the same job on the same model; nothing else is computed again.
 
     Args:
         path: A Hugging Face folder.
+        kept: From :func:`compresskit.runner.kept_runs.reading_key`.
         cache: Where what it gave was kept.
         job_of: Gives the job, by what is known of the model.
 
@@ -81,7 +82,7 @@ def run_again(path: Path, cache: Cache, job_of: Callable[[Model], Job]) -> Repor
         UsageError: As of :func:`run`.
         MachineError: The disk is full or read-only.
     """
-    found = found_again(path, cache, job_of)
+    found = found_again(path, kept, cache, job_of)
     if found is None:
         return None
     check_output(found.job.output, path, found.job.stages)

@@ -52,7 +52,8 @@ class Job:
         known: Figures of the original and the result that were measured already.
         notes: What the report says of the run.
         ranks: The processes that share the layers.
-        kept: What the step gives is kept in the cache, for the same command on the same model again.
+        kept: Under which key what is known of the model is kept, and with it what the step gives, for the same command
+            on the same model again; None keeps nothing.
     """
 
     steps: tuple[Step, ...]
@@ -70,7 +71,7 @@ class Job:
     known: Measured | None = None
     notes: tuple[str, ...] = ()
     ranks: Ranks = ALONE
-    kept: bool = False
+    kept: str | None = None
 
     @classmethod
     def of(cls, stages: Sequence[Stage], output: Path, data: Source | None, measuring: Measuring, **more: Any) -> Job:

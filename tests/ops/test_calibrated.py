@@ -146,19 +146,27 @@ def test_drift_makes_up_for_earlier_layers() -> None:
     assert losses[1] < losses[0]
 
 
-def test_a_better_block_is_taken_and_layers_stay_packed() -> None:
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_better_block_is_taken_and_layers_stay_packed(rank: int) -> None:
     module, seen = Blocks(), []
 
-    def tune(segment: Any, start: dict[str, Packed]) -> dict[str, Packed]:
+    def tune(segment: Any, start: dict[str, Packed], terms: dict[str, Tensor]) -> dict[str, Packed]:
         seen.append(segment.name)
         assert all(type(segment.layer(name)) is nn.Linear for name in start)
+        assert terms.keys() == (start.keys() if rank else set())
+        found.update(terms)
         return {name: quantize_rtn(segment.layer(name).weight, Grid(3, 16)) for name in start}
 
-    facts, _ = quantized(module, Method(quantize_gptq, tune=tune))
+    found: dict[str, Tensor] = {}
+    facts, _ = quantized(module, Method(quantize_gptq, tune=tune, repair=rank))
     assert seen == ["layers.0", "layers.1"]
     layer = module.get_submodule("layers.0.q")
     assert isinstance(layer, PackedLinear) and facts["layers"]["layers.0.q"]["bits"] == 3
     assert torch.equal(layer.codes, quantize_rtn(Blocks().layers[0].q.weight, Grid(3, 16)).codes)
+    assert facts["layers"]["layers.0.q"].get("repair", 0) == rank
+    if layer.repair_in is not None and layer.repair_out is not None:
+        assert torch.equal(found["layers.0.q"], layer.repair_out.float() @ layer.repair_in.float())
+    assert (layer.repair_in is not None) == bool(rank)
 
 
 def test_moments_with_nan_name_the_layer() -> None:

@@ -102,8 +102,8 @@ def forward(module: nn.Module) -> Any:
     return forward_of(module, (InputSpec("x", "float32", ("batch", 16)),))
 
 
-def learn(segment: Segment, start: Any) -> Any:
-    return reconstruct(segment, start, Effort(steps=12), lambda _done, _all: None)
+def learn(segment: Segment, start: Any, *terms: Any) -> Any:
+    return reconstruct(segment, start, Effort(steps=12), lambda _done, _all: None, *terms)
 
 
 PLAIN = {

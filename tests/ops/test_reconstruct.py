@@ -93,8 +93,10 @@ def distance(net: nn.Module, other: nn.Module, data: list[dict[str, Tensor]]) ->
 def test_a_fake_weight_is_at_first_what_its_start_stands_for(bits: int, symmetric: bool, group: int) -> None:
     weight = torch.randn(6, 5, 3, 3)
     start = quantize_rtn(weight, Grid(bits, group, symmetric))
-    for fake in (FakeWeight(start), Shifted(start, weight)):
-        torch.testing.assert_close(fake(weight), dequantize(start), rtol=0, atol=1e-6)
+    term = torch.randn(6, 5, 3, 3)
+    for fake in (FakeWeight(start), Shifted(start, weight), Shifted(start, weight + term, term)):
+        added = 0 if getattr(fake, "term", None) is None else term
+        torch.testing.assert_close(fake(weight), dequantize(start) + added, rtol=0, atol=1e-6)
         found = fake.packed(weight)
         assert torch.equal(found.codes, start.codes)
         assert torch.equal(found.scales, start.scales)
@@ -133,6 +135,20 @@ def test_learning_beats_rounding(net: nn.Module) -> None:
     assert all(isinstance(net.get_submodule(name), PackedLayer) for name in facts["layers"])
     unseen = batches(6)[4:]
     assert distance(net, original, unseen) < 0.5 * distance(plain, original, unseen)
+
+
+def test_learning_improves_calibrated_codes(net: nn.Module) -> None:
+    original, plain = copy.deepcopy(net), copy.deepcopy(net)
+    effort = Effort(100, norm_lr=0.0, calibrated=True)
+    tune = partial(reconstruct, effort=effort, progress=lambda _done, _total: None)
+    data = batches(12)
+    for module, method in (
+        (plain, Method(quantize_gptq)),
+        (net, Method(quantize_gptq, tune=lambda segment, start, terms: tune(segment, start, terms=terms))),
+    ):
+        quantize_calibrated(module, Selection(3, 32), method, data, forward, silent)
+    unseen = batches(16)[12:]
+    assert distance(net, original, unseen) < 0.9 * distance(plain, original, unseen)
 
 
 def test_no_step_leads_away_from_plain_rounding(net: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,12 @@ EXPECTED = {
     "edge-int8", "edge-4bit", "cpu-fast", "prune-distill-int8", "bert-small", "llm-4bit", "tiny", "qlora",
     "collapse-int8", "exits-int8", "moe-half", "palette-small",
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """The schema, made once."""
+    return schema()
 
 
 def plain(text: str) -> object:
@@ -52,14 +59,14 @@ def test_each_teaches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_each_fits_the_schema(name: str) -> None:
+def test_each_fits_the_schema(name: str, told: dict[str, Any]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator(schema()).validate(plain(shipped.named(name).read_text(encoding="utf-8")))
+    jsonschema.Draft202012Validator(told).validate(plain(shipped.named(name).read_text(encoding="utf-8")))
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_one(told: dict[str, Any]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.Draft202012Validator.check_schema(told)
 
 
 @pytest.mark.parametrize(
@@ -78,18 +85,17 @@ def test_the_schema_is_one() -> None:
         "steps: []",
     ],
 )
-def test_the_schema_refuses(text: str) -> None:
+def test_the_schema_refuses(text: str, told: dict[str, Any]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    assert not jsonschema.Draft202012Validator(schema()).is_valid(plain(text))
+    assert not jsonschema.Draft202012Validator(told).is_valid(plain(text))
 
 
-def test_the_schema_describes_every_key_and_every_option() -> None:
-    found = schema()
-    assert found["$schema"] == DRAFT
-    for key, about in found["properties"].items():
+def test_the_schema_describes_every_key_and_every_option(told: dict[str, Any]) -> None:
+    assert told["$schema"] == DRAFT
+    for key, about in told["properties"].items():
         assert len(about.get("description", "")) > 5 or key == "steps", key
     for name in registry.rows():
-        options = found["$defs"][name]["properties"]
+        options = told["$defs"][name]["properties"]
         assert set(options) == {field.replace("_", "-") for field in registry.get(name).model_fields}, name
         for option, about in options.items():
             assert about.get("description"), (name, option)

@@ -23,7 +23,7 @@ from compresskit.recipe.limits import Limits
 from compresskit.report import Report, Verdict
 from compresskit.runner.cache import ABOUT, Cache
 from compresskit.runner.judging import Measuring
-from compresskit.runner.kept_runs import keeps
+from compresskit.runner.kept_runs import keeps, reading_key
 from compresskit.runner.pipeline import run, run_again
 from compresskit.runner.steps import Job
 
@@ -68,7 +68,7 @@ def job(output: str, cache: str, data: bool, limits: Limits, options: dict[str, 
     def job_of(model: Model) -> Job:
         source = open_source("x.npz", inputs=model.card.inputs) if data else None
         measuring = Measuring(bench=False, limits=limits)
-        return Job.of([stage], Path(output), source, measuring, cache=Cache(Path(cache)), kept=True)
+        return Job.of([stage], Path(output), source, measuring, cache=Cache(Path(cache)), kept=reading_key(Path("m")))
 
     return job_of
 
@@ -76,7 +76,9 @@ def job(output: str, cache: str, data: bool, limits: Limits, options: dict[str, 
 def again(
     output: str, *, cache: str = "cache", data: bool = True, limits: Limits | None = None, **options: Any
 ) -> Report | None:
-    return run_again(Path("m"), Cache(Path(cache)), job(output, cache, data, limits or Limits(), options))
+    return run_again(
+        Path("m"), reading_key(Path("m")), Cache(Path(cache)), job(output, cache, data, limits or Limits(), options)
+    )
 
 
 def quantize(output: str, *, cache: str = "cache", limits: Limits | None = None, **options: Any) -> Report:

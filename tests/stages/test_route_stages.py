@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from net_folder import write_encoder, write_net
 from safetensors.torch import load_file
 from torch import nn
 
+from compresskit.benchmark.plan import Plan
 from compresskit.data.opening import open_source
 from compresskit.errors import InputError, MachineError, UsageError
 from compresskit.exporter.branches import flatten
 from compresskit.ops.route.exits import WithExits, closed
 from compresskit.runner.api import method, run
 from compresskit.runner.loading import load
+from compresskit.runner.timing import Timing
 from compresskit.runtimes.onnxruntime import OnnxRuntime
 from compresskit.runtimes.saturating import SaturatingOnnxRuntime
 from compresskit.runtimes.saturation import analyse
@@ -248,8 +251,8 @@ def test_options_that_cannot_be_are_refused(made: Path, tmp_path: Path, options:
     assert message in str(caught.value)
 
 
-def test_a_changed_card_is_refused(made: Path, tmp_path: Path) -> None:
-    run_on(made, tmp_path / "out", exits(), export=False)
+def test_a_changed_card_is_refused(made: Path, routed: Path, tmp_path: Path) -> None:
+    shutil.copytree(routed, tmp_path / "out")
     card = tmp_path / "out" / "compresskit.json"
     text = card.read_text()
     for old, new in (('"threshold": 0.', '"threshold": 7.'), ('"blocks.', '"nothing.')):
@@ -259,7 +262,10 @@ def test_a_changed_card_is_refused(made: Path, tmp_path: Path) -> None:
             again(made, tmp_path / "out")
 
 
-def test_speed_is_that_on_real_samples(made: Path, tmp_path: Path, forked_workers: Any) -> None:
+@pytest.mark.usefixtures("forked_workers")
+def test_speed_is_that_on_real_samples(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Plan(rounds=1, warmup_s=0.05).exactly(2)
+    monkeypatch.setattr(Timing, "plan", lambda _: short)
     report = run_on(made, tmp_path / "out", exits(), bench=True)
     names = {m.name for m in report.measurements if m.model == "out"}
     assert {"latency_mean", "latency_p50", "latency_p99", "speedup", "leave_1"} <= names

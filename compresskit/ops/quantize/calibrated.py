@@ -32,6 +32,7 @@ from compresskit.ranks import ALONE, Part, Ranks
 Calibrated = Callable[[Tensor, Grid, Moments], Packed]
 DataFree = Callable[[Tensor, Grid], Packed]
 Learn = Callable[[Segment, Mapping[str, Packed]], Mapping[str, Packed]]
+Tune = Callable[[Segment, Mapping[str, Packed], Mapping[str, Tensor]], Mapping[str, Packed]]
 Progress = Callable[[str, int, int], None]
 
 _PIECE = 1 << 24
@@ -51,7 +52,7 @@ class Method:
         scale: Scale each group of Linear layers that share an input, as AWQ does.
         learn: Called with each segment and plainly rounded weights of its layers, by full name; gives better ones.
             The original model's activations are carried along. Tied layers go without.
-        tune: The same, called with what ``calibrated`` gave.
+        tune: The same, called with what ``calibrated`` gave, and the low-rank terms beside it as matrices.
         kept: Where the first process keeps blocks, so that a run that was killed goes on; for methods that change
             nothing but the layers they quantize. None keeps nothing.
         by_rows: Rows are rounded each for itself, so those of a large weight are worked on in pieces.
@@ -64,7 +65,7 @@ class Method:
     repair: int = 0
     scale: bool = False
     learn: Learn | None = None
-    tune: Learn | None = None
+    tune: Tune | None = None
     kept: KeptBlocks | None = None
     by_rows: bool = False
     spares: bool = False
@@ -175,17 +176,21 @@ class _Run:
     def _is_done(self, name: str) -> bool:
         return name in self.facts or name in self.spared
 
-    def _tuned(self, segment: Segment, tune: Learn) -> None:
-        """Improve the layers of a segment together; those with a repair, an input scale or a tie stay as they are."""
+    def _tuned(self, segment: Segment, tune: Tune) -> None:
+        """Improve the layers of a segment together; those with an input scale or a tie stay as they are."""
         start: dict[str, Packed] = {}
+        repairs: dict[str, Repair] = {}
         for name in (n for group in segment.groups for n in group if n in self.facts and not self._tied(n)):
-            data, plain = self.facts[name], collectable(self.plan.layers[name])
-            if plain and not data.get("repair") and not data.get("input_scale"):
-                start[name] = packed_at(self.module, name)
-                set_module(self.module, name, self.plan.layers[name])
-        if start:
-            for name, packed in tune(segment, start).items():
-                self._place(name, packed, self.plan.layers[name].get_parameter("weight"))
+            layer, original = self.module.get_submodule(name), self.plan.layers[name]
+            if not collectable(original) or self.facts[name].get("input_scale"):
+                continue
+            start[name] = packed_at(self.module, name)
+            if isinstance(layer, PackedLinear) and layer.repair_in is not None and layer.repair_out is not None:
+                repairs[name] = layer.repair_in, layer.repair_out
+            set_module(self.module, name, original)
+        better = tune(segment, start, {name: term(repair) for name, repair in repairs.items()}) if start else {}
+        for name, packed in better.items():
+            self._place(name, packed, self.plan.layers[name].get_parameter("weight"), repairs.get(name))
 
     def _learned(self, segment: Segment, learn: Learn) -> None:
         """Quantize the untied layers of a segment together."""
