@@ -44,7 +44,7 @@ def off(module: Any, folder: Path) -> float:
     return float((after - before).norm() / before.norm())
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_tuned_codes_are_nearer_on_other_samples(folder: Path, samples: Source, tmp_path: Path, rank: int) -> None:
     plain, better = (tuned(folder, samples, tmp_path, tune=n, repair=rank) for n in (0, 60))
     assert off(better, folder) < 0.98 * off(plain, folder)
