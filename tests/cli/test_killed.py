@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_material import SHAPE, Job, picture
@@ -25,6 +26,11 @@ NEW_PLACE = ("quantize", "m.pt", "--bits", "8", "-o", "out")
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
+def signals(*fast: signal.Signals) -> list[Any]:
+    """All of them; the others run with ``-m slow``."""
+    return [number if number in fast else pytest.param(number, marks=pytest.mark.slow) for number in CODES]
+
+
 def visible(place: Path) -> dict[str, str]:
     return {name: what for name, what in picture(place).items() if not name.startswith(".")}
 
@@ -34,7 +40,7 @@ def moments(count: int, number: int) -> list[int]:
     return [at for at in range(1, count + 1) if at % 2 == number % 2 or at > count - 7]
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", signals(signal.SIGKILL, signal.SIGINT))
 def test_a_replacement_is_whole_or_not_there(job: Job, here: Path, number: signal.Signals) -> None:
     shutil.copytree("bundle", "out")
     old = picture(here)
@@ -61,7 +67,7 @@ def test_a_replacement_is_whole_or_not_there(job: Job, here: Path, number: signa
     assert seen == {True, False} or number != signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", signals(signal.SIGKILL, signal.SIGTERM))
 def test_a_new_output_is_whole_or_not_there(job: Job, here: Path, number: signal.Signals) -> None:
     before = picture(here)
     told = job(NEW_PLACE, here)

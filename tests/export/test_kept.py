@@ -42,7 +42,7 @@ def content(path: Path) -> tuple[Counter[object], Counter[object], list[str]]:
     ("kind", "grid"),
     [
         ("bert", Grid(4, 16)),
-        ("bert", Grid(3, 16)),
+        pytest.param("bert", Grid(3, 16), marks=pytest.mark.slow),
         ("cnn", Grid(4, 4)),
         ("GRU", Grid(8, 0, symmetric=True)),
         pytest.param("llama", Grid(4, 16), marks=pytest.mark.slow),

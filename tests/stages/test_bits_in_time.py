@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compresskit.errors import InputError, UsageError
+from compresskit.exporter import checked
 from compresskit.model import Card, InputSpec, Model
 from compresskit.ops.packed.modules import PackedLayer
 from compresskit.ops.quantize.faster_bits import LayerTimes, share_of_time, widened
@@ -48,6 +49,7 @@ def choose(
     net: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, times: dict[int, float], **options: Any
 ) -> Chosen:
     monkeypatch.setattr(shared_latency, "_ratio", ratio_of(times))
+    monkeypatch.setattr(checked, "export_checked", lambda *_: None)  # nothing is timed, so no file is needed
     model = Model(net.eval(), Card("torch", inputs=(InputSpec("x", "float32", ("batch", 64)),)), folder / "net.pt")
     return method("quantize.auto", **options).choose(model, Context(folder))
 

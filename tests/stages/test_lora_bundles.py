@@ -197,7 +197,7 @@ def hidden(module: object) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
-@pytest.mark.parametrize("name", ["lora", "prompt"])
+@pytest.mark.parametrize("name", ["lora", pytest.param("prompt", marks=pytest.mark.slow)])
 def test_scored_pairs_are_learnt_by_adapters_of_a_transformer(name: str, bert: Path, tmp_path: Path) -> None:
     model, data = opened(bert)
     before = hidden(model.body)
