@@ -76,7 +76,7 @@ def main(runtime: str) -> None:
 
 def prepare(runtime: str) -> None:
     """Import the engine of ``runtime``, which is not part of a model's load time."""
-    with suppress(ImportError, CompressKitError):  # what is missing is told on opening
+    with suppress(ImportError, CompressKitError):  # a missing engine is reported when a model is opened
         get(runtime).prepare()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from compresskit.errors import InputError, listing
 from compresskit.model import InputSpec
 from compresskit.stage import Context
-from compresskit.stages.shared_latency import Choices, TimesByShape, within_latency
+from compresskit.stages.shared_latency import SEQUENCE, Choices, TimesByShape, within_latency
 from compresskit.stages.weight_only import FLOAT
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from compresskit.ops.quantize.faster_bits import LayerTimes
     from compresskit.ops.quantize.select import Selection
     from compresskit.ops.quantize.weights import Layers
-
-_SEQUENCE = 128
 
 
 def bits_in_time(
@@ -78,7 +76,7 @@ def bits_in_time(
         "fastest bits of each layer",
         "weights of few bits are no faster for these",
     )
-    chosen, tries = within_latency(module, inputs, target, ctx, choices, sequence=_SEQUENCE)
+    chosen, tries = within_latency(module, inputs, target, ctx, choices)
     wider = [name for name, b in chosen.items() if b > bits[name]]
     told = f"one sample takes {tries[-1][1]:.3f} of the original's time under onnxruntime with plainly rounded weights"
     if wider:
@@ -157,5 +155,5 @@ def _input_shapes(
     with ExitStack() as hooks, torch.inference_mode():
         for name, layer in layers.layers.items():
             hooks.callback(layer.register_forward_pre_hook(partial(note, name)).remove)
-        forward_of(module, inputs)(module, made_up(inputs, 1, seed, sequence=_SEQUENCE))
+        forward_of(module, inputs)(module, made_up(inputs, 1, seed, sequence=SEQUENCE))
     return shapes

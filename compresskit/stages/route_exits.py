@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,22 +14,17 @@ from compresskit.kinds import ROUTE
 from compresskit.model import Model
 from compresskit.quality.drop import parse_drop
 from compresskit.stage import Context, Form, Searched, Tunable
+from compresskit.stages.candidate_exits import CandidateExits, HeldOut
 from compresskit.stages.training import TrainingOptions
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from compresskit.checkpoint.tensors import Tensors
-    from compresskit.ops.route.places import Places
-    from compresskit.ops.route.thresholds import Chosen, Tried
-    from compresskit.train.material import Material, Part
+    from compresskit.ops.route.thresholds import Chosen
     from compresskit.train.settings import Optimizing
-    from compresskit.train.training_plan import TrainingPlan
 
 _DROP = "0.5pt"
-_BATCH = 128
-_MEMORY = 4e9
-"""Bytes of what heads see, in half precision."""
 _FOLLOWING = (
     *("rtn", "hqq", "gptq", "awq", "adaround", "palette", "nf4", "bnb-int8"),
     *("auto", "int8-static", "int8-dynamic"),
@@ -204,7 +197,7 @@ class RouteExits(TrainingOptions):
         facts["notes"] = [*_notes(layers, found, seen, len(here.held)), *facts["notes"]]
         return self.recorded(model, {k: v for k, v in facts.items() if v is not None}, skipped)
 
-    def _look(self, model: Model, ctx: Context) -> _Here:
+    def _look(self, model: Model, ctx: Context) -> CandidateExits:
         """The places, and the samples: what is trained on, and what is held out for the thresholds."""
         from compresskit.ops.route.places import find
 
@@ -224,9 +217,9 @@ class RouteExits(TrainingOptions):
             )
         last = self.calibrate_on == "last"
         rest, apart = plan.samples.parted(held) if last else plan.samples.split(held, ctx.seed)
-        return _Here(module, places, replace(plan, samples=rest), apart)
+        return CandidateExits(module, places, replace(plan, samples=rest), apart)
 
-    def _train(self, here: _Here, ctx: Context) -> dict[str, Any]:
+    def _train(self, here: CandidateExits, ctx: Context) -> dict[str, Any]:
         """Train the heads on what the body gives, which is computed once."""
         import torch
 
@@ -251,7 +244,7 @@ class RouteExits(TrainingOptions):
             notes.append(self._train_body(here))
         return {"training": self.told(alone, fitted, ctx), "notes": notes}
 
-    def _train_body(self, here: _Here) -> str:
+    def _train_body(self, here: CandidateExits) -> str:
         """Train all of the module with its heads, towards what the original says; what a reader must know."""
         import copy
 
@@ -281,129 +274,11 @@ class RouteExits(TrainingOptions):
         return tensors
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Tensors of all samples: the features of each place, the last logits, then labels if there are any."""
-
-    columns: list[Tensor]
-
-    @property
-    def material(self) -> Material:
-        from compresskit.train.material import in_memory
-
-        return in_memory(self.columns)
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What exits say of the samples that were held out."""
-
-    tried: Tried
-    agreements: dict[str, float]
-    labelled: bool
-
-
-@dataclass(frozen=True)
-class _Here:
-    """A module with its places, and its samples."""
-
-    module: nn.Module
-    places: Places
-    plan: TrainingPlan
-    held: Material
-
-    @property
-    def heads(self) -> list[Any]:
-        from compresskit.ops.route.exits import HEAD
-
-        return [self.module.get_submodule(name).get_submodule(HEAD) for name in self.places.layers]
-
-    def features(self, samples: Material, ctx: Context) -> _Columns:
-        """What heads would see of some samples, in half precision."""
-        from compresskit.ops.route.exits import closed
-        from compresskit.ops.route.places import features_of
-        from compresskit.train.material import filled
-
-        def walked() -> Iterator[Part]:
-            done = 0
-            for part in samples.plain(_BATCH, len(samples)):
-                inputs = self.plan.task.inputs(part)
-                found, last = features_of(self.module, self.places, inputs, partial(self._run, inputs))
-                if not done:
-                    _check_room(sum(f.nbytes for f in found.values()) / 2 / len(last) * len(samples))
-                done += len(last)
-                ctx.progress("features", done, len(samples))
-                yield [*(f.half() for f in found.values()), last, *self._labels(part)]
-
-        with closed(self.module):
-            return _Columns(filled(walked(), len(samples)))
-
-    def _labels(self, part: Part) -> Part:
-        return part[-1:] if self.plan.task.labels == "classes" else []
-
-    def _run(self, inputs: dict[str, Tensor]) -> Any:
-        return self.plan.task.forward(self.module, inputs)
-
-    def tried(self, ctx: Context) -> _Seen:
-        """What the exits say of the samples that were held out, and what they cost."""
-        import torch
-
-        from compresskit.ops.route.exits import confidence
-        from compresskit.ops.route.thresholds import Tried
-
-        columns = self.features(self.held, ctx).columns
-        count = len(self.places.layers)
-        last = columns[count].argmax(-1)
-        with torch.no_grad():
-            logits = [_by_parts(head, kept) for head, kept in zip(self.heads, columns[:count], strict=True)]
-        answers = torch.stack([found.argmax(-1) for found in logits])
-        wrong = (answers != last).float()
-        labelled = len(columns) > count + 1 and bool((columns[-1] >= 0).all())
-        loss = (last == columns[-1]).float() - (answers == columns[-1]).float() if labelled else wrong
-        macs = [fact.macs for fact in self.places.layers.values()]
-        heads = [self.places.head_share(name) for name in self.places.layers]
-        tried = Tried(torch.stack([confidence(found) for found in logits]), loss, [*macs, 1.0], heads)
-        agreed = {n: 1 - float(w.mean()) for n, w in zip(self.places.layers, wrong, strict=True)}
-        return _Seen(tried, agreed, labelled)
-
-    def keep(self, found: Chosen, seen: _Seen) -> dict[str, ExitFacts]:
-        """Leave the module with the chosen exits; what is recorded of them."""
-        from compresskit.ops.route.exits import keep
-
-        layers = dict[str, ExitFacts]()
-        spent = 0.0
-        for place, (name, fact) in enumerate(self.places.layers.items()):
-            if place in found.thresholds:
-                spent += self.places.head_share(name)
-                layers[name] = replace(
-                    fact, threshold=found.thresholds[place], share=round(found.shares[place], 4),
-                    macs=round(fact.macs + spent, 6), agreement=round(seen.agreements[name], 4),
-                )  # fmt: skip
-        keep(self.module, layers)
-        return layers
-
-
-def _check_room(size: float) -> None:
-    """Refuse to keep more of the blocks' outputs than memory should hold."""
-    if size > _MEMORY:
-        raise UsageError(
-            f"what the heads see of the samples takes {size / 1e9:.1f} GB, and {_MEMORY / 1e9:g} GB are the limit",
-            "give fewer `candidates`, less `train_samples`, or `convolutions` 0",
-        )
-
-
-def _by_parts(head: Any, kept: Tensor) -> Tensor:
-    """A head's logits of many samples."""
-    import torch
-
-    return torch.cat([head.of_kept(part.float()) for part in torch.split(kept, _BATCH)])
-
-
 def _about(fact: ExitFacts) -> str:
     return f"exit at {100 * fact.macs:.0f} % of the multiply-accumulates, threshold {fact.threshold:.3f}"
 
 
-def _notes(layers: dict[str, ExitFacts], found: Chosen, seen: _Seen, held: int) -> list[str]:
+def _notes(layers: dict[str, ExitFacts], found: Chosen, seen: HeldOut, held: int) -> list[str]:
     leaves = listing([f"{100 * fact.share:.1f} % behind {name}" for name, fact in layers.items()], 16)
     measure = "accuracy" if seen.labelled else "agreement with the last exit"
     return [

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TRIES = 5
-_SEQUENCE = 128
+SEQUENCE = 128
+"""Tokens of a sample of text."""
 T = TypeVar("T")
 
 
@@ -46,7 +47,7 @@ def within_latency(
     ctx: Context,
     choices: Choices[T],
     *,
-    sequence: int = _SEQUENCE,
+    sequence: int = SEQUENCE,
 ) -> tuple[T, list[tuple[float, float]]]:
     """The choice whose model takes at most a share of the original's time for one sample under onnxruntime.
 
@@ -93,7 +94,7 @@ def within_latency(
 
 
 def share_of_model(
-    original: nn.Module, other: nn.Module, inputs: tuple[InputSpec, ...], ctx: Context, *, sequence: int = _SEQUENCE
+    original: nn.Module, other: nn.Module, inputs: tuple[InputSpec, ...], ctx: Context, *, sequence: int = SEQUENCE
 ) -> float:
     """How long a model takes for one sample under onnxruntime, as a share of the original's time.
 
@@ -159,7 +160,7 @@ def _ratio(
     inputs: tuple[InputSpec, ...],
     ctx: Context,
     name: str,
-    sequence: int = _SEQUENCE,
+    sequence: int = SEQUENCE,
 ) -> float:
     from compresskit.benchmark.run import Plan as Timing
     from compresskit.benchmark.run import Spec, bench
